@@ -1,0 +1,216 @@
+//! What a request may be: every field against its limit, before anything is proposed.
+
+use std::collections::BTreeMap;
+
+use trefoil_proto::cache::v1 as cache;
+use trefoil_proto::common::v1::{Reason, RequestId, Value, value};
+use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::queue::v1 as queue;
+
+use crate::limits as l;
+
+/// The namespace of a request that names none.
+pub const DEFAULT_NAMESPACE: &str = "default";
+
+/// A request that can be checked.
+pub trait Check {
+    /// Refuses a field that is missing, malformed or beyond its limit, and fills in defaults.
+    ///
+    /// # Errors
+    /// INVALID_FIELD, naming the field and the limit.
+    fn check(&mut self) -> Result<(), Refusal>;
+}
+
+/// A refusal that names a field and its limit.
+#[must_use]
+pub fn invalid(field: &str, limit: impl std::fmt::Display) -> Refusal {
+    Refusal {
+        reason: Reason::InvalidField.into(),
+        message: format!("{field} must be {limit}"),
+        metadata: BTreeMap::from([("field".to_owned(), field.to_owned()), ("limit".to_owned(), limit.to_string())]),
+    }
+}
+
+fn namespace(namespace: &mut String) -> Result<(), Refusal> {
+    if namespace.is_empty() {
+        DEFAULT_NAMESPACE.clone_into(namespace);
+    }
+    text("namespace", namespace, 1, l::NAME_BYTES_MAX)
+}
+
+fn text(field: &str, text: &str, min: usize, max: usize) -> Result<(), Refusal> {
+    if (min..=max).contains(&text.len()) {
+        return Ok(());
+    }
+    Err(invalid(field, format_args!("{min} to {max} bytes")))
+}
+
+fn number(field: &str, number: u64, min: u64, max: u64) -> Result<(), Refusal> {
+    if (min..=max).contains(&number) {
+        return Ok(());
+    }
+    Err(invalid(field, format_args!("{min} to {max}")))
+}
+
+fn some_id(field: &str, id: u64) -> Result<(), Refusal> {
+    if id > 0 { Ok(()) } else { Err(invalid(field, "set")) }
+}
+
+fn request_id(id: Option<&RequestId>) -> Result<(), Refusal> {
+    let Some(id) = id else { return Ok(()) };
+    text("request_id.client", &id.client, 1, l::CLIENT_BYTES_MAX)?;
+    some_id("request_id.sequence", id.sequence)?;
+    if id.first_unacknowledged > id.sequence {
+        return Err(invalid("request_id.first_unacknowledged", "at most request_id.sequence"));
+    }
+    Ok(())
+}
+
+/// Bytes of a value; none where it is missing.
+#[must_use]
+pub fn value_bytes(value: Option<&Value>) -> Option<usize> {
+    match value?.kind.as_ref()? {
+        value::Kind::Data(data) => Some(data.len()),
+        value::Kind::Text(text) => Some(text.len()),
+    }
+}
+
+fn value(field: &str, value: Option<&Value>) -> Result<usize, Refusal> {
+    let bytes = value_bytes(value).ok_or_else(|| invalid(field, "set: either data or text"))?;
+    if bytes <= l::VALUE_BYTES_MAX {
+        return Ok(bytes);
+    }
+    Err(invalid(field, format_args!("at most {} bytes", l::VALUE_BYTES_MAX)))
+}
+
+impl Check for lock::OpenSessionRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        number("ttl_ms", self.ttl_ms, l::SESSION_TTL_MS_MIN, l::SESSION_TTL_MS_MAX)?;
+        text("owner", &self.owner, 0, l::NAME_BYTES_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::KeepAliveRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)
+    }
+}
+
+impl Check for lock::CloseSessionRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::AcquireRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+        number("wait_ms", self.wait_ms, 0, l::WAIT_MS_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::ReleaseRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for queue::CreateQueueRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
+        if self.partitions == 0 {
+            self.partitions = l::PARTITIONS_DEFAULT;
+        }
+        number("partitions", self.partitions.into(), 1, l::PARTITIONS_MAX.into())?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for queue::EnqueueRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
+        if !(1..=l::BATCH_ITEMS_MAX).contains(&self.messages.len()) {
+            return Err(invalid("messages", format_args!("1 to {} messages", l::BATCH_ITEMS_MAX)));
+        }
+        let mut bytes = 0;
+        for (n, message) in self.messages.iter().enumerate() {
+            text(&format!("messages[{n}].key"), &message.key, 0, l::KEY_BYTES_MAX)?;
+            bytes += message.key.len() + value(&format!("messages[{n}].value"), message.value.as_ref())?;
+            let headers = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            if headers > l::HEADERS_BYTES_MAX {
+                let limit = format!("at most {} bytes together", l::HEADERS_BYTES_MAX);
+                return Err(invalid(&format!("messages[{n}].headers"), limit));
+            }
+            bytes += headers;
+        }
+        if self.messages.len() > 1 && bytes > l::BATCH_BYTES_MAX {
+            return Err(invalid("messages", format_args!("at most {} bytes together", l::BATCH_BYTES_MAX)));
+        }
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for queue::DequeueRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
+        if self.max_messages == 0 {
+            self.max_messages = 1;
+        }
+        number("max_messages", self.max_messages.into(), 1, l::BATCH_ITEMS_MAX as u64)?;
+        number("wait_ms", self.wait_ms, 0, l::WAIT_MS_MAX)?;
+        if self.lease_ms == 0 {
+            self.lease_ms = l::LEASE_MS_DEFAULT;
+        }
+        number("lease_ms", self.lease_ms, l::LEASE_MS_MIN, l::LEASE_MS_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for queue::AckRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
+        text("lease_id", &self.lease_id, 1, l::NAME_BYTES_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for cache::PutRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("key", &self.key, 1, l::KEY_BYTES_MAX)?;
+        value("value", self.value.as_ref())?;
+        number("ttl_ms", self.ttl_ms, 0, l::CACHE_TTL_MS_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for cache::GetRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("key", &self.key, 1, l::KEY_BYTES_MAX)
+    }
+}
+
+impl Check for cache::DeleteRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("key", &self.key, 1, l::KEY_BYTES_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}

@@ -1,0 +1,59 @@
+//! What Trefoil decides: a deterministic core without I/O, clock, randomness, async or threads.
+//!
+//! Two state machines make a node. A [`replica::Replica`] is one member of one shard's Raft group: inputs go in,
+//! effects come out. A [`machine::Machine`] is what the group replicates: committed entries are applied to it in
+//! order and answer the commands that they carry. The server carries the effects out on real files, sockets and
+//! threads; the simulator does so in virtual time. Both run this code.
+//!
+//! In reading order: [`limits`], [`slot`] and [`key`] (where state lives), [`store`], [`check`] (what a request may
+//! be), [`machine`] with the services, [`replica`].
+
+#![deny(clippy::float_arithmetic, clippy::iter_over_hash_type)]
+
+pub mod check;
+pub mod key;
+pub mod limits;
+pub mod machine;
+pub mod replica;
+pub mod slot;
+pub mod store;
+
+/// Raft id of a node: 1 or more, never reused in a cluster.
+pub type NodeId = u64;
+/// A Raft group of the cluster; 0 is the meta shard.
+pub type ShardId = u32;
+/// Names one call on this node until it is answered.
+pub type CallId = u64;
+
+/// The shard that holds the catalogue of queues and, later, members and rights.
+pub const META_SHARD: ShardId = 0;
+
+/// Index and term at which every shard is born, so that whoever joins later begins with a snapshot.
+pub const BIRTH_INDEX: u64 = 10;
+/// See [`BIRTH_INDEX`].
+pub const BIRTH_TERM: u64 = 1;
+
+/// Version of the machine: what entries it can apply.
+pub const MACHINE_VERSION: u32 = 1;
+
+/// The clocks of a node at the moment of a step.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Milliseconds of a clock that never jumps and goes on while the machine sleeps (CLOCK_BOOTTIME).
+    pub boot_ms: u64,
+    /// Wall clock in milliseconds since 1970; used only when every replica has restarted.
+    pub wall_ms: u64,
+}
+
+/// The place of one command in a shard's history.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// Raft term of the entry.
+    pub term: u64,
+    /// Log index of the entry.
+    pub index: u64,
+    /// Place of the command within the entry, from 0.
+    pub ordinal: u32,
+    /// Log time of the entry in ms.
+    pub log_time_ms: u64,
+}

@@ -1,0 +1,99 @@
+//! Every bound of the system, with its unit in its name. `docs/limits.md` is generated from this table.
+
+/// A row of the table, for the documentation.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// Name of the constant.
+    pub name: &'static str,
+    /// Its value.
+    pub value: u64,
+    /// What it bounds.
+    pub meaning: &'static str,
+}
+
+macro_rules! limits {
+    ($($name:ident: $type:ty = $value:expr, $meaning:literal;)*) => {
+        $(#[doc = $meaning] pub const $name: $type = $value;)*
+        /// Every limit, in the order of this file.
+        pub const ALL: &[Limit] = &[$(Limit {
+            name: stringify!($name),
+            value: {
+                #[allow(clippy::cast_lossless, trivial_numeric_casts, reason = "one expression for every integer type")]
+                { $name as u64 }
+            },
+            meaning: $meaning,
+        }),*];
+    };
+}
+
+limits! {
+    NAME_BYTES_MAX: usize = 255, "Bytes of a namespace, queue, lock or owner name.";
+    KEY_BYTES_MAX: usize = 1 << 10, "Bytes of a cache key or a message key.";
+    VALUE_BYTES_MAX: usize = 1 << 20, "Bytes of a value.";
+    HEADERS_BYTES_MAX: usize = 8 << 10, "Bytes of all header names and values of a message.";
+    BATCH_ITEMS_MAX: usize = 1_000, "Messages of an Enqueue or a Dequeue.";
+    BATCH_BYTES_MAX: usize = 1 << 20, "Bytes of all messages of an Enqueue; a single message may reach its own limit.";
+    REQUEST_BYTES_MAX: usize = 3 << 19, "Bytes of a request (1.5 MiB).";
+    FRAME_BYTES_MAX: usize = 1 << 20, "Bytes of a pipelined frame, before its last call.";
+    CLIENT_BYTES_MAX: usize = 64, "Bytes of the client name in a request id.";
+
+    SESSION_TTL_MS_MIN: u64 = 100, "Shortest session TTL in ms.";
+    SESSION_TTL_MS_MAX: u64 = 86_400_000, "Longest session TTL in ms (a day).";
+    WAIT_MS_MAX: u64 = 86_400_000, "Longest wait of Acquire and Dequeue in ms (a day).";
+    LEASE_MS_MIN: u64 = 100, "Shortest queue lease in ms.";
+    LEASE_MS_MAX: u64 = 43_200_000, "Longest queue lease in ms (12 hours).";
+    LEASE_MS_DEFAULT: u64 = 30_000, "Queue lease when the request names none, in ms.";
+    CACHE_TTL_MS_MAX: u64 = 31_536_000_000, "Longest cache TTL in ms (a year).";
+
+    PARTITIONS_MAX: u32 = 1_024, "Partitions of a queue.";
+    PARTITIONS_DEFAULT: u32 = 8, "Partitions of a queue that was created without a number.";
+    SHARDS_MAX: u32 = 64, "Data shards of a cluster.";
+    MEMBERS_MAX: usize = 9, "Members of a cluster.";
+    SESSIONS_PER_NAMESPACE_MAX: u64 = 200_000, "Open sessions of a namespace.";
+    WAITERS_PER_LOCK_MAX: u64 = 20_000, "Sessions that wait for one lock.";
+    LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
+
+    REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
+    REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
+    TERM_GRACE_MS: u64 = 2_000, "Log time from the start of a term within which no session expires, in ms.";
+    TIMERS_PER_ENTRY_MAX: usize = 1_000, "Timers that fire in one entry.";
+    KEYS_PER_COMMAND_MAX: usize = 1_000, "Keys that one step of a command touches; larger work goes on in later entries.";
+    WALL_ADVANCE_MS_MAX: u64 = 3_600_000, "Log time added at most from the wall clock when every replica has restarted, in ms.";
+
+    ENTRY_BYTES_MAX: usize = 1 << 20, "Bytes of commands gathered into one entry; a single command may be larger.";
+    ENTRY_COMMANDS_MAX: usize = 1_024, "Commands gathered into one entry.";
+    PROPOSALS_BYTES_MAX: usize = 32 << 20, "Bytes of commands of a shard that wait to be proposed.";
+    PROPOSALS_MAX: usize = 16_384, "Commands of a shard that wait to be proposed.";
+    READS_MAX: usize = 65_536, "Reads of a shard that wait.";
+    UNCOMMITTED_BYTES_MAX: u64 = 64 << 20, "Bytes of a shard's entries that are proposed and not committed.";
+    APPLY_LAG_BYTES_MAX: u64 = 64 << 20, "Bytes of entries that may wait for the applier before a shard takes no more.";
+    LOG_CACHE_BYTES: usize = 16 << 20, "Bytes of recent entries of a shard kept in memory.";
+    CHECKPOINT_LOG_BYTES: u64 = 64 << 20, "Bytes of log since the last checkpoint that ask for the next.";
+    CHECKPOINT_OVERLAY_BYTES: u64 = 32 << 20, "Bytes of changed state in memory that ask for a checkpoint.";
+    OVERLAY_BYTES_MAX: u64 = 128 << 20, "Bytes of changed state in memory at which a shard takes no more writes until a checkpoint is done.";
+    CHECKPOINT_AGE_MS: u64 = 300_000, "Age of a checkpoint that asks for the next, in ms.";
+    LOG_BYTES_PER_SHARD_MAX: u64 = 256 << 20, "Bytes of log that a slow follower may hold back before it needs a snapshot.";
+    PEER_FRAME_BYTES_MAX: usize = 256 << 10, "Bytes of a peer frame, before its last message.";
+    PEER_MESSAGE_BYTES_MAX: usize = 4 << 20, "Bytes of one message on the peer port.";
+    SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";
+    DIRECTORY_LINES_MAX: usize = 65_536, "Cache lines of a shard whose holders the leader remembers.";
+    POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
+
+    TICK_MS: u64 = 50, "Raft's tick in ms.";
+    HEARTBEAT_TICKS: usize = 2, "Ticks between two heartbeats (100 ms).";
+    ELECTION_TICKS_MIN: usize = 12, "Ticks before an election at the earliest (600 ms).";
+    ELECTION_TICKS_MAX: usize = 24, "Ticks before an election at the latest, exclusive (1,200 ms).";
+    LEADER_BALANCE_MS: u64 = 10_000, "Pause between two attempts to give a shard back to its preferred leader, in ms.";
+    PEER_SILENCE_MS: u64 = 10_000, "Silence after which a peer no longer holds back the log, in ms.";
+}
+
+const _: () = {
+    assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + HEADERS_BYTES_MAX + 4 * NAME_BYTES_MAX < REQUEST_BYTES_MAX, "one item fits a request");
+    assert!(BATCH_BYTES_MAX < REQUEST_BYTES_MAX, "a full batch fits a request");
+    assert!(REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX, "the largest entry fits a peer message");
+    assert!(LOG_CACHE_BYTES as u64 <= UNCOMMITTED_BYTES_MAX, "what is not committed may fill the cache");
+    assert!(CHECKPOINT_OVERLAY_BYTES < OVERLAY_BYTES_MAX, "a checkpoint starts before writers wait");
+    assert!(CHECKPOINT_LOG_BYTES < LOG_BYTES_PER_SHARD_MAX, "a checkpoint comes before the log is full");
+    assert!(ELECTION_TICKS_MIN < ELECTION_TICKS_MAX && HEARTBEAT_TICKS * 3 <= ELECTION_TICKS_MIN, "a lost heartbeat starts no election");
+    assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
+};

@@ -1,0 +1,435 @@
+//! What a shard replicates: sessions, locks, queues and cache lines in one ordered store.
+//!
+//! [`Machine::apply`] is total and deterministic: a bad command is an answer, not an error, and the only time it
+//! knows is the log time of entries. [`Machine::query`] reads the same state at the point where it is called.
+
+mod cache;
+mod catalogue;
+mod directory;
+mod lock;
+mod polls;
+mod queue;
+mod requests;
+mod timers;
+
+use bytes::Bytes;
+use prost::Message as _;
+use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Answer, Command, Done, Entry, Progress, Query, Refusal, answer, query};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::key::{Key, Kind};
+use crate::store::{Store, Txn};
+use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
+
+pub use self::directory::Directory;
+
+/// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WaiterId(pub Bytes);
+
+/// How one command ended, as far as its own entry says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// Answered, or refused by the state: definite either way.
+    Answered(Answer),
+    /// It waits in the state; a later entry settles it.
+    Waiting(WaiterId),
+}
+
+/// A command that had been waiting and is answered now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settled {
+    /// Which one.
+    pub waiter: WaiterId,
+    /// Its request id, under which the answer is remembered.
+    pub request_id: Option<RequestId>,
+    /// The answer.
+    pub answer: Answer,
+}
+
+/// What happened, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Locks granted.
+    pub locks_acquired: u64,
+    /// Locks released, by call, close or expiry.
+    pub locks_released: u64,
+    /// Acquires that had to wait or were told that the lock is held.
+    pub locks_blocked: u64,
+    /// Sessions that expired.
+    pub sessions_expired: u64,
+    /// Messages stored.
+    pub enqueued: u64,
+    /// Deliveries leased.
+    pub dequeued: u64,
+    /// Messages acknowledged.
+    pub acked: u64,
+    /// Leases that ran out.
+    pub leases_expired: u64,
+    /// Cache values that expired.
+    pub cache_expired: u64,
+}
+
+/// What one entry did.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Applied {
+    /// Index of the entry.
+    pub index: u64,
+    /// Its Raft term.
+    pub term: u64,
+    /// Log time in ms after it.
+    pub log_time_ms: u64,
+    /// Wall clock stamped on the last entry that had one, in ms.
+    pub wall_ms: u64,
+    /// One outcome for each command, in order.
+    pub outcomes: Vec<Outcome>,
+    /// Waiting commands that ended.
+    pub settled: Vec<Settled>,
+    /// Long polls that ended.
+    pub polls: Vec<(CallId, Answer)>,
+    /// When the next timer is due, in log time; timers that are due already fire with the next entry.
+    pub next_due_ms: Option<u64>,
+    /// What happened, for metrics.
+    pub counts: Counts,
+    /// Hash of all writes since birth.
+    pub chain: u64,
+    /// Messages neither acknowledged, dead nor expired.
+    pub queue_backlog: u64,
+    /// Bytes of changed state in memory; filled in by whoever owns the store.
+    pub overlay_bytes: u64,
+}
+
+/// How a read ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum QueryOutcome {
+    /// Answered at the applied index.
+    Answered(Answer),
+    /// The value's time is up by the leader's clock, and not yet by the log: move log time to this and ask again.
+    Due(u64),
+    /// It waits as a long poll; [`Applied::polls`] or [`Machine::cancel`] ends it.
+    Parked,
+}
+
+/// What services may touch while they apply one command.
+struct Scope<'a> {
+    txn: Txn<'a>,
+    /// Log time of the entry in ms.
+    now_ms: u64,
+    /// No session expires before this log time.
+    grace_until_ms: u64,
+    /// Slot of the command; every record that it touches begins with it.
+    slot: u16,
+    /// Node that the client spoke to.
+    agent: u64,
+    output: Output,
+}
+
+/// What a command says beside its answer. Dropped with the transaction when the command is refused.
+#[derive(Default)]
+struct Output {
+    counts: Counts,
+    settled: Vec<Settled>,
+    /// Partitions that gained a message to deliver: (queue id, partition).
+    ready: Vec<(u64, u32)>,
+    /// Change of the number of messages that are neither acknowledged, dead nor expired.
+    backlog: i64,
+    /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
+    lines: Vec<(Bytes, Option<u64>)>,
+}
+
+/// What a service does with a command: an answer, a place among the waiting, or a refusal that changes nothing.
+enum Verdict {
+    Answer(answer::Answer),
+    Wait(WaiterId),
+}
+
+type Ruling = Result<Verdict, Refusal>;
+
+/// A refusal with its sentence.
+fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
+    Refusal { reason: reason.into(), message: message.into(), ..Refusal::default() }
+}
+
+/// A refusal that carries facts for programs.
+fn refuse_with<const N: usize>(reason: Reason, message: impl Into<String>, facts: [(&str, String); N]) -> Refusal {
+    let metadata = facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    Refusal { metadata, ..refuse(reason, message) }
+}
+
+/// The replicated state of one shard, beside its store.
+#[derive(Debug)]
+pub struct Machine {
+    shard: ShardId,
+    /// Number of data shards, fixed at bootstrap.
+    shards: u32,
+    progress: Progress,
+    /// What only a leader needs: who holds which cache line. Not replicated, not part of the digest.
+    directory: Directory,
+    /// Long polls at this leader. Not replicated.
+    polls: polls::Polls,
+}
+
+impl Machine {
+    /// Writes the state that every shard is born with, the same on all nodes.
+    pub fn bootstrap(store: &mut impl Store) {
+        let progress = Progress { index: BIRTH_INDEX, term: BIRTH_TERM, ..Progress::default() };
+        store.put(Key::system(Kind::Progress).into(), progress.encode_to_vec().into());
+    }
+
+    /// Opens the state of a shard.
+    ///
+    /// # Panics
+    /// When the store was not bootstrapped.
+    #[must_use]
+    pub fn open(store: &impl Store, shard: ShardId, shards: u32) -> Self {
+        let progress = store.get(Key::system(Kind::Progress).bytes()).expect("the state says how far it is");
+        let progress = crate::store::decode(&progress);
+        Self { shard, shards, progress, directory: Directory::default(), polls: polls::Polls::default() }
+    }
+
+    /// How far the state is.
+    #[must_use]
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// When the next timer is due, in log time.
+    #[must_use]
+    pub fn next_due_ms(store: &impl Store) -> Option<u64> {
+        timers::next_due_ms(store)
+    }
+
+    /// Applies one committed entry. `data` is empty for the entry with which a leader begins its term.
+    ///
+    /// # Panics
+    /// When the entry is not the next one, or was made by a newer version than this.
+    pub fn apply(&mut self, store: &mut impl Store, index: u64, term: u64, data: &[u8]) -> Applied {
+        assert_eq!(index, self.progress.index + 1, "entries are applied in order");
+        if term != self.progress.term {
+            // The directory and the polls belong to one leader's term.
+            self.directory.clear();
+        }
+        let mut applied = Applied { index, term, ..Applied::default() };
+        self.progress.index = index;
+        let new_term = term != self.progress.term;
+        self.progress.term = term;
+        if !data.is_empty() {
+            let entry = Entry::decode(data).expect("a committed entry is what a leader encoded");
+            assert!(
+                entry.machine_version <= crate::MACHINE_VERSION,
+                "entry {index} needs machine version {}: upgrade this node",
+                entry.machine_version
+            );
+            self.begin_entry(&entry, new_term);
+            if entry.term == term {
+                self.fire_timers(store, &mut applied);
+            }
+            for command in &entry.commands {
+                let outcome = self.command(store, command, &mut applied);
+                applied.outcomes.push(outcome);
+            }
+        } else if new_term {
+            // The grace of this term starts with its first stamped entry.
+            self.progress.term_started_at_ms = u64::MAX;
+        }
+        store.put(Key::system(Kind::Progress).into(), self.progress.encode_to_vec().into());
+        applied.log_time_ms = self.progress.log_time_ms;
+        applied.wall_ms = self.progress.wall_ms;
+        applied.chain = self.progress.chain;
+        applied.queue_backlog = self.progress.queue_backlog;
+        applied.next_due_ms = timers::next_due_ms(store);
+        applied
+    }
+
+    fn begin_entry(&mut self, entry: &Entry, new_term: bool) {
+        self.progress.log_time_ms = self.progress.log_time_ms.max(entry.log_time_ms);
+        self.progress.wall_ms = entry.wall_ms;
+        if new_term || self.progress.term_started_at_ms == u64::MAX {
+            self.progress.term_started_at_ms = self.progress.log_time_ms;
+        }
+    }
+
+    fn scope<'a>(&self, store: &'a mut dyn Store, slot: u16, agent: u64) -> Scope<'a> {
+        Scope {
+            txn: Txn::new(store),
+            now_ms: self.progress.log_time_ms,
+            grace_until_ms: self.progress.term_started_at_ms.saturating_add(limits::TERM_GRACE_MS),
+            slot,
+            agent,
+            output: Output::default(),
+        }
+    }
+
+    fn fire_timers(&mut self, store: &mut impl Store, applied: &mut Applied) {
+        for timer in timers::due(store, self.progress.log_time_ms, limits::TIMERS_PER_ENTRY_MAX) {
+            let mut scope = self.scope(store, timer.slot, 0);
+            scope.txn.delete(timer.key.clone());
+            match timer.kind {
+                Kind::Session => lock::session_due(&mut scope, &timer.rest),
+                Kind::Waiter => lock::waiter_due(&mut scope, &timer.rest),
+                Kind::Lease => queue::lease_due(&mut scope, &timer.rest),
+                Kind::CacheItem => cache::item_due(&mut scope, &timer.rest),
+                Kind::RequestClient => requests::client_due(&mut scope, &timer.rest),
+                _ => unreachable!("no service sets a timer of kind {:?}", timer.kind),
+            }
+            self.finish(scope, applied);
+        }
+    }
+
+    fn command(&mut self, store: &mut impl Store, command: &Command, applied: &mut Applied) -> Outcome {
+        let Ok(slot) = u16::try_from(command.slot) else {
+            return refused(refuse(Reason::StaleMap, "the slot is beyond the map"));
+        };
+        let mut scope = self.scope(store, slot, command.agent);
+        let outcome = match self.rule(&mut scope, command) {
+            Ok(Verdict::Answer(answer)) => Outcome::Answered(answer.into()),
+            Ok(Verdict::Wait(waiter)) => Outcome::Waiting(waiter),
+            Err(refusal) => {
+                // Nothing of a refused command stays, but its answer is remembered.
+                drop(scope);
+                scope = self.scope(store, slot, command.agent);
+                refused(refusal)
+            }
+        };
+        if let Some(request_id) = &command.request_id {
+            requests::remember(&mut scope, request_id, &outcome);
+        }
+        self.finish(scope, applied);
+        outcome
+    }
+
+    fn rule(&self, scope: &mut Scope<'_>, command: &Command) -> Ruling {
+        if command.map_epoch != slot::MAP_EPOCH {
+            return Err(refuse(Reason::StaleMap, "the command was routed by another slot map"));
+        }
+        if self.shard != slot::shard(scope.slot, self.shards) {
+            return Err(refuse(Reason::StaleMap, "the slot lives on another shard"));
+        }
+        if let Some(request_id) = &command.request_id
+            && let Some(verdict) = requests::recall(scope, request_id)?
+        {
+            return Ok(verdict);
+        }
+        let Some(operation) = &command.operation else {
+            return Err(refuse(Reason::InvalidField, "the command names no operation"));
+        };
+        let request_id = command.request_id.as_ref();
+        match operation {
+            Operation::OpenSession(request) => lock::open_session(scope, request),
+            Operation::KeepAlive(request) => lock::keep_alive(scope, request),
+            Operation::CloseSession(request) => lock::close_session(scope, request),
+            Operation::Acquire(request) => lock::acquire(scope, request, request_id),
+            Operation::Release(request) => lock::release(scope, request),
+            Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
+            Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
+            Operation::OpenPartition(request) => queue::open_partition(scope, request),
+            Operation::EnqueueTo(request) => queue::enqueue(scope, request),
+            Operation::DequeueFrom(request) => queue::dequeue(scope, request, self.shards),
+            Operation::AckLease(request) => queue::ack(scope, request),
+            Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
+            Operation::Put(request) => cache::put(scope, request),
+            Operation::Delete(request) => cache::delete(scope, request),
+        }
+    }
+
+    /// Makes the writes of a scope, and what it says, permanent.
+    fn finish(&mut self, mut scope: Scope<'_>, applied: &mut Applied) {
+        requests::settle(&mut scope);
+        let Scope { txn, output, .. } = scope;
+        txn.commit(&mut self.progress.chain);
+        self.progress.queue_backlog = self.progress.queue_backlog.saturating_add_signed(output.backlog);
+        applied.counts.add(&output.counts);
+        applied.settled.extend(output.settled);
+        for (key, writer) in output.lines {
+            self.directory.wrote(&key, writer);
+        }
+        for (queue_id, partition) in output.ready {
+            applied.polls.extend(self.polls.ready(queue_id, partition));
+        }
+    }
+
+    /// Reads at the applied index. `now_ms` is the leader's estimate of log time: a value whose time is up by it
+    /// is not shown, and not said to be gone either, before log time has moved there.
+    pub fn query(&mut self, store: &impl Store, call: CallId, query: &Query, now_ms: u64) -> QueryOutcome {
+        let Ok(slot) = u16::try_from(query.slot) else {
+            return answered(refuse(Reason::StaleMap, "the slot is beyond the map"));
+        };
+        if query.map_epoch != slot::MAP_EPOCH || self.shard != slot::shard(slot, self.shards) {
+            return answered(refuse(Reason::StaleMap, "the query was routed by another slot map"));
+        }
+        match &query.query {
+            Some(query::Query::Get(request)) => {
+                cache::get(store, &mut self.directory, slot, request, query.agent, self.progress.log_time_ms, now_ms)
+            }
+            Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, request),
+            Some(query::Query::AwaitReady(request)) => {
+                queue::await_ready(store, &mut self.polls, call, request, self.shards)
+            }
+            None => answered(refuse(Reason::InvalidField, "the query names nothing")),
+        }
+    }
+
+    /// Ends a long poll whose caller went away.
+    pub fn cancel(&mut self, call: CallId) {
+        self.polls.cancel(call);
+    }
+
+    /// Forgets what only a leader keeps; the polls that end with it are returned.
+    pub fn step_down(&mut self) -> Vec<CallId> {
+        self.directory.clear();
+        self.polls.clear()
+    }
+
+    /// Hash of the whole state: equal on all nodes at an equal applied index.
+    #[must_use]
+    pub fn digest(store: &impl Store) -> u64 {
+        let mut hash = Xxh3::new();
+        let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
+        loop {
+            let page = store.scan(&start, &end, limits::KEYS_PER_COMMAND_MAX);
+            for (key, value) in &page {
+                hash.update(&(key.len() as u64).to_be_bytes());
+                hash.update(key);
+                hash.update(&(value.len() as u64).to_be_bytes());
+                hash.update(value);
+            }
+            match page.last() {
+                Some((last, _)) if page.len() == limits::KEYS_PER_COMMAND_MAX => {
+                    start = last.to_vec();
+                    start.push(0);
+                }
+                _ => return hash.digest(),
+            }
+        }
+    }
+}
+
+impl Counts {
+    /// Adds another count to this one.
+    pub fn add(&mut self, other: &Self) {
+        self.locks_acquired += other.locks_acquired;
+        self.locks_released += other.locks_released;
+        self.locks_blocked += other.locks_blocked;
+        self.sessions_expired += other.sessions_expired;
+        self.enqueued += other.enqueued;
+        self.dequeued += other.dequeued;
+        self.acked += other.acked;
+        self.leases_expired += other.leases_expired;
+        self.cache_expired += other.cache_expired;
+    }
+}
+
+/// The answer of a command that had nothing more to say.
+fn done() -> Verdict {
+    Verdict::Answer(answer::Answer::Done(Done {}))
+}
+
+fn refused(refusal: Refusal) -> Outcome {
+    Outcome::Answered(refusal.into())
+}
+
+fn answered(answer: impl Into<Answer>) -> QueryOutcome {
+    QueryOutcome::Answered(answer.into())
+}

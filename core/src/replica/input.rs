@@ -1,0 +1,192 @@
+//! What happens to a replica: a closed set.
+
+use bytes::Bytes;
+use raft_proto::eraftpb;
+use trefoil_proto::internal::v1::{Command, Query};
+
+use crate::machine::Applied;
+use crate::{CallId, NodeId, ShardId};
+
+/// What a replica is told once, at its start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node.
+    pub node: NodeId,
+    /// This shard.
+    pub shard: ShardId,
+    /// The voters of the group, in ascending order.
+    pub voters: Vec<NodeId>,
+    /// The node that shall lead this shard while it is healthy, so that leaders spread over the nodes.
+    pub preferred_leader: NodeId,
+    /// Seed of the election timeouts.
+    pub seed: u64,
+}
+
+/// What the disk held at the start.
+#[derive(Clone, Debug, Default)]
+pub struct Boot {
+    /// Last hard state.
+    pub hard_state: eraftpb::HardState,
+    /// Index and term before the first entry of the log.
+    pub truncated: (u64, u64),
+    /// Terms of the entries after it, as (first index, term), ascending; empty when there are no entries.
+    pub terms: Vec<(u64, u64)>,
+    /// Index of the last entry; the truncated index when there are none.
+    pub last_index: u64,
+    /// Bytes of the entries in the log.
+    pub log_bytes: u64,
+    /// Index and term of the last checkpoint, at which the machine begins.
+    pub applied: (u64, u64),
+    /// Log time of the checkpoint, in ms.
+    pub log_time_ms: u64,
+    /// Wall clock of the last entry that the checkpoint has, in ms since 1970; 0 when there is none.
+    pub wall_ms: u64,
+    /// A bad tail above the durable mark was cut off: this node neither votes nor campaigns until it has caught up.
+    pub uncertain: bool,
+}
+
+/// Log time as a peer knows it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PeerTime {
+    /// A lower bound of the shard's log time, in ms.
+    pub log_time_ms: u64,
+    /// Whether the peer has followed the shard since its last stamp without restarting.
+    pub continuous: bool,
+}
+
+/// Chain hash of a state at an index; index 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Chain {
+    /// Applied index.
+    pub index: u64,
+    /// Hash of all writes up to it.
+    pub hash: u64,
+}
+
+/// A Raft message with what travels beside it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Peer {
+    /// raft-rs' message.
+    pub message: eraftpb::Message,
+    /// The sender's log time.
+    pub time: PeerTime,
+    /// The sender's state hash.
+    pub chain: Chain,
+}
+
+/// A command to propose.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Proposal {
+    /// Whom to answer.
+    pub call: CallId,
+    /// What to propose.
+    pub command: Command,
+    /// When the caller gives up, by the clock of [`crate::Now::boot_ms`].
+    pub deadline_ms: u64,
+}
+
+/// A linearizable read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Read {
+    /// Whom to answer.
+    pub call: CallId,
+    /// What to read.
+    pub query: Query,
+    /// When the caller gives up, by the clock of [`crate::Now::boot_ms`].
+    pub deadline_ms: u64,
+}
+
+/// Why a replica should refuse new writes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// Free disk space is below the limit: only what frees space is taken.
+    pub disk_low: bool,
+    /// The engine wants the log cut: take a checkpoint.
+    pub wants_checkpoint: bool,
+}
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// [`crate::limits::TICK_MS`] have passed.
+    Tick,
+    /// A message of a peer.
+    Peer(Box<Peer>),
+    /// Commands of clients.
+    Propose(Vec<Proposal>),
+    /// Reads of clients.
+    Read(Vec<Read>),
+    /// A caller went away; a command that was proposed goes on.
+    Cancel(CallId),
+    /// The batch with this number, and all before it, is synced.
+    Persisted(u64),
+    /// Entries were applied, in order.
+    Applied(Vec<Applied>),
+    /// A query's value is due by the clock, and not yet by the log (see `QueryOutcome::Due`).
+    Due {
+        /// The read, to be answered once log time is there.
+        read: Read,
+        /// The log time to reach, in ms.
+        due_ms: u64,
+    },
+    /// A checkpoint is on disk.
+    Checkpointed {
+        /// Index that it holds.
+        index: u64,
+        /// Term of that index.
+        term: u64,
+    },
+    /// Entries that [`super::Effect::Fetch`] asked for.
+    Fetched {
+        /// The ticket of the effect.
+        ticket: u64,
+        /// The entries in order, from its first index; possibly fewer than asked for, at least one.
+        entries: Vec<eraftpb::Entry>,
+    },
+    /// A snapshot of the last checkpoint is open for a peer; none when it could not be opened.
+    SnapshotOpened {
+        /// The peer.
+        to: NodeId,
+        /// Index, term, and the encoded `Manifest`.
+        snapshot: Option<(u64, u64, Bytes)>,
+    },
+    /// The stream to the peer ended.
+    SnapshotSent {
+        /// The peer.
+        to: NodeId,
+        /// Whether it has it all.
+        ok: bool,
+    },
+    /// A snapshot has arrived whole and is synced under a generation of its own.
+    SnapshotReceived {
+        /// The MsgSnapshot.
+        peer: Box<Peer>,
+        /// The generation of the file.
+        generation: u64,
+    },
+    /// The snapshot of [`super::Effect::InstallSnapshot`] is the shard's state now, and its log batch is synced.
+    SnapshotInstalled {
+        /// Its index.
+        index: u64,
+        /// What the machine says of it: log time, wall clock, chain, next timer.
+        applied: Box<Applied>,
+    },
+    /// A message to a peer was dropped.
+    Unreachable(NodeId),
+    /// A peer has (or no longer has) lost the end of its log.
+    Uncertain {
+        /// The peer.
+        node: NodeId,
+        /// Whether it has.
+        uncertain: bool,
+    },
+    /// Hand the leadership to a peer; no peer means the one that is furthest.
+    Transfer {
+        /// Whom to answer; 0 when nobody asked.
+        call: CallId,
+        /// The peer.
+        to: Option<NodeId>,
+    },
+    /// The state of the disk changed.
+    Pressure(Pressure),
+}
