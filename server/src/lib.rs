@@ -1,1 +1,3 @@
-//! x
+//! How Trefoil carries it out.
+
+pub mod storage;

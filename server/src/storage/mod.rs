@@ -1,0 +1,51 @@
+//! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
+
+use bytes::Bytes;
+use raft_proto::eraftpb::{Entry, HardState};
+use trefoil_core::ShardId;
+use trefoil_core::replica::{Boot, PersistBatch};
+
+/// The batch of one shard, to be written with those of other shards and synced once.
+#[derive(Debug)]
+pub enum LogWrite {
+    /// Entries and hard state.
+    Append(ShardId, PersistBatch),
+    /// A snapshot becomes the state: the log is empty after (index, term), and `generation` names the state file.
+    Install {
+        /// The shard.
+        shard: ShardId,
+        /// Hard state whose commit is the snapshot's index.
+        hard_state: HardState,
+        /// Index and term of the snapshot.
+        truncated: (u64, u64),
+        /// Generation of the state file.
+        generation: u64,
+    },
+}
+
+/// The Raft log of all shards of a node. One thread writes; others read.
+pub trait LogStore: Send + Sync + 'static {
+    /// Writes all batches atomically and syncs them once.
+    ///
+    /// # Errors
+    /// Only when nothing was written and the same batch may be tried again (no space). A failed sync must end the process.
+    fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error>;
+    /// Entries `first..last` of a shard, at most `max_bytes` but at least one where there is one.
+    fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry>;
+    /// Drops entries up to an index, in the background; `term` is the term at `to`.
+    fn compact(&self, shard: ShardId, to: u64, term: u64);
+    /// Bytes of the files, for metrics.
+    fn bytes(&self) -> u64;
+}
+
+/// What a shard has on disk at the start.
+#[derive(Debug)]
+pub struct Recovered {
+    /// For the replica.
+    pub boot: Boot,
+    /// Generation of the state file that the log names.
+    pub generation: u64,
+}
+
+/// A record of a snapshot on its way.
+pub type Record = (Bytes, Bytes);
