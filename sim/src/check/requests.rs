@@ -42,6 +42,10 @@ impl Ledger {
         id: &RequestId,
         answer: Option<&Answer>,
     ) -> Result<(), Violation> {
+        if answer.is_some_and(is_about_the_id) {
+            // Not remembered and without effect: the same submission may come again.
+            return Ok(());
+        }
         let request = (shard, id.client.clone(), id.sequence);
         if let Some(answer) = answer {
             self.answered(shard, id, answer)?;
@@ -76,6 +80,11 @@ impl Ledger {
             return Ok(());
         }
         Err(Violation::new(SAME, format!("{id:?} on shard {shard}: {first:?}, then {answer:?}")))
+    }
+
+    /// A client sends a submission, possibly again after a definite refusal: what it was told before is void.
+    pub fn sent(&mut self, shard: ShardId, id: &RequestId) {
+        self.told.remove(&((shard, id.client.clone(), id.sequence), id.attempt));
     }
 
     /// A client was told the end of a submission: a position when it was answered by its own command, none when it
