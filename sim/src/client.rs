@@ -11,7 +11,7 @@ use trefoil_proto::reason::Retry;
 use crate::calls::{Body, Queue, Request, Router, outcome};
 use crate::check::Violation;
 use crate::check::history::{Action, End, History, Place};
-use crate::check::requests::Ledger;
+use crate::check::requests::{Ledger, is_forgotten};
 use crate::dice::Dice;
 use crate::knobs::{Knobs, MILLISECOND, SECOND};
 use crate::roles::{Role, Wish};
@@ -313,7 +313,7 @@ impl Client {
             }
         }
         let waits = pending.step.action.as_ref().is_some_and(Action::waits);
-        if let (Some(id), false) = (&pending.id, waits) {
+        if let (Some(id), false, false) = (&pending.id, waits, is_forgotten(&answer)) {
             shared.ledger.told(shard, id, Some(position));
         }
         let Some(action) = &pending.step.action else {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use trefoil_core::{Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::reason::Retry;
 
 use super::Violation;
 
@@ -42,7 +43,7 @@ impl Ledger {
         id: &RequestId,
         answer: Option<&Answer>,
     ) -> Result<(), Violation> {
-        if answer.is_some_and(is_about_the_id) {
+        if answer.is_some_and(is_forgotten) {
             // Not remembered and without effect: the same submission may come again.
             return Ok(());
         }
@@ -69,7 +70,7 @@ impl Ledger {
         id: &RequestId,
         answer: &Answer,
     ) -> Result<(), Violation> {
-        if is_about_the_id(answer) {
+        if is_forgotten(answer) {
             return Ok(());
         }
         let first = self
@@ -119,15 +120,11 @@ impl Ledger {
 }
 
 /// Refusals that are not remembered: a later try may be answered otherwise.
-fn is_about_the_id(answer: &Answer) -> bool {
+#[must_use]
+pub fn is_forgotten(answer: &Answer) -> bool {
     let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
-    matches!(
-        refusal.reason(),
-        Reason::RequestForgotten
-            | Reason::TooManyOpenRequests
-            | Reason::StaleMap
-            | Reason::PartitionNotOpen
-    )
+    let reason = refusal.reason();
+    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
 }
 
 #[cfg(test)]
