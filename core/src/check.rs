@@ -9,6 +9,7 @@ use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
 
 use crate::limits as l;
+use crate::machine::parse_lease_id;
 
 /// The namespace of a request that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -28,7 +29,10 @@ pub fn invalid(field: &str, limit: impl std::fmt::Display) -> Refusal {
     Refusal {
         reason: Reason::InvalidField.into(),
         message: format!("{field} must be {limit}"),
-        metadata: BTreeMap::from([("field".to_owned(), field.to_owned()), ("limit".to_owned(), limit.to_string())]),
+        metadata: BTreeMap::from([
+            ("field".to_owned(), field.to_owned()),
+            ("limit".to_owned(), limit.to_string()),
+        ]),
     }
 }
 
@@ -39,14 +43,16 @@ fn namespace(namespace: &mut String) -> Result<(), Refusal> {
     text("namespace", namespace, 1, l::NAME_BYTES_MAX)
 }
 
-fn text(field: &str, text: &str, min: usize, max: usize) -> Result<(), Refusal> {
+/// Refuses a text whose length is out of range.
+pub(crate) fn text(field: &str, text: &str, min: usize, max: usize) -> Result<(), Refusal> {
     if (min..=max).contains(&text.len()) {
         return Ok(());
     }
     Err(invalid(field, format_args!("{min} to {max} bytes")))
 }
 
-fn number(field: &str, number: u64, min: u64, max: u64) -> Result<(), Refusal> {
+/// Refuses a number that is out of range.
+pub(crate) fn number(field: &str, number: u64, min: u64, max: u64) -> Result<(), Refusal> {
     if (min..=max).contains(&number) {
         return Ok(());
     }
@@ -149,8 +155,10 @@ impl Check for queue::EnqueueRequest {
         let mut bytes = 0;
         for (n, message) in self.messages.iter().enumerate() {
             text(&format!("messages[{n}].key"), &message.key, 0, l::KEY_BYTES_MAX)?;
-            bytes += message.key.len() + value(&format!("messages[{n}].value"), message.value.as_ref())?;
-            let headers = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            bytes +=
+                message.key.len() + value(&format!("messages[{n}].value"), message.value.as_ref())?;
+            let headers =
+                message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             if headers > l::HEADERS_BYTES_MAX {
                 let limit = format!("at most {} bytes together", l::HEADERS_BYTES_MAX);
                 return Err(invalid(&format!("messages[{n}].headers"), limit));
@@ -158,7 +166,10 @@ impl Check for queue::EnqueueRequest {
             bytes += headers;
         }
         if self.messages.len() > 1 && bytes > l::BATCH_BYTES_MAX {
-            return Err(invalid("messages", format_args!("at most {} bytes together", l::BATCH_BYTES_MAX)));
+            return Err(invalid(
+                "messages",
+                format_args!("at most {} bytes together", l::BATCH_BYTES_MAX),
+            ));
         }
         request_id(self.request_id.as_ref())
     }
@@ -186,6 +197,9 @@ impl Check for queue::AckRequest {
         namespace(&mut self.namespace)?;
         text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
         text("lease_id", &self.lease_id, 1, l::NAME_BYTES_MAX)?;
+        if parse_lease_id(&self.lease_id).is_none() {
+            return Err(invalid("lease_id", "the lease_id of a delivery"));
+        }
         request_id(self.request_id.as_ref())
     }
 }

@@ -78,6 +78,7 @@ limits! {
     SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";
     DIRECTORY_LINES_MAX: usize = 65_536, "Cache lines of a shard whose holders the leader remembers.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
+    POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";
 
     TICK_MS: u64 = 50, "Raft's tick in ms.";
     HEARTBEAT_TICKS: usize = 2, "Ticks between two heartbeats (100 ms).";
