@@ -1,8 +1,8 @@
 //! Scripts of queues, and what a script cannot say in few lines: batches at their limits.
 
-mod support;
 #[path = "support/books.rs"]
 mod books;
+mod support;
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -11,13 +11,16 @@ use std::path::Path;
 
 use goldenscript::{ArgumentConsumer, Context};
 use support::{Harness, command, request_id, show_answer};
-use trefoil_core::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PARTITIONS_MAX, TIMERS_PER_ENTRY_MAX, VALUE_BYTES_MAX};
+use trefoil_core::limits::{
+    BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PARTITIONS_MAX, TIMERS_PER_ENTRY_MAX, VALUE_BYTES_MAX,
+};
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, lease_id, parse_lease_id};
 use trefoil_core::slot::{SYSTEM_SLOT, of_partition};
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    AckLease, Answer, AwaitReady, DequeueFrom, EnqueueTo, FindQueue, OpenPartition, ReturnLeases, answer, query,
+    AckLease, Answer, AwaitReady, DequeueFrom, EnqueueTo, FindQueue, OpenPartition, ReturnLeases,
+    answer, query,
 };
 use trefoil_proto::queue::v1::{CreateQueueRequest, Delivery, Message};
 
@@ -37,7 +40,11 @@ struct Runner {
 struct Args<'a>(ArgumentConsumer<'a>);
 
 impl Args<'_> {
-    fn key<T: std::str::FromStr<Err: Error + 'static>>(&mut self, key: &str, default: T) -> Result<T, Box<dyn Error>> {
+    fn key<T: std::str::FromStr<Err: Error + 'static>>(
+        &mut self,
+        key: &str,
+        default: T,
+    ) -> Result<T, Box<dyn Error>> {
         Ok(self.0.take_key(key).map(str::parse).transpose()?.unwrap_or(default))
     }
 
@@ -45,7 +52,9 @@ impl Args<'_> {
         Ok(self.0.next_pos().ok_or("an argument is missing")?.parse()?)
     }
 
-    fn rest<T: std::str::FromStr<Err: Error + 'static>>(&mut self) -> Result<Vec<T>, Box<dyn Error>> {
+    fn rest<T: std::str::FromStr<Err: Error + 'static>>(
+        &mut self,
+    ) -> Result<Vec<T>, Box<dyn Error>> {
         let rest = std::iter::from_fn(|| self.0.next_pos());
         rest.map(|text| text.parse().map_err(Into::into)).collect()
     }
@@ -66,7 +75,11 @@ impl Args<'_> {
         while let Some((name, value)) = self.0.next_key() {
             headers.insert(name.to_owned(), value.to_owned());
         }
-        let message = |text: &String| Message { key: key.clone(), value: text_value(text), headers: headers.clone() };
+        let message = |text: &String| Message {
+            key: key.clone(),
+            value: text_value(text),
+            headers: headers.clone(),
+        };
         Ok(values.iter().map(message).collect())
     }
 }
@@ -74,7 +87,11 @@ impl Args<'_> {
 impl goldenscript::Runner for Runner {
     type Command = goldenscript::Command;
 
-    fn run(&mut self, command: &goldenscript::Command, _context: &Context) -> Result<String, Box<dyn Error>> {
+    fn run(
+        &mut self,
+        command: &goldenscript::Command,
+        _context: &Context,
+    ) -> Result<String, Box<dyn Error>> {
         let mut args = Args(command.consume_args());
         let output = match command.name.as_str() {
             "create" | "find" => self.catalogue(&command.name, &mut args)?,
@@ -93,15 +110,26 @@ impl goldenscript::Runner for Runner {
                 String::new()
             }
             "backlog" => format!("{}\n", self.data.machine.progress().queue_backlog),
-            "records" => format!("meta\n{}data\n{}", books::dump(&self.meta.store), books::dump(&self.data.store)),
+            "records" => format!(
+                "meta\n{}data\n{}",
+                books::dump(&self.meta.store),
+                books::dump(&self.data.store)
+            ),
             _ => self.partition(&command.name, &mut args)?,
         };
         args.0.reject_next()?;
         Ok(output)
     }
 
-    fn end_command(&mut self, _: &goldenscript::Command, _: &Context) -> Result<String, Box<dyn Error>> {
-        assert_eq!(books::check_queues(&self.data.store), self.data.machine.progress().queue_backlog);
+    fn end_command(
+        &mut self,
+        _: &goldenscript::Command,
+        _: &Context,
+    ) -> Result<String, Box<dyn Error>> {
+        assert_eq!(
+            books::check_queues(&self.data.store),
+            self.data.machine.progress().queue_backlog
+        );
         Ok(String::new())
     }
 }
@@ -112,7 +140,8 @@ impl Runner {
         let slot = args.key("slot", SYSTEM_SLOT)?;
         let queue = args.next::<String>()?;
         if name == "find" {
-            let (_, found) = self.meta.query(slot, 1, query::Query::FindQueue(FindQueue { namespace, queue }));
+            let (_, found) =
+                self.meta.query(slot, 1, query::Query::FindQueue(FindQueue { namespace, queue }));
             return Ok(show_query(&found));
         }
         let partitions = args.key("partitions", 2)?;
@@ -128,18 +157,34 @@ impl Runner {
         let (partition, operation) = match name {
             "open" => {
                 let partition = args.next()?;
-                (partition, Operation::OpenPartition(OpenPartition { queue_id, partition, catalogue_version }))
+                (
+                    partition,
+                    Operation::OpenPartition(OpenPartition {
+                        queue_id,
+                        partition,
+                        catalogue_version,
+                    }),
+                )
             }
             "enqueue" => {
                 let partition = args.next()?;
                 let messages = args.messages()?;
-                (partition, Operation::EnqueueTo(EnqueueTo { queue_id, partition, catalogue_version, messages }))
+                (
+                    partition,
+                    Operation::EnqueueTo(EnqueueTo {
+                        queue_id,
+                        partition,
+                        catalogue_version,
+                        messages,
+                    }),
+                )
             }
             "dequeue" => {
                 let (max_messages, lease_ms) = (args.key("max", 1)?, args.key("lease", 1_000)?);
                 let partitions = args.rest()?;
                 let first = partitions.first().copied().unwrap_or_default();
-                let request = DequeueFrom { queue_id, partitions, max_messages, lease_ms, catalogue_version };
+                let request =
+                    DequeueFrom { queue_id, partitions, max_messages, lease_ms, catalogue_version };
                 (first, Operation::DequeueFrom(request))
             }
             "ack" => {
@@ -178,21 +223,29 @@ fn apply(
     let remembers = id.is_some();
     let applied = harness.apply(vec![command(slot, 1, id, operation)]);
     if !remembers && refusal(&applied.outcomes[0]).is_some() {
-        assert_eq!(before, books::without_progress(&harness.store), "a refused command changes nothing");
+        assert_eq!(
+            before,
+            books::without_progress(&harness.store),
+            "a refused command changes nothing"
+        );
     }
     show(&applied)
 }
 
 fn refusal(outcome: &Outcome) -> Option<Reason> {
     match outcome {
-        Outcome::Answered(Answer { answer: Some(answer::Answer::Refusal(refusal)) }) => Some(refusal.reason()),
+        Outcome::Answered(Answer { answer: Some(answer::Answer::Refusal(refusal)) }) => {
+            Some(refusal.reason())
+        }
         _ => None,
     }
 }
 
 fn deliveries(outcome: &Outcome) -> Option<&[Delivery]> {
     match outcome {
-        Outcome::Answered(Answer { answer: Some(answer::Answer::Dequeue(response)) }) => Some(&response.deliveries),
+        Outcome::Answered(Answer { answer: Some(answer::Answer::Dequeue(response)) }) => {
+            Some(&response.deliveries)
+        }
         _ => None,
     }
 }
@@ -218,7 +271,9 @@ fn show(applied: &Applied) -> String {
 }
 
 fn show_delivery(delivery: &Delivery) -> String {
-    let Some(value::Kind::Text(text)) = delivery.value.as_ref().and_then(|value| value.kind.as_ref()) else {
+    let Some(value::Kind::Text(text)) =
+        delivery.value.as_ref().and_then(|value| value.kind.as_ref())
+    else {
         panic!("scripts enqueue text")
     };
     let mut line = format!("{text}: message {} lease {}", delivery.message_id, delivery.lease_id);
@@ -249,8 +304,12 @@ fn with_messages(sizes: &[usize]) -> Harness {
     let open = OpenPartition { queue_id: 1, partition: 0, catalogue_version: 1 };
     send(&mut harness, Operation::OpenPartition(open));
     for sizes in sizes.chunks(BATCH_ITEMS_MAX) {
-        let message = |size: &usize| Message { value: text_value(&"x".repeat(*size)), ..Message::default() };
-        assert_eq!(refusal(&send(&mut harness, enqueue(sizes.iter().map(message).collect()))), None);
+        let message =
+            |size: &usize| Message { value: text_value(&"x".repeat(*size)), ..Message::default() };
+        assert_eq!(
+            refusal(&send(&mut harness, enqueue(sizes.iter().map(message).collect()))),
+            None
+        );
     }
     harness
 }
@@ -266,7 +325,13 @@ fn enqueue(messages: Vec<Message>) -> Operation {
 }
 
 fn dequeue(partitions: Vec<u32>, max_messages: u32) -> Operation {
-    Operation::DequeueFrom(DequeueFrom { queue_id: 1, partitions, max_messages, lease_ms: 100, catalogue_version: 1 })
+    Operation::DequeueFrom(DequeueFrom {
+        queue_id: 1,
+        partitions,
+        max_messages,
+        lease_ms: 100,
+        catalogue_version: 1,
+    })
 }
 
 fn ack(sequence: u64) -> Operation {
@@ -280,14 +345,24 @@ fn taken(harness: &mut Harness, max_messages: u32) -> usize {
 #[test]
 fn a_dequeue_touches_at_most_a_thousand_keys() {
     let mut harness = with_messages(&[1; 600]);
-    let sizes = std::iter::from_fn(|| Some(taken(&mut harness, u32::MAX))).take_while(|taken| *taken > 0);
+    let sizes =
+        std::iter::from_fn(|| Some(taken(&mut harness, u32::MAX))).take_while(|taken| *taken > 0);
     assert_eq!(sizes.collect::<Vec<_>>(), [250, 250, 100]);
 }
 
 #[test]
 fn a_dequeue_takes_one_mebibyte_and_at_least_one_message() {
-    let mut harness = with_messages(&[VALUE_BYTES_MAX, VALUE_BYTES_MAX, BATCH_BYTES_MAX / 2, BATCH_BYTES_MAX / 4, 1]);
-    assert_eq!([taken(&mut harness, 10), taken(&mut harness, 10), taken(&mut harness, 10)], [1, 1, 3]);
+    let mut harness = with_messages(&[
+        VALUE_BYTES_MAX,
+        VALUE_BYTES_MAX,
+        BATCH_BYTES_MAX / 2,
+        BATCH_BYTES_MAX / 4,
+        1,
+    ]);
+    assert_eq!(
+        [taken(&mut harness, 10), taken(&mut harness, 10), taken(&mut harness, 10)],
+        [1, 1, 3]
+    );
 }
 
 #[test]
@@ -299,7 +374,11 @@ fn a_full_batch_keeps_the_order_of_partitions() {
     let small = EnqueueTo { queue_id: 1, partition: 1, catalogue_version: 1, messages };
     harness.apply(vec![command(of_partition(1, 1, 1), 1, None, Operation::EnqueueTo(small))]);
     let outcome = send(&mut harness, dequeue(vec![0, 1], 10));
-    let ids = deliveries(&outcome).unwrap().iter().map(|delivery| &delivery.message_id[..]).collect::<Vec<_>>();
+    let ids = deliveries(&outcome)
+        .unwrap()
+        .iter()
+        .map(|delivery| &delivery.message_id[..])
+        .collect::<Vec<_>>();
     assert_eq!(ids, ["0-1"], "what is full does not look for something smaller further on");
 }
 
@@ -312,7 +391,11 @@ fn a_deadline_counts_before_its_timer_fires() {
 
     harness.now_ms += 100;
     let fired = send(&mut harness, ack(last));
-    assert_eq!(refusal(&fired), Some(Reason::StaleLease), "its timer has not fired, and yet the lease ran out");
+    assert_eq!(
+        refusal(&fired),
+        Some(Reason::StaleLease),
+        "its timer has not fired, and yet the lease ran out"
+    );
     assert_eq!(refusal(&send(&mut harness, ack(last))), Some(Reason::StaleLease), "now it has");
     assert_eq!(harness.machine.progress().queue_backlog, last);
 }
@@ -320,18 +403,25 @@ fn a_deadline_counts_before_its_timer_fires() {
 #[test]
 fn more_than_a_batch_is_refused() {
     let mut harness = with_messages(&[]);
-    let messages = vec![Message { value: text_value("x"), ..Message::default() }; BATCH_ITEMS_MAX + 1];
+    let messages =
+        vec![Message { value: text_value("x"), ..Message::default() }; BATCH_ITEMS_MAX + 1];
     assert_eq!(refusal(&send(&mut harness, enqueue(messages))), Some(Reason::InvalidField));
 
     let partitions = (0..=PARTITIONS_MAX).collect::<Vec<_>>();
-    assert_eq!(refusal(&send(&mut harness, dequeue(partitions.clone(), 1))), Some(Reason::InvalidField));
+    assert_eq!(
+        refusal(&send(&mut harness, dequeue(partitions.clone(), 1))),
+        Some(Reason::InvalidField)
+    );
     let request = AwaitReady { queue_id: 1, partitions, wait: true };
     let (_, outcome) = harness.query(0, 1, query::Query::AwaitReady(request));
     let QueryOutcome::Answered(answer) = outcome else { panic!("it may not wait") };
     assert_eq!(refusal(&Outcome::Answered(answer)), Some(Reason::InvalidField));
 
     let lease = AckLease { queue_id: 1, partition: 0, sequence: 1, lease: 1 };
-    let leases = Operation::ReturnLeases(ReturnLeases { queue_id: 1, leases: vec![lease; BATCH_ITEMS_MAX + 1] });
+    let leases = Operation::ReturnLeases(ReturnLeases {
+        queue_id: 1,
+        leases: vec![lease; BATCH_ITEMS_MAX + 1],
+    });
     assert_eq!(refusal(&send(&mut harness, leases)), Some(Reason::InvalidField));
 }
 
@@ -341,7 +431,8 @@ fn partitions_of_another_shard_are_refused() {
     harness.machine = Machine::open(&harness.store, 1, 2);
     let partitions = (0..8).collect::<Vec<_>>();
     let shard = |partition: &u32| trefoil_core::slot::shard(of_partition(1, *partition, 2), 2);
-    let (own, others) = partitions.iter().copied().partition::<Vec<_>, _>(|partition| shard(partition) == 1);
+    let (own, others) =
+        partitions.iter().copied().partition::<Vec<_>, _>(|partition| shard(partition) == 1);
     assert!(!own.is_empty() && !others.is_empty());
     let slot = of_partition(1, own[0], 2);
     let mut ask = |operation| {
@@ -352,7 +443,10 @@ fn partitions_of_another_shard_are_refused() {
     assert_eq!(ask(dequeue(partitions, 1)), Some(Reason::StaleMap));
     let lease = AckLease { queue_id: 1, partition: others[0], sequence: 1, lease: 1 };
     assert_eq!(ask(Operation::AckLease(lease)), Some(Reason::StaleMap));
-    assert_eq!(ask(Operation::ReturnLeases(ReturnLeases { queue_id: 1, leases: vec![lease] })), Some(Reason::StaleMap));
+    assert_eq!(
+        ask(Operation::ReturnLeases(ReturnLeases { queue_id: 1, leases: vec![lease] })),
+        Some(Reason::StaleMap)
+    );
 
     let request = AwaitReady { queue_id: 1, partitions: others, wait: true };
     let (_, outcome) = harness.query(slot, 1, query::Query::AwaitReady(request));
@@ -363,7 +457,13 @@ fn partitions_of_another_shard_are_refused() {
 #[test]
 fn a_lease_of_any_length_is_no_overflow() {
     let mut harness = with_messages(&[1, 1]);
-    let request = |lease_ms| DequeueFrom { queue_id: 1, partitions: vec![0], max_messages: 1, lease_ms, catalogue_version: 1 };
+    let request = |lease_ms| DequeueFrom {
+        queue_id: 1,
+        partitions: vec![0],
+        max_messages: 1,
+        lease_ms,
+        catalogue_version: 1,
+    };
     assert_eq!(refusal(&send(&mut harness, Operation::DequeueFrom(request(u64::MAX)))), None);
     assert_eq!(refusal(&send(&mut harness, Operation::DequeueFrom(request(0)))), None);
     assert_eq!(refusal(&send(&mut harness, ack(1))), None);
@@ -375,7 +475,19 @@ fn lease_ids_are_read_as_they_are_written_and_no_other() {
     for parts in [(0, 1, 1), (u32::MAX, u64::MAX, u64::MAX)] {
         assert_eq!(parse_lease_id(&lease_id(parts.0, parts.1, parts.2)), Some(parts));
     }
-    for text in ["", "1", "1-2", "1-2-", "1-2-3-4", "01-2-3", "+1-2-3", "1-2-3 ", "4294967296-1-1", "-1-2-3", "a-b-c"] {
+    for text in [
+        "",
+        "1",
+        "1-2",
+        "1-2-",
+        "1-2-3-4",
+        "01-2-3",
+        "+1-2-3",
+        "1-2-3 ",
+        "4294967296-1-1",
+        "-1-2-3",
+        "a-b-c",
+    ] {
         assert_eq!(parse_lease_id(text), None, "{text}");
     }
 }
