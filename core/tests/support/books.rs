@@ -91,7 +91,7 @@ pub fn without_progress(store: &MemoryStore) -> MemoryStore {
     store
 }
 
-/// Records as they stand on disk, in hexadecimal, without progress and timers of requests.
+/// Records as they stand on disk, in hexadecimal, without progress.
 pub fn dump(store: &MemoryStore) -> String {
     let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
     let records = without_progress(store);
