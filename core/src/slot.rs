@@ -113,4 +113,35 @@ mod tests {
             assert_eq!(used.collect::<std::collections::BTreeSet<_>>().len(), 6);
         }
     }
+
+    #[test]
+    fn places_never_change() {
+        assert_eq!((of_locks("default"), of_cache("default", "k")), (13_794, 11_591));
+        let partitions = [0, 1, 7].map(|partition| of_partition(1, partition, 6));
+        assert_eq!(partitions, [7_881, 10_611, 10_607]);
+        assert_eq!(["", "a", "order-17"].map(|key| partition(key, 8)), [0, 1, 6]);
+    }
+
+    #[test]
+    fn many_partitions_spread_evenly_over_any_number_of_shards() {
+        for (queue, shards) in (1..50).zip((1..=64).cycle().step_by(5)) {
+            let mut counts = vec![0; shards as usize];
+            for partition in 0..1_024 {
+                counts[shard(of_partition(queue, partition, shards), shards) as usize - 1] += 1;
+            }
+            let fair = 1_024 / shards;
+            assert!(
+                counts.iter().all(|count| (fair * 3 / 4..=fair * 4 / 3 + 1).contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn any_text_has_a_slot() {
+        let long = "k".repeat(100_000);
+        assert!(of_cache(&long, &long) < SLOTS && of_locks(&long) < SLOTS);
+        assert!(of_partition(u64::MAX, u32::MAX, 0) < SLOTS);
+        assert_eq!(partition(&long, 0), 0);
+    }
 }
