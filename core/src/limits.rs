@@ -52,6 +52,7 @@ limits! {
     SESSIONS_PER_NAMESPACE_MAX: u64 = 200_000, "Open sessions of a namespace.";
     WAITERS_PER_LOCK_MAX: u64 = 20_000, "Sessions that wait for one lock.";
     LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
+    ACQUIRES_PER_CLAIM_MAX: usize = 16, "Acquires of one session that wait for the same lock.";
 
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
