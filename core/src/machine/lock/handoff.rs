@@ -21,13 +21,17 @@ pub(in super::super) fn waiter_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let mut space = Space::new(scope, &namespace);
     let mut lock = space.lock(&name);
     space.free_from_the_dead(&name, &mut lock);
-    if let Some(Waiter { session_id }) = space.waiter(&name, ordinal)
-        && let Some(wait) =
-            space.claim(session_id, &name).waits.into_iter().find(|wait| wait.ordinal == ordinal)
-        && space.has_passed(&wait)
-    {
-        space.leave(&name, &mut lock, session_id, &wait);
-        space.settle(&wait, held(lock.token));
+    if let Some(Waiter { session_id }) = space.waiter(&name, ordinal) {
+        let claim = space.claim(session_id, &name);
+        let wait = claim.waits.into_iter().find(|wait| wait.ordinal == ordinal);
+        let wait = wait.expect("the claim of a waiter knows its wait");
+        if space.is_over(session_id) {
+            space.leave(&name, &mut lock, session_id, &wait);
+            space.settle(&wait, session_expired());
+        } else if space.has_passed(&wait) {
+            space.leave(&name, &mut lock, session_id, &wait);
+            space.settle(&wait, held(lock.token));
+        }
     }
     space.put_lock(&name, &lock);
 }
