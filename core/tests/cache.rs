@@ -21,7 +21,7 @@ use trefoil_proto::internal::v1::{Answer, answer, query};
 test_each_file::test_each_path! { in "./core/tests/scripts/cache" as scripts => run_script }
 
 fn run_script(path: &Path) {
-    goldenscript::run(&mut Runner(Harness::new(1)), path).unwrap();
+    goldenscript::run(&mut Runner(Harness::new(1)), path).expect("a script that reads");
 }
 
 /// One data shard; a prefix names the node that is asked, 1 where there is none.
@@ -139,7 +139,7 @@ impl Runner {
         let Some(value::Kind::Text(text)) = value else { panic!("scripts put text") };
         let mut line = format!("{text} version {} {}", get.version, state(get.state()));
         if get.ttl_ms > 0 {
-            write!(line, " for {} ms", get.ttl_ms).unwrap();
+            write!(line, " for {} ms", get.ttl_ms).expect("text grows");
         }
         line + "\n"
     }

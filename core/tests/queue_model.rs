@@ -432,7 +432,7 @@ fn answered(outcome: &Outcome) -> Expected {
 
 fn message_id(id: &str) -> MessageId {
     let (partition, sequence) = id.split_once('-').expect("partition-sequence");
-    (partition.parse().unwrap(), sequence.parse().unwrap())
+    (partition.parse().expect("a number"), sequence.parse().expect("a number"))
 }
 
 fn seen(delivery: &Delivery) -> Seen {
