@@ -32,18 +32,20 @@ const SCAN_BYTES: usize = 4 << 20;
 /// A reader whose file was removed under it looks again, this often.
 const READ_ATTEMPTS: u32 = 5;
 
-/// Sizes of the log.
+/// Sizes of the log, and where it runs.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     /// Bytes of one file.
     pub file_bytes: u64,
     /// Bytes of all files above which shards are asked to cut their log.
     pub purge_bytes: u64,
+    /// Names this run of the machine: after another one the kernel may have lost what was not synced.
+    pub boot: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { file_bytes: 64 << 20, purge_bytes: 512 << 20 }
+        Self { file_bytes: 64 << 20, purge_bytes: 512 << 20, boot: mark::boot_id() }
     }
 }
 
@@ -106,7 +108,7 @@ impl<F: FileSystem> EngineLog<F> {
         let path = DataDirectory::log_path(root);
         durable::make_directory(&path).map_err(|error| Refusal::io("make", &path, &error))?;
         let mark_path = DataDirectory::mark_path(root);
-        let mark = mark::File::create(&mark_path)
+        let mark = mark::File::create(&mark_path, options.boot)
             .map_err(|error| Refusal::io("make", &mark_path, &error))?;
         let log = Self::start(path, options, files, Guard::new(mark, false))?;
         let mut batch = LogBatch::default();
@@ -139,7 +141,7 @@ impl<F: FileSystem> EngineLog<F> {
     ) -> Result<(Self, Vec<Recovered>), Refusal> {
         let path = DataDirectory::log_path(root);
         let mark_path = DataDirectory::mark_path(root);
-        let (mark_file, mark) = mark::File::open(&mark_path).map_err(|error| {
+        let (mark_file, mark) = mark::File::open(&mark_path, options.boot).map_err(|error| {
             Refusal(format!(
                 "cannot use {}, which says how far the log is synced: {error}; restore it from a copy, or replace this node by a new one",
                 mark_path.display()
@@ -147,7 +149,7 @@ impl<F: FileSystem> EngineLog<F> {
         })?;
         check_files(&path, &mark)?;
         // Only a loss of power can take what the kernel had.
-        let power_lost = mark.boot == 0 || mark.boot != mark::boot_id();
+        let power_lost = mark.boot == 0 || mark.boot != options.boot;
         let log = Self::start(path, options, files, Guard::new(mark_file, power_lost))?;
         if log.mark().uncertain {
             log.doubt(shards).map_err(|error| Refusal::io("write", &log.path, &error))?;

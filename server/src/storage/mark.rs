@@ -77,15 +77,15 @@ struct State {
 }
 
 impl File {
-    /// Makes the mark of an empty log. The caller syncs the directory.
+    /// Makes the mark of an empty log; `boot` names this run of the machine. The caller syncs the directory.
     ///
     /// # Errors
     /// When it cannot be written, or is there.
-    pub fn create(path: &Path) -> std::io::Result<Self> {
+    pub fn create(path: &Path, boot: u64) -> std::io::Result<Self> {
         let file = durable::open_file(path, true)?;
         let mark = Mark {
             spans: [Span { first: 1, end: Place::default() }; 2],
-            boot: boot_id(),
+            boot,
             uncertain: false,
         };
         let mut state = State { file, mark, synced: mark, counter: 0, slot: 0 };
@@ -94,11 +94,11 @@ impl File {
         Ok(Self { state: Mutex::new(state) })
     }
 
-    /// Opens the mark, and says what it held.
+    /// Opens the mark, and says what it held; `boot` names this run of the machine.
     ///
     /// # Errors
     /// NotFound when there is none, InvalidData when neither slot is whole.
-    pub fn open(path: &Path) -> std::io::Result<(Self, Mark)> {
+    pub fn open(path: &Path, boot: u64) -> std::io::Result<(Self, Mark)> {
         let file = durable::open_file(path, false)?;
         let slots = SLOT_OFFSETS.map(|offset| read_slot(&file, offset));
         let newest = (0..2)
@@ -107,7 +107,7 @@ impl File {
         let (counter, slot, found) = newest.ok_or_else(|| {
             std::io::Error::new(std::io::ErrorKind::InvalidData, "no slot is whole")
         })?;
-        let mark = Mark { boot: boot_id(), ..found };
+        let mark = Mark { boot, ..found };
         let state = State { file, mark, synced: found, counter, slot: 1 - slot };
         Ok((Self { state: Mutex::new(state) }, found))
     }
