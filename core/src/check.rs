@@ -28,7 +28,10 @@ pub fn invalid(field: &str, limit: impl std::fmt::Display) -> Refusal {
     Refusal {
         reason: Reason::InvalidField.into(),
         message: format!("{field} must be {limit}"),
-        metadata: BTreeMap::from([("field".to_owned(), field.to_owned()), ("limit".to_owned(), limit.to_string())]),
+        metadata: BTreeMap::from([
+            ("field".to_owned(), field.to_owned()),
+            ("limit".to_owned(), limit.to_string()),
+        ]),
     }
 }
 
@@ -149,8 +152,10 @@ impl Check for queue::EnqueueRequest {
         let mut bytes = 0;
         for (n, message) in self.messages.iter().enumerate() {
             text(&format!("messages[{n}].key"), &message.key, 0, l::KEY_BYTES_MAX)?;
-            bytes += message.key.len() + value(&format!("messages[{n}].value"), message.value.as_ref())?;
-            let headers = message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+            bytes +=
+                message.key.len() + value(&format!("messages[{n}].value"), message.value.as_ref())?;
+            let headers =
+                message.headers.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
             if headers > l::HEADERS_BYTES_MAX {
                 let limit = format!("at most {} bytes together", l::HEADERS_BYTES_MAX);
                 return Err(invalid(&format!("messages[{n}].headers"), limit));
@@ -158,7 +163,10 @@ impl Check for queue::EnqueueRequest {
             bytes += headers;
         }
         if self.messages.len() > 1 && bytes > l::BATCH_BYTES_MAX {
-            return Err(invalid("messages", format_args!("at most {} bytes together", l::BATCH_BYTES_MAX)));
+            return Err(invalid(
+                "messages",
+                format_args!("at most {} bytes together", l::BATCH_BYTES_MAX),
+            ));
         }
         request_id(self.request_id.as_ref())
     }

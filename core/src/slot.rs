@@ -2,7 +2,7 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::{ShardId, META_SHARD};
+use crate::{META_SHARD, ShardId};
 
 /// Number of slots. A slot is the unit in which state could move between shards.
 pub const SLOTS: u16 = 16_384;
@@ -56,7 +56,9 @@ fn jump(mut state: u64, buckets: u32) -> u32 {
         bucket = next;
         state = state.wrapping_mul(2_862_933_555_777_941_757).wrapping_add(1);
         // (bucket + 1) * 2^31 / ((state >> 33) + 1), in integers so that every machine agrees.
-        next = ((u128::from(bucket + 1) << 31) / (u128::from(state >> 33) + 1)).try_into().unwrap_or(u64::MAX);
+        next = ((u128::from(bucket + 1) << 31) / (u128::from(state >> 33) + 1))
+            .try_into()
+            .unwrap_or(u64::MAX);
     }
     u32::try_from(bucket).expect("a bucket is below the number of buckets")
 }
@@ -78,7 +80,9 @@ mod tests {
     #[test]
     fn slots_cover_every_data_shard_and_no_other() {
         for shards in 1..=64 {
-            let used = (0..SLOTS).map(|slot| shard(slot, shards)).collect::<std::collections::BTreeSet<_>>();
+            let used = (0..SLOTS)
+                .map(|slot| shard(slot, shards))
+                .collect::<std::collections::BTreeSet<_>>();
             assert_eq!(used, (1..=shards).collect());
         }
     }
@@ -87,14 +91,19 @@ mod tests {
     fn adding_a_partition_moves_keys_only_to_it() {
         let keys = (0..10_000).map(|n| format!("key-{n}")).collect::<Vec<_>>();
         for partitions in 1..32 {
-            let moved = keys.iter().filter(|key| partition(key, partitions) != partition(key, partitions + 1));
+            let moved = keys
+                .iter()
+                .filter(|key| partition(key, partitions) != partition(key, partitions + 1));
             let mut count = 0;
             for key in moved {
                 assert_eq!(partition(key, partitions + 1), partitions);
                 count += 1;
             }
             let fair = 10_000 / (partitions + 1);
-            assert!((fair / 2..fair * 2).contains(&count), "{count} of 10,000 keys moved to partition {partitions}");
+            assert!(
+                (fair / 2..fair * 2).contains(&count),
+                "{count} of 10,000 keys moved to partition {partitions}"
+            );
         }
     }
 

@@ -15,6 +15,14 @@ pub(super) fn delete(scope: &mut Scope<'_>, request: &api::DeleteRequest) -> Rul
 pub(super) fn item_due(scope: &mut Scope<'_>, rest: &Bytes) {
     unimplemented!()
 }
-pub(super) fn get(store: &impl Store, directory: &mut Directory, slot: u16, request: &api::GetRequest, agent: u64, log_time_ms: u64, now_ms: u64) -> QueryOutcome {
+pub(super) fn get(
+    store: &impl Store,
+    directory: &mut Directory,
+    slot: u16,
+    request: &api::GetRequest,
+    agent: u64,
+    log_time_ms: u64,
+    now_ms: u64,
+) -> QueryOutcome {
     unimplemented!()
 }

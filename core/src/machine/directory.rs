@@ -104,6 +104,9 @@ mod tests {
                 directory.wrote(&key, None);
             }
         }
-        assert!(directory.lines.len() <= DIRECTORY_LINES_MAX && directory.order.len() <= 2 * DIRECTORY_LINES_MAX);
+        assert!(
+            directory.lines.len() <= DIRECTORY_LINES_MAX
+                && directory.order.len() <= 2 * DIRECTORY_LINES_MAX
+        );
     }
 }

@@ -24,7 +24,10 @@ impl Polls {
             return false;
         }
         self.arrivals += 1;
-        let places = partitions.iter().map(|partition| (queue_id, *partition, self.arrivals)).collect::<Vec<_>>();
+        let places = partitions
+            .iter()
+            .map(|partition| (queue_id, *partition, self.arrivals))
+            .collect::<Vec<_>>();
         self.waiting.extend(places.iter().map(|place| (*place, call)));
         self.calls.insert(call, places);
         true

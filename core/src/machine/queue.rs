@@ -1,7 +1,9 @@
 //! Partitions of queues: messages, leases, acknowledgement.
 
 use bytes::Bytes;
-use trefoil_proto::internal::v1::{AckLease, AwaitReady, DequeueFrom, EnqueueTo, OpenPartition, ReturnLeases};
+use trefoil_proto::internal::v1::{
+    AckLease, AwaitReady, DequeueFrom, EnqueueTo, OpenPartition, ReturnLeases,
+};
 
 use super::polls::Polls;
 use super::{QueryOutcome, Ruling, Scope};
@@ -26,6 +28,12 @@ pub(super) fn return_leases(scope: &mut Scope<'_>, request: &ReturnLeases, shard
 pub(super) fn lease_due(scope: &mut Scope<'_>, rest: &Bytes) {
     unimplemented!()
 }
-pub(super) fn await_ready(store: &impl Store, polls: &mut Polls, call: CallId, request: &AwaitReady, shards: u32) -> QueryOutcome {
+pub(super) fn await_ready(
+    store: &impl Store,
+    polls: &mut Polls,
+    call: CallId,
+    request: &AwaitReady,
+    shards: u32,
+) -> QueryOutcome {
     unimplemented!()
 }
