@@ -63,7 +63,7 @@ fn some_id(field: &str, id: u64) -> Result<(), Refusal> {
     if id > 0 { Ok(()) } else { Err(invalid(field, "set")) }
 }
 
-fn request_id(id: Option<&RequestId>) -> Result<(), Refusal> {
+pub(crate) fn request_id(id: Option<&RequestId>) -> Result<(), Refusal> {
     let Some(id) = id else { return Ok(()) };
     text("request_id.client", &id.client, 1, l::CLIENT_BYTES_MAX)?;
     some_id("request_id.sequence", id.sequence)?;
