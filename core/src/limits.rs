@@ -36,6 +36,7 @@ limits! {
     REQUEST_BYTES_MAX: usize = 3 << 19, "Bytes of a request (1.5 MiB).";
     FRAME_BYTES_MAX: usize = 1 << 20, "Bytes of a pipelined frame, before its last call.";
     CLIENT_BYTES_MAX: usize = 64, "Bytes of the client name in a request id.";
+    PART_CLIENT_BYTES_MAX: usize = 72, "Bytes of the client name that the server derives for a part of a request.";
 
     SESSION_TTL_MS_MIN: u64 = 100, "Shortest session TTL in ms.";
     SESSION_TTL_MS_MAX: u64 = 86_400_000, "Longest session TTL in ms (a day).";

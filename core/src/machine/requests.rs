@@ -16,7 +16,7 @@ use crate::store::{decode, prefix_end};
 
 /// The remembered answer; none when the command is to be executed.
 pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict>, Refusal> {
-    check::request_id(Some(id))?;
+    check::command_id(id)?;
     let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
         if id.attempt > 0 {
@@ -54,7 +54,7 @@ pub(super) fn newest_attempt(scope: &Scope<'_>, id: &RequestId) -> u32 {
 
 /// Remembers how a command ended, and forgets what the client has acknowledged.
 pub(super) fn remember(scope: &mut Scope<'_>, id: &RequestId, outcome: &Outcome) {
-    if check::request_id(Some(id)).is_err() {
+    if check::command_id(id).is_err() {
         return;
     }
     let answer = match outcome {

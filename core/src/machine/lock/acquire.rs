@@ -54,7 +54,9 @@ pub(in super::super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseReq
 /// The caller of an Acquire is gone. This is no sign of life of its session, so it renews nothing.
 pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAcquire) -> Ruling {
     check_name("name", &request.name)?;
-    check::request_id(request.waiter.as_ref())?;
+    if let Some(waiter) = &request.waiter {
+        check::command_id(waiter)?;
+    }
     if let Some(id) = &request.waiter
         && requests::newest_attempt(scope, id) > id.attempt
     {
