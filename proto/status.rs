@@ -7,6 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::common::v1::Reason;
 use crate::internal::v1::Refusal;
+use crate::pipeline::v1::Error;
 use crate::reason::{Code, DOMAIN, Retry};
 
 impl From<Code> for GrpcCode {
@@ -38,7 +39,8 @@ pub fn to_status(refusal: &Refusal, has_request_id: bool) -> Status {
         _ => row.code.into(),
     };
     let metadata = refusal.metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
-    let details = ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata.collect::<HashMap<_, _>>());
+    let details =
+        ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata.collect::<HashMap<_, _>>());
     Status::with_error_details(code, refusal.message.clone(), details)
 }
 
@@ -52,6 +54,12 @@ pub fn from_status(status: &Status) -> Option<Refusal> {
         message: status.message().to_owned(),
         metadata: info.metadata.into_iter().collect(),
     })
+}
+
+/// The refusal that ended a pipelined call; none where it came from elsewhere.
+#[must_use]
+pub fn refusal_of(error: Error) -> Option<Refusal> {
+    from_status(&Status::with_details(GrpcCode::from_i32(error.code), error.message, error.details))
 }
 
 #[cfg(test)]

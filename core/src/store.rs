@@ -95,7 +95,8 @@ impl<'a> Txn<'a> {
         // Each own deletion can hide one record of the store.
         let hidden = own.iter().filter(|(_, value)| value.is_none()).count();
         let below = self.store.scan(start, end, limit.saturating_add(hidden));
-        let mut merged = below.into_iter().map(|(key, value)| (key, Some(value))).collect::<BTreeMap<_, _>>();
+        let mut merged =
+            below.into_iter().map(|(key, value)| (key, Some(value))).collect::<BTreeMap<_, _>>();
         merged.extend(own.into_iter().map(|(key, value)| (key.clone(), value.clone())));
         merged.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect()
     }
@@ -113,6 +114,12 @@ impl<'a> Txn<'a> {
     /// Removes a key.
     pub fn delete(&mut self, key: impl Into<Bytes>) {
         self.writes.insert(key.into(), None);
+    }
+
+    /// Keys written so far.
+    #[must_use]
+    pub fn keys_written(&self) -> usize {
+        self.writes.len()
     }
 
     /// Writes everything to the store and extends `chain`, the hash of all writes so far.
