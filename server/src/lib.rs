@@ -1,3 +1,5 @@
 //! How Trefoil carries it out.
 
+pub mod config;
+pub mod logging;
 pub mod storage;

@@ -138,7 +138,7 @@ impl Replica {
             clock: LogClock::new(boot.log_time_ms, boot.wall_ms, now),
             leadership: leadership::Leadership::new(&config, boot),
             disk: disk::Disk::new(applied, now),
-            ready: ready::Progress::new(applied),
+            ready: ready::Progress::new(applied, boot.hard_state.term),
             applied: Applied {
                 index: applied,
                 term: applied_term,

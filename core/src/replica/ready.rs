@@ -59,8 +59,8 @@ impl std::fmt::Debug for Progress {
 }
 
 impl Progress {
-    pub(super) fn new(applied: u64) -> Self {
-        Self { handed_out: applied, ..Self::default() }
+    pub(super) fn new(applied: u64, term: u64) -> Self {
+        Self { handed_out: applied, persisted_term: term, ..Self::default() }
     }
 
     pub(super) fn is_installing(&self) -> bool {
