@@ -94,51 +94,111 @@ impl Reason {
         use Code as C;
         use Retry::{Freely, Never, WithRequestId};
         let (code, retry, meaning) = match self {
-            Self::Unspecified | Self::Internal => {
-                (C::Internal, WithRequestId, "A fault of the server; the log of the node has the detail. Please report it.")
-            }
-            Self::InvalidField => {
-                (C::InvalidArgument, Never, "A field is missing, malformed or beyond its limit. Metadata `field` and `limit` say which.")
-            }
+            Self::Unspecified | Self::Internal => (
+                C::Internal,
+                WithRequestId,
+                "A fault of the server; the log of the node has the detail. Please report it.",
+            ),
+            Self::InvalidField => (
+                C::InvalidArgument,
+                Never,
+                "A field is missing, malformed or beyond its limit. Metadata `field` and `limit` say which.",
+            ),
             Self::UnknownNamespace => (C::NotFound, Never, "The namespace does not exist."),
-            Self::SessionExpired => {
-                (C::FailedPrecondition, Never, "The session is not there: never opened, closed or expired. Its locks are gone; open another.")
+            Self::SessionExpired => (
+                C::FailedPrecondition,
+                Never,
+                "The session is not there: never opened, closed or expired. Its locks are gone; open another.",
+            ),
+            Self::NotHolder => (
+                C::FailedPrecondition,
+                Never,
+                "The session does not hold the lock with that token. Metadata `holder_token` is the present holder's.",
+            ),
+            Self::UnknownQueue => (
+                C::NotFound,
+                Never,
+                "The queue does not exist and creation on first use is off: create it.",
+            ),
+            Self::QueueExists => (
+                C::AlreadyExists,
+                Never,
+                "The queue exists with another number of partitions. Metadata `partitions` is that number.",
+            ),
+            Self::StaleLease => (
+                C::FailedPrecondition,
+                Never,
+                "The lease ran out or a newer one was granted: the message will be or was delivered again.",
+            ),
+            Self::UnknownMessage => (
+                C::NotFound,
+                Never,
+                "The message is not there: acknowledged before, or never enqueued.",
+            ),
+            Self::RequestForgotten => (
+                C::Aborted,
+                Never,
+                "The answer to this request id is no longer kept, so it was not executed: whether the first try took effect is unknown.",
+            ),
+            Self::TooManyOpenRequests => (
+                C::ResourceExhausted,
+                Freely,
+                "The client has 4,096 unacknowledged request ids on the shard: raise first_unacknowledged.",
+            ),
+            Self::LimitReached => (
+                C::ResourceExhausted,
+                Freely,
+                "A limit of the replicated state is reached. Metadata `limit` says which.",
+            ),
+            Self::PartitionNotOpen => {
+                (C::Unavailable, Freely, "The partition is being opened. Nothing happened.")
             }
-            Self::NotHolder => {
-                (C::FailedPrecondition, Never, "The session does not hold the lock with that token. Metadata `holder_token` is the present holder's.")
+            Self::StaleMap => (
+                C::Unavailable,
+                Freely,
+                "The command was routed by another slot map. Nothing happened.",
+            ),
+            Self::NotLeader => (
+                C::Unavailable,
+                Freely,
+                "This node could not reach the shard's leader. Nothing happened. Metadata `leader`, `leader_endpoint` where known.",
+            ),
+            Self::NoQuorum => {
+                (C::Unavailable, Freely, "The shard has no leader with a quorum. Nothing happened.")
             }
-            Self::UnknownQueue => (C::NotFound, Never, "The queue does not exist and creation on first use is off: create it."),
-            Self::QueueExists => {
-                (C::AlreadyExists, Never, "The queue exists with another number of partitions. Metadata `partitions` is that number.")
+            Self::MaybeApplied => (
+                C::Aborted,
+                WithRequestId,
+                "The command was proposed and its end was not seen: it may take effect. With a request id the code is UNAVAILABLE and a retry is safe.",
+            ),
+            Self::Lost => (
+                C::Unavailable,
+                Freely,
+                "The command lost to another leader's entry: it did not and will not take effect.",
+            ),
+            Self::DeadlinePassed => (
+                C::DeadlineExceeded,
+                Freely,
+                "The deadline passed before the command was proposed. Nothing happened.",
+            ),
+            Self::Overloaded => (
+                C::ResourceExhausted,
+                Freely,
+                "The node has more work than it may queue. Nothing happened; pause before a retry.",
+            ),
+            Self::DiskFull => (
+                C::ResourceExhausted,
+                Freely,
+                "Free space is below --min-free-bytes. Nothing happened; ack, release and delete still work.",
+            ),
+            Self::Stopping => (
+                C::Unavailable,
+                Freely,
+                "The node is stopping. Nothing happened; ask another node.",
+            ),
+            Self::ServiceOff => {
+                (C::Unimplemented, Never, "This cluster does not serve that service (--services).")
             }
-            Self::StaleLease => {
-                (C::FailedPrecondition, Never, "The lease ran out or a newer one was granted: the message will be or was delivered again.")
-            }
-            Self::UnknownMessage => (C::NotFound, Never, "The message is not there: acknowledged before, or never enqueued."),
-            Self::RequestForgotten => {
-                (C::Aborted, Never, "The answer to this request id is no longer kept, so it was not executed: whether the first try took effect is unknown.")
-            }
-            Self::TooManyOpenRequests => {
-                (C::ResourceExhausted, Freely, "The client has 4,096 unacknowledged request ids on the shard: raise first_unacknowledged.")
-            }
-            Self::LimitReached => (C::ResourceExhausted, Freely, "A limit of the replicated state is reached. Metadata `limit` says which."),
-            Self::PartitionNotOpen => (C::Unavailable, Freely, "The partition is being opened. Nothing happened."),
-            Self::StaleMap => (C::Unavailable, Freely, "The command was routed by another slot map. Nothing happened."),
-            Self::NotLeader => {
-                (C::Unavailable, Freely, "This node could not reach the shard's leader. Nothing happened. Metadata `leader`, `leader_endpoint` where known.")
-            }
-            Self::NoQuorum => (C::Unavailable, Freely, "The shard has no leader with a quorum. Nothing happened."),
-            Self::MaybeApplied => {
-                (C::Aborted, WithRequestId, "The command was proposed and its end was not seen: it may take effect. With a request id the code is UNAVAILABLE and a retry is safe.")
-            }
-            Self::Lost => (C::Unavailable, Freely, "The command lost to another leader's entry: it did not and will not take effect."),
-            Self::DeadlinePassed => (C::DeadlineExceeded, Freely, "The deadline passed before the command was proposed. Nothing happened."),
-            Self::Overloaded => (C::ResourceExhausted, Freely, "The node has more work than it may queue. Nothing happened; pause before a retry."),
-            Self::DiskFull => {
-                (C::ResourceExhausted, Freely, "Free space is below --min-free-bytes. Nothing happened; ack, release and delete still work.")
-            }
-            Self::Stopping => (C::Unavailable, Freely, "The node is stopping. Nothing happened; ask another node."),
-            Self::ServiceOff => (C::Unimplemented, Never, "This cluster does not serve that service (--services)."),
             Self::PermissionDenied => (C::PermissionDenied, Never, "The caller may not do this."),
         };
         Row { code, retry, meaning }
@@ -151,7 +211,8 @@ mod tests {
 
     #[test]
     fn every_reason_has_a_row_and_a_name() {
-        let numbered = (1..=64).filter_map(|number| Reason::try_from(number).ok()).collect::<Vec<_>>();
+        let numbered =
+            (1..=64).filter_map(|number| Reason::try_from(number).ok()).collect::<Vec<_>>();
         assert_eq!(numbered, ALL);
         for reason in ALL {
             assert_eq!(Reason::from_name(reason.name()), Some(reason));

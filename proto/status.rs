@@ -38,7 +38,8 @@ pub fn to_status(refusal: &Refusal, has_request_id: bool) -> Status {
         _ => row.code.into(),
     };
     let metadata = refusal.metadata.iter().map(|(key, value)| (key.clone(), value.clone()));
-    let details = ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata.collect::<HashMap<_, _>>());
+    let details =
+        ErrorDetails::with_error_info(reason.name(), DOMAIN, metadata.collect::<HashMap<_, _>>());
     Status::with_error_details(code, refusal.message.clone(), details)
 }
 

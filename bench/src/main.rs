@@ -1,2 +1,56 @@
-//! x
-fn main() {}
+//! How fast: measurements that print, and assert nothing.
+
+mod cluster;
+mod echo;
+mod framed;
+mod puts;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Why a measurement could not be made.
+pub(crate) type Failure = Box<dyn std::error::Error>;
+
+/// Standard output.
+#[derive(Debug)]
+pub(crate) struct Out;
+
+impl Out {
+    /// Prints a line.
+    pub(crate) fn line(&mut self, text: &str) {
+        // A reader that went away needs no figures.
+        writeln!(std::io::stdout(), "{text}").ok();
+    }
+}
+
+#[derive(Debug, Parser)]
+#[command(name = "trefoil-bench", about = "Measures Trefoil beside what it can be compared with, in one run")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Durable puts on three nodes, unary and pipelined, beside a bare tonic echo.
+    Puts(puts::Puts),
+    /// A bare tonic server that answers puts at once; prints its port.
+    Echo,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let ended = match Arguments::parse().what {
+        What::Puts(options) => puts::run(options, &mut Out).await,
+        What::Echo => echo::serve().await,
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            writeln!(std::io::stderr(), "trefoil-bench: {failure}").ok();
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -78,6 +78,7 @@ limits! {
     SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";
     DIRECTORY_LINES_MAX: usize = 65_536, "Cache lines of a shard whose holders the leader remembers.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
+    POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";
 
     TICK_MS: u64 = 50, "Raft's tick in ms.";
     HEARTBEAT_TICKS: usize = 2, "Ticks between two heartbeats (100 ms).";
@@ -88,12 +89,31 @@ limits! {
 }
 
 const _: () = {
-    assert!(VALUE_BYTES_MAX + KEY_BYTES_MAX + HEADERS_BYTES_MAX + 4 * NAME_BYTES_MAX < REQUEST_BYTES_MAX, "one item fits a request");
+    assert!(
+        VALUE_BYTES_MAX + KEY_BYTES_MAX + HEADERS_BYTES_MAX + 4 * NAME_BYTES_MAX
+            < REQUEST_BYTES_MAX,
+        "one item fits a request"
+    );
     assert!(BATCH_BYTES_MAX < REQUEST_BYTES_MAX, "a full batch fits a request");
-    assert!(REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX, "the largest entry fits a peer message");
-    assert!(LOG_CACHE_BYTES as u64 <= UNCOMMITTED_BYTES_MAX, "what is not committed may fill the cache");
-    assert!(CHECKPOINT_OVERLAY_BYTES < OVERLAY_BYTES_MAX, "a checkpoint starts before writers wait");
-    assert!(CHECKPOINT_LOG_BYTES < LOG_BYTES_PER_SHARD_MAX, "a checkpoint comes before the log is full");
-    assert!(ELECTION_TICKS_MIN < ELECTION_TICKS_MAX && HEARTBEAT_TICKS * 3 <= ELECTION_TICKS_MIN, "a lost heartbeat starts no election");
+    assert!(
+        REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX,
+        "the largest entry fits a peer message"
+    );
+    assert!(
+        LOG_CACHE_BYTES as u64 <= UNCOMMITTED_BYTES_MAX,
+        "what is not committed may fill the cache"
+    );
+    assert!(
+        CHECKPOINT_OVERLAY_BYTES < OVERLAY_BYTES_MAX,
+        "a checkpoint starts before writers wait"
+    );
+    assert!(
+        CHECKPOINT_LOG_BYTES < LOG_BYTES_PER_SHARD_MAX,
+        "a checkpoint comes before the log is full"
+    );
+    assert!(
+        ELECTION_TICKS_MIN < ELECTION_TICKS_MAX && HEARTBEAT_TICKS * 3 <= ELECTION_TICKS_MIN,
+        "a lost heartbeat starts no election"
+    );
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
 };

@@ -95,7 +95,8 @@ impl<'a> Txn<'a> {
         // Each own deletion can hide one record of the store.
         let hidden = own.iter().filter(|(_, value)| value.is_none()).count();
         let below = self.store.scan(start, end, limit.saturating_add(hidden));
-        let mut merged = below.into_iter().map(|(key, value)| (key, Some(value))).collect::<BTreeMap<_, _>>();
+        let mut merged =
+            below.into_iter().map(|(key, value)| (key, Some(value))).collect::<BTreeMap<_, _>>();
         merged.extend(own.into_iter().map(|(key, value)| (key.clone(), value.clone())));
         merged.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect()
     }

@@ -16,7 +16,11 @@ pub(super) fn keep_alive(scope: &mut Scope<'_>, request: &api::KeepAliveRequest)
 pub(super) fn close_session(scope: &mut Scope<'_>, request: &api::CloseSessionRequest) -> Ruling {
     unimplemented!()
 }
-pub(super) fn acquire(scope: &mut Scope<'_>, request: &api::AcquireRequest, id: Option<&RequestId>) -> Ruling {
+pub(super) fn acquire(
+    scope: &mut Scope<'_>,
+    request: &api::AcquireRequest,
+    id: Option<&RequestId>,
+) -> Ruling {
     unimplemented!()
 }
 pub(super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseRequest) -> Ruling {

@@ -16,7 +16,9 @@ use bytes::Bytes;
 use prost::Message as _;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, Command, Done, Entry, Progress, Query, Refusal, answer, query};
+use trefoil_proto::internal::v1::{
+    Answer, Command, Done, Entry, Progress, Query, Refusal, answer, query,
+};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::key::{Key, Kind};
@@ -24,6 +26,7 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::queue::{lease_id, parse_lease_id};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -153,7 +156,11 @@ fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
 }
 
 /// A refusal that carries facts for programs.
-fn refuse_with<const N: usize>(reason: Reason, message: impl Into<String>, facts: [(&str, String); N]) -> Refusal {
+fn refuse_with<const N: usize>(
+    reason: Reason,
+    message: impl Into<String>,
+    facts: [(&str, String); N],
+) -> Refusal {
     let metadata = facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     Refusal { metadata, ..refuse(reason, message) }
 }
@@ -184,9 +191,16 @@ impl Machine {
     /// When the store was not bootstrapped.
     #[must_use]
     pub fn open(store: &impl Store, shard: ShardId, shards: u32) -> Self {
-        let progress = store.get(Key::system(Kind::Progress).bytes()).expect("the state says how far it is");
+        let progress =
+            store.get(Key::system(Kind::Progress).bytes()).expect("the state says how far it is");
         let progress = crate::store::decode(&progress);
-        Self { shard, shards, progress, directory: Directory::default(), polls: polls::Polls::default() }
+        Self {
+            shard,
+            shards,
+            progress,
+            directory: Directory::default(),
+            polls: polls::Polls::default(),
+        }
     }
 
     /// How far the state is.
@@ -278,7 +292,12 @@ impl Machine {
         }
     }
 
-    fn command(&mut self, store: &mut impl Store, command: &Command, applied: &mut Applied) -> Outcome {
+    fn command(
+        &mut self,
+        store: &mut impl Store,
+        command: &Command,
+        applied: &mut Applied,
+    ) -> Outcome {
         let Ok(slot) = u16::try_from(command.slot) else {
             return refused(refuse(Reason::StaleMap, "the slot is beyond the map"));
         };
@@ -324,10 +343,10 @@ impl Machine {
             Operation::Release(request) => lock::release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
-            Operation::OpenPartition(request) => queue::open_partition(scope, request),
-            Operation::EnqueueTo(request) => queue::enqueue(scope, request),
+            Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
+            Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
             Operation::DequeueFrom(request) => queue::dequeue(scope, request, self.shards),
-            Operation::AckLease(request) => queue::ack(scope, request),
+            Operation::AckLease(request) => queue::ack(scope, request, self.shards),
             Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
             Operation::Put(request) => cache::put(scope, request),
             Operation::Delete(request) => cache::delete(scope, request),
@@ -339,7 +358,8 @@ impl Machine {
         requests::settle(&mut scope);
         let Scope { txn, output, .. } = scope;
         txn.commit(&mut self.progress.chain);
-        self.progress.queue_backlog = self.progress.queue_backlog.saturating_add_signed(output.backlog);
+        self.progress.queue_backlog =
+            self.progress.queue_backlog.saturating_add_signed(output.backlog);
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
         for (key, writer) in output.lines {
@@ -352,7 +372,13 @@ impl Machine {
 
     /// Reads at the applied index. `now_ms` is the leader's estimate of log time: a value whose time is up by it
     /// is not shown, and not said to be gone either, before log time has moved there.
-    pub fn query(&mut self, store: &impl Store, call: CallId, query: &Query, now_ms: u64) -> QueryOutcome {
+    pub fn query(
+        &mut self,
+        store: &impl Store,
+        call: CallId,
+        query: &Query,
+        now_ms: u64,
+    ) -> QueryOutcome {
         let Ok(slot) = u16::try_from(query.slot) else {
             return answered(refuse(Reason::StaleMap, "the slot is beyond the map"));
         };
@@ -361,11 +387,13 @@ impl Machine {
         }
         match &query.query {
             Some(query::Query::Get(request)) => {
-                cache::get(store, &mut self.directory, slot, request, query.agent, self.progress.log_time_ms, now_ms)
+                let log_time_ms = self.progress.log_time_ms;
+                let reader = cache::Reader { slot, agent: query.agent, log_time_ms, now_ms };
+                cache::get(store, &mut self.directory, request, &reader)
             }
-            Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, request),
+            Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, slot, request),
             Some(query::Query::AwaitReady(request)) => {
-                queue::await_ready(store, &mut self.polls, call, request, self.shards)
+                queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
             }
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }

@@ -17,7 +17,10 @@ pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict
     let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
         if id.attempt > 0 {
-            return Err(refuse(Reason::RequestForgotten, "a retry of a client that is not known here"));
+            return Err(refuse(
+                Reason::RequestForgotten,
+                "a retry of a client that is not known here",
+            ));
         }
         return Ok(None);
     };
@@ -25,11 +28,18 @@ pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict
         return Err(refuse(Reason::RequestForgotten, "the sequence is below first_unacknowledged"));
     }
     match scope.txn.get_message::<RequestAnswer>(answer_key(id).bytes()) {
-        Some(RequestAnswer { answer: Some(Answer { answer: Some(answer) }), .. }) => Ok(Some(Verdict::Answer(answer))),
+        Some(RequestAnswer { answer: Some(Answer { answer: Some(answer) }), .. }) => {
+            Ok(Some(Verdict::Answer(answer)))
+        }
         // It waits: the service finds the waiter again.
         Some(_) => Ok(None),
-        None if client.open >= REQUESTS_OPEN_MAX && id.first_unacknowledged <= client.first_unacknowledged => {
-            Err(refuse(Reason::TooManyOpenRequests, "too many unacknowledged requests: raise first_unacknowledged"))
+        None if client.open >= REQUESTS_OPEN_MAX
+            && id.first_unacknowledged <= client.first_unacknowledged =>
+        {
+            Err(refuse(
+                Reason::TooManyOpenRequests,
+                "too many unacknowledged requests: raise first_unacknowledged",
+            ))
         }
         None => Ok(None),
     }
@@ -75,7 +85,9 @@ pub(super) fn settle(scope: &mut Scope<'_>) {
 /// A client that has been idle for long is forgotten; until all its answers are gone this takes several steps.
 pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let name = std::str::from_utf8(rest).expect("a client name is text");
-    let Some(mut client) = scope.txn.get_message::<RequestClient>(client_key(name).bytes()) else { return };
+    let Some(mut client) = scope.txn.get_message::<RequestClient>(client_key(name).bytes()) else {
+        return;
+    };
     if scope.now_ms < client.seen_at_ms.saturating_add(REQUEST_CLIENT_IDLE_MS) {
         return watch_idle(scope, name, client.seen_at_ms);
     }
@@ -94,7 +106,10 @@ fn keeps_no_answer(answer: &Answer) -> bool {
     let Some(A::Refusal(refusal)) = &answer.answer else { return false };
     matches!(
         refusal.reason(),
-        Reason::RequestForgotten | Reason::TooManyOpenRequests | Reason::StaleMap | Reason::PartitionNotOpen
+        Reason::RequestForgotten
+            | Reason::TooManyOpenRequests
+            | Reason::StaleMap
+            | Reason::PartitionNotOpen
     )
 }
 
@@ -123,4 +138,3 @@ fn client_key(name: &str) -> Key {
 fn answer_key(id: &RequestId) -> Key {
     Key::system(Kind::RequestAnswer).text(&id.client).u64(id.sequence)
 }
-

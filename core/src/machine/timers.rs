@@ -19,7 +19,8 @@ pub(super) struct Timer {
 }
 
 /// Kinds that may have timers.
-const KINDS: [Kind; 5] = [Kind::Session, Kind::Waiter, Kind::Lease, Kind::CacheItem, Kind::RequestClient];
+const KINDS: [Kind; 5] =
+    [Kind::Session, Kind::Waiter, Kind::Lease, Kind::CacheItem, Kind::RequestClient];
 
 /// Bytes before `rest`: system slot, kind of the record, due time, slot, kind.
 const HEAD: usize = 2 + 1 + 8 + 2 + 1;
@@ -61,7 +62,10 @@ fn due_ms(key: &[u8]) -> u64 {
 fn parse(key: Bytes) -> Timer {
     let slot = u16::from_be_bytes(key[11..13].try_into().expect("a timer key has a slot"));
     debug_assert!(slot < crate::slot::SLOTS || slot == SYSTEM_SLOT);
-    let kind = KINDS.into_iter().find(|kind| *kind as u8 == key[HEAD - 1]).expect("a timer key has a kind");
+    let kind = KINDS
+        .into_iter()
+        .find(|kind| *kind as u8 == key[HEAD - 1])
+        .expect("a timer key has a kind");
     let rest = key.slice(HEAD..);
     Timer { key, slot, kind, rest }
 }

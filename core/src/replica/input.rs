@@ -5,7 +5,7 @@ use raft_proto::eraftpb;
 use trefoil_proto::internal::v1::{Command, Query};
 
 use crate::machine::Applied;
-use crate::{CallId, NodeId, ShardId};
+use crate::{CallId, NodeId, ShardId, limits};
 
 /// What a replica is told once, at its start.
 #[derive(Clone, Debug)]
@@ -20,6 +20,32 @@ pub struct Config {
     pub preferred_leader: NodeId,
     /// Seed of the election timeouts.
     pub seed: u64,
+    /// Sizes that tests make small.
+    pub tuning: Tuning,
+}
+
+/// Sizes that decide when things happen, never whether they are right.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuning {
+    /// Bytes of log since the last checkpoint that ask for the next.
+    pub checkpoint_log_bytes: u64,
+    /// Bytes of changed state in memory that ask for a checkpoint.
+    pub checkpoint_overlay_bytes: u64,
+    /// Bytes of recent entries kept in memory.
+    pub log_cache_bytes: usize,
+    /// Bytes of log that a slow follower may hold back.
+    pub log_bytes_max: u64,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            checkpoint_log_bytes: limits::CHECKPOINT_LOG_BYTES,
+            checkpoint_overlay_bytes: limits::CHECKPOINT_OVERLAY_BYTES,
+            log_cache_bytes: limits::LOG_CACHE_BYTES,
+            log_bytes_max: limits::LOG_BYTES_PER_SHARD_MAX,
+        }
+    }
 }
 
 /// What the disk held at the start.
@@ -41,6 +67,8 @@ pub struct Boot {
     pub log_time_ms: u64,
     /// Wall clock of the last entry that the checkpoint has, in ms since 1970; 0 when there is none.
     pub wall_ms: u64,
+    /// When the first timer of the checkpoint is due, in log time.
+    pub next_due_ms: Option<u64>,
     /// A bad tail above the durable mark was cut off: this node neither votes nor campaigns until it has caught up.
     pub uncertain: bool,
 }
@@ -133,8 +161,8 @@ pub enum Input {
     Checkpointed {
         /// Index that it holds.
         index: u64,
-        /// Term of that index.
-        term: u64,
+        /// Bytes of changed state that are in memory now.
+        overlay_bytes: u64,
     },
     /// Entries that [`super::Effect::Fetch`] asked for.
     Fetched {

@@ -1,18 +1,78 @@
-//! One member of one shard's Raft group: inputs in, effects out.
+//! One member of one shard's Raft group: inputs in, effects out, nothing in between.
+//!
+//! [`Replica::step`] takes one [`Input`] and returns [`Effect`]s to be carried out in order. It is the only user of
+//! raft-rs. `ready` turns what raft wants into effects; `log` is what raft reads; `pending` and `reads` hold the
+//! calls that wait; `clock` is log time; `leadership` says who should lead; `disk` cuts the log and moves snapshots.
 
+mod clock;
+mod disk;
 mod effect;
 mod input;
+mod leadership;
+mod log;
+mod pending;
+mod reads;
+mod ready;
 
+use std::collections::VecDeque;
+
+use prost::Message as _;
+use raft::{GetEntriesContext, RawNode, StateRole};
+use raft_proto::eraftpb::{Message, MessageType};
 use slog::Logger;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Entry, Refusal};
 
-use crate::{NodeId, Now};
+use self::clock::LogClock;
+use self::log::Log;
+use self::pending::{Pending, refusal, refuse};
+use self::reads::Reads;
+use crate::limits as l;
+use crate::machine::Applied;
+use crate::{MACHINE_VERSION, NodeId, Now};
 
 pub use self::effect::{ApplyRange, Effect, PersistBatch, Reply, Role, RoleChange};
-pub use self::input::{Boot, Config, Input, Peer, PeerTime, Pressure, Proposal, Read, Chain};
+pub use self::input::{
+    Boot, Chain, Config, Input, Peer, PeerTime, Pressure, Proposal, Read, Tuning,
+};
 
 /// One member of one shard's Raft group.
 #[derive(Debug)]
-pub struct Replica {}
+pub struct Replica {
+    config: Config,
+    logger: Logger,
+    raft: RawNodeDebug,
+    now: Now,
+    clock: LogClock,
+    effects: Vec<Effect>,
+    role: RoleChange,
+    leadership: leadership::Leadership,
+    disk: disk::Disk,
+    ready: ready::Progress,
+    pending: Pending,
+    reads: Reads,
+    /// What the machine said last.
+    applied: Applied,
+    /// State hashes at recent indexes, ascending.
+    chains: VecDeque<Chain>,
+    /// Peers that were said to have diverged.
+    diverged: Vec<NodeId>,
+    pressure: Pressure,
+    /// Index of the last entry proposed here that moves log time.
+    advance_index: u64,
+}
+
+/// raft's node has no debug form.
+struct RawNodeDebug(RawNode<Log>);
+
+impl std::fmt::Debug for RawNodeDebug {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RawNode").field("term", &self.0.raft.term).finish_non_exhaustive()
+    }
+}
+
+/// Hashes of states that are remembered to be compared with what peers say.
+const CHAINS_KEPT: usize = 1_024;
 
 /// What a replica says of itself.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,23 +101,431 @@ impl Replica {
     /// # Errors
     /// When the disk contradicts itself: the sentence says how.
     pub fn new(config: Config, boot: &Boot, now: Now, logger: &Logger) -> Result<Self, String> {
-        unimplemented!()
+        let (applied, applied_term) = boot.applied;
+        if applied > boot.last_index || applied < boot.truncated.0 {
+            return Err(format!(
+                "shard {}: the state is at index {applied} and the log has {} to {}",
+                config.shard,
+                boot.truncated.0 + 1,
+                boot.last_index
+            ));
+        }
+        let raft_config = raft::Config {
+            id: config.node,
+            election_tick: l::ELECTION_TICKS_MIN,
+            min_election_tick: l::ELECTION_TICKS_MIN,
+            max_election_tick: l::ELECTION_TICKS_MAX,
+            heartbeat_tick: l::HEARTBEAT_TICKS,
+            applied,
+            max_size_per_msg: 1 << 20,
+            max_inflight_msgs: 256,
+            check_quorum: true,
+            pre_vote: true,
+            batch_append: true,
+            max_uncommitted_size: l::UNCOMMITTED_BYTES_MAX,
+            max_committed_size_per_ready: 16 << 20,
+            ..raft::Config::default()
+        };
+        let log = Log::new(boot, &config.voters);
+        if log.term_at(applied) != Some(applied_term) {
+            return Err(format!(
+                "shard {}: the state and the log disagree on the term of index {applied}",
+                config.shard
+            ));
+        }
+        let raft = RawNode::new(&raft_config, log, logger).map_err(|error| error.to_string())?;
+        let mut replica = Self {
+            clock: LogClock::new(boot.log_time_ms, boot.wall_ms, now),
+            leadership: leadership::Leadership::new(&config, boot),
+            disk: disk::Disk::new(applied, now),
+            ready: ready::Progress::new(applied, boot.hard_state.term),
+            applied: Applied {
+                index: applied,
+                term: applied_term,
+                log_time_ms: boot.log_time_ms,
+                next_due_ms: boot.next_due_ms,
+                ..Applied::default()
+            },
+            role: RoleChange { term: boot.hard_state.term, ..RoleChange::default() },
+            raft: RawNodeDebug(raft),
+            logger: logger.clone(),
+            now,
+            effects: Vec::new(),
+            pending: Pending::default(),
+            reads: Reads::default(),
+            chains: VecDeque::new(),
+            diverged: Vec::new(),
+            pressure: Pressure::default(),
+            advance_index: 0,
+            config,
+        };
+        replica.leadership.redraw(&mut replica.raft.0);
+        Ok(replica)
     }
 
     /// Takes one input and says what to do about it, in order.
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
-        unimplemented!()
+        debug_assert!(now.boot_ms >= self.now.boot_ms, "the boot clock does not go back");
+        self.now = now;
+        if self.ready.is_installing() {
+            self.step_while_installing(input);
+        } else {
+            self.take(input);
+        }
+        if !self.ready.is_installing() {
+            self.flush();
+        }
+        std::mem::take(&mut self.effects)
     }
 
     /// What this replica says of itself at `now`.
     #[must_use]
     pub fn status(&self, now: Now) -> Status {
-        unimplemented!()
+        let raft = &self.raft.0.raft;
+        Status {
+            role: self.role,
+            first_index: raft.store().first(),
+            last_index: raft.raft_log.last_index(),
+            commit_index: raft.raft_log.committed,
+            applied_index: self.applied.index,
+            checkpoint_index: self.disk.checkpoint_index(),
+            log_bytes: raft.store().bytes(),
+            log_time_ms: self.clock.read(now),
+        }
     }
 
-    /// The node that this replica would like to lead its shard.
+    /// Whether a bad tail of the log was cut off and the replica has not caught up since.
     #[must_use]
-    pub fn preferred_leader(&self) -> NodeId {
-        unimplemented!()
+    pub fn is_uncertain(&self) -> bool {
+        self.leadership.is_uncertain()
+    }
+
+    fn leads(&self) -> bool {
+        self.role.role == Role::Leader
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Tick => self.tick(),
+            Input::Peer(peer) => self.hear(*peer),
+            Input::Propose(proposals) => self.take_proposals(proposals),
+            Input::Read(reads) => self.take_reads(reads),
+            Input::Cancel(call) => {
+                self.pending.cancel(call);
+                self.reads.cancel(call);
+                self.effects.push(Effect::CancelQuery(call));
+            }
+            Input::Persisted(number) => self.persisted(number),
+            Input::Applied(all) => all.into_iter().for_each(|applied| self.take_applied(applied)),
+            Input::Due { read, due_ms } => self.take_due(read, due_ms),
+            Input::Checkpointed { index, overlay_bytes } => self.checkpointed(index, overlay_bytes),
+            Input::Fetched { ticket, entries } => self.fetched(ticket, entries),
+            Input::SnapshotOpened { to, snapshot } => self.snapshot_opened(to, snapshot),
+            Input::SnapshotSent { to, ok } => self.snapshot_sent(to, ok),
+            Input::SnapshotReceived { peer, generation } => {
+                self.snapshot_received(*peer, generation)
+            }
+            // Only asked for while installing.
+            Input::SnapshotInstalled { .. } => {}
+            Input::Unreachable(node) => self.raft.0.report_unreachable(node),
+            Input::Uncertain { node, uncertain } => {
+                self.leadership.peer_is_uncertain(node, uncertain)
+            }
+            Input::Transfer { call, to } => self.transfer(call, to),
+            Input::Pressure(pressure) => self.pressure = pressure,
+        }
+        self.leadership.settle(&mut self.raft.0);
+    }
+
+    fn take_proposals(&mut self, proposals: Vec<Proposal>) {
+        for proposal in proposals {
+            let refused = if !self.leads() {
+                Some(self.not_leader())
+            } else if self.pressure.disk_low && !pending::frees_space(&proposal.command) {
+                Some(refusal(Reason::DiskFull, "the disk of the shard's leader is nearly full"))
+            } else {
+                None
+            };
+            let effect = match refused {
+                Some(why) => Some(refuse(proposal.call, why)),
+                None => self.pending.enqueue(proposal),
+            };
+            self.effects.extend(effect);
+        }
+    }
+
+    fn take_reads(&mut self, reads: Vec<Read>) {
+        if self.leads() {
+            for read in self.reads.enqueue(reads) {
+                let why = refusal(Reason::Overloaded, "too many reads wait for this shard");
+                self.effects.push(refuse(read.call, why));
+            }
+        } else {
+            let why = self.not_leader();
+            self.effects.extend(reads.into_iter().map(|read| refuse(read.call, why.clone())));
+        }
+    }
+
+    fn take_due(&mut self, read: Read, due_ms: u64) {
+        if self.leads() {
+            self.reads.wait_for_time(due_ms, read);
+            self.reads.time_is(self.applied.log_time_ms);
+        } else {
+            let why = self.not_leader();
+            self.effects.push(refuse(read.call, why));
+        }
+    }
+
+    /// The refusal of a replica that does not lead, with the leader where it is known.
+    fn not_leader(&self) -> Refusal {
+        match self.role.leader {
+            Some(leader) if leader != self.config.node => Refusal {
+                metadata: [("leader".to_owned(), leader.to_string())].into(),
+                ..refusal(Reason::NotLeader, "this node does not lead the shard")
+            },
+            _ => refusal(Reason::NoQuorum, "the shard has no leader with a quorum"),
+        }
+    }
+
+    fn tick(&mut self) {
+        // Above the limit of apply lag a follower takes no more and does not stand for election either.
+        let stuck = self.apply_is_behind() && !self.leads();
+        if !stuck && !self.leadership.abstains(&self.raft.0) {
+            self.raft.0.tick();
+        }
+        let why = refusal(Reason::NoQuorum, "the shard could not confirm its leader in time");
+        self.reads.expire(self.now, &why, &mut self.effects);
+        let why =
+            refusal(Reason::DeadlinePassed, "the deadline passed before the command was proposed");
+        self.pending.expire(self.now, &why, &mut self.effects);
+        self.care_for_leadership();
+        self.care_for_disk();
+    }
+
+    fn hear(&mut self, peer: Peer) {
+        let Peer { mut message, time, chain } = peer;
+        if !self.config.voters.contains(&message.from) || message.to != self.config.node {
+            return;
+        }
+        self.clock.heard(time, self.now);
+        self.leadership.heard(message.from, self.now);
+        self.compare(message.from, chain);
+        match message.get_msg_type() {
+            // Never taken from a peer: proposals and reads reach a leader by forwarding, snapshots by their stream.
+            MessageType::MsgPropose
+            | MessageType::MsgReadIndex
+            | MessageType::MsgReadIndexResp
+            | MessageType::MsgTransferLeader
+            | MessageType::MsgSnapshot => return,
+            MessageType::MsgRequestVote
+            | MessageType::MsgRequestPreVote
+            | MessageType::MsgTimeoutNow
+                if self.leadership.abstains(&self.raft.0) =>
+            {
+                return;
+            }
+            MessageType::MsgAppend if self.apply_is_behind() => return,
+            MessageType::MsgHeartbeat => self.clamp_commit(&mut message),
+            _ => {}
+        }
+        let append = message.get_msg_type() == MessageType::MsgAppend;
+        let (term, commit) = (message.term, message.commit);
+        // An error here is a message that raft has no use for.
+        if self.raft.0.step(message).is_ok() && append {
+            self.leadership.appended(&self.raft.0, term, commit);
+        }
+    }
+
+    /// A leader believes that this replica has entries that were lost with the end of its log: raft would panic on
+    /// the commit index, and the leader would never send them again, so a snapshot is asked for.
+    fn clamp_commit(&mut self, message: &mut Message) {
+        let last = self.raft.0.raft.raft_log.last_index();
+        if message.commit > last && message.term >= self.raft.0.raft.term {
+            message.commit = last;
+            // Refused while there is no leader yet: the next heartbeat tries again.
+            if self.raft.0.request_snapshot().is_err() {
+                slog::debug!(self.logger, "no snapshot could be asked for yet");
+            }
+        }
+    }
+
+    fn compare(&mut self, peer: NodeId, theirs: Chain) {
+        let Ok(n) = self.chains.binary_search_by_key(&theirs.index, |chain| chain.index) else {
+            return;
+        };
+        if self.chains[n].hash != theirs.hash && !self.diverged.contains(&peer) {
+            self.diverged.push(peer);
+            self.effects.push(Effect::Diverged { peer, index: theirs.index });
+        }
+    }
+
+    fn take_applied(&mut self, mut applied: Applied) {
+        self.clock.applied(applied.log_time_ms, applied.wall_ms, self.now);
+        self.raft.0.advance_apply_to(applied.index);
+        self.chains.push_back(Chain { index: applied.index, hash: applied.chain });
+        if self.chains.len() > CHAINS_KEPT {
+            self.chains.pop_front();
+        }
+        for (call, answer) in std::mem::take(&mut applied.polls) {
+            let position = crate::Position {
+                term: applied.term,
+                index: applied.index,
+                ordinal: u32::MAX,
+                log_time_ms: applied.log_time_ms,
+            };
+            self.effects.push(Effect::Reply(call, Reply::Answered(position, answer)));
+        }
+        let kept = Applied { outcomes: Vec::new(), settled: Vec::new(), ..applied.clone() };
+        self.pending.applied(applied, &mut self.effects);
+        self.reads.time_is(kept.log_time_ms);
+        self.applied = kept;
+    }
+
+    fn fetched(&mut self, ticket: u64, entries: Vec<raft_proto::eraftpb::Entry>) {
+        let context: Option<GetEntriesContext> =
+            self.raft.0.mut_store().begin_fetch(ticket, entries);
+        if let Some(context) = context {
+            self.raft.0.on_entries_fetched(context);
+        }
+        self.raft.0.mut_store().end_fetch();
+    }
+
+    /// Does what can be done now: proposes, begins a round of reads, and carries out what raft wants.
+    fn flush(&mut self) {
+        loop {
+            // Raft's role first: it would forward a proposal of a follower silently.
+            self.note_role();
+            self.propose();
+            self.begin_reads();
+            if !self.raft.0.has_ready() {
+                break;
+            }
+            self.take_ready();
+            self.leadership.settle(&mut self.raft.0);
+            if self.ready.is_installing() {
+                return;
+            }
+        }
+        self.note_role();
+        self.ask_ready_reads();
+        self.ask_for_log();
+    }
+
+    fn propose(&mut self) {
+        // One entry is written while the next gathers.
+        while self.leads()
+            && self.ready.may_propose()
+            && !self.apply_is_behind()
+            && !self.disk.is_full(&self.applied)
+        {
+            let batch = self.pending.next_batch(self.now, &mut self.effects);
+            if batch.is_empty() && !self.should_advance() {
+                return;
+            }
+            let mut batch = batch;
+            let term = self.raft.0.raft.term;
+            let entry = Entry {
+                log_time_ms: self.clock.read(self.now),
+                wall_ms: self.now.wall_ms,
+                term,
+                machine_version: MACHINE_VERSION,
+                commands: batch
+                    .iter_mut()
+                    .map(|proposal| std::mem::take(&mut proposal.command))
+                    .collect(),
+            };
+            let data = entry.encode_to_vec();
+            if self.raft.0.propose(Vec::new(), data).is_err() {
+                // A transfer is under way, or too much is uncommitted: later.
+                for (proposal, command) in batch.iter_mut().zip(entry.commands) {
+                    proposal.command = command;
+                }
+                self.pending.put_back(batch);
+                return;
+            }
+            let index = self.raft.0.raft.raft_log.last_index();
+            self.advance_index = index;
+            self.ready.proposed();
+            self.pending.proposed(index, term, &batch);
+        }
+    }
+
+    /// Whether log time has to move although nobody proposes anything.
+    fn should_advance(&self) -> bool {
+        if self.advance_index > self.applied.index || !self.raft.0.raft.apply_to_current_term() {
+            return false;
+        }
+        let now_ms = self.clock.read(self.now);
+        let due = [self.applied.next_due_ms, self.reads.next_due_ms()].into_iter().flatten().min();
+        due.is_some_and(|due| due <= now_ms)
+    }
+
+    fn begin_reads(&mut self) {
+        // Before an entry of its own term is committed, a leader's commit index may be old, and raft would drop the round.
+        if !self.leads() || !self.raft.0.raft.commit_to_current_term() {
+            return;
+        }
+        if let Some(context) = self.reads.begin_round(self.now, leadership::ELECTION_MS_MAX) {
+            let context = [self.raft.0.raft.term.to_be_bytes(), context.to_be_bytes()].concat();
+            self.raft.0.read_index(context);
+        }
+    }
+
+    fn ask_ready_reads(&mut self) {
+        let reads = self.reads.ready(self.ready.handed_out());
+        if !reads.is_empty() {
+            let (term, now_ms) = (self.role.term, self.clock.read(self.now));
+            self.effects.push(Effect::Query { reads, term, now_ms });
+        }
+    }
+
+    fn ask_for_log(&mut self) {
+        let store = self.raft.0.mut_store();
+        while let Some((ticket, first, last, max_bytes)) = store.next_fetch() {
+            self.effects.push(Effect::Fetch { ticket, first, last, max_bytes });
+        }
+        for to in self.raft.0.mut_store().take_wanted_snapshots() {
+            self.want_snapshot(to);
+        }
+    }
+
+    fn apply_is_behind(&self) -> bool {
+        let log = self.raft.0.store();
+        log.bytes_between(self.applied.index, self.ready.handed_out()) > l::APPLY_LAG_BYTES_MAX
+    }
+
+    /// Tells who this replica is now, when that changed.
+    fn note_role(&mut self) {
+        let raft = &self.raft.0.raft;
+        let role = match raft.state {
+            StateRole::Follower => Role::Follower,
+            StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+            StateRole::Leader => Role::Leader,
+        };
+        let leader = Some(raft.leader_id).filter(|leader| *leader != 0);
+        let change = RoleChange { role, term: raft.term, leader };
+        if change == self.role {
+            return;
+        }
+        let led = std::mem::replace(&mut self.role, change);
+        if led.role == Role::Leader && (role != Role::Leader || led.term != change.term) {
+            self.step_down();
+        }
+        if role == Role::Leader && (led.role != Role::Leader || led.term != change.term) {
+            self.clock.lead(self.now);
+            self.pending.lead(&mut self.effects);
+            self.advance_index = 0;
+        }
+        self.leadership.role_changed(&self.role, &mut self.effects);
+        self.effects.push(Effect::Role(change));
+    }
+
+    fn step_down(&mut self) {
+        let why = self.not_leader();
+        self.reads.refuse_all(&why, &mut self.effects);
+        let give_up_ms = self.now.boot_ms + leadership::ELECTION_MS_MAX;
+        self.pending.step_down(&why, give_up_ms, &mut self.effects);
+        self.effects.push(Effect::StepDown { refusal: why });
+        self.close_snapshots();
     }
 }

@@ -1,0 +1,127 @@
+//! Real processes to measure: three nodes of a cluster, or an echo server.
+
+use std::io::{self, BufRead as _, BufReader};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// A process that ends with this value.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+impl Process {
+    /// CPU seconds of user and system so far.
+    #[must_use]
+    pub fn cpu_seconds(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
+        let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
+        (ticks(11) + ticks(12)) / 100.0
+    }
+
+    /// Resident memory in MiB.
+    #[must_use]
+    pub fn resident_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or_default() / 1024.0
+    }
+}
+
+/// Three nodes on loopback with their own data directories.
+#[derive(Debug)]
+pub struct Cluster {
+    /// Client endpoints.
+    pub endpoints: Vec<String>,
+    /// The processes, in the order of the endpoints.
+    pub nodes: Vec<Process>,
+    folder: PathBuf,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.nodes.clear();
+        // Scratch: what cannot be removed stays in the temporary folder.
+        std::fs::remove_dir_all(&self.folder).ok();
+    }
+}
+
+impl Cluster {
+    /// Starts `trefoil serve` three times and waits until every node is ready.
+    ///
+    /// # Errors
+    /// When the binary cannot be started, or the nodes are not ready within 30 s.
+    pub fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
+        let folder = parent.join(format!("trefoil-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let ports = free_ports(6)?;
+        let peers = (0..3).map(|n| format!("n{}=127.0.0.1:{}", n + 1, ports[n + 3])).collect::<Vec<_>>().join(",");
+        let mut cluster = Self { endpoints: Vec::new(), nodes: Vec::new(), folder };
+        for n in 0..3 {
+            let child = Command::new(trefoil)
+                .args(["serve", "--name", &format!("n{}", n + 1), "--initial-cluster", &peers, "--cluster-token", "bench"])
+                .args(["--listen", &format!("127.0.0.1:{}", ports[n]), "--log-level", "warning"])
+                .args(["--peer-listen", &format!("127.0.0.1:{}", ports[n + 3])])
+                .arg("--data-dir")
+                .arg(cluster.folder.join(format!("n{}", n + 1)))
+                .stdin(Stdio::null())
+                .spawn()?;
+            cluster.nodes.push(Process(child));
+            cluster.endpoints.push(format!("http://127.0.0.1:{}", ports[n]));
+        }
+        let patience = Instant::now() + Duration::from_secs(30);
+        for port in &ports[..3] {
+            while !is_ready(*port) {
+                if Instant::now() > patience {
+                    return Err(io::Error::other("the nodes are not ready after 30 s"));
+                }
+                // Nothing else runs here while the cluster starts.
+                std::thread::park_timeout(Duration::from_millis(50));
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// CPU seconds of all nodes.
+    #[must_use]
+    pub fn cpu_seconds(&self) -> f64 {
+        self.nodes.iter().map(Process::cpu_seconds).sum()
+    }
+}
+
+/// Starts this program again as an echo server; returns its endpoint.
+///
+/// # Errors
+/// When it does not start.
+pub fn echo() -> io::Result<(Process, String)> {
+    let mut child = Command::new(std::env::current_exe()?).arg("echo").stdout(Stdio::piped()).spawn()?;
+    let mut port = String::new();
+    let out = child.stdout.take().ok_or_else(|| io::Error::other("the echo server has no standard output"))?;
+    BufReader::new(out).read_line(&mut port)?;
+    Ok((Process(child), format!("http://127.0.0.1:{}", port.trim())))
+}
+
+fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}
+
+fn is_ready(port: u16) -> bool {
+    use std::io::{Read as _, Write as _};
+    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
+    let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let mut answer = [0; 12];
+    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+        && stream.write_all(request.as_bytes()).is_ok()
+        && stream.read_exact(&mut answer).is_ok()
+        && answer.ends_with(b"200")
+}

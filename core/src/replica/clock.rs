@@ -1,0 +1,100 @@
+//! Log time: the leader's stamp on every entry, carried on by each replica so that a new leader can continue it.
+
+use super::input::PeerTime;
+use crate::Now;
+use crate::limits::WALL_ADVANCE_MS_MAX;
+
+/// A lower bound of the shard's log time: nothing expires early by it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LogClock {
+    /// Log time at `at_ms`.
+    log_time_ms: u64,
+    /// Boot clock when it was learned.
+    at_ms: u64,
+    /// Wall clock stamped with it, in ms since 1970; 0 when there was none.
+    wall_ms: u64,
+    /// Whether time has been followed since the stamp, here or at a peer that told.
+    continuous: bool,
+}
+
+impl LogClock {
+    /// Begins after a restart, when the time since the last stamp is not known.
+    pub(super) fn new(log_time_ms: u64, wall_ms: u64, now: Now) -> Self {
+        Self { log_time_ms, at_ms: now.boot_ms, wall_ms, continuous: false }
+    }
+
+    /// The estimate at `now`.
+    pub(super) fn read(&self, now: Now) -> u64 {
+        self.log_time_ms + now.boot_ms.saturating_sub(self.at_ms)
+    }
+
+    pub(super) fn peer_time(&self, now: Now) -> PeerTime {
+        PeerTime { log_time_ms: self.read(now), continuous: self.continuous }
+    }
+
+    /// An applied entry bore this stamp.
+    pub(super) fn applied(&mut self, log_time_ms: u64, wall_ms: u64, now: Now) {
+        self.wall_ms = self.wall_ms.max(wall_ms);
+        self.raise(log_time_ms, now);
+    }
+
+    /// A peer told its estimate.
+    pub(super) fn heard(&mut self, time: PeerTime, now: Now) {
+        self.continuous |= time.continuous;
+        self.raise(time.log_time_ms, now);
+    }
+
+    /// This replica leads now. Where nobody has followed the time, every replica has restarted, and the wall clock
+    /// says how long that took: never backwards, and not beyond a cap.
+    pub(super) fn lead(&mut self, now: Now) {
+        if !self.continuous {
+            let known = self.wall_ms > 0;
+            let away = if known {
+                now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX)
+            } else {
+                0
+            };
+            let up = now.boot_ms.saturating_sub(self.at_ms);
+            *self =
+                Self { log_time_ms: self.log_time_ms + away.max(up), at_ms: now.boot_ms, ..*self };
+            self.continuous = true;
+        }
+    }
+
+    fn raise(&mut self, log_time_ms: u64, now: Now) {
+        if log_time_ms > self.read(now) {
+            self.log_time_ms = log_time_ms;
+            self.at_ms = now.boot_ms;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn now(boot_ms: u64, wall_ms: u64) -> Now {
+        Now { boot_ms, wall_ms }
+    }
+
+    #[test]
+    fn time_goes_on_from_what_was_followed() {
+        let mut clock = LogClock::new(1_000, 50_000, now(7, 900_000));
+        clock.heard(PeerTime { log_time_ms: 1_500, continuous: true }, now(10, 900_003));
+        clock.lead(now(20, 900_013));
+        assert_eq!(clock.read(now(25, 0)), 1_515);
+    }
+
+    #[test]
+    fn the_wall_clock_counts_only_when_all_have_restarted_and_never_backwards() {
+        let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
+        clock.lead(now(100, 60_000));
+        assert_eq!(clock.read(now(100, 0)), 11_000);
+        let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
+        clock.lead(now(100, 10));
+        assert_eq!(clock.read(now(100, 0)), 1_100);
+        let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
+        clock.lead(now(100, u64::MAX));
+        assert_eq!(clock.read(now(100, 0)), 1_000 + WALL_ADVANCE_MS_MAX);
+    }
+}

@@ -1,0 +1,223 @@
+//! Who should lead: election timeouts, the preferred leader, transfers, a leader with a slow disk, and a replica
+//! that has lost the end of its log.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft::{RawNode, StateRole};
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Done, answer};
+
+use super::effect::{Effect, Reply, Role, RoleChange};
+use super::input::{Boot, Config};
+use super::pending::{refusal, refuse};
+use super::{Log, Replica};
+use crate::limits as l;
+use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position};
+
+/// The longest election timeout, in ms.
+pub(super) const ELECTION_MS_MAX: u64 = l::ELECTION_TICKS_MAX as u64 * l::TICK_MS;
+
+/// Entries by which a preferred leader may lag when it is given its shard back.
+const BALANCE_LAG_MAX: u64 = 1_000;
+
+#[derive(Debug)]
+struct Transfer {
+    call: CallId,
+    deadline_ms: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Leadership {
+    generator: ChaCha8Rng,
+    timeout: usize,
+    drawn_for: (u64, StateRole),
+    /// The shard was just born and this node is to lead it: it does not wait for a timeout.
+    campaigns_at_once: bool,
+    voters: usize,
+    uncertain: bool,
+    uncertain_peers: BTreeSet<NodeId>,
+    transfer: Option<Transfer>,
+    balance_at_ms: u64,
+    hand_over_at_ms: u64,
+    /// When each peer was heard last, in boot ms.
+    heard: BTreeMap<NodeId, u64>,
+}
+
+impl Leadership {
+    pub(super) fn new(config: &Config, boot: &Boot) -> Self {
+        let newborn = boot.last_index == BIRTH_INDEX
+            && boot.hard_state.term == BIRTH_TERM
+            && boot.hard_state.vote == 0;
+        let seed = config.seed ^ (u64::from(config.shard) << 32) ^ config.node.rotate_left(48);
+        Self {
+            generator: ChaCha8Rng::seed_from_u64(seed),
+            timeout: l::ELECTION_TICKS_MIN,
+            drawn_for: (0, StateRole::Follower),
+            campaigns_at_once: newborn && config.preferred_leader == config.node,
+            voters: config.voters.len(),
+            uncertain: boot.uncertain,
+            uncertain_peers: BTreeSet::new(),
+            transfer: None,
+            balance_at_ms: 0,
+            hand_over_at_ms: 0,
+            heard: BTreeMap::new(),
+        }
+    }
+
+    /// Draws an election timeout and sets it.
+    pub(super) fn redraw(&mut self, raft: &mut RawNode<Log>) {
+        let span = (l::ELECTION_TICKS_MAX - l::ELECTION_TICKS_MIN) as u64;
+        let drawn = usize::try_from(self.generator.next_u64() % span).expect("the span is small");
+        self.timeout = l::ELECTION_TICKS_MIN + drawn;
+        self.drawn_for = (raft.raft.term, raft.raft.state);
+        raft.raft.set_randomized_election_timeout(self.timeout);
+    }
+
+    /// raft draws a timeout of its own whenever it resets; ours comes from the seed, one for each term and role.
+    pub(super) fn settle(&mut self, raft: &mut RawNode<Log>) {
+        if self.drawn_for == (raft.raft.term, raft.raft.state) {
+            raft.raft.set_randomized_election_timeout(self.timeout);
+        } else {
+            self.redraw(raft);
+        }
+    }
+
+    pub(super) fn is_uncertain(&self) -> bool {
+        self.uncertain
+    }
+
+    /// A replica that lost the end of its log may have lost what it acknowledged. It takes no part in elections until
+    /// it has caught up, unless so many replicas are like it that nobody else could be elected.
+    pub(super) fn abstains(&self, raft: &RawNode<Log>) -> bool {
+        let certain = self.voters - 1 - self.uncertain_peers.len();
+        self.uncertain && certain > self.voters / 2 && raft.raft.state != StateRole::Leader
+    }
+
+    pub(super) fn peer_is_uncertain(&mut self, node: NodeId, uncertain: bool) {
+        if uncertain {
+            self.uncertain_peers.insert(node);
+        } else {
+            self.uncertain_peers.remove(&node);
+        }
+    }
+
+    /// Entries of a leader were taken: has this replica caught up with what that leader had committed?
+    pub(super) fn appended(&mut self, raft: &RawNode<Log>, term: u64, commit: u64) {
+        if self.uncertain && term == raft.raft.term && raft.raft.raft_log.committed >= commit {
+            self.uncertain = false;
+        }
+    }
+
+    pub(super) fn heard(&mut self, node: NodeId, now: Now) {
+        self.heard.insert(node, now.boot_ms);
+    }
+
+    pub(super) fn was_heard(&self, node: NodeId, now: Now, within_ms: u64) -> bool {
+        self.heard.get(&node).is_some_and(|at| now.boot_ms - at <= within_ms)
+    }
+
+    pub(super) fn role_changed(&mut self, change: &RoleChange, effects: &mut Vec<Effect>) {
+        if change.role != Role::Leader
+            && let Some(transfer) = self.transfer.take()
+            && transfer.call != 0
+        {
+            let position = Position { term: change.term, ..Position::default() };
+            let done = answer::Answer::Done(Done {}).into();
+            effects.push(Effect::Reply(transfer.call, Reply::Answered(position, done)));
+        }
+    }
+}
+
+impl Replica {
+    pub(super) fn care_for_leadership(&mut self) {
+        if std::mem::take(&mut self.leadership.campaigns_at_once) && self.raft.0.campaign().is_err()
+        {
+            slog::warn!(self.logger, "the first campaign was refused");
+        }
+        let late = |transfer: &mut Transfer| transfer.deadline_ms <= self.now.boot_ms;
+        if let Some(transfer) = self.leadership.transfer.take_if(late)
+            && transfer.call != 0
+        {
+            let why = refusal(Reason::NoQuorum, "the other node did not take over in time");
+            self.effects.push(refuse(transfer.call, why));
+        }
+        if !self.leads() {
+            self.leadership.balance_at_ms = self.now.boot_ms + l::LEADER_BALANCE_MS;
+            return;
+        }
+        if self.disk_is_slower_than(ELECTION_MS_MAX)
+            && self.leadership.hand_over_at_ms <= self.now.boot_ms
+        {
+            self.leadership.hand_over_at_ms = self.now.boot_ms + ELECTION_MS_MAX;
+            self.transfer(0, None);
+        } else if self.leadership.balance_at_ms <= self.now.boot_ms {
+            self.leadership.balance_at_ms = self.now.boot_ms + l::LEADER_BALANCE_MS;
+            self.give_back();
+        }
+    }
+
+    /// Gives the shard to its preferred leader when that one is healthy.
+    fn give_back(&mut self) {
+        let preferred = self.config.preferred_leader;
+        let last = self.raft.0.raft.raft_log.last_index();
+        let fit = self.raft.0.raft.prs().get(preferred).is_some_and(|progress| {
+            progress.matched + BALANCE_LAG_MAX >= last && progress.recent_active
+        });
+        if preferred != self.config.node
+            && fit
+            && self.leadership.was_heard(preferred, self.now, ELECTION_MS_MAX)
+        {
+            self.transfer(0, Some(preferred));
+        }
+    }
+
+    pub(super) fn transfer(&mut self, call: CallId, to: Option<NodeId>) {
+        let target = if self.leads() { self.transfer_target(to) } else { Err(self.not_leader()) };
+        match target {
+            Ok(to) => {
+                self.raft.0.transfer_leader(to);
+                let deadline_ms = self.now.boot_ms + ELECTION_MS_MAX;
+                if let Some(before) =
+                    self.leadership.transfer.replace(Transfer { call, deadline_ms })
+                    && before.call != 0
+                {
+                    let why = refusal(Reason::NoQuorum, "another transfer took its place");
+                    self.effects.push(refuse(before.call, why));
+                }
+            }
+            Err(why) if call != 0 => self.effects.push(refuse(call, why)),
+            Err(_) => {}
+        }
+    }
+
+    fn transfer_target(
+        &self,
+        to: Option<NodeId>,
+    ) -> Result<NodeId, trefoil_proto::internal::v1::Refusal> {
+        let node = self.config.node;
+        let others = self.config.voters.iter().copied().filter(|voter| *voter != node);
+        match to {
+            Some(to) if others.clone().any(|voter| voter == to) => Ok(to),
+            Some(_) => Err(crate::check::invalid("to_node_id", "another member of the shard")),
+            None => others
+                .filter(|voter| self.leadership.was_heard(*voter, self.now, ELECTION_MS_MAX))
+                .max_by_key(|voter| {
+                    self.raft.0.raft.prs().get(*voter).map_or(0, |progress| progress.matched)
+                })
+                .ok_or_else(|| {
+                    refusal(Reason::NoQuorum, "no other member of the shard was heard of lately")
+                }),
+        }
+    }
+
+    fn disk_is_slower_than(&self, ms: u64) -> bool {
+        self.ready.oldest_write_ms().is_some_and(|since| self.now.boot_ms - since > ms)
+    }
+
+    /// A leader whose disk hangs, and that could not hand over, falls silent: heartbeats must not hide a dead disk.
+    pub(super) fn is_muted(&self) -> bool {
+        self.leads() && self.disk_is_slower_than(2 * ELECTION_MS_MAX)
+    }
+}

@@ -1,0 +1,231 @@
+//! Commands on their way: waiting to be proposed, proposed, and waiting in the state.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use prost::Message as _;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Command, Refusal};
+
+use super::effect::{Effect, Reply};
+use super::input::Proposal;
+use crate::limits::{ENTRY_BYTES_MAX, ENTRY_COMMANDS_MAX, PROPOSALS_BYTES_MAX, PROPOSALS_MAX};
+use crate::machine::{Applied, Outcome, WaiterId};
+use crate::{CallId, Now, Position};
+
+/// Commands of one entry that was proposed.
+#[derive(Debug)]
+struct Proposed {
+    term: u64,
+    calls: Vec<CallId>,
+}
+
+/// All commands of this shard whose callers wait here.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    queue: VecDeque<(Proposal, usize)>,
+    queue_bytes: usize,
+    /// By log index.
+    proposed: BTreeMap<u64, Proposed>,
+    /// Callers of commands that wait in the state; one command sent twice has two.
+    waiting: BTreeMap<WaiterId, Vec<CallId>>,
+    /// When commands that were proposed before a step-down are given up as ambiguous, in boot ms.
+    give_up_ms: Option<u64>,
+}
+
+pub(super) fn refusal(reason: Reason, message: &str) -> Refusal {
+    Refusal { reason: reason.into(), message: message.to_owned(), ..Refusal::default() }
+}
+
+pub(super) fn refuse(call: CallId, refusal: Refusal) -> Effect {
+    Effect::Reply(call, Reply::Refused(refusal))
+}
+
+fn maybe_applied(call: CallId) -> Effect {
+    refuse(
+        call,
+        refusal(
+            Reason::MaybeApplied,
+            "the leader changed before the command was seen to be applied",
+        ),
+    )
+}
+
+/// Whether a command makes room: such commands are taken even when the disk is nearly full.
+pub(super) fn frees_space(command: &Command) -> bool {
+    match &command.operation {
+        Some(
+            Operation::CloseSession(_)
+            | Operation::KeepAlive(_)
+            | Operation::Release(_)
+            | Operation::CancelAcquire(_)
+            | Operation::AckLease(_)
+            | Operation::ReturnLeases(_)
+            | Operation::Delete(_),
+        ) => true,
+        Some(
+            Operation::OpenSession(_)
+            | Operation::Acquire(_)
+            | Operation::CreateQueue(_)
+            | Operation::OpenPartition(_)
+            | Operation::EnqueueTo(_)
+            | Operation::DequeueFrom(_)
+            | Operation::Put(_),
+        )
+        | None => false,
+    }
+}
+
+impl Pending {
+    /// Queues a command, or says why not.
+    pub(super) fn enqueue(&mut self, proposal: Proposal) -> Option<Effect> {
+        let bytes = proposal.command.encoded_len();
+        if self.queue.len() >= PROPOSALS_MAX || self.queue_bytes + bytes > PROPOSALS_BYTES_MAX {
+            return Some(refuse(
+                proposal.call,
+                refusal(Reason::Overloaded, "too many commands wait for this shard"),
+            ));
+        }
+        self.queue_bytes += bytes;
+        self.queue.push_back((proposal, bytes));
+        None
+    }
+
+    /// Commands for the next entry, in order; those whose deadline has passed are refused.
+    pub(super) fn next_batch(&mut self, now: Now, effects: &mut Vec<Effect>) -> Vec<Proposal> {
+        let mut batch = Vec::new();
+        let mut total = 0;
+        while let Some((_, bytes)) = self.queue.front() {
+            if batch.len() >= ENTRY_COMMANDS_MAX
+                || (!batch.is_empty() && total + bytes > ENTRY_BYTES_MAX)
+            {
+                break;
+            }
+            let Some((proposal, bytes)) = self.queue.pop_front() else { break };
+            self.queue_bytes -= bytes;
+            if proposal.deadline_ms <= now.boot_ms {
+                let text = "the deadline passed before the command was proposed";
+                effects.push(refuse(proposal.call, refusal(Reason::DeadlinePassed, text)));
+                continue;
+            }
+            total += bytes;
+            batch.push(proposal);
+        }
+        batch
+    }
+
+    /// Puts back a batch that raft did not take now.
+    pub(super) fn put_back(&mut self, batch: Vec<Proposal>) {
+        for proposal in batch.into_iter().rev() {
+            let bytes = proposal.command.encoded_len();
+            self.queue_bytes += bytes;
+            self.queue.push_front((proposal, bytes));
+        }
+    }
+
+    pub(super) fn proposed(&mut self, index: u64, term: u64, batch: &[Proposal]) {
+        let calls = batch.iter().map(|proposal| proposal.call).collect();
+        if let Some(lost) = self.proposed.insert(index, Proposed { term, calls }) {
+            // Only an entry of a deposed leader can have been at this index, and it is gone for good.
+            debug_assert!(lost.term < term, "an index is proposed once in a term");
+            debug_assert!(lost.calls.is_empty(), "calls of an older term are answered before");
+        }
+    }
+
+    /// A caller went away.
+    pub(super) fn cancel(&mut self, call: CallId) {
+        if let Some(n) = self.queue.iter().position(|(proposal, _)| proposal.call == call)
+            && let Some((_, bytes)) = self.queue.remove(n)
+        {
+            self.queue_bytes -= bytes;
+        }
+        self.waiting.retain(|_, calls| {
+            calls.retain(|waiting| *waiting != call);
+            !calls.is_empty()
+        });
+    }
+
+    /// Commands that wait too long to be proposed are refused.
+    pub(super) fn expire(&mut self, now: Now, why: &Refusal, effects: &mut Vec<Effect>) {
+        let mut kept = VecDeque::with_capacity(self.queue.len());
+        for (proposal, bytes) in self.queue.drain(..) {
+            if proposal.deadline_ms > now.boot_ms {
+                kept.push_back((proposal, bytes));
+            } else {
+                self.queue_bytes -= bytes;
+                effects.push(refuse(proposal.call, why.clone()));
+            }
+        }
+        self.queue = kept;
+        if self.give_up_ms.is_some_and(|at| at <= now.boot_ms) {
+            self.give_up_ms = None;
+            self.forget_proposed(effects);
+        }
+    }
+
+    /// This replica no longer leads. What is queued was not proposed; what was proposed may still turn up, so it is
+    /// given a while before it is called ambiguous.
+    pub(super) fn step_down(
+        &mut self,
+        not_leader: &Refusal,
+        give_up_ms: u64,
+        effects: &mut Vec<Effect>,
+    ) {
+        for (proposal, _) in self.queue.drain(..) {
+            effects.push(refuse(proposal.call, not_leader.clone()));
+        }
+        self.queue_bytes = 0;
+        for call in std::mem::take(&mut self.waiting).into_values().flatten() {
+            effects.push(maybe_applied(call));
+        }
+        self.give_up_ms = Some(give_up_ms);
+    }
+
+    /// This replica leads again: indexes are about to be used again.
+    pub(super) fn lead(&mut self, effects: &mut Vec<Effect>) {
+        self.give_up_ms = None;
+        self.forget_proposed(effects);
+    }
+
+    /// The log was replaced: what was proposed is not seen any more.
+    pub(super) fn forget_proposed(&mut self, effects: &mut Vec<Effect>) {
+        for proposed in std::mem::take(&mut self.proposed).into_values() {
+            effects.extend(proposed.calls.into_iter().map(maybe_applied));
+        }
+    }
+
+    /// An entry was applied: its commands are answered, or were overwritten by another leader's entry.
+    pub(super) fn applied(&mut self, applied: Applied, effects: &mut Vec<Effect>) {
+        let position = |ordinal| Position {
+            term: applied.term,
+            index: applied.index,
+            ordinal,
+            log_time_ms: applied.log_time_ms,
+        };
+        if let Some(proposed) = self.proposed.remove(&applied.index) {
+            if proposed.term == applied.term {
+                for (ordinal, (call, outcome)) in
+                    (0..).zip(proposed.calls.into_iter().zip(applied.outcomes))
+                {
+                    match outcome {
+                        Outcome::Answered(answer) => effects
+                            .push(Effect::Reply(call, Reply::Answered(position(ordinal), answer))),
+                        Outcome::Waiting(waiter) => {
+                            self.waiting.entry(waiter).or_default().push(call)
+                        }
+                    }
+                }
+            } else {
+                let lost =
+                    refusal(Reason::Lost, "another leader's entry took the place of the command");
+                effects.extend(proposed.calls.into_iter().map(|call| refuse(call, lost.clone())));
+            }
+        }
+        for settled in applied.settled {
+            for call in self.waiting.remove(&settled.waiter).unwrap_or_default() {
+                let answer = Reply::Answered(position(u32::MAX), settled.answer.clone());
+                effects.push(Effect::Reply(call, answer));
+            }
+        }
+    }
+}
