@@ -5,7 +5,9 @@ use std::process::Command;
 fn main() {
     println!("cargo:rerun-if-env-changed=TREFOIL_COMMIT");
     // The log of HEAD grows with every commit and every checkout.
-    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| std::path::Path::new(log).exists()) {
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])
+        .filter(|log| std::path::Path::new(log).exists())
+    {
         println!("cargo:rerun-if-changed={log}");
     } else {
         println!("cargo:rerun-if-changed=build.rs");
@@ -17,6 +19,10 @@ fn main() {
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
-    let output = Command::new("git").args(arguments).output().ok().filter(|output| output.status.success())?;
+    let output = Command::new("git")
+        .args(arguments)
+        .output()
+        .ok()
+        .filter(|output| output.status.success())?;
     Some(String::from_utf8(output.stdout).ok()?.trim().to_owned()).filter(|text| !text.is_empty())
 }

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use tonic::Code;
 use trefoil_core::ShardId;
@@ -19,11 +20,14 @@ const PREFIX: &str = "trefoil";
 
 /// Upper bounds in seconds, from a cached read to a long poll.
 const CALL_SECONDS: &[f64] = &[
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 60.0,
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 60.0,
 ];
 /// Upper bounds in seconds, from one write to a whole state file.
-const DISK_SECONDS: &[f64] =
-    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+const DISK_SECONDS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    30.0,
+];
 
 /// The metrics of one node, on the registry that it was given.
 #[derive(Debug)]
@@ -77,7 +81,10 @@ struct MethodMetrics {
 struct Registrar<'a>(&'a Registry);
 
 impl Registrar<'_> {
-    fn add<C: Collector + Clone + 'static>(&self, metric: Result<C, prometheus::Error>) -> Result<C, prometheus::Error> {
+    fn add<C: Collector + Clone + 'static>(
+        &self,
+        metric: Result<C, prometheus::Error>,
+    ) -> Result<C, prometheus::Error> {
         let metric = metric?;
         self.0.register(Box::new(metric.clone()))?;
         Ok(metric)
@@ -87,7 +94,12 @@ impl Registrar<'_> {
         self.add(IntCounter::with_opts(Opts::new(name, help).namespace(PREFIX)))
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
         self.add(IntCounterVec::new(Opts::new(name, help).namespace(PREFIX), labels))
     }
 
@@ -95,16 +107,34 @@ impl Registrar<'_> {
         self.add(IntGauge::with_opts(Opts::new(name, help).namespace(PREFIX)))
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
         self.add(IntGaugeVec::new(Opts::new(name, help).namespace(PREFIX), labels))
     }
 
-    fn histogram(&self, name: &str, help: &str, bounds: &[f64]) -> Result<Histogram, prometheus::Error> {
-        self.add(Histogram::with_opts(HistogramOpts::new(name, help).namespace(PREFIX).buckets(bounds.to_vec())))
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        bounds: &[f64],
+    ) -> Result<Histogram, prometheus::Error> {
+        self.add(Histogram::with_opts(
+            HistogramOpts::new(name, help).namespace(PREFIX).buckets(bounds.to_vec()),
+        ))
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> Result<HistogramVec, prometheus::Error> {
-        let options = HistogramOpts::new(name, help).namespace(PREFIX).buckets(CALL_SECONDS.to_vec());
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let options =
+            HistogramOpts::new(name, help).namespace(PREFIX).buckets(CALL_SECONDS.to_vec());
         self.add(HistogramVec::new(options, labels))
     }
 }
@@ -117,17 +147,35 @@ impl Metrics {
     #[allow(clippy::too_many_lines, reason = "one table")]
     pub fn new(registry: Registry) -> Result<Arc<Self>, prometheus::Error> {
         let r = Registrar(&registry);
-        let started = r.counters("grpc_server_started_total", "Calls that began, unary and pipelined.", &["service", "method"])?;
-        let handled =
-            r.counters("grpc_server_handled_total", "Calls that ended, by gRPC code.", &["service", "method", "code"])?;
-        let handling =
-            r.histograms("grpc_server_handling_seconds", "Time from a call's start to its end.", &["service", "method"])?;
-        let methods = Method::ALL.iter().map(|method| MethodMetrics {
-            started: started.with_label_values(&[method.service(), method.name()]),
-            ok: handled.with_label_values(&[method.service(), method.name(), code_name(Code::Ok)]),
-            handling: handling.with_label_values(&[method.service(), method.name()]),
-        });
-        let build = r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
+        let started = r.counters(
+            "grpc_server_started_total",
+            "Calls that began, unary and pipelined.",
+            &["service", "method"],
+        )?;
+        let handled = r.counters(
+            "grpc_server_handled_total",
+            "Calls that ended, by gRPC code.",
+            &["service", "method", "code"],
+        )?;
+        let handling = r.histograms(
+            "grpc_server_handling_seconds",
+            "Time from a call's start to its end.",
+            &["service", "method"],
+        )?;
+        let methods = Method::ALL
+            .iter()
+            .map(|method| MethodMetrics {
+                started: started.with_label_values(&[method.service(), method.name()]),
+                ok: handled.with_label_values(&[
+                    method.service(),
+                    method.name(),
+                    code_name(Code::Ok),
+                ]),
+                handling: handling.with_label_values(&[method.service(), method.name()]),
+            })
+            .collect();
+        let build =
+            r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
         build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
         let metrics = Self {
             locks_acquired: r.counter("locks_acquired_total", "Locks granted, told by the shard's leader.")?,
@@ -151,7 +199,7 @@ impl Metrics {
             checkpoint: r.histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS)?,
             checkpoint_bytes: r.counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.")?,
             handled,
-            methods: methods.collect(),
+            methods,
             calls_shed: r.counter("calls_shed_total", "Calls refused before any work because too many were in flight.")?,
             connections: r.gauge("connections", "Open client connections.")?,
             connections_refused: r.counter("connections_refused_total", "Client connections refused by a cap.")?,
@@ -188,7 +236,9 @@ impl Metrics {
     pub fn role(&self, shard: ShardId, role: Role, term: u64) {
         let label = shard.to_string();
         self.raft_role.with_label_values(&[&label]).set(role as i64);
-        self.raft_current_term.with_label_values(&[&label]).set(i64::try_from(term).unwrap_or(i64::MAX));
+        self.raft_current_term
+            .with_label_values(&[&label])
+            .set(i64::try_from(term).unwrap_or(i64::MAX));
         let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
         if role == Role::Leader {
             led.insert(shard);

@@ -40,7 +40,9 @@ pub fn router<S: Shards>(api: Arc<Api<S>>) -> Router {
 async fn metrics<S: Shards>(State(api): State<Arc<Api<S>>>) -> Response {
     match api.metrics().encode() {
         Ok(text) => ([(header::CONTENT_TYPE, METRICS_TYPE)], text).into_response(),
-        Err(_) => (StatusCode::INTERNAL_SERVER_ERROR, "a metric cannot be encoded\n").into_response(),
+        Err(_) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, "a metric cannot be encoded\n").into_response()
+        }
     }
 }
 

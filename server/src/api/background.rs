@@ -45,7 +45,12 @@ impl Background {
 
 impl<S: Shards> Api<S> {
     /// Has a command applied after a pause, trying again while that can help. It must be harmless to repeat.
-    pub(super) fn clean_up(self: &Arc<Self>, slot: u16, operation: command::Operation, pause: Duration) {
+    pub(super) fn clean_up(
+        self: &Arc<Self>,
+        slot: u16,
+        operation: command::Operation,
+        pause: Duration,
+    ) {
         let api = Arc::clone(self);
         self.background.spawn(async move {
             sleep(pause).await;

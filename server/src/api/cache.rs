@@ -24,8 +24,10 @@ impl<S: Shards> Api<S> {
         request: cache::GetRequest,
     ) -> Result<cache::GetResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
-        let response = expect_answer!(self.query(slot, Query::Get(request), context.deadline).await?, Get)?;
-        let counter = if response.hit { &self.metrics.cache_hits } else { &self.metrics.cache_misses };
+        let response =
+            expect_answer!(self.query(slot, Query::Get(request), context.deadline).await?, Get)?;
+        let counter =
+            if response.hit { &self.metrics.cache_hits } else { &self.metrics.cache_misses };
         counter.inc();
         Ok(response)
     }
@@ -37,6 +39,9 @@ impl<S: Shards> Api<S> {
     ) -> Result<cache::DeleteResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let id = request.request_id.take();
-        expect_answer!(self.command(slot, id, Command::Delete(request), context.deadline).await?, Delete)
+        expect_answer!(
+            self.command(slot, id, Command::Delete(request), context.deadline).await?,
+            Delete
+        )
     }
 }

@@ -71,7 +71,9 @@ impl<S: Shards> Api<S> {
         }
         let query = FindQueue { namespace: namespace.to_owned(), queue: queue.to_owned() };
         let decided = self.query(SYSTEM_SLOT, Query::FindQueue(query), deadline).await?;
-        let answer::Answer::Catalogue(catalogue) = decided.answer else { return Err(other_answer()) };
+        let answer::Answer::Catalogue(catalogue) = decided.answer else {
+            return Err(other_answer());
+        };
         self.catalogues.remember(name, catalogue);
         Ok(catalogue)
     }
@@ -84,7 +86,9 @@ impl<S: Shards> Api<S> {
         deadline: Instant,
     ) -> Result<Catalogue, Refusal> {
         match self.find_queue(namespace, queue, deadline).await {
-            Err(refusal) if refusal.reason() == Reason::UnknownQueue && self.settings.auto_create_queues => {}
+            Err(refusal)
+                if refusal.reason() == Reason::UnknownQueue && self.settings.auto_create_queues => {
+            }
             found => return found,
         }
         let request = CreateQueueRequest {

@@ -1,7 +1,7 @@
 //! Status and leadership, as this node sees them.
 
-use trefoil_core::check::invalid;
 use trefoil_core::META_SHARD;
+use trefoil_core::check::invalid;
 use trefoil_proto::cluster::v1 as cluster;
 use trefoil_proto::common::v1::ResponseHeader;
 use trefoil_proto::internal::v1::Refusal;
@@ -20,7 +20,12 @@ impl<S: Shards> Api<S> {
             header: Some(self.header_of(shards.iter().find(|state| state.shard == META_SHARD))),
             node_name: self.settings.node_name.clone(),
             version: crate::VERSION.to_owned(),
-            services: self.settings.services.iter().map(|service| service.name().to_owned()).collect(),
+            services: self
+                .settings
+                .services
+                .iter()
+                .map(|service| service.name().to_owned())
+                .collect(),
             members: members.collect(),
             shards: shards.iter().map(shard_status).collect(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use prost::Message;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -15,7 +16,9 @@ use trefoil_core::machine::parse_lease_id;
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
-use trefoil_proto::internal::v1::{AckLease, AwaitReady, Catalogue, DequeueFrom, Refusal, ReturnLeases, answer};
+use trefoil_proto::internal::v1::{
+    AckLease, AwaitReady, Catalogue, DequeueFrom, Refusal, ReturnLeases, answer,
+};
 use trefoil_proto::queue::v1::{Delivery, DequeueRequest, DequeueResponse};
 
 use super::background::may_help;
@@ -57,7 +60,8 @@ impl<S: Shards> Api<S> {
         request: DequeueRequest,
     ) -> Result<DequeueResponse, Refusal> {
         let began = Instant::now();
-        let DequeueRequest { namespace, queue, max_messages, wait_ms, lease_ms, request_id } = request;
+        let DequeueRequest { namespace, queue, max_messages, wait_ms, lease_ms, request_id } =
+            request;
         let latest = context.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
         let until = (began + Duration::from_millis(wait_ms)).min(latest);
         let catalogue = self.find_queue(&namespace, &queue, context.deadline).await?;
@@ -105,7 +109,9 @@ impl<S: Shards> Api<S> {
         let mut groups = BTreeMap::<u32, Group>::new();
         for partition in 0..catalogue.partitions {
             let slot = self.slot_of(catalogue, partition);
-            let group = groups.entry(self.shard(slot)).or_insert_with(|| Group { slot, partitions: Vec::new() });
+            let group = groups
+                .entry(self.shard(slot))
+                .or_insert_with(|| Group { slot, partitions: Vec::new() });
             group.partitions.push(partition);
         }
         let round = self.next_round();
@@ -127,8 +133,10 @@ impl<S: Shards> Api<S> {
         wait: bool,
         deadline: Instant,
     ) -> Result<(Vec<u32>, ResponseHeader), Refusal> {
-        let query = AwaitReady { queue_id: catalogue.queue_id, partitions: group.partitions.clone(), wait };
-        let Decided { header, answer } = self.query(group.slot, Query::AwaitReady(query), deadline).await?;
+        let query =
+            AwaitReady { queue_id: catalogue.queue_id, partitions: group.partitions.clone(), wait };
+        let Decided { header, answer } =
+            self.query(group.slot, Query::AwaitReady(query), deadline).await?;
         let answer::Answer::Ready(ready) = answer else { return Err(other_answer()) };
         Ok((ready.partitions, header))
     }
@@ -137,7 +145,9 @@ impl<S: Shards> Api<S> {
     async fn await_ready(&self, catalogue: &Catalogue, group: &Group, until: Instant) -> Group {
         loop {
             match timeout(ASK_AGAIN, self.ready(catalogue, group, true, until)).await {
-                Ok(Ok((partitions, _))) if !partitions.is_empty() => return Group { slot: group.slot, partitions },
+                Ok(Ok((partitions, _))) if !partitions.is_empty() => {
+                    return Group { slot: group.slot, partitions };
+                }
                 Ok(Ok(_)) | Err(_) => {}
                 Ok(Err(_)) => sleep(RETRY_PAUSE).await,
             }
@@ -151,8 +161,11 @@ impl<S: Shards> Poll<'_, S> {
         self.unasked = None;
         let mut asked = JoinSet::new();
         for (place, group) in groups.iter().cloned().enumerate() {
-            let (api, catalogue, deadline) = (Arc::clone(self.api), self.catalogue, self.context.deadline);
-            asked.spawn(async move { (place, group.slot, api.ready(&catalogue, &group, false, deadline).await) });
+            let (api, catalogue, deadline) =
+                (Arc::clone(self.api), self.catalogue, self.context.deadline);
+            asked.spawn(async move {
+                (place, group.slot, api.ready(&catalogue, &group, false, deadline).await)
+            });
         }
         let mut answers = asked.join_all().await;
         answers.sort_by_key(|(place, ..)| *place);
@@ -203,18 +216,25 @@ impl<S: Shards> Poll<'_, S> {
         let (sender, receiver) = oneshot::channel();
         // On its own, so that a grant is seen even when the caller is gone.
         tokio::spawn(async move {
-            let end = api.command(slot, id, command, deadline).await.and_then(|decided| match decided.answer {
-                answer::Answer::Dequeue(response) => Ok((decided.header, response.deliveries)),
-                _ => Err(other_answer()),
-            });
-            if let Err(Ok((_, deliveries))) = sender.send(end) {
-                grants.deliveries = deliveries;
-            }
+            let end = match api.command(slot, id, command, deadline).await {
+                Ok(Decided { header, answer: answer::Answer::Dequeue(response) }) => {
+                    grants.deliveries = response.deliveries;
+                    Ok((header, grants))
+                }
+                Ok(_) => Err(other_answer()),
+                Err(refusal) => Err(refusal),
+            };
+            // Dropped here or on its way, the grants are returned.
+            drop(sender.send(end));
         });
-        match receiver.await.unwrap_or_else(|_| Err(refusal(Reason::Internal, "a call ended without an answer"))) {
-            Ok((header, deliveries)) => {
+        match receiver
+            .await
+            .unwrap_or_else(|_| Err(refusal(Reason::Internal, "a call ended without an answer")))
+        {
+            Ok((header, mut granted)) => {
                 self.header = Some(header);
-                self.grants.bytes += deliveries.iter().map(prost::Message::encoded_len).sum::<usize>();
+                let deliveries = std::mem::take(&mut granted.deliveries);
+                self.grants.bytes += deliveries.iter().map(Message::encoded_len).sum::<usize>();
                 self.grants.deliveries.extend(deliveries);
                 Ok(())
             }
@@ -228,7 +248,10 @@ impl<S: Shards> Poll<'_, S> {
     }
 
     fn answer(&mut self) -> DequeueResponse {
-        DequeueResponse { header: self.header.take(), deliveries: std::mem::take(&mut self.grants.deliveries) }
+        DequeueResponse {
+            header: self.header.take(),
+            deliveries: std::mem::take(&mut self.grants.deliveries),
+        }
     }
 }
 
@@ -264,9 +287,12 @@ impl<S: Shards> Drop for Grants<S> {
         let queue_id = self.catalogue.queue_id;
         let mut by_shard = BTreeMap::<u32, (u16, Vec<AckLease>)>::new();
         for delivery in self.deliveries.drain(..) {
-            let Some((partition, sequence, lease)) = parse_lease_id(&delivery.lease_id) else { continue };
+            let Some((partition, sequence, lease)) = parse_lease_id(&delivery.lease_id) else {
+                continue;
+            };
             let slot = self.api.slot_of(&self.catalogue, partition);
-            let (_, leases) = by_shard.entry(self.api.shard(slot)).or_insert_with(|| (slot, Vec::new()));
+            let (_, leases) =
+                by_shard.entry(self.api.shard(slot)).or_insert_with(|| (slot, Vec::new()));
             leases.push(AckLease { queue_id, partition, sequence, lease });
         }
         for (slot, leases) in by_shard.into_values() {

@@ -25,7 +25,10 @@ impl<S: Shards> Api<S> {
     ) -> Result<lock::OpenSessionResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
-        expect_answer!(self.command(slot, id, Command::OpenSession(request), context.deadline).await?, OpenSession)
+        expect_answer!(
+            self.command(slot, id, Command::OpenSession(request), context.deadline).await?,
+            OpenSession
+        )
     }
 
     pub(super) async fn keep_alive(
@@ -34,7 +37,10 @@ impl<S: Shards> Api<S> {
         request: lock::KeepAliveRequest,
     ) -> Result<lock::KeepAliveResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
-        expect_answer!(self.command(slot, None, Command::KeepAlive(request), context.deadline).await?, KeepAlive)
+        expect_answer!(
+            self.command(slot, None, Command::KeepAlive(request), context.deadline).await?,
+            KeepAlive
+        )
     }
 
     pub(super) async fn close_session(
@@ -44,7 +50,10 @@ impl<S: Shards> Api<S> {
     ) -> Result<lock::CloseSessionResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
-        expect_answer!(self.command(slot, id, Command::CloseSession(request), context.deadline).await?, CloseSession)
+        expect_answer!(
+            self.command(slot, id, Command::CloseSession(request), context.deadline).await?,
+            CloseSession
+        )
     }
 
     /// Acquires, and never leaves behind a waiter or a grant that nobody knows of.
@@ -77,7 +86,10 @@ impl<S: Shards> Api<S> {
     ) -> Result<lock::ReleaseResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
-        expect_answer!(self.command(slot, id, Command::Release(request), context.deadline).await?, Release)
+        expect_answer!(
+            self.command(slot, id, Command::Release(request), context.deadline).await?,
+            Release
+        )
     }
 }
 
@@ -92,7 +104,8 @@ impl<S: Shards> Abandoned<'_, S> {
     /// The command ended. Only an end that leaves open whether it waits or holds is followed by a cancellation.
     fn judge(&mut self, refusal: Option<&Refusal>) {
         let open_ended = refusal.is_some_and(|refusal| {
-            refusal.reason() == Reason::DeadlinePassed || refusal.reason().row().retry == Retry::WithRequestId
+            refusal.reason() == Reason::DeadlinePassed
+                || refusal.reason().row().retry == Retry::WithRequestId
         });
         if !open_ended {
             self.cancel = None;

@@ -91,7 +91,10 @@ mod tests {
     fn paths_and_places_lead_back_to_the_method() {
         for (n, method) in Method::ALL.iter().enumerate() {
             assert_eq!(method.index(), n);
-            assert_eq!(Method::of_path(&format!("/{}/{}", method.service(), method.name())), Some(*method));
+            assert_eq!(
+                Method::of_path(&format!("/{}/{}", method.service(), method.name())),
+                Some(*method)
+            );
         }
         assert_eq!(Method::of_path("/trefoil.lock.v1.LockService/Other"), None);
     }

@@ -145,7 +145,8 @@ impl<S: Shards> Api<S> {
 
     /// Whether every shard has a leader, as far as this node knows, and the node is not about to end.
     pub fn is_ready(&self) -> bool {
-        !*self.stopping.borrow() && (0..=self.shards.shards()).all(|shard| self.shards.leader(shard).is_some())
+        !*self.stopping.borrow()
+            && (0..=self.shards.shards()).all(|shard| self.shards.leader(shard).is_some())
     }
 
     /// The node is about to end: it says that it is not ready, and ends what waits.
@@ -157,13 +158,18 @@ impl<S: Shards> Api<S> {
     ///
     /// # Errors
     /// Whatever the table of reasons says.
-    pub async fn call(self: &Arc<Self>, caller: Caller, mut operation: Operation) -> Result<Outcome, Refusal> {
+    pub async fn call(
+        self: &Arc<Self>,
+        caller: Caller,
+        mut operation: Operation,
+    ) -> Result<Outcome, Refusal> {
         operation::check(&mut operation)?;
         let facts = operation::facts(&operation);
         (self.authorizer)(&caller.principal, facts.action, facts.resource)?;
         self.service_is_on(&facts)?;
         let longest = CALL_TIMEOUT + Duration::from_millis(facts.wait_ms);
-        let deadline = Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
+        let deadline =
+            Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
         let context = Context { deadline, cancelled: caller.cancelled };
         if facts.wait_ms == 0 {
             let outcome = self.dispatch(&context, operation).await;
@@ -192,23 +198,39 @@ impl<S: Shards> Api<S> {
         }
     }
 
-    async fn dispatch(self: &Arc<Self>, context: &Context, operation: Operation) -> Result<Outcome, Refusal> {
+    async fn dispatch(
+        self: &Arc<Self>,
+        context: &Context,
+        operation: Operation,
+    ) -> Result<Outcome, Refusal> {
         Ok(match operation {
-            Operation::OpenSession(request) => Outcome::OpenSession(self.open_session(context, request).await?),
-            Operation::KeepAlive(request) => Outcome::KeepAlive(self.keep_alive(context, request).await?),
-            Operation::CloseSession(request) => Outcome::CloseSession(self.close_session(context, request).await?),
+            Operation::OpenSession(request) => {
+                Outcome::OpenSession(self.open_session(context, request).await?)
+            }
+            Operation::KeepAlive(request) => {
+                Outcome::KeepAlive(self.keep_alive(context, request).await?)
+            }
+            Operation::CloseSession(request) => {
+                Outcome::CloseSession(self.close_session(context, request).await?)
+            }
             Operation::Acquire(request) => Outcome::Acquire(self.acquire(context, request).await?),
             Operation::Release(request) => Outcome::Release(self.release(context, request).await?),
-            Operation::CreateQueue(request) => Outcome::CreateQueue(self.create_queue(context, request).await?),
+            Operation::CreateQueue(request) => {
+                Outcome::CreateQueue(self.create_queue(context, request).await?)
+            }
             Operation::Enqueue(request) => Outcome::Enqueue(self.enqueue(context, request).await?),
             // Much larger than the others.
-            Operation::Dequeue(request) => Outcome::Dequeue(Box::pin(self.dequeue(context, request)).await?),
+            Operation::Dequeue(request) => {
+                Outcome::Dequeue(Box::pin(self.dequeue(context, request)).await?)
+            }
             Operation::Ack(request) => Outcome::Ack(self.ack(context, request).await?),
             Operation::Put(request) => Outcome::Put(self.put(context, request).await?),
             Operation::Get(request) => Outcome::Get(self.get(context, request).await?),
             Operation::Delete(request) => Outcome::Delete(self.delete(context, request).await?),
             Operation::Status(_) => Outcome::Status(self.status()),
-            Operation::TransferLeader(request) => Outcome::TransferLeader(self.transfer_leader(&request).await?),
+            Operation::TransferLeader(request) => {
+                Outcome::TransferLeader(self.transfer_leader(&request).await?)
+            }
         })
     }
 
@@ -231,7 +253,12 @@ impl<S: Shards> Api<S> {
     }
 
     /// Asks the shard of a slot.
-    async fn query(&self, slot: u16, query: query::Query, deadline: Instant) -> Result<Decided, Refusal> {
+    async fn query(
+        &self,
+        slot: u16,
+        query: query::Query,
+        deadline: Instant,
+    ) -> Result<Decided, Refusal> {
         let agent = self.shards.node_id();
         let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query: Some(query) };
         self.decided(self.shards.query(self.shard(slot), query, deadline).await?)
@@ -243,7 +270,8 @@ impl<S: Shards> Api<S> {
 
     fn decided(&self, answered: Answered) -> Result<Decided, Refusal> {
         let Answered { node: _, shard, position, answer } = answered;
-        let answer = answer.answer.ok_or_else(|| refusal(Reason::Internal, "a shard gave no answer"))?;
+        let answer =
+            answer.answer.ok_or_else(|| refusal(Reason::Internal, "a shard gave no answer"))?;
         if let answer::Answer::Refusal(refusal) = answer {
             return Err(refusal);
         }

@@ -74,18 +74,38 @@ pub fn method(operation: &Operation) -> Method {
 #[must_use]
 pub fn facts(operation: &Operation) -> Facts<'_> {
     let (action, resource, request_id, wait_ms) = match operation {
-        Operation::OpenSession(r) => (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0),
+        Operation::OpenSession(r) => {
+            (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
+        }
         Operation::KeepAlive(r) => (Action::UseSession, namespace(&r.namespace), None, 0),
-        Operation::CloseSession(r) => (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0),
-        Operation::Acquire(r) => (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms),
-        Operation::Release(r) => (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0),
-        Operation::CreateQueue(r) => (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0),
-        Operation::Enqueue(r) => (Action::Enqueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0),
-        Operation::Dequeue(r) => (Action::Consume, queue(&r.namespace, &r.queue), r.request_id.as_ref(), r.wait_ms),
-        Operation::Ack(r) => (Action::Consume, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0),
-        Operation::Put(r) => (Action::WriteValue, key(&r.namespace, &r.key), r.request_id.as_ref(), 0),
+        Operation::CloseSession(r) => {
+            (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
+        }
+        Operation::Acquire(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::Release(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::CreateQueue(r) => {
+            (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
+        }
+        Operation::Enqueue(r) => {
+            (Action::Enqueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
+        }
+        Operation::Dequeue(r) => {
+            (Action::Consume, queue(&r.namespace, &r.queue), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::Ack(r) => {
+            (Action::Consume, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
+        }
+        Operation::Put(r) => {
+            (Action::WriteValue, key(&r.namespace, &r.key), r.request_id.as_ref(), 0)
+        }
         Operation::Get(r) => (Action::ReadValue, key(&r.namespace, &r.key), None, 0),
-        Operation::Delete(r) => (Action::WriteValue, key(&r.namespace, &r.key), r.request_id.as_ref(), 0),
+        Operation::Delete(r) => {
+            (Action::WriteValue, key(&r.namespace, &r.key), r.request_id.as_ref(), 0)
+        }
         Operation::Status(_) => (Action::ReadStatus, Resource::Cluster, None, 0),
         Operation::TransferLeader(_) => (Action::MoveLeader, Resource::Cluster, None, 0),
     };
@@ -97,10 +117,14 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
 #[must_use]
 pub fn service(method: Method) -> Option<Service> {
     match method {
-        Method::OpenSession | Method::KeepAlive | Method::CloseSession | Method::Acquire | Method::Release => {
-            Some(Service::Lock)
+        Method::OpenSession
+        | Method::KeepAlive
+        | Method::CloseSession
+        | Method::Acquire
+        | Method::Release => Some(Service::Lock),
+        Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
+            Some(Service::Queue)
         }
-        Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => Some(Service::Queue),
         Method::Put | Method::Get | Method::Delete => Some(Service::Cache),
         Method::Status
         | Method::TransferLeader

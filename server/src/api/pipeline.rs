@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use prost::Message as _;
 use prometheus::IntGauge;
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::Stream;
@@ -54,10 +54,18 @@ impl<S: Shards> Pipeline<S> {
 impl<S: Shards> PipelineService for Pipeline<S> {
     type OpenStream = Frames;
 
-    async fn open(&self, request: Request<Streaming<pipeline::OpenRequest>>) -> Result<Response<Frames>, Status> {
+    async fn open(
+        &self,
+        request: Request<Streaming<pipeline::OpenRequest>>,
+    ) -> Result<Response<Frames>, Status> {
         let principal = principal(&request);
         let (sender, replies) = mpsc::channel(REPLIES_WAITING_MAX);
-        let reader = Reader { api: Arc::clone(&self.api), principal, replies: sender, calls: Calls::default() };
+        let reader = Reader {
+            api: Arc::clone(&self.api),
+            principal,
+            replies: sender,
+            calls: Calls::default(),
+        };
         let open = Open::new(self.api.metrics().pipeline_streams.clone());
         let reader = tokio::spawn(reader.run(request.into_inner())).abort_handle();
         Ok(Response::new(Frames { replies, reader, _open: open, frame: Frame::default() }))
@@ -124,7 +132,9 @@ impl Calls {
     async fn next_end(&mut self) -> bool {
         match self.running.join_next_with_id().await {
             // The id may be another call's by now, when this one was cancelled just as it ended.
-            Some(Ok((task, id))) if self.by_id.get(&id).is_some_and(|running| running.task.id() == task) => {
+            Some(Ok((task, id)))
+                if self.by_id.get(&id).is_some_and(|running| running.task.id() == task) =>
+            {
                 self.remove(id);
                 true
             }
@@ -182,12 +192,14 @@ impl<S: Shards> Reader<S> {
 
     fn start(&mut self, call: pipeline::Call) -> Result<(), Refusal> {
         let pipeline::Call { id, timeout_ms, operation } = call;
-        let operation = operation.ok_or_else(|| invalid("operation", "set: one of the operations of this version"))?;
+        let operation = operation
+            .ok_or_else(|| invalid("operation", "set: one of the operations of this version"))?;
         if self.calls.by_id.contains_key(&id) {
             return Err(invalid("id", "another than those of the calls in flight"));
         }
         let facts = operation::facts(&operation);
-        let (method, waits, has_request_id) = (facts.method, facts.wait_ms > 0, facts.request_id.is_some());
+        let (method, waits, has_request_id) =
+            (facts.method, facts.wait_ms > 0, facts.request_id.is_some());
         let handling = self.api.metrics().begin(method);
         let admitted = if waits && self.calls.waiting >= WAITING_PER_STREAM_MAX {
             Err(overloaded("the stream has too many calls that wait"))
@@ -224,7 +236,11 @@ impl<S: Shards> Reader<S> {
 }
 
 /// The end of a call, and its code.
-fn reply(id: u64, outcome: Result<Outcome, Refusal>, has_request_id: bool) -> (pipeline::Reply, Code) {
+fn reply(
+    id: u64,
+    outcome: Result<Outcome, Refusal>,
+    has_request_id: bool,
+) -> (pipeline::Reply, Code) {
     match outcome {
         Ok(outcome) => (pipeline::Reply { id, outcome: Some(outcome) }, Code::Ok),
         Err(refusal) => {
@@ -260,7 +276,10 @@ struct Frame {
 impl Stream for Frames {
     type Item = Result<pipeline::OpenResponse, Status>;
 
-    fn poll_next(mut self: Pin<&mut Self>, context: &mut TaskContext<'_>) -> Poll<Option<Self::Item>> {
+    fn poll_next(
+        mut self: Pin<&mut Self>,
+        context: &mut TaskContext<'_>,
+    ) -> Poll<Option<Self::Item>> {
         let mut has_ended = false;
         while self.frame.bytes < FRAME_BYTES_MAX {
             match self.replies.poll_recv(context) {

@@ -44,7 +44,9 @@ impl<S: Shards> Api<S> {
             let mut running = JoinSet::new();
             for part in parts {
                 let (api, places) = (Arc::clone(self), part.places.clone());
-                running.spawn(async move { (places, api.enqueue_to(&catalogue, part, deadline).await) });
+                running.spawn(
+                    async move { (places, api.enqueue_to(&catalogue, part, deadline).await) },
+                );
             }
             running.join_all().await
         };
@@ -68,15 +70,27 @@ impl<S: Shards> Api<S> {
     }
 
     /// Sorts a batch by partition. A retry must sort alike, so what has no key goes where the request id says.
-    fn parts(&self, catalogue: &Catalogue, messages: Vec<Message>, id: Option<&RequestId>) -> Vec<Part> {
+    fn parts(
+        &self,
+        catalogue: &Catalogue,
+        messages: Vec<Message>,
+        id: Option<&RequestId>,
+    ) -> Vec<Part> {
         let partitions = catalogue.partitions.max(1);
         let keyless = id.map_or_else(
-            || u32::try_from(self.next_round() % usize::try_from(partitions).unwrap_or(1)).unwrap_or(0),
+            || {
+                u32::try_from(self.next_round() % usize::try_from(partitions).unwrap_or(1))
+                    .unwrap_or(0)
+            },
             |id| slot::partition(&format!("{}/{}", id.client, id.sequence), partitions),
         );
         let mut sorted = BTreeMap::<u32, (Vec<usize>, Vec<Message>)>::new();
         for (place, message) in messages.into_iter().enumerate() {
-            let partition = if message.key.is_empty() { keyless } else { slot::partition(&message.key, partitions) };
+            let partition = if message.key.is_empty() {
+                keyless
+            } else {
+                slot::partition(&message.key, partitions)
+            };
             let part = sorted.entry(partition).or_default();
             part.0.push(place);
             part.1.push(message);
@@ -101,13 +115,21 @@ impl<S: Shards> Api<S> {
         let Part { partition, request_id, messages, places: _ } = part;
         let slot = self.slot_of(catalogue, partition);
         let &Catalogue { queue_id, version: catalogue_version, .. } = catalogue;
-        let command = Command::EnqueueTo(EnqueueTo { queue_id, partition, catalogue_version, messages });
-        let decided = match self.command(slot, request_id.clone(), command.clone(), deadline).await {
+        let command =
+            Command::EnqueueTo(EnqueueTo { queue_id, partition, catalogue_version, messages });
+        let decided = match self.command(slot, request_id.clone(), command.clone(), deadline).await
+        {
             Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => {
-                let open = Command::OpenPartition(OpenPartition { queue_id, partition, catalogue_version });
+                let open = Command::OpenPartition(OpenPartition {
+                    queue_id,
+                    partition,
+                    catalogue_version,
+                });
                 // To open it again is no error, so an open end is none either: what follows shows it.
                 match self.command(slot, None, open, deadline).await {
-                    Err(refusal) if refusal.reason() != Reason::MaybeApplied => return Err(refusal),
+                    Err(refusal) if refusal.reason() != Reason::MaybeApplied => {
+                        return Err(refusal);
+                    }
                     _ => self.command(slot, request_id, command, deadline).await?,
                 }
             }
@@ -116,15 +138,26 @@ impl<S: Shards> Api<S> {
         expect_answer!(decided, Enqueue)
     }
 
-    pub(super) async fn ack(&self, context: &Context, request: AckRequest) -> Result<AckResponse, Refusal> {
+    pub(super) async fn ack(
+        &self,
+        context: &Context,
+        request: AckRequest,
+    ) -> Result<AckResponse, Refusal> {
         let lease_id = parse_lease_id(&request.lease_id);
-        let (partition, sequence, lease) = lease_id.ok_or_else(|| invalid("lease_id", "the lease_id of a delivery"))?;
-        let catalogue = self.find_queue(&request.namespace, &request.queue, context.deadline).await?;
+        let (partition, sequence, lease) =
+            lease_id.ok_or_else(|| invalid("lease_id", "the lease_id of a delivery"))?;
+        let catalogue =
+            self.find_queue(&request.namespace, &request.queue, context.deadline).await?;
         let unknown = || refusal(Reason::UnknownMessage, "the queue has no such message");
         if partition >= catalogue.partitions {
             return Err(unknown());
         }
-        let command = Command::AckLease(AckLease { queue_id: catalogue.queue_id, partition, sequence, lease });
+        let command = Command::AckLease(AckLease {
+            queue_id: catalogue.queue_id,
+            partition,
+            sequence,
+            lease,
+        });
         let slot = self.slot_of(&catalogue, partition);
         match self.command(slot, request.request_id, command, context.deadline).await {
             // Nothing was ever stored there.
@@ -149,8 +182,10 @@ fn derived(id: &RequestId, count: u32) -> RequestId {
 /// How a batch ended whose parts were refused like this; none when none was.
 fn judge(refusals: Vec<Refusal>, some_stored: bool) -> Option<Refusal> {
     // No retry can help once a shard has forgotten the request.
-    let forgotten = refusals.iter().position(|refusal| refusal.reason() == Reason::RequestForgotten);
-    let open_ended = refusals.iter().any(|refusal| refusal.reason().row().retry == Retry::WithRequestId);
+    let forgotten =
+        refusals.iter().position(|refusal| refusal.reason() == Reason::RequestForgotten);
+    let open_ended =
+        refusals.iter().any(|refusal| refusal.reason().row().retry == Retry::WithRequestId);
     let mut refusals = refusals;
     let first = match forgotten {
         Some(place) => return Some(refusals.swap_remove(place)),
@@ -178,7 +213,10 @@ mod tests {
         let overloaded = || vec![refused(Reason::Overloaded), refused(Reason::NotLeader)];
         assert_eq!(judge(overloaded(), false).unwrap().reason(), Reason::Overloaded);
         let partly = judge(overloaded(), true).unwrap();
-        assert_eq!((partly.reason(), partly.metadata["cause"].as_str()), (Reason::MaybeApplied, "OVERLOADED"));
+        assert_eq!(
+            (partly.reason(), partly.metadata["cause"].as_str()),
+            (Reason::MaybeApplied, "OVERLOADED")
+        );
         let open = vec![refused(Reason::Overloaded), refused(Reason::MaybeApplied)];
         assert_eq!(judge(open, false).unwrap().reason(), Reason::MaybeApplied);
         let forgotten = vec![refused(Reason::MaybeApplied), refused(Reason::RequestForgotten)];

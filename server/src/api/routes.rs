@@ -31,8 +31,14 @@ pub const RESPONSE_BYTES_MAX: usize = FRAME_RESPONSE_MAX;
 
 /// The names of the services that are on and said to be healthy, beside "" for the node.
 pub fn served<S: Shards>(api: &Api<S>) -> Vec<&'static str> {
-    let is_on = |method: &Method| operation::service(*method).is_none_or(|service| api.services().contains(&service));
-    let mut names = Method::ALL.iter().filter(|method| is_on(method)).map(|method| method.service()).collect::<Vec<_>>();
+    let is_on = |method: &Method| {
+        operation::service(*method).is_none_or(|service| api.services().contains(&service))
+    };
+    let mut names = Method::ALL
+        .iter()
+        .filter(|method| is_on(method))
+        .map(|method| method.service())
+        .collect::<Vec<_>>();
     names.retain(|name| name.starts_with("trefoil."));
     names.dedup();
     names
@@ -53,7 +59,9 @@ pub fn routes<S: Shards>(
         };
     }
     let unary = Unary::new(Arc::clone(api));
-    let health = tonic_health::pb::health_server::HealthServer::new(HealthService::from_health_reporter(health));
+    let health = tonic_health::pb::health_server::HealthServer::new(
+        HealthService::from_health_reporter(health),
+    );
     Ok(Routes::new(bounded!(LockServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(QueueServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(CacheServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
@@ -71,7 +79,8 @@ pub fn routes<S: Shards>(
 
 /// Reflection describes everything and lists what clients may call.
 fn reflection<S: Shards>(api: &Api<S>) -> Builder<'static> {
-    let of_grpc = [Method::HealthCheck, Method::Reflection, Method::ReflectionAlpha].map(Method::service);
+    let of_grpc =
+        [Method::HealthCheck, Method::Reflection, Method::ReflectionAlpha].map(Method::service);
     let listed = served(api).into_iter().chain(of_grpc);
     let builder = Builder::configure()
         .register_encoded_file_descriptor_set(trefoil_proto::DESCRIPTORS)

@@ -63,7 +63,11 @@ pub trait Shards: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Answered, Refusal>> + Send;
 
     /// Hands a shard that this node leads to another node.
-    fn transfer_leader(&self, shard: ShardId, to: NodeId) -> impl Future<Output = Result<(), Refusal>> + Send;
+    fn transfer_leader(
+        &self,
+        shard: ShardId,
+        to: NodeId,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// Every shard of this node, by id; the meta shard first.
     fn status(&self) -> Vec<ShardState>;

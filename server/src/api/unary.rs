@@ -48,7 +48,11 @@ impl<S: Shards> Unary<S> {
         Self { api }
     }
 
-    async fn serve<T>(&self, mut request: Request<T>, wrap: fn(T) -> Operation) -> Result<Outcome, Status> {
+    async fn serve<T>(
+        &self,
+        mut request: Request<T>,
+        wrap: fn(T) -> Operation,
+    ) -> Result<Outcome, Status> {
         let principal = principal(&request);
         let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
         let permit = request.extensions_mut().remove::<Arc<Permit>>();
@@ -56,12 +60,18 @@ impl<S: Shards> Unary<S> {
         let permit = match permit {
             Some(permit) => permit,
             None => Arc::new(
-                self.api.admission().admit(operation::method(&operation).load()).map_err(|r| to_status(&r, false))?,
+                self.api
+                    .admission()
+                    .admit(operation::method(&operation).load())
+                    .map_err(|r| to_status(&r, false))?,
             ),
         };
         let has_request_id = operation::facts(&operation).request_id.is_some();
         let caller = Caller { principal, timeout, permit, cancelled: None };
-        self.api.call(caller, operation).await.map_err(|refusal| to_status(&refusal, has_request_id))
+        self.api
+            .call(caller, operation)
+            .await
+            .map_err(|refusal| to_status(&refusal, has_request_id))
     }
 }
 

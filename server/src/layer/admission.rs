@@ -67,7 +67,9 @@ impl Admission {
 }
 
 fn take(places: &Arc<Semaphore>) -> Result<Permit, Refusal> {
-    let place = Arc::clone(places).try_acquire_owned().map_err(|_| overloaded("the node has too many calls in flight"))?;
+    let place = Arc::clone(places)
+        .try_acquire_owned()
+        .map_err(|_| overloaded("the node has too many calls in flight"))?;
     Ok(Permit { _place: place })
 }
 
@@ -86,7 +88,9 @@ mod tests {
         let work = (0..CALLS_MAX).map(|_| admission.admit(Load::Work).unwrap()).collect::<Vec<_>>();
         let refusal = admission.admit(Load::Work).unwrap_err();
         assert_eq!(refusal.reason(), Reason::Overloaded);
-        let priority = (0..PRIORITY_CALLS_MAX).map(|_| admission.admit(Load::Priority).unwrap()).collect::<Vec<_>>();
+        let priority = (0..PRIORITY_CALLS_MAX)
+            .map(|_| admission.admit(Load::Priority).unwrap())
+            .collect::<Vec<_>>();
         assert!(admission.admit(Load::Priority).is_err());
         admission.wait().unwrap();
         admission.admit(Load::Stream).unwrap();

@@ -42,7 +42,8 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let handling = Method::of_path(request.uri().path()).map(|method| self.metrics.begin(method));
+        let handling =
+            Method::of_path(request.uri().path()).map(|method| self.metrics.begin(method));
         let answer = self.inner.call(request);
         let Some(handling) = handling else { return Box::pin(answer) };
         Box::pin(async move {
@@ -77,7 +78,9 @@ impl HttpBody for Measured {
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
         let end = match &frame {
-            Some(Ok(frame)) => frame.trailers_ref().map(|trailers| code(trailers).unwrap_or(Code::Unknown)),
+            Some(Ok(frame)) => {
+                frame.trailers_ref().map(|trailers| code(trailers).unwrap_or(Code::Unknown))
+            }
             Some(Err(_)) => Some(Code::Unknown),
             None => Some(Code::Unknown),
         };

@@ -1,13 +1,13 @@
 //! Refuses a request when too many are in flight.
 
 use std::convert::Infallible;
-use std::future::Ready;
+use std::future::{Future, ready};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use axum::body::Body;
 use http::{Request, Response};
-use tower::util::Either;
 use tower::{Layer, Service, layer::layer_fn};
 use trefoil_proto::status::to_status;
 
@@ -16,8 +16,15 @@ use crate::api::method::{Load, Method};
 use crate::metrics::Metrics;
 
 /// Takes a place for each request, and gives it to the handler to keep.
-pub(super) fn layer<S>(admission: Arc<Admission>, metrics: Arc<Metrics>) -> impl Layer<S, Service = Shed<S>> + Clone {
-    layer_fn(move |inner| Shed { inner, admission: Arc::clone(&admission), metrics: Arc::clone(&metrics) })
+pub(super) fn layer<S>(
+    admission: Arc<Admission>,
+    metrics: Arc<Metrics>,
+) -> impl Layer<S, Service = Shed<S>> + Clone {
+    layer_fn(move |inner| Shed {
+        inner,
+        admission: Arc::clone(&admission),
+        metrics: Arc::clone(&metrics),
+    })
 }
 
 /// See [`layer`].
@@ -31,10 +38,11 @@ pub(super) struct Shed<S> {
 impl<S> Service<Request<Body>> for Shed<S>
 where
     S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Either<Ready<Result<Response<Body>, Infallible>>, S::Future>;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(context)
@@ -45,11 +53,11 @@ where
         match self.admission.admit(load) {
             Ok(permit) => {
                 request.extensions_mut().insert(Arc::new(permit));
-                Either::Right(self.inner.call(request))
+                Box::pin(self.inner.call(request))
             }
             Err(refusal) => {
                 self.metrics.calls_shed.inc();
-                Either::Left(std::future::ready(Ok(to_status(&refusal, false).into_http())))
+                Box::pin(ready(Ok(to_status(&refusal, false).into_http())))
             }
         }
     }
