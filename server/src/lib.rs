@@ -8,9 +8,11 @@ pub mod api;
 pub mod authorize;
 pub mod config;
 pub mod layer;
+pub mod listener;
 pub mod logging;
 pub mod metrics;
 pub mod pages;
+pub mod server;
 pub mod storage;
 
 /// Version of this binary.

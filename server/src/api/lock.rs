@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use trefoil_core::slot;
-use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
@@ -112,18 +112,26 @@ impl<S: Shards> Abandoned<'_, S> {
         }
     }
 
-    fn pause(&self, waiter: Option<&RequestId>) -> Duration {
-        let told = self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed));
-        if waiter.is_some() && !told { COME_BACK } else { Duration::ZERO }
+    /// Whether the caller said that it does not want the lock, and is not merely gone.
+    fn is_told(&self) -> bool {
+        self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed))
     }
 }
 
 impl<S: Shards> Drop for Abandoned<'_, S> {
     fn drop(&mut self) {
-        if let Some(cancel) = self.cancel.take() {
-            let slot = slot::of_locks(&cancel.namespace);
-            let pause = self.pause(cancel.waiter.as_ref());
-            self.api.clean_up(slot, Command::CancelAcquire(cancel), pause);
-        }
+        let Some(mut cancel) = self.cancel.take() else { return };
+        let slot = slot::of_locks(&cancel.namespace);
+        let is_told = self.is_told();
+        let pause = match &mut cancel.waiter {
+            Some(waiter) if is_told => {
+                // No later attempt is to be spared.
+                waiter.attempt = u32::MAX;
+                Duration::ZERO
+            }
+            Some(_) => COME_BACK,
+            None => Duration::ZERO,
+        };
+        self.api.clean_up(slot, Command::CancelAcquire(cancel), pause);
     }
 }
