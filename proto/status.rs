@@ -7,6 +7,7 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::common::v1::Reason;
 use crate::internal::v1::Refusal;
+use crate::pipeline::v1::Error;
 use crate::reason::{Code, DOMAIN, Retry};
 
 impl From<Code> for GrpcCode {
@@ -53,6 +54,12 @@ pub fn from_status(status: &Status) -> Option<Refusal> {
         message: status.message().to_owned(),
         metadata: info.metadata.into_iter().collect(),
     })
+}
+
+/// The refusal that ended a pipelined call; none where it came from elsewhere.
+#[must_use]
+pub fn refusal_of(error: Error) -> Option<Refusal> {
+    from_status(&Status::with_details(GrpcCode::from_i32(error.code), error.message, error.details))
 }
 
 #[cfg(test)]

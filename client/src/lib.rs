@@ -1,1 +1,66 @@
-//! x
+//! How Trefoil is used: the typed Rust client for locks, queues and the cache.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), trefoil_client::Error> {
+//! use std::time::Duration;
+//!
+//! use trefoil_client::{Client, Message};
+//!
+//! let client = Client::connect(["http://127.0.0.1:7001"]).await?;
+//!
+//! client.cache().put("greeting", "hello").ttl(Duration::from_secs(60)).await?;
+//! assert!(client.cache().get("greeting").await?.is_some());
+//!
+//! let session = client.locks().open_session(Duration::from_secs(10)).await?;
+//! if let Some(guard) = session.lock("printer").wait(Duration::from_secs(5)).acquire().await? {
+//!     println!("it is ours, with token {}", guard.token());
+//!     guard.release().await?;
+//! }
+//!
+//! client.queue("jobs").enqueue([Message::new("resize").key("picture-1")]).await?;
+//! for delivery in client.queue("jobs").dequeue().wait(Duration::from_secs(5)).await? {
+//!     delivery.ack().await?;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Calls of all clones of a client share one stream for each node, and every mutation carries a request id,
+//! so whatever is retried takes effect once. In reading order: `client`, the typed calls (`cache`, `lock`,
+//! `session`, `queue`, `cluster`), then what carries them (`retry`, `route`, `node`, `stream`).
+
+mod client;
+
+mod cache;
+mod cluster;
+mod lock;
+mod queue;
+mod session;
+mod value;
+
+mod error;
+mod operation;
+mod request_id;
+mod retry;
+
+mod node;
+mod route;
+mod stream;
+
+pub use cache::{Cache, Entry, Put, Stored};
+pub use client::{Builder, Client};
+pub use cluster::{Cluster, NodeStatus};
+pub use error::Error;
+pub use lock::{Guard, Lock, Locks, OpenSession};
+pub use operation::Request;
+pub use queue::{Delivery, Dequeue, Message, Queue};
+pub use session::Session;
+pub use trefoil_proto as proto;
+pub use trefoil_proto::cache::v1::LineState;
+pub use trefoil_proto::common::v1::{Reason, ResponseHeader};
+pub use value::Value;
+
+/// Whole milliseconds, rounded up: a short time is not none.
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}

@@ -14,6 +14,9 @@ use crate::machine::parse_lease_id;
 /// The namespace of a request that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// Stands between a client's name and the number of a part, in the ids of a request's parts: no client's name has it.
+pub const PART_MARK: char = '#';
+
 /// A request that can be checked.
 pub trait Check {
     /// Refuses a field that is missing, malformed or beyond its limit, and fills in defaults.
@@ -66,6 +69,15 @@ fn some_id(field: &str, id: u64) -> Result<(), Refusal> {
 fn request_id(id: Option<&RequestId>) -> Result<(), Refusal> {
     let Some(id) = id else { return Ok(()) };
     text("request_id.client", &id.client, 1, l::CLIENT_BYTES_MAX)?;
+    if id.client.contains(PART_MARK) {
+        return Err(invalid("request_id.client", format_args!("without {PART_MARK:?}")));
+    }
+    command_id(id)
+}
+
+/// Checks the id of a command: its client may be one that the server derived for a part of a request.
+pub(crate) fn command_id(id: &RequestId) -> Result<(), Refusal> {
+    text("request_id.client", &id.client, 1, l::PART_CLIENT_BYTES_MAX)?;
     some_id("request_id.sequence", id.sequence)?;
     if id.first_unacknowledged > id.sequence {
         return Err(invalid("request_id.first_unacknowledged", "at most request_id.sequence"));

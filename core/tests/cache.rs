@@ -13,7 +13,7 @@ use support::{Harness, command, request_id, show_answer};
 use trefoil_core::limits::TIMERS_PER_ENTRY_MAX;
 use trefoil_core::machine::{Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::of_cache;
-use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, LineState, PutRequest};
+use trefoil_proto::cache::v1::{DeleteRequest, DeleteResponse, GetRequest, LineState, PutRequest};
 use trefoil_proto::common::v1::{Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, answer, query};
@@ -21,7 +21,7 @@ use trefoil_proto::internal::v1::{Answer, answer, query};
 test_each_file::test_each_path! { in "./core/tests/scripts/cache" as scripts => run_script }
 
 fn run_script(path: &Path) {
-    goldenscript::run(&mut Runner(Harness::new(1)), path).unwrap();
+    goldenscript::run(&mut Runner(Harness::new(1)), path).expect("a script that reads");
 }
 
 /// One data shard; a prefix names the node that is asked, 1 where there is none.
@@ -139,7 +139,7 @@ impl Runner {
         let Some(value::Kind::Text(text)) = value else { panic!("scripts put text") };
         let mut line = format!("{text} version {} {}", get.version, state(get.state()));
         if get.ttl_ms > 0 {
-            write!(line, " for {} ms", get.ttl_ms).unwrap();
+            write!(line, " for {} ms", get.ttl_ms).expect("text grows");
         }
         line + "\n"
     }
@@ -192,7 +192,16 @@ fn an_end_counts_before_its_timer_fires() {
         let put = PutRequest { namespace, key, value: text("v"), ttl_ms: 100, request_id: None };
         harness.apply(vec![command(slot, 1, None, Operation::Put(put))]);
     }
-    let first = harness.advance(100);
+    let delete = |n| {
+        let (namespace, key) = ("n".to_owned(), key(n));
+        let slot = of_cache(&namespace, &key);
+        let delete = DeleteRequest { namespace, key, request_id: None };
+        command(slot, 1, None, Operation::Delete(delete))
+    };
+    harness.now_ms += 100;
+    let first = harness.apply((0..count).map(delete).collect());
+    let nothing = answer::Answer::Delete(DeleteResponse::default());
+    assert!(first.outcomes.iter().all(|o| *o == Outcome::Answered(nothing.clone().into())));
     assert_eq!(first.counts.cache_expired, TIMERS_PER_ENTRY_MAX as u64);
     assert_eq!(first.next_due_ms, Some(harness.now_ms), "the next entry goes on");
     for n in 0..count {

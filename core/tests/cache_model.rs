@@ -156,7 +156,7 @@ impl World {
             };
             match (op, answer) {
                 (Op::Put { key, node, ttl_ms }, answer::Answer::Put(response)) => {
-                    let register = self.keys.get_mut(key).unwrap();
+                    let register = self.keys.get_mut(key).expect("every key");
                     register.rise(response.version);
                     let end = if *ttl_ms == 0 { 0 } else { now_ms + ttl_ms };
                     register.value = Some((format!("value {put}"), response.version, end));
@@ -165,7 +165,7 @@ impl World {
                     put += 1;
                 }
                 (Op::Delete { key, .. }, answer::Answer::Delete(response)) => {
-                    let register = self.keys.get_mut(key).unwrap();
+                    let register = self.keys.get_mut(key).expect("every key");
                     assert_eq!(response.deleted, register.value.take().is_some());
                     if response.deleted {
                         register.rise(response.version);
@@ -208,7 +208,7 @@ impl World {
         let get = query::Query::Get(GetRequest { namespace, key: name });
         let (_, outcome) = machine.query(slot, node, get);
         machine.now_ms -= ahead_ms;
-        let register = self.keys.get_mut(&key).unwrap();
+        let register = self.keys.get_mut(&key).expect("every key");
         let expected = match register.value.clone() {
             None => GetResponse { state: LineState::Invalid.into(), ..GetResponse::default() },
             Some((_, _, end)) if end > 0 && end <= log_time_ms + ahead_ms => {

@@ -27,7 +27,8 @@ use trefoil_proto::queue::v1::{CreateQueueRequest, Delivery, Message};
 test_each_file::test_each_path! { in "./core/tests/scripts/queue" as scripts => run_script }
 
 fn run_script(path: &Path) {
-    goldenscript::run(&mut Runner { meta: Harness::new(0), data: Harness::new(1) }, path).unwrap();
+    goldenscript::run(&mut Runner { meta: Harness::new(0), data: Harness::new(1) }, path)
+        .expect("a script that reads");
 }
 
 /// The catalogue and one data shard, which holds every partition.
@@ -257,15 +258,18 @@ fn show(applied: &Applied) -> String {
         match (deliveries(outcome), outcome) {
             (Some([]), _) => text.push_str("nothing to deliver\n"),
             (Some(deliveries), _) => text.extend(deliveries.iter().map(show_delivery)),
-            (None, Outcome::Answered(answer)) => writeln!(text, "{}", show_answer(answer)).unwrap(),
+            (None, Outcome::Answered(answer)) => {
+                writeln!(text, "{}", show_answer(answer)).expect("text grows")
+            }
             (None, Outcome::Waiting(_)) => unreachable!("queues leave no waiter behind"),
         }
     }
     for (call, answer) in &applied.polls {
-        writeln!(text, "poll {call} {}", show_answer(answer)).unwrap();
+        writeln!(text, "poll {call} {}", show_answer(answer)).expect("text grows");
     }
     if applied.counts.leases_expired > 0 {
-        writeln!(text, "leases that ran out: {}", applied.counts.leases_expired).unwrap();
+        writeln!(text, "leases that ran out: {}", applied.counts.leases_expired)
+            .expect("text grows");
     }
     text
 }
@@ -277,12 +281,16 @@ fn show_delivery(delivery: &Delivery) -> String {
         panic!("scripts enqueue text")
     };
     let mut line = format!("{text}: message {} lease {}", delivery.message_id, delivery.lease_id);
-    write!(line, " delivery {} for {} ms", delivery.delivery_count, delivery.lease_ms).unwrap();
-    write!(line, ", enqueued at {}", delivery.enqueued_at_ms).unwrap();
+    write!(line, " delivery {} for {} ms", delivery.delivery_count, delivery.lease_ms)
+        .expect("text grows");
+    write!(line, ", enqueued at {}", delivery.enqueued_at_ms).expect("text grows");
     if !delivery.key.is_empty() {
-        write!(line, ", key {}", delivery.key).unwrap();
+        write!(line, ", key {}", delivery.key).expect("text grows");
     }
-    delivery.headers.iter().for_each(|(name, value)| write!(line, ", {name}={value}").unwrap());
+    delivery
+        .headers
+        .iter()
+        .for_each(|(name, value)| write!(line, ", {name}={value}").expect("text grows"));
     line + "\n"
 }
 

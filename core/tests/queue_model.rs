@@ -7,10 +7,10 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use proptest::sample::Index;
+use proptest::sample::{Index, select};
 use support::{Harness, command};
 use trefoil_core::machine::{Applied, Machine, Outcome, parse_lease_id};
-use trefoil_core::slot::of_partition;
+use trefoil_core::slot::{of_partition, shard};
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
@@ -18,7 +18,11 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::queue::v1::{Delivery, Message};
 
-const PARTITIONS: u32 = 3;
+/// Partitions of one shard out of three, each in a slot of its own.
+const PARTITIONS: [u32; 3] = [0, 3, 6];
+/// A partition of that shard that is never opened.
+const CLOSED: u32 = 9;
+const SHARDS: u32 = 3;
 
 /// What one command does. Leases are picked among all that were ever granted, so most picks are old ones.
 #[derive(Clone, Debug)]
@@ -42,9 +46,9 @@ enum Step {
 }
 
 fn op() -> impl Strategy<Value = Op> {
-    let listed = proptest::collection::vec(0..PARTITIONS + 1, 1..4);
+    let listed = proptest::collection::vec(select(&[0, 3, 6, CLOSED]), 1..4);
     prop_oneof![
-        3 => (0..PARTITIONS, 1..4_usize).prop_map(|(partition, count)| Op::Enqueue { partition, count }),
+        3 => (select(&PARTITIONS), 1..4_usize).prop_map(|(partition, count)| Op::Enqueue { partition, count }),
         4 => (listed, 0..5_u32, prop_oneof![Just(10), Just(50), Just(200)])
             .prop_map(|(partitions, max, lease_ms)| Op::Dequeue { partitions, max, lease_ms }),
         2 => any::<Index>().prop_map(Op::Ack),
@@ -194,17 +198,23 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let machines = [Harness::new(1), Harness::new(1)];
+        let slots = PARTITIONS.map(|partition| of_partition(1, partition, SHARDS));
+        assert!(slots[0] != slots[1] && slots[1] != slots[2]);
+        let machines = [Harness::new(0), Harness::new(0)].map(|mut machine| {
+            machine.machine = open(&machine);
+            machine
+        });
         let mut world = Self {
             machines,
             model: Model::default(),
             promises: Promises::default(),
             granted: Vec::new(),
         };
-        let open = |partition| OpenPartition { queue_id: 1, partition, catalogue_version: 1 };
-        let opened = (0..PARTITIONS)
-            .map(|partition| send(partition, Operation::OpenPartition(open(partition))));
-        world.apply(opened.collect());
+        let opened = PARTITIONS.map(|partition| {
+            let request = OpenPartition { queue_id: 1, partition, catalogue_version: 1 };
+            send(partition, Operation::OpenPartition(request))
+        });
+        world.apply(opened.to_vec());
         world
     }
 
@@ -240,7 +250,7 @@ impl World {
             }
             Step::Reopen => {
                 let machine = &mut self.machines[1];
-                machine.machine = Machine::open(&machine.store, 1, 1);
+                machine.machine = open(machine);
             }
         }
         self.check();
@@ -378,7 +388,7 @@ impl World {
         let first = self.granted.len();
         for _ in 0..=left {
             self.step(&Step::Entry(vec![Op::Dequeue {
-                partitions: (0..PARTITIONS).collect(),
+                partitions: PARTITIONS.to_vec(),
                 max: 7,
                 lease_ms: 1_000,
             }]));
@@ -396,8 +406,13 @@ impl World {
     }
 }
 
+/// The shard of the partitions, from its store.
+fn open(machine: &Harness) -> Machine {
+    Machine::open(&machine.store, shard(of_partition(1, PARTITIONS[0], SHARDS), SHARDS), SHARDS)
+}
+
 fn send(partition: u32, operation: Operation) -> Command {
-    command(of_partition(1, partition, 1), 1, None, operation)
+    command(of_partition(1, partition, SHARDS), 1, None, operation)
 }
 
 fn message(text: &str) -> Message {
@@ -432,7 +447,7 @@ fn answered(outcome: &Outcome) -> Expected {
 
 fn message_id(id: &str) -> MessageId {
     let (partition, sequence) = id.split_once('-').expect("partition-sequence");
-    (partition.parse().unwrap(), sequence.parse().unwrap())
+    (partition.parse().expect("a number"), sequence.parse().expect("a number"))
 }
 
 fn seen(delivery: &Delivery) -> Seen {

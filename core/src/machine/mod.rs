@@ -277,7 +277,11 @@ impl Machine {
     }
 
     fn fire_timers(&mut self, store: &mut impl Store, applied: &mut Applied) {
+        let mut keys = 0;
         for timer in timers::due(store, self.progress.log_time_ms, limits::TIMERS_PER_ENTRY_MAX) {
+            if keys > limits::TIMER_KEYS_PER_ENTRY_MAX {
+                break;
+            }
             let mut scope = self.scope(store, timer.slot, 0);
             scope.txn.delete(timer.key.clone());
             match timer.kind {
@@ -288,6 +292,7 @@ impl Machine {
                 Kind::RequestClient => requests::client_due(&mut scope, &timer.rest),
                 _ => unreachable!("no service sets a timer of kind {:?}", timer.kind),
             }
+            keys += scope.txn.keys_written();
             self.finish(scope, applied);
         }
     }

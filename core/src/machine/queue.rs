@@ -31,7 +31,8 @@ pub(super) fn open_partition(
     let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
     check::number("partition", request.partition.into(), 0, u64::from(PARTITIONS_MAX) - 1)?;
     let known = place.find(&scope.txn);
-    let mut partition = known.unwrap_or(Partition { next_sequence: 1, ..Partition::default() });
+    let mut partition =
+        known.unwrap_or_else(|| Partition { next_sequence: 1, ..Partition::default() });
     if request.catalogue_version < partition.catalogue_version {
         return Err(other_version(&partition));
     }

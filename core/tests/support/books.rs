@@ -13,7 +13,9 @@ use trefoil_proto::internal::v1::{CacheItem, Lease, Partition};
 fn timers(store: &MemoryStore, kind: Kind) -> BTreeSet<(u64, Vec<u8>)> {
     let timers = of_kind(store, Kind::Timer).filter(|(key, _)| key[13] == kind as u8);
     timers
-        .map(|(key, _)| (u64::from_be_bytes(key[3..11].try_into().unwrap()), key[11..].to_vec()))
+        .map(|(key, _)| {
+            (u64::from_be_bytes(key[3..11].try_into().expect("8 bytes")), key[11..].to_vec())
+        })
         .collect()
 }
 
@@ -77,7 +79,8 @@ pub fn check_cache(store: &MemoryStore) {
     assert_eq!(timers(store, Kind::CacheItem), ends, "a value with an end has one timer");
     for (key, item) in &items {
         let counter = [&key[..2], &[Kind::CacheVersion as u8]].concat();
-        let counter = u64::from_be_bytes(store.records[&counter[..]][..].try_into().unwrap());
+        let counter =
+            u64::from_be_bytes(store.records[&counter[..]][..].try_into().expect("8 bytes"));
         assert!((1..=counter).contains(&item.version));
     }
 }

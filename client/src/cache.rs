@@ -1,0 +1,122 @@
+//! The cache: put, get, delete. Every answer is the latest and names the state of the line.
+
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::time::Duration;
+
+use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, LineState, PutRequest};
+use trefoil_proto::common::v1::ResponseHeader;
+
+use crate::millis;
+use crate::{Client, Error, Value};
+
+/// The cache of a namespace.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    client: Client,
+}
+
+/// A value that was found.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The value.
+    pub value: Value,
+    /// Strictly increasing for each key, over deletions too.
+    pub version: u64,
+    /// State of the line in the node that answered.
+    pub state: LineState,
+    /// What is left of its life; none when it has no TTL.
+    pub ttl: Option<Duration>,
+    /// Where and when the answer was decided.
+    pub header: ResponseHeader,
+}
+
+/// A value that was stored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    /// Version of the value.
+    pub version: u64,
+    /// State of the line in the node that answered.
+    pub state: LineState,
+    /// Where and when it was decided.
+    pub header: ResponseHeader,
+}
+
+/// A put to be awaited.
+#[derive(Clone, Debug)]
+#[must_use = "a put is sent when it is awaited"]
+pub struct Put {
+    client: Client,
+    request: PutRequest,
+}
+
+impl Cache {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Stores a value. Key: 1 byte to 1 KiB.
+    pub fn put(&self, key: impl Into<String>, value: impl Into<Value>) -> Put {
+        let request = PutRequest {
+            namespace: self.client.owned_namespace(),
+            key: key.into(),
+            value: Some(value.into().into()),
+            ..PutRequest::default()
+        };
+        Put { client: self.client.clone(), request }
+    }
+
+    /// The latest value; none where there is no value or its life is over.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn get(&self, key: impl Into<String>) -> Result<Option<Entry>, Error> {
+        let request = GetRequest { namespace: self.client.owned_namespace(), key: key.into() };
+        let response = self.client.call(request).await?;
+        Ok(response.hit.then(|| Entry {
+            state: response.state(),
+            value: response.value.into(),
+            version: response.version,
+            ttl: (response.ttl_ms > 0).then(|| Duration::from_millis(response.ttl_ms)),
+            header: response.header.unwrap_or_default(),
+        }))
+    }
+
+    /// Removes a key; false when there was no value.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn delete(&self, key: impl Into<String>) -> Result<bool, Error> {
+        let request = DeleteRequest {
+            namespace: self.client.owned_namespace(),
+            key: key.into(),
+            request_id: None,
+        };
+        Ok(self.client.call(request).await?.deleted)
+    }
+}
+
+impl Put {
+    /// How long the value lives, 1 ms to a year (default: until it is deleted).
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.request.ttl_ms = millis(ttl);
+        self
+    }
+}
+
+impl IntoFuture for Put {
+    type Output = Result<Stored, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move {
+            let response = self.client.call(self.request).await?;
+            let state = response.state();
+            Ok(Stored {
+                version: response.version,
+                state,
+                header: response.header.unwrap_or_default(),
+            })
+        })
+    }
+}

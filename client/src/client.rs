@@ -1,0 +1,238 @@
+//! The client: a cheap handle on the connections to one cluster.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use trefoil_proto::cluster::v1::StatusRequest;
+
+use crate::cache::Cache;
+use crate::cluster::Cluster;
+use crate::error::Error;
+use crate::lock::Locks;
+use crate::node::Transport;
+use crate::operation::{Request, Way};
+use crate::queue::Queue;
+use crate::request_id::Ids;
+use crate::retry;
+use crate::route::{Routes, Scope};
+
+/// How long a call may take, its wait apart.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// Pause between two looks at who leads.
+const REFRESH_PAUSE: Duration = Duration::from_millis(200);
+/// Time that a node has to say who leads.
+const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A client of one cluster. Cloning is cheap; clones share connections.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+    namespace: Arc<str>,
+    timeout: Duration,
+}
+
+/// What is to be known before a client can connect.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Builder {
+    endpoints: Vec<String>,
+    namespace: String,
+    timeout: Duration,
+    transport: Transport,
+}
+
+/// What all clones share.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub(crate) routes: Routes,
+    calls: Ids,
+    waits: Ids,
+    started: Instant,
+    /// When leaders were last asked for, in ms since the start.
+    refreshed_ms: AtomicU64,
+}
+
+impl Client {
+    /// Connects to the first of the endpoints that answers and learns of the others from it.
+    ///
+    /// # Errors
+    /// When an endpoint is no URL, or none of them answers.
+    pub async fn connect<E: Into<String>>(
+        endpoints: impl IntoIterator<Item = E>,
+    ) -> Result<Self, Error> {
+        Self::builder(endpoints).connect().await
+    }
+
+    /// The settings of a client to be.
+    pub fn builder<E: Into<String>>(endpoints: impl IntoIterator<Item = E>) -> Builder {
+        Builder {
+            endpoints: endpoints.into_iter().map(Into::into).collect(),
+            namespace: String::new(),
+            timeout: TIMEOUT,
+            transport: Transport::default(),
+        }
+    }
+
+    /// The same connections, for another namespace.
+    #[must_use]
+    pub fn with_namespace(&self, namespace: impl Into<Arc<str>>) -> Self {
+        Self { namespace: namespace.into(), ..self.clone() }
+    }
+
+    /// The same connections, with another time for each call (its wait comes on top).
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The namespace of this handle; empty means "default".
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        &self.namespace
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        Cache::new(self.clone())
+    }
+
+    /// Locks and their sessions.
+    #[must_use]
+    pub fn locks(&self) -> Locks {
+        Locks::new(self.clone())
+    }
+
+    /// One queue.
+    #[must_use]
+    pub fn queue(&self, name: impl Into<Arc<str>>) -> Queue {
+        Queue::new(self.clone(), name.into())
+    }
+
+    /// The cluster itself.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(self.clone())
+    }
+
+    /// Sends a message of the contract as it is, apart from its request id: what the typed calls are made of.
+    ///
+    /// # Errors
+    /// See [`Error`]; what was safe to retry has been retried.
+    pub async fn call<R: Request>(&self, request: R) -> Result<R::Response, Error> {
+        retry::run(&self.inner, request, self.timeout).await
+    }
+
+    pub(crate) fn inner(&self) -> &Arc<Inner> {
+        &self.inner
+    }
+
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    pub(crate) fn owned_namespace(&self) -> String {
+        self.namespace.to_string()
+    }
+}
+
+impl Builder {
+    /// Namespace of every call (default: "default").
+    pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
+        self.namespace = namespace.into();
+        self
+    }
+
+    /// Time for each call with all its retries, its wait apart (default 10 s).
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Time to open a connection (default 1 s; an endpoint that only the cluster named gets at most 200 ms).
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.transport.connect_timeout = timeout;
+        self
+    }
+
+    /// How often a connection is pinged, and how long it may be silent then (default 2 s and 2 s).
+    pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.transport.keep_alive_interval = interval;
+        self.transport.keep_alive_timeout = timeout;
+        self
+    }
+
+    /// Connects.
+    ///
+    /// # Errors
+    /// When an endpoint is no URL, or none of them answers.
+    pub async fn connect(self) -> Result<Client, Error> {
+        let client = self.build()?;
+        let mut last = Error::NoEndpoint;
+        for node in client.inner.routes.nodes() {
+            match retry::once(&node, StatusRequest {}, REFRESH_TIMEOUT.min(client.timeout)).await {
+                Ok(status) => {
+                    client.inner.routes.absorb(&node, &status);
+                    return Ok(client);
+                }
+                // It answers: whatever it lacks, calls will say better.
+                Err(Error::Refused { .. } | Error::Status { .. }) => return Ok(client),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// A client that connects with its first call.
+    ///
+    /// # Errors
+    /// When an endpoint is no URL, or there is none.
+    pub fn build(self) -> Result<Client, Error> {
+        let inner = Inner {
+            routes: Routes::new(&self.endpoints, self.transport)?,
+            calls: Ids::new(),
+            waits: Ids::new(),
+            started: Instant::now(),
+            refreshed_ms: AtomicU64::new(0),
+        };
+        Ok(Client {
+            inner: Arc::new(inner),
+            namespace: self.namespace.into(),
+            timeout: self.timeout,
+        })
+    }
+}
+
+impl Inner {
+    /// Calls that wait have names of their own: one long wait would hold back the floor of all other calls.
+    pub(crate) fn ids(&self, way: Way) -> &Ids {
+        match way {
+            Way::Calls | Way::Sessions => &self.calls,
+            Way::Waits => &self.waits,
+        }
+    }
+
+    /// Asks in the background who leads, unless that was asked just now.
+    pub(crate) fn refresh(self: &Arc<Self>) {
+        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
+        let pause = u64::try_from(REFRESH_PAUSE.as_millis()).unwrap_or(u64::MAX);
+        let refreshed = self.refreshed_ms.load(Ordering::Relaxed);
+        if refreshed != 0 && now < refreshed.saturating_add(pause)
+            || self
+                .refreshed_ms
+                .compare_exchange(refreshed, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        let inner = Arc::clone(self);
+        tokio::spawn(async move {
+            let node = inner.routes.pick(Scope::Any, &[]);
+            if let Ok(status) = retry::once(&node, StatusRequest {}, REFRESH_TIMEOUT).await {
+                inner.routes.absorb(&node, &status);
+            }
+        });
+    }
+}

@@ -1,0 +1,71 @@
+//! The cluster itself: the status of each node, and leadership.
+
+use tokio::task::JoinSet;
+use trefoil_proto::cluster::v1::{StatusRequest, StatusResponse, TransferLeaderRequest};
+
+use crate::retry;
+use crate::{Client, Error};
+
+/// The cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    client: Client,
+}
+
+/// What one node says, or why it says nothing.
+#[derive(Debug)]
+pub struct NodeStatus {
+    /// Where it was asked.
+    pub endpoint: String,
+    /// Its answer.
+    pub status: Result<StatusResponse, Error>,
+}
+
+impl Cluster {
+    pub(crate) fn new(client: Client) -> Self {
+        Self { client }
+    }
+
+    /// Asks every known node, all at once; a node that does not answer has an error in its place.
+    pub async fn status(&self) -> Vec<NodeStatus> {
+        let mut asked = JoinSet::new();
+        for (n, endpoint) in self.endpoints().into_iter().enumerate() {
+            let cluster = self.clone();
+            asked.spawn(async move {
+                (n, NodeStatus { status: cluster.status_of(&endpoint).await, endpoint })
+            });
+        }
+        let mut answers = asked.join_all().await;
+        answers.sort_by_key(|(n, _)| *n);
+        answers.into_iter().map(|(_, answer)| answer).collect()
+    }
+
+    /// Asks one node, once.
+    ///
+    /// # Errors
+    /// When it cannot be reached or does not answer in time.
+    pub async fn status_of(&self, endpoint: &str) -> Result<StatusResponse, Error> {
+        let routes = &self.client.inner().routes;
+        let node = routes
+            .at(endpoint)
+            .ok_or_else(|| Error::InvalidEndpoint { endpoint: endpoint.to_owned() })?;
+        let status = retry::once(&node, StatusRequest {}, self.client.timeout()).await?;
+        routes.absorb(&node, &status);
+        Ok(status)
+    }
+
+    /// Where the nodes are reached: the members, once they are known, in the order of their ids.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        let nodes = self.client.inner().routes.nodes();
+        nodes.iter().map(|node| node.endpoint().to_owned()).collect()
+    }
+
+    /// Asks the leader of a shard to hand it to another node.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn transfer_leader(&self, shard: u32, to_node_id: u64) -> Result<(), Error> {
+        self.client.call(TransferLeaderRequest { shard, to_node_id }).await.map(drop)
+    }
+}

@@ -1,0 +1,220 @@
+//! One node: how it is dialled, its two streams, and how long it is left alone after a failure.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::transport::Endpoint;
+use trefoil_proto::pipeline::v1::pipeline_service_client::PipelineServiceClient;
+use trefoil_proto::pipeline::v1::{call, reply};
+
+use crate::error::Error;
+use crate::operation::Way;
+use crate::stream::{Ended, FRAME_BYTES_MAX, Stream, WAITS_MAX};
+
+/// An advertised name that takes longer to dial is of no use: the reachable node forwards instead.
+const ADVERTISED_DIAL: Duration = Duration::from_millis(200);
+/// Bytes of one request beside those of a full frame: any larger one is refused by the server too.
+const REQUEST_BYTES_MAX: usize = 2 << 20;
+/// Bytes of one reply beside those of a full frame.
+const REPLY_BYTES_MAX: usize = 8 << 20;
+/// Bytes of the headers that a server may send.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// HTTP/2 flow-control windows in bytes.
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// Pause after a failed dial: doubled each time.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How connections are made.
+#[derive(Clone, Debug)]
+pub(crate) struct Transport {
+    /// Time to dial a given endpoint.
+    pub(crate) connect_timeout: Duration,
+    /// Pings go out that often, idle or not.
+    pub(crate) keep_alive_interval: Duration,
+    /// A ping without an answer ends the connection after this.
+    pub(crate) keep_alive_timeout: Duration,
+}
+
+impl Default for Transport {
+    fn default() -> Self {
+        Self {
+            connect_timeout: Duration::from_secs(1),
+            keep_alive_interval: Duration::from_secs(2),
+            keep_alive_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// One node of the cluster, or whatever stands before it.
+#[derive(Debug)]
+pub(crate) struct Node {
+    endpoint: String,
+    transport: Endpoint,
+    dial_timeout: Duration,
+    calls: Line,
+    waits: Line,
+    /// Waits have a limit of their own.
+    wait_limit: Semaphore,
+    health: Mutex<Health>,
+}
+
+/// A stream that is opened when it is needed.
+#[derive(Debug, Default)]
+struct Line {
+    open: Mutex<Option<Arc<Stream>>>,
+    /// One dials, the others wait for it.
+    dialling: tokio::sync::Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Health {
+    failures: u32,
+    dial_after: Option<Instant>,
+}
+
+/// Why one try got no reply.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// The node could not be reached: nothing was sent.
+    Dial(Error),
+    /// The stream ended the call.
+    Call(Ended),
+}
+
+impl Node {
+    /// A node that the program named.
+    pub(crate) fn given(endpoint: &str, transport: &Transport) -> Result<Self, Error> {
+        Self::new(endpoint, transport, transport.connect_timeout)
+    }
+
+    /// A node that the cluster named; the program may be where that name leads nowhere.
+    pub(crate) fn advertised(endpoint: &str, transport: &Transport) -> Result<Self, Error> {
+        Self::new(endpoint, transport, ADVERTISED_DIAL.min(transport.connect_timeout))
+    }
+
+    fn new(name: &str, transport: &Transport, dial_timeout: Duration) -> Result<Self, Error> {
+        let invalid = || Error::InvalidEndpoint { endpoint: name.to_owned() };
+        let endpoint = Endpoint::from_shared(name.to_owned()).map_err(|_| invalid())?;
+        if endpoint.uri().scheme_str() != Some("http") || endpoint.uri().host().is_none() {
+            return Err(invalid());
+        }
+        let endpoint = endpoint
+            .connect_timeout(dial_timeout)
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .http2_keep_alive_interval(transport.keep_alive_interval)
+            .keep_alive_timeout(transport.keep_alive_timeout)
+            .keep_alive_while_idle(true)
+            .http2_max_header_list_size(HEADER_BYTES_MAX)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        Ok(Self {
+            endpoint: name.to_owned(),
+            transport: endpoint,
+            dial_timeout,
+            calls: Line::default(),
+            waits: Line::default(),
+            wait_limit: Semaphore::new(WAITS_MAX),
+            health: Mutex::default(),
+        })
+    }
+
+    pub(crate) fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// False for a while after a failed dial.
+    pub(crate) fn may_be_dialled(&self) -> bool {
+        lock(&self.health).dial_after.is_none_or(|after| after <= Instant::now())
+    }
+
+    /// Makes one call, opening the stream first where it is not open.
+    pub(crate) async fn call(
+        &self,
+        way: Way,
+        operation: call::Operation,
+        deadline: Instant,
+    ) -> Result<reply::Outcome, Failed> {
+        let _permit = match way {
+            Way::Waits => match timeout_at(deadline, self.wait_limit.acquire()).await {
+                Ok(permit) => Some(permit.expect("the limit is never closed")),
+                Err(_) => return Err(Failed::Call(Ended::LateUnsent)),
+            },
+            Way::Calls | Way::Sessions => None,
+        };
+        let stream = match timeout_at(deadline, self.stream(way)).await {
+            Ok(opened) => opened.map_err(Failed::Dial)?,
+            Err(_) => return Err(Failed::Call(Ended::LateUnsent)),
+        };
+        stream.call(operation, deadline).await.map_err(Failed::Call)
+    }
+
+    async fn stream(&self, way: Way) -> Result<Arc<Stream>, Error> {
+        let (line, waits) = match way {
+            Way::Calls => (&self.calls, 0),
+            Way::Waits | Way::Sessions => (&self.waits, WAITS_MAX),
+        };
+        if let Some(stream) = line.open() {
+            return Ok(stream);
+        }
+        let _dialling = line.dialling.lock().await;
+        if let Some(stream) = line.open() {
+            return Ok(stream);
+        }
+        let dialled = timeout(self.dial_timeout, self.dial(waits)).await;
+        match dialled.unwrap_or_else(|_| {
+            Err(format!("no answer within {} ms", self.dial_timeout.as_millis()))
+        }) {
+            Ok(stream) => {
+                *lock(&self.health) = Health::default();
+                let stream = Arc::new(stream);
+                *lock(&line.open) = Some(Arc::clone(&stream));
+                Ok(stream)
+            }
+            Err(cause) => {
+                self.pause();
+                Err(Error::Unreachable { endpoint: self.endpoint.clone(), cause })
+            }
+        }
+    }
+
+    async fn dial(&self, waits: usize) -> Result<Stream, String> {
+        let channel = self.transport.connect().await.map_err(|error| root_cause(&error))?;
+        let (shared, frames) = Stream::prepare();
+        let mut client = PipelineServiceClient::new(channel)
+            .max_decoding_message_size(FRAME_BYTES_MAX + REPLY_BYTES_MAX)
+            .max_encoding_message_size(FRAME_BYTES_MAX + REQUEST_BYTES_MAX);
+        let replies = client.open(frames).await.map_err(|status| status.message().to_owned())?;
+        Ok(Stream::opened(shared, replies.into_inner(), waits))
+    }
+
+    fn pause(&self) {
+        let mut health = lock(&self.health);
+        let pause = PAUSE_MIN.saturating_mul(1 << health.failures.min(10)).min(PAUSE_MAX);
+        health.failures = health.failures.saturating_add(1);
+        health.dial_after = Some(Instant::now() + pause);
+    }
+}
+
+impl Line {
+    fn open(&self) -> Option<Arc<Stream>> {
+        lock(&self.open).as_ref().filter(|stream| stream.is_open()).cloned()
+    }
+}
+
+/// The innermost error says what went wrong; the outer ones only that something did.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

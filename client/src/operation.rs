@@ -1,0 +1,133 @@
+//! The operations of the contract: how each is sent, stamped, routed and answered. One row per operation.
+
+use trefoil_proto::cache::v1 as cache;
+use trefoil_proto::cluster::v1 as cluster;
+use trefoil_proto::common::v1::{RequestId, ResponseHeader};
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::pipeline::v1::{call, reply};
+use trefoil_proto::queue::v1 as queue;
+
+use crate::route::Scope;
+
+/// Which connection a call takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The stream of ordinary calls, under its window.
+    Calls,
+    /// A stream on a connection of its own, so that a long wait holds up no other call.
+    Waits,
+    /// The same connection, outside the limit of waits: a renewal never stands behind them.
+    Sessions,
+}
+
+/// A request of the contract that travels in a frame. Sealed: the operations are those of `proto/`.
+pub trait Request: Clone + Send + Sync + 'static + sealed::Sealed {
+    /// What answers it.
+    type Response: Send + 'static;
+    /// Whether it changes state, and therefore carries a request id.
+    const MUTATION: bool;
+
+    #[doc(hidden)]
+    fn operation(self) -> call::Operation;
+    #[doc(hidden)]
+    fn response(outcome: reply::Outcome) -> Option<Self::Response>;
+    #[doc(hidden)]
+    fn header(response: &Self::Response) -> Option<&ResponseHeader>;
+    #[doc(hidden)]
+    fn stamp(&mut self, id: RequestId);
+    /// The state that it touches, where one shard holds all of it.
+    #[doc(hidden)]
+    fn scope(&self) -> Scope;
+    #[doc(hidden)]
+    fn way(&self) -> Way;
+    /// How long the server may wait before it answers, in ms.
+    #[doc(hidden)]
+    fn wait_ms(&mut self) -> Option<&mut u64>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+}
+
+macro_rules! operations {
+    ($($variant:ident: $request:ty => $response:ty, $scope:expr, $way:expr $(, id = $id:ident)? $(, wait = $wait:ident)?;)*) => {$(
+        impl sealed::Sealed for $request {}
+
+        impl Request for $request {
+            type Response = $response;
+            const MUTATION: bool = operations!(@has $($id)?);
+
+            fn operation(self) -> call::Operation {
+                call::Operation::$variant(self)
+            }
+
+            fn response(outcome: reply::Outcome) -> Option<Self::Response> {
+                match outcome {
+                    reply::Outcome::$variant(response) => Some(response),
+                    _ => None,
+                }
+            }
+
+            fn header(response: &Self::Response) -> Option<&ResponseHeader> {
+                response.header.as_ref()
+            }
+
+            fn stamp(&mut self, _id: RequestId) {
+                $(self.$id = Some(_id);)?
+            }
+
+            fn scope(&self) -> Scope {
+                let scope: fn(&Self) -> Scope = $scope;
+                scope(self)
+            }
+
+            fn way(&self) -> Way {
+                let way: fn(&Self) -> Way = $way;
+                way(self)
+            }
+
+            fn wait_ms(&mut self) -> Option<&mut u64> {
+                operations!(@wait self $($wait)?)
+            }
+        }
+    )*};
+    (@has $id:ident) => { true };
+    (@has) => { false };
+    (@wait $self:ident $wait:ident) => { Some(&mut $self.$wait) };
+    (@wait $self:ident) => { None };
+}
+
+operations! {
+    OpenSession: lock::OpenSessionRequest => lock::OpenSessionResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    KeepAlive: lock::KeepAliveRequest => lock::KeepAliveResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Sessions;
+    CloseSession: lock::CloseSessionRequest => lock::CloseSessionResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    Acquire: lock::AcquireRequest => lock::AcquireResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    Release: lock::ReleaseRequest => lock::ReleaseResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    CreateQueue: queue::CreateQueueRequest => queue::CreateQueueResponse,
+        |_| Scope::Any, |_| Way::Calls, id = request_id;
+    Enqueue: queue::EnqueueRequest => queue::EnqueueResponse,
+        |_| Scope::Any, |_| Way::Calls, id = request_id;
+    Dequeue: queue::DequeueRequest => queue::DequeueResponse,
+        |_| Scope::Any, |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    Ack: queue::AckRequest => queue::AckResponse,
+        |_| Scope::Any, |_| Way::Calls, id = request_id;
+    Put: cache::PutRequest => cache::PutResponse,
+        |r| Scope::line(&r.namespace, &r.key), |_| Way::Calls, id = request_id;
+    Get: cache::GetRequest => cache::GetResponse,
+        |r| Scope::line(&r.namespace, &r.key), |_| Way::Calls;
+    Delete: cache::DeleteRequest => cache::DeleteResponse,
+        |r| Scope::line(&r.namespace, &r.key), |_| Way::Calls, id = request_id;
+    Status: cluster::StatusRequest => cluster::StatusResponse,
+        |_| Scope::Any, |_| Way::Calls;
+    TransferLeader: cluster::TransferLeaderRequest => cluster::TransferLeaderResponse,
+        |r| Scope::Shard(r.shard), |_| Way::Calls;
+}
+
+fn unless_at_once(wait_ms: u64) -> Way {
+    if wait_ms == 0 { Way::Calls } else { Way::Waits }
+}

@@ -1,0 +1,232 @@
+//! One call from first try to end: which node, when again, and what is known when it is given up.
+//!
+//! A try that was certainly not executed is repeated as it was. A try whose end was not seen is repeated with
+//! the same request id and a higher attempt, so that the shard answers what it answered first.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::pipeline::v1::reply;
+use trefoil_proto::reason::Retry;
+
+use crate::client::Inner;
+use crate::error::Error;
+use crate::node::{Failed, Node};
+use crate::operation::{Request, Way};
+use crate::stream::Ended;
+
+/// Tries of one call at most.
+const TRIES_MAX: u32 = 64;
+/// Back-off between tries: doubled each time, half of it random.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// A try without a wait gets a quarter of the call's time, so that a silent node does not use all of it up.
+const TRY_SHARE: u32 = 4;
+const TRY_MIN: Duration = Duration::from_millis(250);
+
+/// What has happened to a call so far.
+struct Course {
+    mutation: bool,
+    deadline: Instant,
+    timeout: Duration,
+    tries: u32,
+    /// Tries whose end was not seen.
+    attempt: u32,
+    /// Nodes that failed since the last pause.
+    avoid: Vec<Arc<Node>>,
+    /// The leader that a refusal named.
+    hint: Option<Arc<Node>>,
+    /// Why the last try failed.
+    last: Option<Error>,
+}
+
+/// Runs a call to its end, at any node.
+pub(crate) async fn run<R: Request>(
+    inner: &Arc<Inner>,
+    mut request: R,
+    timeout: Duration,
+) -> Result<R::Response, Error> {
+    let started = Instant::now();
+    let (way, scope) = (request.way(), request.scope());
+    let wait = Duration::from_millis(request.wait_ms().map_or(0, |wait_ms| *wait_ms));
+    let mut course = Course::new(R::MUTATION, started + wait + timeout, timeout);
+    let ticket = R::MUTATION.then(|| inner.ids(way).begin());
+    loop {
+        if let Some(ticket) = &ticket {
+            request.stamp(ticket.id(course.attempt));
+        }
+        if let Some(wait_ms) = request.wait_ms() {
+            let left = wait.saturating_sub(started.elapsed()).as_millis();
+            *wait_ms = u64::try_from(left).unwrap_or(u64::MAX);
+        }
+        let node = course.hint.take().unwrap_or_else(|| inner.routes.pick(scope, &course.avoid));
+        let pause =
+            match node.call(way, request.clone().operation(), course.try_deadline(way)).await {
+                Ok(reply::Outcome::Error(error)) => {
+                    course.refused(inner, &node, Error::from_reply(error))?
+                }
+                Ok(outcome) => {
+                    let response = R::response(outcome).ok_or(Error::Protocol)?;
+                    if R::header(&response).is_some_and(|header| inner.routes.learn(scope, header))
+                    {
+                        inner.refresh();
+                    }
+                    return Ok(response);
+                }
+                Err(failed) => course.failed(inner, node, failed)?,
+            };
+        course.pause(pause).await?;
+    }
+}
+
+/// Runs a call once, at one node: what is asked of that node in particular.
+pub(crate) async fn once<R: Request>(
+    node: &Node,
+    request: R,
+    timeout: Duration,
+) -> Result<R::Response, Error> {
+    let deadline = Instant::now() + timeout;
+    match node.call(Way::Calls, request.operation(), deadline).await {
+        Ok(reply::Outcome::Error(error)) => Err(Error::from_reply(error)),
+        Ok(outcome) => R::response(outcome).ok_or(Error::Protocol),
+        Err(Failed::Dial(error)) => Err(error),
+        Err(Failed::Call(Ended::NotSent | Ended::Broken)) => Err(broken(node)),
+        Err(Failed::Call(Ended::Late | Ended::LateUnsent)) => Err(late(timeout)),
+    }
+}
+
+impl Course {
+    fn new(mutation: bool, deadline: Instant, timeout: Duration) -> Self {
+        Self {
+            mutation,
+            deadline,
+            timeout,
+            tries: 0,
+            attempt: 0,
+            avoid: Vec::new(),
+            hint: None,
+            last: None,
+        }
+    }
+
+    fn try_deadline(&self, way: Way) -> Instant {
+        let share = Instant::now() + (self.timeout / TRY_SHARE).max(TRY_MIN);
+        match way {
+            Way::Waits => self.deadline,
+            Way::Calls | Way::Sessions => share.min(self.deadline),
+        }
+    }
+
+    /// After a try that got no reply: another node at once.
+    fn failed(
+        &mut self,
+        inner: &Arc<Inner>,
+        node: Arc<Node>,
+        failed: Failed,
+    ) -> Result<Duration, Error> {
+        let error = match failed {
+            Failed::Dial(error) => error,
+            Failed::Call(Ended::NotSent) => broken(&node),
+            Failed::Call(Ended::LateUnsent) => late(self.timeout),
+            Failed::Call(Ended::Broken) => {
+                self.attempt += 1;
+                broken(&node)
+            }
+            Failed::Call(Ended::Late) => {
+                self.attempt += 1;
+                late(self.timeout)
+            }
+        };
+        inner.refresh();
+        self.last = Some(error);
+        self.avoid.push(node);
+        let is_round = self.avoid.len() >= inner.routes.nodes().len();
+        Ok(if is_round { self.backoff() } else { Duration::ZERO })
+    }
+
+    /// After a refusal: the end of the call, or a pause.
+    fn refused(
+        &mut self,
+        inner: &Arc<Inner>,
+        node: &Arc<Node>,
+        error: Error,
+    ) -> Result<Duration, Error> {
+        let Some(reason) = error.reason() else {
+            // Not an answer of Trefoil: whatever it was, the call may have gone through.
+            self.attempt += 1;
+            let again = error.is_retryable();
+            self.last = Some(error);
+            return if again { Ok(self.backoff()) } else { Err(self.end()) };
+        };
+        let ends = reason.row().retry == Retry::Never
+            || matches!(reason, Reason::LimitReached | Reason::DiskFull);
+        if reason.row().retry == Retry::WithRequestId {
+            self.attempt += 1;
+        }
+        if matches!(reason, Reason::NotLeader | Reason::Stopping | Reason::NoQuorum) {
+            self.hint = hint(inner, node, &error);
+            inner.refresh();
+        }
+        if reason == Reason::Stopping {
+            self.avoid.push(Arc::clone(node));
+        }
+        self.last = Some(error);
+        if ends { Err(self.end()) } else { Ok(self.backoff()) }
+    }
+
+    async fn pause(&mut self, pause: Duration) -> Result<(), Error> {
+        self.tries += 1;
+        if self.tries >= TRIES_MAX || Instant::now() + pause >= self.deadline {
+            return Err(self.end());
+        }
+        if !pause.is_zero() {
+            sleep(pause).await;
+            self.avoid.clear();
+        }
+        Ok(())
+    }
+
+    fn backoff(&self) -> Duration {
+        let full = PAUSE_MIN.saturating_mul(1 << self.tries.min(10)).min(PAUSE_MAX);
+        full.mul_f64(rand::random_range(0.5..1.0))
+    }
+
+    /// What the caller is told.
+    fn end(&mut self) -> Error {
+        let last = self.last.take().unwrap_or_else(|| late(self.timeout));
+        if self.mutation && self.attempt > 0 && !decides(&last) {
+            Error::MaybeApplied { last: Box::new(last) }
+        } else {
+            last
+        }
+    }
+}
+
+/// Whether a refusal is the state machine's own, and so holds for every try of the same request id.
+fn decides(error: &Error) -> bool {
+    match error.reason() {
+        Some(Reason::RequestForgotten) | None => false,
+        Some(Reason::LimitReached) => true,
+        Some(reason) => reason.row().retry == Retry::Never,
+    }
+}
+
+/// The leader that the refusal names, unless it is the node that refused.
+fn hint(inner: &Arc<Inner>, refused_by: &Arc<Node>, error: &Error) -> Option<Arc<Node>> {
+    let Error::Refused { metadata, .. } = error else { return None };
+    let leader = inner.routes.at(metadata.get("leader_endpoint")?)?;
+    (leader.may_be_dialled() && !Arc::ptr_eq(&leader, refused_by)).then_some(leader)
+}
+
+fn broken(node: &Node) -> Error {
+    Error::Unreachable {
+        endpoint: node.endpoint().to_owned(),
+        cause: "the connection broke".to_owned(),
+    }
+}
+
+fn late(timeout: Duration) -> Error {
+    Error::Deadline { timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }
+}

@@ -1,0 +1,214 @@
+//! A session: the liveness of this program in a namespace, renewed in the background at a third of its TTL.
+//!
+//! It counts as lost as soon as this program cannot be sure that it lives: when its promised life, counted from
+//! before the last answered renewal was sent, is over, or when the cluster says that it is gone.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep, sleep_until};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::lock::v1::{CloseSessionRequest, KeepAliveRequest, OpenSessionRequest};
+
+use crate::lock::Lock;
+use crate::{Client, Error};
+
+/// Time between two renewals, as a share of the TTL.
+const RENEWALS_PER_TTL: u32 = 3;
+/// Pause after a renewal that failed in spite of its retries.
+const PAUSES_PER_TTL: u32 = 20;
+const RENEWAL_PAUSE_MAX: Duration = Duration::from_millis(500);
+
+/// An open session. Clones are the same session; when the last one and all its guards are gone, it is closed.
+#[derive(Clone, Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    client: Client,
+    id: u64,
+    ttl: Duration,
+    runtime: Handle,
+    life: watch::Sender<Life>,
+    keeper: std::sync::OnceLock<AbortHandle>,
+}
+
+/// What is known of the session's life.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    /// Lives for certain until then.
+    until: Instant,
+    /// Lost or closed; never lives again.
+    over: bool,
+}
+
+impl Session {
+    pub(crate) async fn open(client: Client, request: OpenSessionRequest) -> Result<Self, Error> {
+        let sent = Instant::now();
+        let opened = client.call(request).await?;
+        let ttl = Duration::from_millis(opened.ttl_ms);
+        let life = watch::Sender::new(Life { until: sent + ttl, over: false });
+        let runtime = Handle::current();
+        let keeper = std::sync::OnceLock::new();
+        let shared = Arc::new(Shared { client, id: opened.session_id, ttl, runtime, life, keeper });
+        let task = tokio::spawn(keep_alive(Arc::downgrade(&shared), sent)).abort_handle();
+        shared.keeper.get_or_init(|| task);
+        Ok(Self { shared })
+    }
+
+    /// Names the session in the namespace.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.shared.id
+    }
+
+    /// The granted TTL.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.shared.ttl
+    }
+
+    /// A lock that this session is to hold. Name: 1 to 255 bytes.
+    pub fn lock(&self, name: impl Into<String>) -> Lock {
+        Lock::new(self.clone(), name.into())
+    }
+
+    /// How long the session lives for certain if nothing more is heard; never too long.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        let life = *self.shared.life.borrow();
+        if life.over {
+            Duration::ZERO
+        } else {
+            life.until.saturating_duration_since(Instant::now())
+        }
+    }
+
+    /// Ends when the session is lost or closed, and its locks with it.
+    pub async fn lost(&self) {
+        let mut life = self.shared.life.subscribe();
+        // The sender lives in `self`, so this can only end by the condition.
+        drop(life.wait_for(|life| life.over).await);
+    }
+
+    /// Closes the session and releases all that it holds.
+    ///
+    /// # Errors
+    /// SESSION_EXPIRED when it was lost before; else see [`Error`].
+    pub async fn close(self) -> Result<(), Error> {
+        if !self.shared.end() {
+            return Err(self.expired());
+        }
+        close(self.shared.client.clone(), self.shared.id).await
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.shared.client
+    }
+
+    pub(crate) fn expired(&self) -> Error {
+        let message =
+            "the session is lost: it expired, was closed, or could not be renewed in time"
+                .to_owned();
+        Error::Refused { reason: Reason::SessionExpired, message, metadata: BTreeMap::new() }
+    }
+
+    pub(crate) async fn release(&self, name: String, token: u64) -> Result<(), Error> {
+        self.shared.client.locks().release(self.shared.id, name, token).await
+    }
+
+    /// What a dropped guard does. The session stays open until it is done.
+    pub(crate) fn release_in_background(&self, name: String, token: u64) {
+        if self.shared.life.borrow().over {
+            return;
+        }
+        let session = self.clone();
+        self.shared.runtime.spawn(async move {
+            // Nobody is left to be told; if it fails, the session's end releases the lock.
+            drop(session.release(name, token).await);
+        });
+    }
+}
+
+impl Shared {
+    /// Marks the session as over; false when it was already.
+    fn end(&self) -> bool {
+        self.life.send_if_modified(|life| !std::mem::replace(&mut life.over, true))
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(keeper) = self.keeper.get() {
+            keeper.abort();
+        }
+        if self.end() {
+            let (client, id) = (self.client.clone(), self.id);
+            self.runtime.spawn(async move {
+                // Nobody is left to be told; if it fails, the session expires.
+                drop(close(client, id).await);
+            });
+        }
+    }
+}
+
+async fn close(client: Client, session_id: u64) -> Result<(), Error> {
+    let request =
+        CloseSessionRequest { namespace: client.owned_namespace(), session_id, request_id: None };
+    client.call(request).await.map(drop)
+}
+
+/// Renews the session until it is over or nobody has it any more.
+async fn keep_alive(session: Weak<Shared>, opened: Instant) {
+    let mut due = opened;
+    loop {
+        let Some((ttl, until)) =
+            session.upgrade().map(|shared| (shared.ttl, shared.life.borrow().until))
+        else {
+            return;
+        };
+        due = (due + ttl / RENEWALS_PER_TTL).max(Instant::now()).min(until);
+        sleep_until(due).await;
+        let Some(shared) = session.upgrade() else { return };
+        if shared.life.borrow().over {
+            return;
+        }
+        if Instant::now() >= until {
+            shared.end();
+            return;
+        }
+        due = Instant::now();
+        renew(&shared, until).await;
+    }
+}
+
+/// One renewal, with retries, for as long as the session lives for certain.
+async fn renew(shared: &Shared, until: Instant) {
+    let request =
+        KeepAliveRequest { namespace: shared.client.owned_namespace(), session_id: shared.id };
+    let mut sent = Instant::now();
+    while sent < until {
+        let share = (shared.ttl / RENEWALS_PER_TTL).min(until - sent);
+        match shared.client.with_timeout(share).call(request.clone()).await {
+            Ok(renewed) => {
+                let promised = sent + Duration::from_millis(renewed.remaining_ms);
+                shared.life.send_modify(|life| life.until = life.until.max(promised));
+                return;
+            }
+            Err(error) if error.reason() == Some(Reason::SessionExpired) => {
+                shared.end();
+                return;
+            }
+            Err(_) => {
+                sleep((shared.ttl / PAUSES_PER_TTL).min(RENEWAL_PAUSE_MAX)).await;
+                sent = Instant::now();
+            }
+        }
+    }
+}

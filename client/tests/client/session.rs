@@ -1,0 +1,129 @@
+//! Sessions and guards: renewed in the background, never believed for longer than was promised.
+
+use std::time::Duration;
+
+use crate::support::{Fake, header, refusal};
+use tokio::time::{Instant, timeout};
+use trefoil_client::proto::common::v1::Reason;
+use trefoil_client::proto::lock::v1::{
+    AcquireResponse, CloseSessionResponse, KeepAliveResponse, OpenSessionResponse, ReleaseResponse,
+};
+use trefoil_client::proto::pipeline::v1::Call;
+use trefoil_client::proto::pipeline::v1::call::Operation;
+use trefoil_client::proto::pipeline::v1::reply::Outcome;
+use trefoil_client::{Client, Guard, Session};
+
+const TTL: Duration = Duration::from_millis(900);
+
+/// Answers everything but the renewals.
+fn answers(call: &Call) -> Option<Outcome> {
+    let header = header(1);
+    Some(match call.operation.as_ref()? {
+        Operation::OpenSession(open) => {
+            Outcome::OpenSession(OpenSessionResponse { header, session_id: 9, ttl_ms: open.ttl_ms })
+        }
+        Operation::Acquire(_) => Outcome::Acquire(AcquireResponse {
+            header,
+            acquired: true,
+            fencing_token: 4,
+            holder_token: 0,
+        }),
+        _ => return None,
+    })
+}
+
+async fn held(fake: &Fake) -> (Session, Guard) {
+    let client = Client::connect([fake.endpoint()]).await.unwrap();
+    let session = client.locks().open_session(TTL).owner("test").await.unwrap();
+    let guard = session.lock("l").acquire().await.unwrap().expect("the lock is free");
+    (session, guard)
+}
+
+#[tokio::test]
+async fn a_session_is_renewed_at_a_third_of_its_ttl_and_believed_from_before_the_request() {
+    let mut fake = Fake::answering(answers);
+    let (session, guard) = held(&fake).await;
+    let opened = Instant::now();
+    assert!(guard.remaining() <= TTL);
+    for _ in 0..3 {
+        let (stream, call) = fake.call().await;
+        let Some(Operation::KeepAlive(renewal)) = &call.operation else { panic!("{call:?}") };
+        assert_eq!(renewal.session_id, 9);
+        // The renewal is answered late: what it promises counts from when it was sent.
+        tokio::time::sleep(Duration::from_millis(150)).await;
+        let renewed = KeepAliveResponse { header: header(1), remaining_ms: 900 };
+        fake.reply(stream, call.id, Outcome::KeepAlive(renewed)).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(guard.remaining() <= Duration::from_millis(750), "{:?}", guard.remaining());
+        assert!(guard.remaining() > Duration::from_millis(400), "{:?}", guard.remaining());
+    }
+    let elapsed = opened.elapsed();
+    assert!(
+        (Duration::from_millis(850)..Duration::from_millis(1_600)).contains(&elapsed),
+        "{elapsed:?}"
+    );
+    assert!(timeout(Duration::from_millis(1), session.lost()).await.is_err());
+    assert_eq!(guard.token(), 4);
+}
+
+#[tokio::test]
+async fn a_session_that_cannot_be_renewed_is_lost_when_its_promise_ends() {
+    let fake = Fake::answering(answers);
+    let (session, guard) = held(&fake).await;
+    let held = Instant::now();
+    timeout(Duration::from_secs(5), guard.lost()).await.expect("it is lost");
+    let elapsed = held.elapsed();
+    assert!(
+        (Duration::from_millis(700)..Duration::from_millis(1_100)).contains(&elapsed),
+        "{elapsed:?}"
+    );
+    assert_eq!(guard.remaining(), Duration::ZERO);
+    let again = session.lock("l").wait(Duration::from_secs(9)).acquire().await.unwrap_err();
+    assert_eq!(again.reason(), Some(Reason::SessionExpired));
+}
+
+#[tokio::test]
+async fn a_session_that_the_cluster_does_not_know_is_lost_at_once() {
+    let mut fake = Fake::answering(answers);
+    let (_session, guard) = held(&fake).await;
+    let (stream, call) = fake.call().await;
+    fake.reply(stream, call.id, refusal(Reason::SessionExpired, &[])).await;
+    timeout(Duration::from_millis(300), guard.lost()).await.expect("it is lost");
+}
+
+#[tokio::test]
+async fn a_dropped_guard_is_released_with_its_token_and_a_dropped_session_closed() {
+    let mut fake = Fake::answering(answers);
+    let (session, guard) = held(&fake).await;
+    drop(guard);
+    let (stream, call) = fake.call().await;
+    let Some(Operation::Release(release)) = &call.operation else { panic!("{call:?}") };
+    assert_eq!((release.session_id, release.name.as_str(), release.fencing_token), (9, "l", 4));
+    fake.reply(stream, call.id, Outcome::Release(ReleaseResponse { header: header(1) })).await;
+
+    drop(session);
+    let (_, call) = fake.call().await;
+    assert!(
+        matches!(&call.operation, Some(Operation::CloseSession(close)) if close.session_id == 9),
+        "{call:?}"
+    );
+}
+
+#[tokio::test]
+async fn release_and_close_answer_and_are_sent_once() {
+    let mut fake = Fake::answering(answers);
+    let (session, guard) = held(&fake).await;
+    let release = tokio::spawn(guard.release());
+    let (stream, call) = fake.call().await;
+    fake.reply(stream, call.id, refusal(Reason::NotHolder, &[("holder_token", "5")])).await;
+    assert_eq!(release.await.unwrap().unwrap_err().reason(), Some(Reason::NotHolder));
+
+    let close = tokio::spawn(session.close());
+    let (stream, call) = fake.call().await;
+    assert!(matches!(call.operation, Some(Operation::CloseSession(_))));
+    let closed = CloseSessionResponse { header: header(1), released: 0 };
+    fake.reply(stream, call.id, Outcome::CloseSession(closed)).await;
+    close.await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(fake.waiting(), 0, "nothing more is sent, no renewal either");
+}
