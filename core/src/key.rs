@@ -37,7 +37,8 @@ pub enum Kind {
     Partition = 34,
     /// A message. Rest: queue id (8), partition (4), sequence (8). Value: `StoredMessage`.
     Message = 35,
-    /// A message that may be delivered. Rest: queue id (8), partition (4), sequence (8). Value: empty.
+    /// A message that may be delivered. Rest: queue id (8), partition (4), sequence (8). Value: its last `Lease`,
+    /// empty before the first.
     Ready = 36,
     /// A message that is leased. Rest: queue id (8), partition (4), sequence (8). Value: `Lease`.
     Lease = 37,

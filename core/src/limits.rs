@@ -36,6 +36,7 @@ limits! {
     REQUEST_BYTES_MAX: usize = 3 << 19, "Bytes of a request (1.5 MiB).";
     FRAME_BYTES_MAX: usize = 1 << 20, "Bytes of a pipelined frame, before its last call.";
     CLIENT_BYTES_MAX: usize = 64, "Bytes of the client name in a request id.";
+    PART_CLIENT_BYTES_MAX: usize = 72, "Bytes of the client name that the server derives for a part of a request.";
 
     SESSION_TTL_MS_MIN: u64 = 100, "Shortest session TTL in ms.";
     SESSION_TTL_MS_MAX: u64 = 86_400_000, "Longest session TTL in ms (a day).";
@@ -52,11 +53,13 @@ limits! {
     SESSIONS_PER_NAMESPACE_MAX: u64 = 200_000, "Open sessions of a namespace.";
     WAITERS_PER_LOCK_MAX: u64 = 20_000, "Sessions that wait for one lock.";
     LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
+    ACQUIRES_PER_CLAIM_MAX: usize = 16, "Acquires of one session that wait for the same lock.";
 
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
     TERM_GRACE_MS: u64 = 2_000, "Log time from the start of a term within which no session expires, in ms.";
     TIMERS_PER_ENTRY_MAX: usize = 1_000, "Timers that fire in one entry.";
+    TIMER_KEYS_PER_ENTRY_MAX: usize = 10_000, "Keys that the timers of one entry write before the others are left to the next entry.";
     KEYS_PER_COMMAND_MAX: usize = 1_000, "Keys that one step of a command touches; larger work goes on in later entries.";
     WALL_ADVANCE_MS_MAX: u64 = 3_600_000, "Log time added at most from the wall clock when every replica has restarted, in ms.";
 
@@ -78,6 +81,7 @@ limits! {
     SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";
     DIRECTORY_LINES_MAX: usize = 65_536, "Cache lines of a shard whose holders the leader remembers.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
+    POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";
 
     TICK_MS: u64 = 50, "Raft's tick in ms.";
     HEARTBEAT_TICKS: usize = 2, "Ticks between two heartbeats (100 ms).";

@@ -64,10 +64,9 @@ fn jump(mut state: u64, buckets: u32) -> u32 {
 }
 
 fn hash(parts: &[&[u8]]) -> u16 {
-    let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.len() + 2).sum());
+    let mut bytes = Vec::with_capacity(parts.iter().map(|part| part.len() + 8).sum());
     for part in parts {
-        let length = u16::try_from(part.len()).expect("parts are bounded by KEY_BYTES_MAX");
-        bytes.extend_from_slice(&length.to_be_bytes());
+        bytes.extend_from_slice(&(part.len() as u64).to_be_bytes());
         bytes.extend_from_slice(part);
     }
     u16::try_from(xxh3_64(&bytes) % u64::from(SLOTS)).expect("a slot is below SLOTS")
@@ -113,5 +112,36 @@ mod tests {
             let used = (0..6).map(|partition| shard(of_partition(queue, partition, 6), 6));
             assert_eq!(used.collect::<std::collections::BTreeSet<_>>().len(), 6);
         }
+    }
+
+    #[test]
+    fn places_never_change() {
+        assert_eq!((of_locks("default"), of_cache("default", "k")), (13_794, 11_591));
+        let partitions = [0, 1, 7].map(|partition| of_partition(1, partition, 6));
+        assert_eq!(partitions, [7_881, 10_611, 10_607]);
+        assert_eq!(["", "a", "order-17"].map(|key| partition(key, 8)), [0, 1, 6]);
+    }
+
+    #[test]
+    fn many_partitions_spread_evenly_over_any_number_of_shards() {
+        for (queue, shards) in (1..50).zip((1..=64).cycle().step_by(5)) {
+            let mut counts = vec![0; shards as usize];
+            for partition in 0..1_024 {
+                counts[shard(of_partition(queue, partition, shards), shards) as usize - 1] += 1;
+            }
+            let fair = 1_024 / shards;
+            assert!(
+                counts.iter().all(|count| (fair * 3 / 4..=fair * 4 / 3 + 1).contains(count)),
+                "{counts:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn any_text_has_a_slot() {
+        let long = "k".repeat(100_000);
+        assert!(of_cache(&long, &long) < SLOTS && of_locks(&long) < SLOTS);
+        assert!(of_partition(u64::MAX, u32::MAX, 0) < SLOTS);
+        assert_eq!(partition(&long, 0), 0);
     }
 }

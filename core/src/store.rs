@@ -116,6 +116,12 @@ impl<'a> Txn<'a> {
         self.writes.insert(key.into(), None);
     }
 
+    /// Keys written so far.
+    #[must_use]
+    pub fn keys_written(&self) -> usize {
+        self.writes.len()
+    }
+
     /// Writes everything to the store and extends `chain`, the hash of all writes so far.
     pub fn commit(self, chain: &mut u64) {
         for (key, value) in self.writes {

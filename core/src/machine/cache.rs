@@ -1,28 +1,146 @@
-//! Cached values.
+//! Cached values: versions, expiry by log time, and the state of each line.
 
 use bytes::Bytes;
+use prost::Message as _;
 use trefoil_proto::cache::v1 as api;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{CacheItem, Refusal, answer};
 
-use super::{Directory, QueryOutcome, Ruling, Scope};
+use super::{Directory, QueryOutcome, Ruling, Scope, Verdict, answered, refuse, timers};
+use crate::check;
+use crate::key::{Key, Kind};
+use crate::limits::{KEY_BYTES_MAX, NAME_BYTES_MAX};
+use crate::slot;
 use crate::store::Store;
 
+/// Bytes of a record's key before the part that timers keep: slot and kind.
+const HEAD: usize = 2 + 1;
+
+/// Who reads, and when.
+pub(super) struct Reader {
+    pub(super) slot: u16,
+    pub(super) agent: u64,
+    /// Log time of the last entry in ms.
+    pub(super) log_time_ms: u64,
+    /// The leader's estimate of log time in ms.
+    pub(super) now_ms: u64,
+}
+
+/// Stores a value; the writer's line is Modified and every other copy invalid.
 pub(super) fn put(scope: &mut Scope<'_>, request: &api::PutRequest) -> Ruling {
-    unimplemented!()
+    let key = item_key(scope.slot, &request.namespace, &request.key)?;
+    if check::value_bytes(request.value.as_ref()).is_none() {
+        return Err(check::invalid("value", "set: either data or text"));
+    }
+    let known = scope.txn.get_message::<CacheItem>(&key);
+    clear_timer(scope, &key, known.as_ref());
+    let expires_at_ms =
+        if request.ttl_ms == 0 { 0 } else { scope.now_ms.saturating_add(request.ttl_ms) };
+    let version = next_version(scope);
+    let item = CacheItem { value: request.value.clone(), version, expires_at_ms };
+    scope.txn.put_message(key.clone(), &item);
+    if expires_at_ms > 0 {
+        timers::set(scope, expires_at_ms, Kind::CacheItem, &key[HEAD..]);
+    }
+    scope.output.lines.push((key, Some(scope.agent)));
+    let state = api::LineState::Modified.into();
+    Ok(Verdict::Answer(answer::Answer::Put(api::PutResponse { header: None, version, state })))
 }
+
+/// Removes a value. One whose time is up is not there.
 pub(super) fn delete(scope: &mut Scope<'_>, request: &api::DeleteRequest) -> Ruling {
-    unimplemented!()
+    let key = item_key(scope.slot, &request.namespace, &request.key)?;
+    let known =
+        scope.txn.get_message::<CacheItem>(&key).filter(|item| !is_over(item, scope.now_ms));
+    let deleted = known.is_some();
+    let mut version = 0;
+    if deleted {
+        clear_timer(scope, &key, known.as_ref());
+        version = next_version(scope);
+        scope.txn.delete(key.clone());
+        scope.output.lines.push((key, None));
+    }
+    Ok(Verdict::Answer(answer::Answer::Delete(api::DeleteResponse {
+        header: None,
+        deleted,
+        version,
+    })))
 }
+
+/// A value's time may be up: its own deadline decides.
 pub(super) fn item_due(scope: &mut Scope<'_>, rest: &Bytes) {
-    unimplemented!()
+    let key = Bytes::from(Key::new(scope.slot, Kind::CacheItem).tail(rest));
+    let Some(item) = scope.txn.get_message::<CacheItem>(&key) else { return };
+    if is_over(&item, scope.now_ms) {
+        scope.txn.delete(key.clone());
+        scope.output.counts.cache_expired += 1;
+        scope.output.lines.push((key, None));
+    }
 }
+
+/// Reads the latest value. Between log time and the leader's clock nobody can say whether a value is still there:
+/// log time has to move first.
 pub(super) fn get(
     store: &impl Store,
     directory: &mut Directory,
-    slot: u16,
     request: &api::GetRequest,
-    agent: u64,
-    log_time_ms: u64,
-    now_ms: u64,
+    reader: &Reader,
 ) -> QueryOutcome {
-    unimplemented!()
+    let key = match item_key(reader.slot, &request.namespace, &request.key) {
+        Ok(key) => key,
+        Err(refusal) => return answered(refusal),
+    };
+    // Decoded from the shared buffer, so that the value is not copied.
+    let item = store
+        .get(&key)
+        .map(|item| CacheItem::decode(item).expect("a stored value is what this version wrote"));
+    let Some(item) = item.filter(|item| !is_over(item, reader.log_time_ms)) else {
+        let missing = api::GetResponse {
+            state: api::LineState::Invalid.into(),
+            ..api::GetResponse::default()
+        };
+        return answered(answer::Answer::Get(missing));
+    };
+    if is_over(&item, reader.now_ms) {
+        return QueryOutcome::Due(item.expires_at_ms);
+    }
+    answered(answer::Answer::Get(api::GetResponse {
+        header: None,
+        hit: true,
+        value: item.value,
+        version: item.version,
+        state: directory.read(&key, reader.agent).into(),
+        ttl_ms: item.expires_at_ms.saturating_sub(reader.now_ms.max(reader.log_time_ms)),
+    }))
+}
+
+fn is_over(item: &CacheItem, now_ms: u64) -> bool {
+    item.expires_at_ms > 0 && item.expires_at_ms <= now_ms
+}
+
+/// Key of the record, for a command that reached the key's own slot.
+fn item_key(slot: u16, namespace: &str, key: &str) -> Result<Bytes, Refusal> {
+    check::text("namespace", namespace, 1, NAME_BYTES_MAX)?;
+    check::text("key", key, 1, KEY_BYTES_MAX)?;
+    if slot != slot::of_cache(namespace, key) {
+        return Err(refuse(Reason::StaleMap, "the key lives in another slot"));
+    }
+    Ok(Key::new(slot, Kind::CacheItem).text(namespace).tail(key.as_bytes()).into())
+}
+
+fn clear_timer(scope: &mut Scope<'_>, key: &Bytes, item: Option<&CacheItem>) {
+    if let Some(item) = item.filter(|item| item.expires_at_ms > 0) {
+        timers::clear(scope, item.expires_at_ms, Kind::CacheItem, &key[HEAD..]);
+    }
+}
+
+/// One counter for the keys of a slot: it outlives them, so a key's versions rise over its deletion.
+fn next_version(scope: &mut Scope<'_>) -> u64 {
+    let key = Key::new(scope.slot, Kind::CacheVersion);
+    let last = scope.txn.get(key.bytes());
+    let last = last.map_or(0, |last| {
+        u64::from_be_bytes(last[..].try_into().expect("a version counter has 8 bytes"))
+    });
+    scope.txn.put(key, (last + 1).to_be_bytes().to_vec());
+    last + 1
 }

@@ -1,14 +1,73 @@
 //! Which queues there are: kept by the meta shard.
 
-use trefoil_proto::internal::v1::FindQueue;
-use trefoil_proto::queue::v1::CreateQueueRequest;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Catalogue, CatalogueCounters, FindQueue, Refusal, answer};
+use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
-use super::{QueryOutcome, Ruling, Scope};
-use crate::store::Store;
+use super::{QueryOutcome, Ruling, Scope, Verdict, answered, refuse, refuse_with};
+use crate::check;
+use crate::key::{Key, Kind};
+use crate::limits::{NAME_BYTES_MAX, PARTITIONS_MAX};
+use crate::slot::SYSTEM_SLOT;
+use crate::store::{Store, decode};
 
+/// Creates a queue with an id of its own; the same queue again is no error.
 pub(super) fn create_queue(scope: &mut Scope<'_>, request: &CreateQueueRequest) -> Ruling {
-    unimplemented!()
+    check_place(scope.slot, &request.namespace, &request.queue)?;
+    check::number("partitions", request.partitions.into(), 1, PARTITIONS_MAX.into())?;
+    let key = queue_key(&request.namespace, &request.queue);
+    if let Some(known) = scope.txn.get_message::<Catalogue>(key.bytes()) {
+        if known.partitions == request.partitions {
+            return Ok(created(known.partitions, false));
+        }
+        let facts = [("partitions", known.partitions.to_string())];
+        return Err(refuse_with(
+            Reason::QueueExists,
+            "the queue has another number of partitions",
+            facts,
+        ));
+    }
+    let counters_key = Key::system(Kind::CatalogueCounters);
+    let mut counters =
+        scope.txn.get_message::<CatalogueCounters>(counters_key.bytes()).unwrap_or_default();
+    counters.last_queue_id += 1;
+    let queue =
+        Catalogue { queue_id: counters.last_queue_id, partitions: request.partitions, version: 1 };
+    scope.txn.put_message(counters_key, &counters);
+    scope.txn.put_message(key, &queue);
+    Ok(created(request.partitions, true))
 }
-pub(super) fn find_queue(store: &impl Store, request: &FindQueue) -> QueryOutcome {
-    unimplemented!()
+
+/// What is known of a queue.
+pub(super) fn find_queue(store: &impl Store, slot: u16, request: &FindQueue) -> QueryOutcome {
+    if let Err(refusal) = check_place(slot, &request.namespace, &request.queue) {
+        return answered(refusal);
+    }
+    match store.get(queue_key(&request.namespace, &request.queue).bytes()) {
+        Some(queue) => answered(answer::Answer::Catalogue(decode(&queue))),
+        None => answered(refuse(Reason::UnknownQueue, "there is no such queue")),
+    }
+}
+
+fn check_place(slot: u16, namespace: &str, queue: &str) -> Result<(), Refusal> {
+    if slot != SYSTEM_SLOT {
+        return Err(refuse(
+            Reason::StaleMap,
+            "the catalogue lives in the system slot of the meta shard",
+        ));
+    }
+    check::text("namespace", namespace, 1, NAME_BYTES_MAX)?;
+    check::text("queue", queue, 1, NAME_BYTES_MAX)
+}
+
+fn queue_key(namespace: &str, queue: &str) -> Key {
+    Key::system(Kind::Catalogue).text(namespace).tail(queue.as_bytes())
+}
+
+fn created(partitions: u32, created: bool) -> Verdict {
+    Verdict::Answer(answer::Answer::CreateQueue(CreateQueueResponse {
+        header: None,
+        partitions,
+        created,
+    }))
 }

@@ -3,7 +3,7 @@
 //! Source: M. Papamarcos and J. Patel, A Low-Overhead Coherence Solution for Multiprocessors with Private Cache
 //! Memories (ISCA 1984), with a directory instead of a shared bus.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use trefoil_proto::cache::v1::LineState;
@@ -14,12 +14,19 @@ use crate::limits::DIRECTORY_LINES_MAX;
 #[derive(Debug, Default)]
 pub struct Directory {
     lines: BTreeMap<Bytes, Line>,
-    /// Keys in the order in which they came, oldest first.
-    order: VecDeque<Bytes>,
+    /// Every line by the number of its last insertion, so that the one that is oldest goes first.
+    order: BTreeMap<u64, Bytes>,
+    insertions: u64,
 }
 
 #[derive(Debug)]
-enum Line {
+struct Line {
+    inserted: u64,
+    holders: Holders,
+}
+
+#[derive(Debug)]
+enum Holders {
     /// One agent wrote it and nobody else has read it.
     Modified(u64),
     /// These agents have read it.
@@ -29,31 +36,28 @@ enum Line {
 impl Directory {
     /// An agent reads a line that has a value; returns the state in which it now holds it.
     pub fn read(&mut self, key: &Bytes, agent: u64) -> LineState {
-        match self.lines.get_mut(key) {
-            Some(Line::Modified(owner)) if *owner == agent => LineState::Modified,
-            Some(line @ Line::Modified(_)) => {
-                let Line::Modified(owner) = *line else { unreachable!("matched above") };
-                *line = Line::Read([owner, agent].into());
+        let Some(line) = self.lines.get_mut(key) else {
+            self.insert(key, Holders::Read([agent].into()));
+            return LineState::Exclusive;
+        };
+        match &mut line.holders {
+            Holders::Modified(owner) if *owner == agent => LineState::Modified,
+            Holders::Modified(owner) => {
+                line.holders = Holders::Read([*owner, agent].into());
                 LineState::Shared
             }
-            Some(Line::Read(readers)) => {
+            Holders::Read(readers) => {
                 readers.insert(agent);
                 if readers.len() == 1 { LineState::Exclusive } else { LineState::Shared }
-            }
-            None => {
-                self.insert(key.clone(), Line::Read([agent].into()));
-                LineState::Exclusive
             }
         }
     }
 
     /// A line was written by an agent, or its value is gone (no writer): every other copy is invalid.
     pub fn wrote(&mut self, key: &Bytes, writer: Option<u64>) {
-        match writer {
-            Some(writer) => self.insert(key.clone(), Line::Modified(writer)),
-            None => {
-                self.lines.remove(key);
-            }
+        self.remove(key);
+        if let Some(writer) = writer {
+            self.insert(key, Holders::Modified(writer));
         }
     }
 
@@ -63,14 +67,21 @@ impl Directory {
         self.order.clear();
     }
 
-    fn insert(&mut self, key: Bytes, line: Line) {
-        if self.lines.insert(key.clone(), line).is_none() {
-            self.order.push_back(key);
-        }
-        // Keys of removed lines stay in the order until they come up, so it is bounded, not exact.
-        while self.lines.len() > DIRECTORY_LINES_MAX || self.order.len() > 2 * DIRECTORY_LINES_MAX {
-            let Some(oldest) = self.order.pop_front() else { break };
+    /// Adds a line that is not there.
+    fn insert(&mut self, key: &Bytes, holders: Holders) {
+        if self.lines.len() >= DIRECTORY_LINES_MAX
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
             self.lines.remove(&oldest);
+        }
+        self.insertions += 1;
+        self.order.insert(self.insertions, key.clone());
+        self.lines.insert(key.clone(), Line { inserted: self.insertions, holders });
+    }
+
+    fn remove(&mut self, key: &Bytes) {
+        if let Some(line) = self.lines.remove(key) {
+            self.order.remove(&line.inserted);
         }
     }
 }
@@ -78,6 +89,10 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn key(n: usize) -> Bytes {
+        n.to_be_bytes().to_vec().into()
+    }
 
     #[test]
     fn states_follow_reads_and_writes() {
@@ -98,15 +113,38 @@ mod tests {
     fn memory_is_bounded() {
         let mut directory = Directory::default();
         for n in 0..3 * DIRECTORY_LINES_MAX {
-            let key = Bytes::from(n.to_be_bytes().to_vec());
-            directory.wrote(&key, Some(1));
+            directory.wrote(&key(n), Some(1));
             if n % 3 == 0 {
-                directory.wrote(&key, None);
+                directory.wrote(&key(n), None);
             }
+            directory.read(&key(n / 2), 2);
         }
-        assert!(
-            directory.lines.len() <= DIRECTORY_LINES_MAX
-                && directory.order.len() <= 2 * DIRECTORY_LINES_MAX
+        assert_eq!(
+            (directory.lines.len(), directory.order.len()),
+            (DIRECTORY_LINES_MAX, DIRECTORY_LINES_MAX)
         );
+    }
+
+    #[test]
+    fn the_line_inserted_longest_ago_is_forgotten() {
+        let mut directory = Directory::default();
+        for n in 0..DIRECTORY_LINES_MAX {
+            directory.wrote(&key(n), Some(1));
+        }
+        directory.wrote(&key(0), Some(1));
+        directory.wrote(&key(DIRECTORY_LINES_MAX), Some(1));
+        assert_eq!(directory.read(&key(0), 1), LineState::Modified);
+        assert_eq!(directory.read(&key(1), 1), LineState::Exclusive);
+    }
+
+    #[test]
+    fn a_key_that_comes_and_goes_for_ever_keeps_its_state() {
+        let mut directory = Directory::default();
+        for _ in 0..3 * DIRECTORY_LINES_MAX {
+            directory.wrote(&key(7), Some(1));
+            directory.wrote(&key(7), None);
+        }
+        directory.wrote(&key(7), Some(1));
+        assert_eq!(directory.read(&key(7), 1), LineState::Modified);
     }
 }

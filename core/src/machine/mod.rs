@@ -26,6 +26,7 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::queue::{lease_id, parse_lease_id};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -276,7 +277,11 @@ impl Machine {
     }
 
     fn fire_timers(&mut self, store: &mut impl Store, applied: &mut Applied) {
+        let mut keys = 0;
         for timer in timers::due(store, self.progress.log_time_ms, limits::TIMERS_PER_ENTRY_MAX) {
+            if keys > limits::TIMER_KEYS_PER_ENTRY_MAX {
+                break;
+            }
             let mut scope = self.scope(store, timer.slot, 0);
             scope.txn.delete(timer.key.clone());
             match timer.kind {
@@ -287,6 +292,7 @@ impl Machine {
                 Kind::RequestClient => requests::client_due(&mut scope, &timer.rest),
                 _ => unreachable!("no service sets a timer of kind {:?}", timer.kind),
             }
+            keys += scope.txn.keys_written();
             self.finish(scope, applied);
         }
     }
@@ -342,10 +348,10 @@ impl Machine {
             Operation::Release(request) => lock::release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
-            Operation::OpenPartition(request) => queue::open_partition(scope, request),
-            Operation::EnqueueTo(request) => queue::enqueue(scope, request),
+            Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
+            Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
             Operation::DequeueFrom(request) => queue::dequeue(scope, request, self.shards),
-            Operation::AckLease(request) => queue::ack(scope, request),
+            Operation::AckLease(request) => queue::ack(scope, request, self.shards),
             Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
             Operation::Put(request) => cache::put(scope, request),
             Operation::Delete(request) => cache::delete(scope, request),
@@ -385,18 +391,14 @@ impl Machine {
             return answered(refuse(Reason::StaleMap, "the query was routed by another slot map"));
         }
         match &query.query {
-            Some(query::Query::Get(request)) => cache::get(
-                store,
-                &mut self.directory,
-                slot,
-                request,
-                query.agent,
-                self.progress.log_time_ms,
-                now_ms,
-            ),
-            Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, request),
+            Some(query::Query::Get(request)) => {
+                let log_time_ms = self.progress.log_time_ms;
+                let reader = cache::Reader { slot, agent: query.agent, log_time_ms, now_ms };
+                cache::get(store, &mut self.directory, request, &reader)
+            }
+            Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, slot, request),
             Some(query::Query::AwaitReady(request)) => {
-                queue::await_ready(store, &mut self.polls, call, request, self.shards)
+                queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
             }
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }

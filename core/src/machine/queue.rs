@@ -1,39 +1,392 @@
 //! Partitions of queues: messages, leases, acknowledgement.
+//!
+//! A message is stored under its sequence. Beside it stands either a Ready record, in the order of sequences, or a
+//! Lease record with a timer. So a message whose lease runs out is ready again in its old place.
 
 use bytes::Bytes;
+use prost::Message as _;
+use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
-    AckLease, AwaitReady, DequeueFrom, EnqueueTo, OpenPartition, ReturnLeases,
+    AckLease, AwaitReady, DequeueFrom, EnqueueTo, Lease, OpenPartition, Partition, Ready, Refusal,
+    ReturnLeases, StoredMessage, answer,
 };
+use trefoil_proto::queue::v1::{AckResponse, Delivery, DequeueResponse, EnqueueResponse};
 
 use super::polls::Polls;
-use super::{QueryOutcome, Ruling, Scope};
-use crate::CallId;
-use crate::store::Store;
+use super::{QueryOutcome, Ruling, Scope, Verdict, answered, done, refuse, refuse_with, timers};
+use crate::key::{Key, Kind};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, KEYS_PER_COMMAND_MAX, PARTITIONS_MAX};
+use crate::store::{Store, Txn, decode, prefix_end};
+use crate::{CallId, check, slot};
 
-pub(super) fn open_partition(scope: &mut Scope<'_>, request: &OpenPartition) -> Ruling {
-    unimplemented!()
+/// Deliveries of one command: each touches the message, its Ready and Lease records and a timer.
+const DELIVERIES_MAX: usize = KEYS_PER_COMMAND_MAX / 4;
+
+/// A partition begins to exist, or learns of a newer version of its queue.
+pub(super) fn open_partition(
+    scope: &mut Scope<'_>,
+    request: &OpenPartition,
+    shards: u32,
+) -> Ruling {
+    let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
+    check::number("partition", request.partition.into(), 0, u64::from(PARTITIONS_MAX) - 1)?;
+    let known = place.find(&scope.txn);
+    let mut partition =
+        known.unwrap_or_else(|| Partition { next_sequence: 1, ..Partition::default() });
+    if request.catalogue_version < partition.catalogue_version {
+        return Err(other_version(&partition));
+    }
+    partition.catalogue_version = request.catalogue_version;
+    scope.txn.put_message(place.key(Kind::Partition), &partition);
+    Ok(done())
 }
-pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo) -> Ruling {
-    unimplemented!()
+
+/// Appends messages to a partition.
+pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -> Ruling {
+    let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
+    at_most("messages", request.messages.len(), BATCH_ITEMS_MAX as u64)?;
+    let mut partition = place.open(&scope.txn)?;
+    same_version(&partition, request.catalogue_version)?;
+    let mut message_ids = Vec::with_capacity(request.messages.len());
+    for (n, message) in request.messages.iter().enumerate() {
+        if check::value_bytes(message.value.as_ref()).is_none() {
+            return Err(check::invalid(
+                &format!("messages[{n}].value"),
+                "set: either data or text",
+            ));
+        }
+        let sequence = partition.next_sequence;
+        let stored = StoredMessage {
+            key: message.key.clone(),
+            value: message.value.clone(),
+            headers: message.headers.clone(),
+            enqueued_at_ms: scope.now_ms,
+        };
+        scope.txn.put_message(place.record(Kind::Message, sequence), &stored);
+        place.put_ready(scope, sequence, &Lease::default());
+        message_ids.push(message_id(place.partition, sequence));
+        partition.next_sequence += 1;
+        partition.messages += 1;
+        scope.output.counts.enqueued += 1;
+        scope.output.backlog += 1;
+    }
+    scope.txn.put_message(place.key(Kind::Partition), &partition);
+    Ok(Verdict::Answer(answer::Answer::Enqueue(EnqueueResponse { header: None, message_ids })))
 }
+
+/// Leases the oldest ready messages of the partitions, in the order in which they are listed. A partition that is
+/// not open has nothing.
 pub(super) fn dequeue(scope: &mut Scope<'_>, request: &DequeueFrom, shards: u32) -> Ruling {
-    unimplemented!()
+    at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())?;
+    let places = Place::of_all(scope.slot, request.queue_id, &request.partitions, shards)?;
+    let most = usize::try_from(request.max_messages).unwrap_or(usize::MAX).min(DELIVERIES_MAX);
+    let (mut deliveries, mut bytes, mut full) = (Vec::new(), 0, false);
+    for place in &places {
+        if full || deliveries.len() == most {
+            break;
+        }
+        let Some(mut partition) = place.find(&scope.txn) else { continue };
+        same_version(&partition, request.catalogue_version)?;
+        for (sequence, last) in place.ready(&scope.txn, most - deliveries.len()) {
+            let key = place.record(Kind::Message, sequence);
+            let message = scope.txn.get(key.bytes()).expect("a ready message is stored");
+            full = !deliveries.is_empty() && bytes + message.len() > BATCH_BYTES_MAX;
+            if full {
+                break;
+            }
+            bytes += message.len();
+            partition.leased += 1;
+            deliveries.push(deliver(scope, place, sequence, &last, message, request.lease_ms));
+        }
+        scope.txn.put_message(place.key(Kind::Partition), &partition);
+    }
+    scope.output.counts.dequeued += deliveries.len() as u64;
+    Ok(Verdict::Answer(answer::Answer::Dequeue(DequeueResponse { header: None, deliveries })))
 }
-pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease) -> Ruling {
-    unimplemented!()
+
+/// Settles a message, by its newest lease and before that runs out.
+pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Ruling {
+    let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
+    let mut partition = place.open(&scope.txn)?;
+    let Some(lease) = place.lease(&scope.txn, request.sequence) else {
+        if scope.txn.get(place.record(Kind::Ready, request.sequence).bytes()).is_some() {
+            return Err(refuse(Reason::StaleLease, "the lease ran out or was returned"));
+        }
+        return Err(refuse(
+            Reason::UnknownMessage,
+            "the message was acknowledged before, or never enqueued",
+        ));
+    };
+    if lease.lease != request.lease {
+        return Err(refuse(Reason::StaleLease, "another lease of the message is the newest"));
+    }
+    if lease.deadline_ms <= scope.now_ms {
+        return Err(refuse(Reason::StaleLease, "the lease ran out"));
+    }
+    place.end_lease(scope, request.sequence, &lease);
+    scope.txn.delete(place.record(Kind::Message, request.sequence));
+    partition.messages -= 1;
+    partition.leased -= 1;
+    scope.txn.put_message(place.key(Kind::Partition), &partition);
+    scope.output.counts.acked += 1;
+    scope.output.backlog -= 1;
+    Ok(Verdict::Answer(answer::Answer::Ack(AckResponse { header: None })))
 }
+
+/// Deliveries that did not reach their consumer are ready again and do not count. Leases that are over stay over.
 pub(super) fn return_leases(scope: &mut Scope<'_>, request: &ReturnLeases, shards: u32) -> Ruling {
-    unimplemented!()
+    at_most("leases", request.leases.len(), BATCH_ITEMS_MAX as u64)?;
+    let partitions = request.leases.iter().map(|lease| lease.partition).collect::<Vec<_>>();
+    let places = Place::of_all(scope.slot, request.queue_id, &partitions, shards)?;
+    for (place, returned) in places.iter().zip(&request.leases) {
+        let lease = place.lease(&scope.txn, returned.sequence);
+        let newest =
+            lease.filter(|lease| lease.lease == returned.lease && lease.deadline_ms > scope.now_ms);
+        if let Some(mut lease) = newest {
+            place.end_lease(scope, returned.sequence, &lease);
+            lease.deliveries = lease.deliveries.saturating_sub(1);
+            place.comes_back(scope, returned.sequence, lease);
+        }
+    }
+    Ok(done())
 }
+
+/// A lease may have run out: its own deadline decides.
 pub(super) fn lease_due(scope: &mut Scope<'_>, rest: &Bytes) {
-    unimplemented!()
+    let (place, sequence) = Place::of_timer(scope.slot, rest);
+    let Some(lease) = place.lease(&scope.txn, sequence) else { return };
+    if lease.deadline_ms <= scope.now_ms {
+        scope.txn.delete(place.record(Kind::Lease, sequence));
+        scope.output.counts.leases_expired += 1;
+        place.comes_back(scope, sequence, lease);
+    }
 }
+
+/// Which partitions have something to deliver; waits until one has, when asked to.
 pub(super) fn await_ready(
     store: &impl Store,
     polls: &mut Polls,
     call: CallId,
     request: &AwaitReady,
+    slot: u16,
     shards: u32,
 ) -> QueryOutcome {
-    unimplemented!()
+    let places = at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())
+        .and_then(|()| Place::of_all(slot, request.queue_id, &request.partitions, shards));
+    let places = match places {
+        Ok(places) => places,
+        Err(refusal) => return answered(refusal),
+    };
+    let ready = places.iter().filter(|place| {
+        let start = place.key(Kind::Ready);
+        !store.scan(start.bytes(), &prefix_end(start.bytes()), 1).is_empty()
+    });
+    let partitions = ready.map(|place| place.partition).collect::<Vec<_>>();
+    if !partitions.is_empty() || !request.wait {
+        return answered(answer::Answer::Ready(Ready { partitions }));
+    }
+    if polls.wait(call, request.queue_id, &request.partitions) {
+        QueryOutcome::Parked
+    } else {
+        answered(refuse(Reason::Overloaded, "too many long polls wait at this shard"))
+    }
+}
+
+/// Id of a message as clients see it.
+fn message_id(partition: u32, sequence: u64) -> String {
+    format!("{partition}-{sequence}")
+}
+
+/// Id of a lease as clients see it: partition, sequence of the message, number of the lease.
+#[must_use]
+pub fn lease_id(partition: u32, sequence: u64, lease: u64) -> String {
+    format!("{partition}-{sequence}-{lease}")
+}
+
+/// Partition, sequence and number of a lease; none for any other text than [`lease_id`] makes.
+#[must_use]
+pub fn parse_lease_id(id: &str) -> Option<(u32, u64, u64)> {
+    let mut parts = id.splitn(3, '-');
+    let (partition, sequence, lease) =
+        (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    (lease_id(partition, sequence, lease) == id).then_some((partition, sequence, lease))
+}
+
+/// Leases one message.
+fn deliver(
+    scope: &mut Scope<'_>,
+    place: &Place,
+    sequence: u64,
+    last: &Lease,
+    message: Bytes,
+    lease_ms: u64,
+) -> Delivery {
+    let lease = Lease {
+        lease: last.lease + 1,
+        deliveries: last.deliveries.saturating_add(1),
+        deadline_ms: scope.now_ms.saturating_add(lease_ms),
+    };
+    scope.txn.delete(place.record(Kind::Ready, sequence));
+    scope.txn.put_message(place.record(Kind::Lease, sequence), &lease);
+    place.with_timer(scope, lease.deadline_ms, sequence, timers::set);
+    // Decoded from the shared buffer, so that the value is not copied.
+    let message =
+        StoredMessage::decode(message).expect("a stored value is what this version wrote");
+    Delivery {
+        message_id: message_id(place.partition, sequence),
+        key: message.key,
+        value: message.value,
+        headers: message.headers,
+        lease_id: lease_id(place.partition, sequence, lease.lease),
+        delivery_count: lease.deliveries,
+        enqueued_at_ms: message.enqueued_at_ms,
+        lease_ms,
+    }
+}
+
+fn at_most(field: &str, count: usize, limit: u64) -> Result<(), Refusal> {
+    if count as u64 <= limit {
+        Ok(())
+    } else {
+        Err(check::invalid(field, format_args!("at most {limit} {field}")))
+    }
+}
+
+fn same_version(partition: &Partition, catalogue_version: u64) -> Result<(), Refusal> {
+    if partition.catalogue_version == catalogue_version {
+        Ok(())
+    } else {
+        Err(other_version(partition))
+    }
+}
+
+fn other_version(partition: &Partition) -> Refusal {
+    let facts = [("catalogue_version", partition.catalogue_version.to_string())];
+    refuse_with(Reason::StaleMap, "the command was made by another version of the catalogue", facts)
+}
+
+/// Where the records of a partition are.
+struct Place {
+    slot: u16,
+    queue_id: u64,
+    partition: u32,
+}
+
+impl Place {
+    /// A partition of this shard's slot map.
+    fn new(queue_id: u64, partition: u32, shards: u32) -> Self {
+        Self { slot: slot::of_partition(queue_id, partition, shards), queue_id, partition }
+    }
+
+    /// The partition of a command that was sent to its slot.
+    fn of_command(
+        scope: &Scope<'_>,
+        queue_id: u64,
+        partition: u32,
+        shards: u32,
+    ) -> Result<Self, Refusal> {
+        let place = Self::new(queue_id, partition, shards);
+        if place.slot != scope.slot {
+            return Err(refuse(Reason::StaleMap, "the partition lives in another slot"));
+        }
+        Ok(place)
+    }
+
+    /// Partitions that must all be of the shard that holds `slot`.
+    fn of_all(
+        slot: u16,
+        queue_id: u64,
+        partitions: &[u32],
+        shards: u32,
+    ) -> Result<Vec<Self>, Refusal> {
+        let places = partitions
+            .iter()
+            .map(|partition| Self::new(queue_id, *partition, shards))
+            .collect::<Vec<_>>();
+        let shard = slot::shard(slot, shards);
+        if places.iter().any(|place| slot::shard(place.slot, shards) != shard) {
+            return Err(refuse(Reason::StaleMap, "a partition lives on another shard"));
+        }
+        Ok(places)
+    }
+
+    /// The partition and sequence that a timer was set for.
+    fn of_timer(slot: u16, rest: &[u8]) -> (Self, u64) {
+        let mut rest = rest;
+        let (queue_id, partition, sequence) = (
+            bytes::Buf::get_u64(&mut rest),
+            bytes::Buf::get_u32(&mut rest),
+            bytes::Buf::get_u64(&mut rest),
+        );
+        (Self { slot, queue_id, partition }, sequence)
+    }
+
+    fn key(&self, kind: Kind) -> Key {
+        Key::new(self.slot, kind).u64(self.queue_id).u32(self.partition)
+    }
+
+    fn record(&self, kind: Kind, sequence: u64) -> Key {
+        self.key(kind).u64(sequence)
+    }
+
+    fn find(&self, txn: &Txn<'_>) -> Option<Partition> {
+        txn.get_message(self.key(Kind::Partition).bytes())
+    }
+
+    fn open(&self, txn: &Txn<'_>) -> Result<Partition, Refusal> {
+        let facts = [("partition", self.partition.to_string())];
+        self.find(txn).ok_or_else(|| {
+            refuse_with(Reason::PartitionNotOpen, "the partition is not open", facts)
+        })
+    }
+
+    fn lease(&self, txn: &Txn<'_>, sequence: u64) -> Option<Lease> {
+        txn.get_message(self.record(Kind::Lease, sequence).bytes())
+    }
+
+    /// The first ready messages with their last leases.
+    fn ready(&self, txn: &Txn<'_>, limit: usize) -> Vec<(u64, Lease)> {
+        let start = self.key(Kind::Ready);
+        let sequence = |key: &[u8]| {
+            u64::from_be_bytes(key[start.bytes().len()..].try_into().expect("a sequence"))
+        };
+        let records = txn.scan(start.bytes(), &prefix_end(start.bytes()), limit);
+        records.into_iter().map(|(key, last)| (sequence(&key), decode(&last))).collect()
+    }
+
+    fn put_ready(&self, scope: &mut Scope<'_>, sequence: u64, last: &Lease) {
+        scope.txn.put_message(self.record(Kind::Ready, sequence), last);
+        scope.output.ready.push((self.queue_id, self.partition));
+    }
+
+    /// A message that was leased is ready again, in its old place.
+    fn comes_back(&self, scope: &mut Scope<'_>, sequence: u64, lease: Lease) {
+        let mut partition = self.find(&scope.txn).expect("a partition with a lease is open");
+        partition.leased -= 1;
+        scope.txn.put_message(self.key(Kind::Partition), &partition);
+        self.put_ready(scope, sequence, &Lease { deadline_ms: 0, ..lease });
+    }
+
+    /// Removes a lease before its time, and its timer.
+    fn end_lease(&self, scope: &mut Scope<'_>, sequence: u64, lease: &Lease) {
+        scope.txn.delete(self.record(Kind::Lease, sequence));
+        self.with_timer(scope, lease.deadline_ms, sequence, timers::clear);
+    }
+
+    /// Sets or clears the timer of a lease in the partition's own slot, which need not be the command's.
+    fn with_timer(
+        &self,
+        scope: &mut Scope<'_>,
+        due_ms: u64,
+        sequence: u64,
+        change: fn(&mut Scope<'_>, u64, Kind, &[u8]),
+    ) {
+        let mut rest = Vec::with_capacity(8 + 4 + 8);
+        rest.extend_from_slice(&self.queue_id.to_be_bytes());
+        rest.extend_from_slice(&self.partition.to_be_bytes());
+        rest.extend_from_slice(&sequence.to_be_bytes());
+        let slot = std::mem::replace(&mut scope.slot, self.slot);
+        change(scope, due_ms, Kind::Lease, &rest);
+        scope.slot = slot;
+    }
 }

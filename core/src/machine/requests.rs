@@ -4,16 +4,19 @@
 
 use bytes::Bytes;
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, RequestAnswer, RequestClient};
+use trefoil_proto::internal::v1::{Answer, Refusal, RequestAnswer, RequestClient, answer};
+use trefoil_proto::reason::Retry;
 
 use super::{Outcome, Scope, Verdict, refuse, timers};
+use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{KEYS_PER_COMMAND_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
-use trefoil_proto::internal::v1::Refusal;
+use crate::store::{decode, prefix_end};
 
 /// The remembered answer; none when the command is to be executed.
 pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict>, Refusal> {
+    check::command_id(id)?;
     let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
         if id.attempt > 0 {
@@ -33,37 +36,51 @@ pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict
         }
         // It waits: the service finds the waiter again.
         Some(_) => Ok(None),
-        None if client.open >= REQUESTS_OPEN_MAX
-            && id.first_unacknowledged <= client.first_unacknowledged =>
-        {
-            Err(refuse(
-                Reason::TooManyOpenRequests,
-                "too many unacknowledged requests: raise first_unacknowledged",
-            ))
-        }
+        None if client.open >= REQUESTS_OPEN_MAX && !frees_any(scope, id) => Err(refuse(
+            Reason::TooManyOpenRequests,
+            "too many unacknowledged requests: raise first_unacknowledged",
+        )),
         None => Ok(None),
     }
 }
 
+/// The highest attempt seen of a command whose answer is kept; 0 for others.
+pub(super) fn newest_attempt(scope: &Scope<'_>, id: &RequestId) -> u32 {
+    scope
+        .txn
+        .get_message::<RequestAnswer>(answer_key(id).bytes())
+        .map_or(0, |record| record.attempt)
+}
+
 /// Remembers how a command ended, and forgets what the client has acknowledged.
 pub(super) fn remember(scope: &mut Scope<'_>, id: &RequestId, outcome: &Outcome) {
+    if check::command_id(id).is_err() {
+        return;
+    }
     let answer = match outcome {
         Outcome::Answered(answer) if keeps_no_answer(answer) => return,
         Outcome::Answered(answer) => Some(answer.clone()),
         Outcome::Waiting(_) => None,
     };
     let known = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
-    let is_new = known.is_none();
-    let mut client = known.unwrap_or_default();
-    if is_new {
+    if known.is_none() {
         watch_idle(scope, &id.client, scope.now_ms);
     }
+    let mut client = known.unwrap_or_default();
     client.seen_at_ms = scope.now_ms;
-    forget_below(scope, &id.client, &mut client, id.first_unacknowledged);
-    if scope.txn.get(answer_key(id).bytes()).is_none() {
+    client.first_unacknowledged = client.first_unacknowledged.max(id.first_unacknowledged);
+    let end = answers_key(&id.client).u64(client.first_unacknowledged);
+    // What is left over goes with the next command: below the floor it is never looked at.
+    forget(scope, &id.client, &mut client, end.bytes());
+    let before = scope.txn.get_message::<RequestAnswer>(answer_key(id).bytes());
+    if before.is_none() {
         client.open += 1;
     }
-    let record = RequestAnswer { answer, slot: scope.slot.into() };
+    let was_waiting = before.as_ref().is_some_and(waits);
+    let attempt = before.map_or(0, |record| record.attempt).max(id.attempt);
+    let record = RequestAnswer { answer, slot: scope.slot.into(), attempt };
+    client.waiting =
+        (client.waiting + u32::from(waits(&record))).saturating_sub(u32::from(was_waiting));
     scope.txn.put_message(answer_key(id), &record);
     scope.txn.put_message(client_key(&id.client), &client);
 }
@@ -73,12 +90,21 @@ pub(super) fn settle(scope: &mut Scope<'_>) {
     for n in 0..scope.output.settled.len() {
         let settled = &scope.output.settled[n];
         let Some(id) = &settled.request_id else { continue };
-        let key = answer_key(id);
+        let (key, client_key) = (answer_key(id), client_key(&id.client));
         // The client may have acknowledged it meanwhile.
-        if let Some(mut record) = scope.txn.get_message::<RequestAnswer>(key.bytes()) {
-            record.answer = Some(settled.answer.clone());
-            scope.txn.put_message(key, &record);
+        let Some(mut record) = scope.txn.get_message::<RequestAnswer>(key.bytes()) else {
+            continue;
+        };
+        if waits(&record)
+            && let Some(mut client) = scope.txn.get_message::<RequestClient>(client_key.bytes())
+        {
+            client.waiting = client.waiting.saturating_sub(1);
+            // It is idle from here on at the earliest.
+            client.seen_at_ms = scope.now_ms;
+            scope.txn.put_message(client_key, &client);
         }
+        record.answer = Some(settled.answer.clone());
+        scope.txn.put_message(key, &record);
     }
 }
 
@@ -88,10 +114,15 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let Some(mut client) = scope.txn.get_message::<RequestClient>(client_key(name).bytes()) else {
         return;
     };
+    if client.waiting > 0 {
+        return watch_idle(scope, name, scope.now_ms);
+    }
     if scope.now_ms < client.seen_at_ms.saturating_add(REQUEST_CLIENT_IDLE_MS) {
         return watch_idle(scope, name, client.seen_at_ms);
     }
-    forget_below(scope, name, &mut client, u64::MAX);
+    // Until the last step, what was forgotten by the steps before must not be executed again.
+    client.first_unacknowledged = u64::MAX;
+    forget(scope, name, &mut client, &prefix_end(answers_key(name).bytes()));
     if client.open == 0 {
         scope.txn.delete(client_key(name));
     } else {
@@ -100,32 +131,35 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
     }
 }
 
-/// These refusals are about the request id itself: remembering them would hide the answer of the first try.
+/// Refusals that a retry may outlive: remembering them would hide the answer of the first try, or of a later one.
 fn keeps_no_answer(answer: &Answer) -> bool {
-    use trefoil_proto::internal::v1::answer::Answer as A;
-    let Some(A::Refusal(refusal)) = &answer.answer else { return false };
-    matches!(
-        refusal.reason(),
-        Reason::RequestForgotten
-            | Reason::TooManyOpenRequests
-            | Reason::StaleMap
-            | Reason::PartitionNotOpen
-    )
+    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
+    let reason = refusal.reason();
+    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
 }
 
-fn forget_below(scope: &mut Scope<'_>, name: &str, client: &mut RequestClient, floor: u64) {
-    client.first_unacknowledged = client.first_unacknowledged.max(floor);
-    let start = Key::system(Kind::RequestAnswer).text(name);
-    let end = start.clone().u64(client.first_unacknowledged);
-    // What is left over goes with the next command: below the floor it is never looked at.
-    for (key, _) in scope.txn.scan(start.bytes(), end.bytes(), KEYS_PER_COMMAND_MAX) {
+fn waits(record: &RequestAnswer) -> bool {
+    record.answer.is_none()
+}
+
+/// Whether a command acknowledges any answer that is still kept.
+fn frees_any(scope: &Scope<'_>, id: &RequestId) -> bool {
+    let (start, end) =
+        (answers_key(&id.client), answers_key(&id.client).u64(id.first_unacknowledged));
+    !scope.txn.scan(start.bytes(), end.bytes(), 1).is_empty()
+}
+
+/// Forgets a client's answers below `end`, as many as one step may.
+fn forget(scope: &mut Scope<'_>, name: &str, client: &mut RequestClient, end: &[u8]) {
+    for (key, value) in scope.txn.scan(answers_key(name).bytes(), end, KEYS_PER_COMMAND_MAX) {
         scope.txn.delete(key);
         client.open = client.open.saturating_sub(1);
+        client.waiting = client.waiting.saturating_sub(u32::from(waits(&decode(&value))));
     }
 }
 
 fn watch_idle(scope: &mut Scope<'_>, name: &str, seen_at_ms: u64) {
-    let due = seen_at_ms.saturating_add(REQUEST_CLIENT_IDLE_MS).max(scope.now_ms + 1);
+    let due = seen_at_ms.saturating_add(REQUEST_CLIENT_IDLE_MS).max(scope.now_ms.saturating_add(1));
     let slot = std::mem::replace(&mut scope.slot, SYSTEM_SLOT);
     timers::set(scope, due, Kind::RequestClient, name.as_bytes());
     scope.slot = slot;
@@ -135,6 +169,10 @@ fn client_key(name: &str) -> Key {
     Key::system(Kind::RequestClient).tail(name.as_bytes())
 }
 
+fn answers_key(name: &str) -> Key {
+    Key::system(Kind::RequestAnswer).text(name)
+}
+
 fn answer_key(id: &RequestId) -> Key {
-    Key::system(Kind::RequestAnswer).text(&id.client).u64(id.sequence)
+    answers_key(&id.client).u64(id.sequence)
 }

@@ -71,8 +71,19 @@ impl Harness {
 }
 
 /// A command for a slot.
-pub fn command(slot: u16, agent: u64, request_id: Option<RequestId>, operation: Operation) -> Command {
-    Command { request_id, slot: slot.into(), map_epoch: MAP_EPOCH, agent, operation: Some(operation) }
+pub fn command(
+    slot: u16,
+    agent: u64,
+    request_id: Option<RequestId>,
+    operation: Operation,
+) -> Command {
+    Command {
+        request_id,
+        slot: slot.into(),
+        map_epoch: MAP_EPOCH,
+        agent,
+        operation: Some(operation),
+    }
 }
 
 /// A request id written as `client/sequence`, `client/sequence/first_unacknowledged` or with `/attempt` after that.
@@ -81,7 +92,12 @@ pub fn request_id(text: &str) -> RequestId {
     let client = parts.next().expect("a client").to_owned();
     let mut number = || parts.next().map_or(0, |part| part.parse().expect("a number"));
     let (sequence, first_unacknowledged) = (number(), number());
-    RequestId { client, sequence, first_unacknowledged, attempt: u32::try_from(number()).expect("an attempt") }
+    RequestId {
+        client,
+        sequence,
+        first_unacknowledged,
+        attempt: u32::try_from(number()).expect("an attempt"),
+    }
 }
 
 /// All that an entry said, one line each, with nothing for what did not happen.
@@ -107,7 +123,11 @@ pub fn show(applied: &Applied) -> String {
 pub fn show_answer(answer: &Answer) -> String {
     match &answer.answer {
         Some(answer::Answer::Refusal(refusal)) => {
-            let facts = refusal.metadata.iter().map(|(key, value)| format!(" {key}={value}")).collect::<String>();
+            let facts = refusal
+                .metadata
+                .iter()
+                .map(|(key, value)| format!(" {key}={value}"))
+                .collect::<String>();
             format!("refused {}: {}{facts}", refusal.reason().name(), refusal.message)
         }
         Some(other) => format!("{other:?}").replace("header: None, ", ""),

@@ -1,9 +1,29 @@
 //! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
+//!
+//! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
+//! never cut off), [`state`] (a file under changes in memory), [`snapshot`], [`node`] (all of it at the start).
+
+pub mod directory;
+mod durable;
+pub mod fault;
+pub mod files;
+pub mod log;
+pub mod mark;
+mod merge;
+pub mod node;
+mod pace;
+pub mod snapshot;
+pub mod state;
 
 use bytes::Bytes;
 use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::ShardId;
 use trefoil_core::replica::{Boot, PersistBatch};
+
+pub use self::directory::{DataDirectory, Expected, Identity};
+pub use self::fault::{Refusal, die};
+pub use self::log::EngineLog;
+pub use self::state::StateStore;
 
 /// The batch of one shard, to be written with those of other shards and synced once.
 #[derive(Debug)]
@@ -41,6 +61,8 @@ pub trait LogStore: Send + Sync + 'static {
 /// What a shard has on disk at the start.
 #[derive(Debug)]
 pub struct Recovered {
+    /// The shard.
+    pub shard: ShardId,
     /// For the replica.
     pub boot: Boot,
     /// Generation of the state file that the log names.

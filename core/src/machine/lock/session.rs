@@ -1,0 +1,153 @@
+//! The life of sessions: opened, renewed, closed or expired, and swept away in bounded steps.
+
+use bytes::{Buf as _, Bytes};
+use trefoil_proto::internal::v1::{Refusal, Session, answer};
+use trefoil_proto::lock::v1 as api;
+
+use super::super::{Ruling, Scope, Verdict, timers};
+use super::{STEP_MAX, Space, limit_reached, session_expired, take_text, timer_rest};
+use crate::key::Kind;
+use crate::limits::SESSIONS_PER_NAMESPACE_MAX;
+use crate::store::prefix_end;
+
+pub(in super::super) fn open_session(
+    scope: &mut Scope<'_>,
+    request: &api::OpenSessionRequest,
+) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    let mut counters = space.counters();
+    if counters.sessions >= SESSIONS_PER_NAMESPACE_MAX {
+        return Err(limit_reached("SESSIONS_PER_NAMESPACE_MAX", SESSIONS_PER_NAMESPACE_MAX));
+    }
+    counters.last_session_id += 1;
+    counters.sessions += 1;
+    space.put_counters(&counters);
+    let session = Session {
+        ttl_ms: request.ttl_ms,
+        owner: request.owner.clone(),
+        renewed_at_ms: space.scope.now_ms,
+        ..Session::default()
+    };
+    let id = counters.last_session_id;
+    let due_ms = space.due_ms(&session);
+    space.watch(id, session, due_ms);
+    Ok(Verdict::Answer(answer::Answer::OpenSession(api::OpenSessionResponse {
+        header: None,
+        session_id: id,
+        ttl_ms: request.ttl_ms,
+    })))
+}
+
+pub(in super::super) fn keep_alive(
+    scope: &mut Scope<'_>,
+    request: &api::KeepAliveRequest,
+) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    let remaining_ms = space.renew(request.session_id)?;
+    Ok(Verdict::Answer(answer::Answer::KeepAlive(api::KeepAliveResponse {
+        header: None,
+        remaining_ms,
+    })))
+}
+
+pub(in super::super) fn close_session(
+    scope: &mut Scope<'_>,
+    request: &api::CloseSessionRequest,
+) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    let mut session = space.living(request.session_id)?;
+    // From here on nothing sees it as alive, so all that it held is released, whatever the sweep leaves for later.
+    let released = u32::try_from(session.held).unwrap_or(u32::MAX);
+    session.ended = true;
+    space.put_session(request.session_id, &session);
+    space.sweep(request.session_id);
+    Ok(Verdict::Answer(answer::Answer::CloseSession(api::CloseSessionResponse {
+        header: None,
+        released,
+    })))
+}
+
+/// A session's timer: its time has come, or it was renewed, or there is something left to sweep.
+pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
+    let mut rest = rest.clone();
+    let (namespace, id) = (take_text(&mut rest), rest.get_u64());
+    let mut space = Space::new(scope, &namespace);
+    if space.is_over(id) {
+        space.sweep(id);
+    } else if let Some(session) = space.session(id) {
+        let due_ms = space.due_ms(&session);
+        space.watch(id, session, due_ms);
+    }
+}
+
+impl Space<'_, '_> {
+    /// When a session expires: never within the grace of a term, because its renewals may have had no leader.
+    fn due_ms(&self, session: &Session) -> u64 {
+        session.renewed_at_ms.saturating_add(session.ttl_ms).max(self.scope.grace_until_ms)
+    }
+
+    pub(super) fn is_living(&self, session: &Session) -> bool {
+        !session.ended && self.scope.now_ms < self.due_ms(session)
+    }
+
+    /// A session that lives.
+    fn living(&self, id: u64) -> Result<Session, Refusal> {
+        self.session(id).filter(|session| self.is_living(session)).ok_or_else(session_expired)
+    }
+
+    /// Whether a session's life is over. Where its time has come this becomes final, so that the grace of a later
+    /// term does not wake a session whose locks were given away.
+    pub(super) fn is_over(&mut self, id: u64) -> bool {
+        let Some(mut session) = self.session(id) else { return true };
+        if !session.ended && !self.is_living(&session) {
+            session.ended = true;
+            self.scope.output.counts.sessions_expired += 1;
+            self.put_session(id, &session);
+        }
+        session.ended
+    }
+
+    /// Renews a session that lives, as every command of its client does, and answers what remains in ms. One that
+    /// was renewed within a quarter of its TTL is left as it is.
+    pub(super) fn renew(&mut self, id: u64) -> Result<u64, Refusal> {
+        let mut session = self.living(id)?;
+        let now_ms = self.scope.now_ms;
+        if now_ms.saturating_sub(session.renewed_at_ms) >= session.ttl_ms / 4 {
+            session.renewed_at_ms = now_ms;
+            self.put_session(id, &session);
+        }
+        Ok(session.renewed_at_ms.saturating_add(session.ttl_ms).saturating_sub(now_ms))
+    }
+
+    /// Ends claims of an ended session, as many as this step may, and goes on with a timer until none is left.
+    fn sweep(&mut self, id: u64) {
+        let claims = self.claims_key(id);
+        for (key, _) in self.scope.txn.scan(claims.bytes(), &prefix_end(claims.bytes()), STEP_MAX) {
+            if self.left == 0 {
+                break;
+            }
+            let name = std::str::from_utf8(&key[claims.bytes().len()..]).expect("a name is text");
+            self.end_claim(id, name);
+        }
+        let Some(session) = self.session(id) else { return };
+        if session.claims > 0 {
+            let now_ms = self.scope.now_ms;
+            return self.watch(id, session, now_ms);
+        }
+        let key = self.session_key(id);
+        timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
+        self.scope.txn.delete(key);
+        let mut counters = self.counters();
+        counters.sessions = counters.sessions.saturating_sub(1);
+        self.put_counters(&counters);
+    }
+
+    /// Moves the one timer of a session.
+    fn watch(&mut self, id: u64, mut session: Session, at_ms: u64) {
+        let key = self.session_key(id);
+        timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
+        timers::set(self.scope, at_ms, Kind::Session, timer_rest(&key));
+        session.timer_at_ms = at_ms;
+        self.put_session(id, &session);
+    }
+}

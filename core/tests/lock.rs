@@ -1,0 +1,541 @@
+//! Scripts of the lock service and of request ids: what each command answers, entry by entry.
+
+#[path = "support/lock_state.rs"]
+mod lock_state;
+mod support;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use bytes::Bytes;
+use prost::Message as _;
+use test_each_file::test_each_path;
+use trefoil_core::key::{Key, Kind};
+use trefoil_core::machine::{Applied, Counts, Machine, Outcome, Settled, WaiterId};
+use trefoil_core::slot;
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, answer};
+use trefoil_proto::lock::v1 as api;
+
+use self::lock_state::LockState;
+use self::support::{Harness, command, request_id, show_answer};
+
+test_each_path! { in "./core/tests/scripts/lock" => run }
+
+/// Waiters that are shown one by one.
+const SHOWN_MAX: usize = 16;
+
+fn run(path: &Path) {
+    goldenscript::run(&mut Runner::new(), path).unwrap();
+}
+
+/// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed.
+#[derive(goldenscript::Command)]
+enum Line {
+    Open {
+        #[arg(key)]
+        ttl: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    KeepAlive(u64),
+    Close {
+        session: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    Acquire {
+        session: u64,
+        name: String,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    Release {
+        session: u64,
+        name: String,
+        #[arg(key, optional)]
+        token: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    /// `id` is that of the acquire.
+    Cancel {
+        session: u64,
+        name: String,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    /// One session acquires locks name-1 to name-n, all in one entry; only the last answer is shown.
+    AcquireMany {
+        session: u64,
+        name: String,
+        count: u64,
+        #[arg(key, optional)]
+        wait: u64,
+    },
+    /// Sends many requests of a client, all in one entry; only the last answer is shown.
+    OpenMany {
+        client: String,
+        count: u64,
+        #[arg(key)]
+        ttl: u64,
+    },
+    /// Opens as many sessions, each of which then waits for the lock, all in one entry.
+    Crowd {
+        name: String,
+        count: u64,
+        #[arg(key)]
+        ttl: u64,
+        #[arg(key)]
+        wait: u64,
+    },
+    /// Opens as many sessions, each of which acquires as many locks of its own.
+    Hoard {
+        sessions: u64,
+        #[arg(key)]
+        locks: u64,
+        #[arg(key)]
+        ttl: u64,
+    },
+    /// Names, ids and slots that no checked request has.
+    Garbage,
+    /// Commands from here on come in one entry.
+    Together,
+    /// The entry ends.
+    Apply,
+    Advance(u64),
+    /// Log time moves with the next entry.
+    Sleep(u64),
+    /// Entries follow, each at the same log time, until nothing is due any more.
+    Settle,
+    NewTerm,
+    /// The machine is opened again from its store.
+    Reopen,
+    /// As if so many sessions were open.
+    PretendSessions(u64),
+    Locks,
+    Sessions,
+    Records,
+    Counts,
+}
+
+struct Runner {
+    harness: Harness,
+    together: Option<Vec<Command>>,
+    /// What each waiter is called in the script.
+    waiters: BTreeMap<WaiterId, String>,
+    counts: Counts,
+    pretends: bool,
+}
+
+impl goldenscript::Runner for Runner {
+    type Command = Line;
+
+    fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+        if let Some(operation) = operation(line) {
+            let command = in_slot(operation, line_id(line));
+            return Ok(self.command(command));
+        }
+        Ok(match line {
+            Line::Together => {
+                self.together = Some(Vec::new());
+                String::new()
+            }
+            Line::Apply => {
+                let commands = self.together.take().ok_or("nothing is together")?;
+                self.entry(commands)
+            }
+            Line::Advance(ms) => {
+                let applied = self.harness.advance(*ms);
+                self.show(&[], &applied)
+            }
+            Line::Sleep(ms) => {
+                self.harness.now_ms += ms;
+                String::new()
+            }
+            Line::Settle => self.settle(),
+            Line::NewTerm => {
+                let applied = self.harness.new_term();
+                self.show(&[], &applied)
+            }
+            Line::Reopen => {
+                self.harness.machine = Machine::open(&self.harness.store, 1, 1);
+                String::new()
+            }
+            Line::AcquireMany { session, name, count, wait } => {
+                let acquires =
+                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait));
+                self.last_of(acquires.map(|acquire| in_slot(acquire, None)).collect())
+            }
+            Line::OpenMany { client, count, ttl } => {
+                let id = |n| Some(request_id(&format!("{client}/{n}")));
+                self.last_of((1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect())
+            }
+            Line::Crowd { name, count, ttl, wait } => self.crowd(name, *count, *ttl, *wait),
+            Line::Hoard { sessions, locks, ttl } => {
+                let mut commands =
+                    (0..*sessions).map(|_| in_slot(open(*ttl), None)).collect::<Vec<_>>();
+                let acquire = |n| in_slot(acquire(1 + n % sessions, format!("hoard-{n}"), 0), None);
+                commands.extend((0..sessions * locks).map(acquire));
+                self.last_of(commands)
+            }
+            Line::Garbage => self.garbage(),
+            Line::PretendSessions(count) => self.pretend_sessions(*count),
+            Line::Locks => self.locks(),
+            Line::Sessions => self.sessions(),
+            Line::Records => self.records(),
+            Line::Counts => show_counts(&std::mem::take(&mut self.counts)),
+            _ => return Err("a command has an operation".into()),
+        })
+    }
+}
+
+impl Runner {
+    fn new() -> Self {
+        Self {
+            harness: Harness::new(1),
+            together: None,
+            waiters: BTreeMap::new(),
+            counts: Counts::default(),
+            pretends: false,
+        }
+    }
+
+    fn command(&mut self, command: Command) -> String {
+        match &mut self.together {
+            Some(commands) => {
+                commands.push(command);
+                String::new()
+            }
+            None => self.entry(vec![command]),
+        }
+    }
+
+    fn entry(&mut self, commands: Vec<Command>) -> String {
+        let is_due =
+            Machine::next_due_ms(&self.harness.store).is_some_and(|due| due <= self.harness.now_ms);
+        let remembers = commands.iter().any(|command| command.request_id.is_some());
+        let before = (!is_due && !remembers).then(|| self.state_beside_progress());
+        let applied = self.harness.apply(commands.clone());
+        let is_refused =
+            |outcome: &Outcome| matches!(outcome, Outcome::Answered(answer) if is_refusal(answer));
+        if applied.outcomes.iter().all(is_refused)
+            && let Some(before) = before
+        {
+            assert!(self.state_beside_progress() == before, "a refused command changes nothing");
+        }
+        self.show(&commands, &applied)
+    }
+
+    fn show(&mut self, commands: &[Command], applied: &Applied) -> String {
+        self.counts.add(&applied.counts);
+        let mut text = String::new();
+        for (command, outcome) in commands.iter().zip(&applied.outcomes) {
+            match outcome {
+                Outcome::Answered(answer) => writeln!(text, "{}", show(answer)).unwrap(),
+                Outcome::Waiting(waiter) => {
+                    let called =
+                        self.waiters.entry(waiter.clone()).or_insert_with(|| waiter_name(command));
+                    writeln!(text, "waits as {called}").unwrap();
+                }
+            }
+        }
+        text.push_str(&self.show_settled(applied));
+        if !self.pretends {
+            LockState::read(&self.harness.store).check(self.harness.now_ms);
+        }
+        text
+    }
+
+    /// Each waiter that ended; many of them are counted by their answer.
+    fn show_settled(&self, applied: &Applied) -> String {
+        if applied.settled.len() > SHOWN_MAX {
+            let mut counts = BTreeMap::<_, usize>::new();
+            for settled in &applied.settled {
+                *counts.entry(show(&settled.answer)).or_default() += 1;
+            }
+            return counts
+                .iter()
+                .map(|(answer, count)| format!("settled {count} waiters: {answer}\n"))
+                .collect();
+        }
+        let line = |settled: &Settled| {
+            let called =
+                self.waiters.get(&settled.waiter).map_or("what nobody waits for", String::as_str);
+            format!("settled {called}: {}\n", show(&settled.answer))
+        };
+        applied.settled.iter().map(line).collect()
+    }
+
+    fn settle(&mut self) -> String {
+        let (mut entries, mut text) = (0, String::new());
+        while Machine::next_due_ms(&self.harness.store)
+            .is_some_and(|due| due <= self.harness.now_ms)
+        {
+            let applied = self.harness.apply(Vec::new());
+            text.push_str(&self.show(&[], &applied));
+            entries += 1;
+        }
+        format!("{text}nothing is due after {entries} entries\n")
+    }
+
+    fn last_of(&mut self, commands: Vec<Command>) -> String {
+        let text = self.entry(commands);
+        text.lines().last().map_or_else(String::new, |line| format!("... {line}\n"))
+    }
+
+    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64) -> String {
+        let first = self.harness.apply(vec![in_slot(open(ttl), None)]);
+        let Some(Outcome::Answered(Answer { answer: Some(answer::Answer::OpenSession(opened)) })) =
+            first.outcomes.first()
+        else {
+            panic!("a session opens");
+        };
+        let ids = opened.session_id..opened.session_id + count;
+        let mut commands = (1..count).map(|_| in_slot(open(ttl), None)).collect::<Vec<_>>();
+        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait), None)));
+        self.last_of(commands)
+    }
+
+    /// Content that only a faulty or newer node could have proposed is answered like any other.
+    fn garbage(&mut self) -> String {
+        let long = "x".repeat(300);
+        let mut commands = Vec::new();
+        for (namespace, name) in
+            [("", "a"), (&long[..], "a"), ("default", ""), ("default", &long[..])]
+        {
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            let acquire = api::AcquireRequest {
+                namespace: namespace.clone(),
+                session_id: 1,
+                name,
+                ..Default::default()
+            };
+            let slot = slot::of_locks("default");
+            commands.push(command(slot, 1, None, Operation::Acquire(acquire.clone())));
+            let release = api::ReleaseRequest {
+                namespace,
+                session_id: 1,
+                name: acquire.name,
+                ..Default::default()
+            };
+            commands.push(command(slot, 1, None, Operation::Release(release)));
+        }
+        let open_request = |namespace: &str, ttl_ms| {
+            let namespace = namespace.to_owned();
+            Operation::OpenSession(api::OpenSessionRequest {
+                namespace,
+                ttl_ms,
+                ..Default::default()
+            })
+        };
+        let elsewhere = (slot::of_locks("default") + 1) % slot::SLOTS;
+        commands.push(command(elsewhere, 1, None, open_request("default", 1_000)));
+        commands.push(command(slot::SYSTEM_SLOT, 1, None, open_request("default", 1_000)));
+        for id in ["", "/1", "c/0", "c/1/2", &format!("{long}/1")] {
+            commands.push(in_slot(open(1_000), Some(request_id(id))));
+        }
+        let waiter = Some(request_id(&format!("{long}/1")));
+        let cancel = CancelAcquire {
+            namespace: "default".to_owned(),
+            session_id: 1,
+            name: "a".to_owned(),
+            waiter,
+        };
+        commands.push(in_slot(Operation::CancelAcquire(cancel), None));
+        let mut nothing = in_slot(open(1_000), None);
+        nothing.operation = None;
+        commands.push(nothing);
+        commands.push(in_slot(Operation::KeepAlive(api::KeepAliveRequest::default()), None));
+        let before = self.state_beside_progress();
+        let text = self.entry(commands);
+        assert!(self.state_beside_progress() == before, "a refused command changes nothing");
+        text
+    }
+
+    fn pretend_sessions(&mut self, count: u64) -> String {
+        self.pretends = true;
+        let key =
+            Bytes::from(Key::new(slot::of_locks("default"), Kind::LockNamespace).tail(b"default"));
+        let mut counters = LockState::read(&self.harness.store).namespaces["default"];
+        counters.sessions = count;
+        self.harness.store.records.insert(key, counters.encode_to_vec().into());
+        String::new()
+    }
+
+    fn locks(&self) -> String {
+        let state = LockState::read(&self.harness.store);
+        let mut text = String::new();
+        for ((namespace, name), lock) in &state.locks {
+            let of_lock = state.waiters.range((namespace.clone(), name.clone(), 0)..);
+            let waiters = of_lock.take_while(|((_, other, _), _)| other == name);
+            let waiters =
+                waiters.map(|(_, waiter)| format!(" {}", waiter.session_id)).collect::<Vec<_>>();
+            let shown = if waiters.len() > SHOWN_MAX {
+                format!(" {} sessions", waiters.len())
+            } else {
+                waiters.concat()
+            };
+            let holder = if lock.session_id == 0 {
+                "free".to_owned()
+            } else {
+                format!("session {} with token {}", lock.session_id, lock.token)
+            };
+            writeln!(
+                text,
+                "{name}: {holder}, waiting:{}",
+                if shown.is_empty() { " none" } else { &shown }
+            )
+            .unwrap();
+        }
+        if text.is_empty() { "no locks\n".to_owned() } else { text }
+    }
+
+    fn sessions(&self) -> String {
+        let state = LockState::read(&self.harness.store);
+        let show = |((_, id), session): (&(String, u64), &trefoil_proto::internal::v1::Session)| {
+            let ended = if session.ended { ", ended" } else { "" };
+            let age = self.harness.now_ms - session.renewed_at_ms;
+            format!(
+                "{id}: renewed {age} ms ago, claims {} locks, holds {}{ended}\n",
+                session.claims, session.held
+            )
+        };
+        let text = state.sessions.iter().map(show).collect::<String>();
+        if text.is_empty() { "no sessions\n".to_owned() } else { text }
+    }
+
+    /// How many records there are of each kind.
+    fn records(&self) -> String {
+        let state = LockState::read(&self.harness.store);
+        let counts = [
+            ("namespaces", state.namespaces.len()),
+            ("sessions", state.sessions.len()),
+            ("locks", state.locks.len()),
+            ("waiters", state.waiters.len()),
+            ("claims", state.claims.len()),
+            ("timers", state.timers.len()),
+            ("clients", state.clients.len()),
+            ("answers", state.answers.len()),
+        ];
+        counts
+            .iter()
+            .filter(|(_, count)| *count > 0)
+            .map(|(kind, count)| format!("{kind}: {count}\n"))
+            .collect()
+    }
+
+    fn state_beside_progress(&self) -> BTreeMap<Bytes, Bytes> {
+        let progress = Bytes::from(Key::system(Kind::Progress));
+        let mut records = self.harness.store.records.clone();
+        records.remove(&progress);
+        records
+    }
+}
+
+fn operation(line: &Line) -> Option<Operation> {
+    let namespace = "default".to_owned();
+    Some(match line {
+        Line::Open { ttl, .. } => open(*ttl),
+        Line::KeepAlive(session_id) => {
+            Operation::KeepAlive(api::KeepAliveRequest { namespace, session_id: *session_id })
+        }
+        Line::Close { session, .. } => Operation::CloseSession(api::CloseSessionRequest {
+            namespace,
+            session_id: *session,
+            request_id: None,
+        }),
+        Line::Acquire { session, name, wait, .. } => acquire(*session, name.clone(), *wait),
+        Line::Release { session, name, token, .. } => Operation::Release(api::ReleaseRequest {
+            namespace,
+            session_id: *session,
+            name: name.clone(),
+            fencing_token: *token,
+            request_id: None,
+        }),
+        Line::Cancel { session, name, id } => Operation::CancelAcquire(CancelAcquire {
+            namespace,
+            session_id: *session,
+            name: name.clone(),
+            waiter: id.as_deref().map(request_id),
+        }),
+        _ => return None,
+    })
+}
+
+fn line_id(line: &Line) -> Option<trefoil_proto::common::v1::RequestId> {
+    match line {
+        Line::Open { id, .. }
+        | Line::Close { id, .. }
+        | Line::Acquire { id, .. }
+        | Line::Release { id, .. } => id.as_deref().map(request_id),
+        _ => None,
+    }
+}
+
+fn in_slot(operation: Operation, id: Option<trefoil_proto::common::v1::RequestId>) -> Command {
+    command(slot::of_locks("default"), 1, id, operation)
+}
+
+fn open(ttl_ms: u64) -> Operation {
+    Operation::OpenSession(api::OpenSessionRequest {
+        namespace: "default".to_owned(),
+        ttl_ms,
+        ..Default::default()
+    })
+}
+
+fn acquire(session_id: u64, name: String, wait_ms: u64) -> Operation {
+    let namespace = "default".to_owned();
+    Operation::Acquire(api::AcquireRequest {
+        namespace,
+        session_id,
+        name,
+        wait_ms,
+        request_id: None,
+    })
+}
+
+fn waiter_name(command: &Command) -> String {
+    let Some(Operation::Acquire(request)) = &command.operation else {
+        panic!("only an acquire waits")
+    };
+    let id = command.request_id.as_ref().map(|id| format!(" {}/{}", id.client, id.sequence));
+    format!("{} for {}{}", request.session_id, request.name, id.unwrap_or_default())
+}
+
+fn is_refusal(answer: &Answer) -> bool {
+    matches!(answer.answer, Some(answer::Answer::Refusal(_)))
+}
+
+fn show(answer: &Answer) -> String {
+    use answer::Answer as A;
+    match &answer.answer {
+        Some(A::OpenSession(opened)) => format!("session {}", opened.session_id),
+        Some(A::KeepAlive(alive)) => format!("alive for {} ms", alive.remaining_ms),
+        Some(A::CloseSession(closed)) => format!("closed, released {}", closed.released),
+        Some(A::Acquire(acquire)) if acquire.acquired => {
+            format!("acquired, token {}", acquire.fencing_token)
+        }
+        Some(A::Acquire(acquire)) if acquire.holder_token == 0 => {
+            "not acquired, no holder".to_owned()
+        }
+        Some(A::Acquire(acquire)) => {
+            format!("not acquired, held with token {}", acquire.holder_token)
+        }
+        Some(A::Release(_)) => "released".to_owned(),
+        Some(A::Done(_)) => "done".to_owned(),
+        _ => show_answer(answer),
+    }
+}
+
+fn show_counts(counts: &Counts) -> String {
+    format!(
+        "acquired {}, released {}, blocked {}, expired {}\n",
+        counts.locks_acquired, counts.locks_released, counts.locks_blocked, counts.sessions_expired
+    )
+}

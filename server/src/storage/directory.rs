@@ -1,0 +1,319 @@
+//! The data directory: whose it is, who may use it, and which peers it has met.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use trefoil_core::NodeId;
+
+use super::durable::{self, make_directory, sync_directory};
+use super::fault::Refusal;
+
+/// Version of everything in the directory. A node opens no other.
+pub const DIRECTORY_FORMAT: u32 = 1;
+
+const IDENTITY: &str = "identity";
+const LOCK: &str = "LOCK";
+const PEERS: &str = "peers";
+const MARK: &str = "log.mark";
+const LOG: &str = "log";
+const STATE: &str = "state";
+
+/// What the configuration says this directory should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// Hash of the cluster's token and members.
+    pub cluster_id: [u8; 16],
+    /// Raft id of this node.
+    pub node_id: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Name of every member at bootstrap.
+    pub members: BTreeMap<NodeId, String>,
+    /// Number of data shards.
+    pub shards: u32,
+    /// Services that the cluster has.
+    pub services: BTreeSet<String>,
+}
+
+/// What the directory is. Written once, at bootstrap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// See [`DIRECTORY_FORMAT`].
+    pub format: u32,
+    /// Hash of the cluster's token and members, in hexadecimal.
+    pub cluster_id: String,
+    /// Raft id of this node.
+    pub node_id: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// Random number drawn when the directory was made: a node whose directory was lost is another one.
+    pub incarnation: u64,
+    /// Members at bootstrap.
+    pub members: BTreeMap<NodeId, String>,
+    /// Number of data shards.
+    pub shards: u32,
+    /// Services that the cluster has.
+    pub services: BTreeSet<String>,
+    /// Whether log and state were written. Before that the node has said nothing to anybody and may begin again.
+    pub formed: bool,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct Peers {
+    /// Incarnation first seen of each member.
+    incarnations: BTreeMap<NodeId, u64>,
+}
+
+/// A data directory that this process holds alone, until it is dropped.
+#[derive(Debug)]
+pub struct DataDirectory {
+    path: PathBuf,
+    identity: Identity,
+    peers: BTreeMap<NodeId, u64>,
+    _lock: File,
+}
+
+impl DataDirectory {
+    /// Opens the directory, or makes it where there is nothing yet. `true` means that log and state are still to be
+    /// written, after which [`Self::formed`] must be called.
+    ///
+    /// # Errors
+    /// Refuses a directory that another process holds, that is not what `expected` says, or that is damaged.
+    pub fn open(path: &Path, expected: &Expected) -> Result<(Self, Identity, bool), Refusal> {
+        make_directory(path)
+            .map_err(|error| Refusal::io("make the data directory", path, &error))?;
+        let lock = lock(path)?;
+        let identity = match read_sealed::<Identity>(path, IDENTITY)? {
+            Some(identity) => {
+                check(path, &identity, expected)?;
+                identity
+            }
+            None => create(path, expected)?,
+        };
+        let new = !identity.formed;
+        if new {
+            clear(path)?;
+        }
+        let peers = read_sealed::<Peers>(path, PEERS)?.unwrap_or_default().incarnations;
+        let directory =
+            Self { path: path.to_owned(), identity: identity.clone(), peers, _lock: lock };
+        Ok((directory, identity, new))
+    }
+
+    /// Records that log and state of a new directory are written and synced.
+    ///
+    /// # Errors
+    /// When the identity cannot be written.
+    pub fn formed(&mut self) -> Result<(), Refusal> {
+        self.identity.formed = true;
+        write_sealed(&self.path, IDENTITY, &self.identity)
+    }
+
+    /// What the directory is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Remembers the incarnation of a peer, durably, when it is met for the first time.
+    ///
+    /// # Errors
+    /// The incarnation known before, when it is another: that peer lost its data and must not take part.
+    ///
+    /// # Panics
+    /// Ends the process when the file cannot be written: the peer could come back as somebody else.
+    pub fn remember_peer(&mut self, peer: NodeId, incarnation: u64) -> Result<(), u64> {
+        match self.peers.get(&peer) {
+            Some(&known) if known == incarnation => Ok(()),
+            Some(&known) => Err(known),
+            None => {
+                self.peers.insert(peer, incarnation);
+                let peers = Peers { incarnations: self.peers.clone() };
+                if let Err(refusal) = write_sealed(&self.path, PEERS, &peers) {
+                    super::fault::die(refusal);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Directory of the state files in a data directory.
+    #[must_use]
+    pub fn state_path(root: &Path) -> PathBuf {
+        root.join(STATE)
+    }
+
+    /// Directory of the Raft log in a data directory.
+    #[must_use]
+    pub fn log_path(root: &Path) -> PathBuf {
+        root.join(LOG)
+    }
+
+    /// The file that says up to where the Raft log is synced, in a data directory.
+    #[must_use]
+    pub fn mark_path(root: &Path) -> PathBuf {
+        root.join(MARK)
+    }
+}
+
+fn lock(path: &Path) -> Result<File, Refusal> {
+    let name = path.join(LOCK);
+    let file = durable::open_file(&name, !name.exists()).or_else(|error| match error.kind() {
+        std::io::ErrorKind::AlreadyExists => durable::open_file(&name, false),
+        _ => Err(error),
+    });
+    let file = file.map_err(|error| Refusal::io("open", &name, &error))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Refusal(format!(
+            "data directory {} is in use by another process: stop that one, or give this one another --data-dir",
+            path.display()
+        ))),
+        Err(TryLockError::Error(error)) => Err(Refusal::io("lock", &name, &error)),
+    }
+}
+
+/// Compares what a directory is with what it should be.
+fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Refusal> {
+    let path = path.display();
+    if identity.format != DIRECTORY_FORMAT {
+        return Err(Refusal(format!(
+            "data directory {path} has format {}, and this binary knows format {DIRECTORY_FORMAT}: run the version that wrote it",
+            identity.format
+        )));
+    }
+    let cluster_id = hex(expected.cluster_id);
+    if identity.cluster_id != cluster_id {
+        return Err(Refusal(format!(
+            "data directory {path} belongs to cluster {}, not {cluster_id}: \
+             give the --cluster-token and --initial-cluster it was made with, or another --data-dir",
+            identity.cluster_id
+        )));
+    }
+    if identity.node_id != expected.node_id || identity.node_name != expected.node_name {
+        return Err(Refusal(format!(
+            "data directory {path} belongs to node {} ({}), not {} ({}): give --name {}, or another --data-dir",
+            identity.node_name,
+            identity.node_id,
+            expected.node_name,
+            expected.node_id,
+            identity.node_name
+        )));
+    }
+    if identity.shards != expected.shards {
+        return Err(Refusal(format!(
+            "data directory {path} was made with --shards {}, not {}: the number is fixed at bootstrap",
+            identity.shards, expected.shards
+        )));
+    }
+    if identity.services != expected.services {
+        let list =
+            |services: &BTreeSet<String>| services.iter().cloned().collect::<Vec<_>>().join(",");
+        return Err(Refusal(format!(
+            "data directory {path} was made with --services {}, not {}: they are fixed at bootstrap",
+            list(&identity.services),
+            list(&expected.services)
+        )));
+    }
+    Ok(())
+}
+
+/// Writes the identity of a new node, where nothing stands that could be somebody's data.
+fn create(path: &Path, expected: &Expected) -> Result<Identity, Refusal> {
+    let entries = std::fs::read_dir(path).map_err(|error| Refusal::io("read", path, &error))?;
+    for entry in entries {
+        let name = entry.map_err(|error| Refusal::io("read", path, &error))?.file_name();
+        let harmless =
+            name == LOCK || name == "lost+found" || name == format!("{IDENTITY}.tmp").as_str();
+        if !harmless {
+            return Err(Refusal(format!(
+                "data directory {} holds {} but no file named {IDENTITY}: restore that file, or give an empty --data-dir",
+                path.display(),
+                name.display()
+            )));
+        }
+    }
+    let identity = Identity {
+        format: DIRECTORY_FORMAT,
+        cluster_id: hex(expected.cluster_id),
+        node_id: expected.node_id,
+        node_name: expected.node_name.clone(),
+        incarnation: rand::random(),
+        members: expected.members.clone(),
+        shards: expected.shards,
+        services: expected.services.clone(),
+        formed: false,
+    };
+    write_sealed(path, IDENTITY, &identity)?;
+    Ok(identity)
+}
+
+/// Removes what a bootstrap left that did not come to its end.
+fn clear(path: &Path) -> Result<(), Refusal> {
+    for name in [LOG, STATE] {
+        let folder = path.join(name);
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)
+                .map_err(|error| Refusal::io("remove", &folder, &error))?;
+        }
+    }
+    let mark = path.join(MARK);
+    if mark.exists() {
+        std::fs::remove_file(&mark).map_err(|error| Refusal::io("remove", &mark, &error))?;
+    }
+    sync_directory(path).map_err(|error| Refusal::io("sync", path, &error))
+}
+
+fn hex(id: [u8; 16]) -> String {
+    format!("{:032x}", u128::from_be_bytes(id))
+}
+
+fn write_sealed<T: Serialize>(path: &Path, name: &str, value: &T) -> Result<(), Refusal> {
+    let json = serde_json::to_string(value).expect("our own structure is JSON");
+    let result = durable::replace(path, name, durable::seal(&json).as_bytes());
+    result.map_err(|error| Refusal::io("write", &path.join(name), &error))
+}
+
+/// A sealed file; none when it is not there.
+fn read_sealed<T: for<'de> Deserialize<'de>>(
+    path: &Path,
+    name: &str,
+) -> Result<Option<T>, Refusal> {
+    let path = path.join(name);
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Refusal::io("read", &path, &error)),
+    };
+    let damaged = || {
+        Refusal(format!(
+            "{} is damaged: restore it from a copy, or replace this node by a new one",
+            path.display()
+        ))
+    };
+    let text = String::from_utf8(text).map_err(|_| damaged())?;
+    let json = durable::unseal(&text).ok_or_else(damaged)?;
+    // The format is read first: what else a newer one holds is not known.
+    #[derive(Deserialize)]
+    struct Format {
+        format: Option<u32>,
+    }
+    let format = serde_json::from_str::<Format>(json).map_err(|_| damaged())?.format;
+    if let Some(format) = format
+        && format != DIRECTORY_FORMAT
+    {
+        return Err(Refusal(format!(
+            "{} has format {format}, and this binary knows format {DIRECTORY_FORMAT}: run the version that wrote it",
+            path.display()
+        )));
+    }
+    serde_json::from_str(json).map(Some).map_err(|_| damaged())
+}

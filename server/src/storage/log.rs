@@ -1,0 +1,467 @@
+//! The Raft log of all shards in one raft-engine: one batch and one sync for every shard that has something to write.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use protobuf::Message as _;
+use raft_engine::env::{DefaultFileSystem, FileSystem};
+use raft_engine::{
+    Command, Config, Engine, Error, LogBatch, MessageExt, ReadableSize, RecoveryMode,
+};
+use raft_proto::eraftpb::{Entry, HardState};
+use trefoil_core::replica::Boot;
+use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
+
+use super::fault::{Refusal, die, is_no_space};
+use super::files::{Guard, Guarded};
+use super::mark::{self, Mark, Queue};
+use super::{DataDirectory, LogStore, LogWrite, Recovered, durable};
+
+/// Keys of a shard beside its entries.
+const HARD_STATE: &[u8] = b"hard_state";
+const TRUNCATED: &[u8] = b"truncated";
+const GENERATION: &[u8] = b"generation";
+/// There while the end of the shard's log may have been lost.
+const UNCERTAIN: &[u8] = b"uncertain";
+
+/// Generation of the state file with which a shard is born.
+pub const BIRTH_GENERATION: u64 = 1;
+
+/// Bytes of entries read at once at the start.
+const SCAN_BYTES: usize = 4 << 20;
+/// A reader whose file was removed under it looks again, this often.
+const READ_ATTEMPTS: u32 = 5;
+
+/// Sizes of the log, and where it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of one file.
+    pub file_bytes: u64,
+    /// Bytes of all files above which shards are asked to cut their log.
+    pub purge_bytes: u64,
+    /// Names this run of the machine: after another one the kernel may have lost what was not synced.
+    pub boot: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { file_bytes: 64 << 20, purge_bytes: 512 << 20, boot: mark::boot_id() }
+    }
+}
+
+/// Tells raft-engine how to read an entry.
+struct Wire;
+
+impl MessageExt for Wire {
+    type Entry = Entry;
+
+    fn index(entry: &Entry) -> u64 {
+        entry.index
+    }
+}
+
+/// [`LogStore`] over raft-engine.
+pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
+    engine: Engine<Guarded<F>>,
+    guard: Arc<Guard>,
+    path: PathBuf,
+}
+
+impl<F: FileSystem> std::fmt::Debug for EngineLog<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EngineLog")
+            .field("path", &self.path)
+            .field("mark", &self.guard.mark().mark())
+            .finish_non_exhaustive()
+    }
+}
+
+impl EngineLog {
+    /// Writes the log with which all shards of a new node are born; `root` is the data directory.
+    ///
+    /// # Errors
+    /// When it cannot be written, or is there.
+    pub fn create(root: &Path, shards: &[ShardId]) -> Result<(), Refusal> {
+        Self::create_with(root, shards, Options::default(), Arc::new(DefaultFileSystem))
+    }
+
+    /// Opens the log, and says what it holds of each shard; the parts of [`Boot`] that the state knows are empty.
+    ///
+    /// # Errors
+    /// When acknowledged entries are damaged or missing. Nothing of them is changed on disk.
+    pub fn open(root: &Path, shards: &[ShardId]) -> Result<(Self, Vec<Recovered>), Refusal> {
+        Self::open_with(root, shards, Options::default(), Arc::new(DefaultFileSystem))
+    }
+}
+
+impl<F: FileSystem> EngineLog<F> {
+    /// [`EngineLog::create`] on another file system.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn create_with(
+        root: &Path,
+        shards: &[ShardId],
+        options: Options,
+        files: Arc<F>,
+    ) -> Result<(), Refusal> {
+        let path = DataDirectory::log_path(root);
+        durable::make_directory(&path).map_err(|error| Refusal::io("make", &path, &error))?;
+        let mark_path = DataDirectory::mark_path(root);
+        let mark = mark::File::create(&mark_path, options.boot)
+            .map_err(|error| Refusal::io("make", &mark_path, &error))?;
+        let log = Self::start(path, options, files, Guard::new(mark, false))?;
+        let mut batch = LogBatch::default();
+        for &shard in shards {
+            let mut hard_state = HardState::default();
+            hard_state.set_term(BIRTH_TERM);
+            hard_state.set_commit(BIRTH_INDEX);
+            put_base(&mut batch, shard, &hard_state, (BIRTH_INDEX, BIRTH_TERM), BIRTH_GENERATION);
+        }
+        log.engine
+            .write(&mut batch, true)
+            .map_err(|error| Refusal(format!("cannot write {}: {error}", log.path.display())))?;
+        log.sync_mark();
+        for directory in [log.path.as_path(), root] {
+            durable::sync_directory(directory)
+                .map_err(|error| Refusal::io("sync", directory, &error))?;
+        }
+        Ok(())
+    }
+
+    /// [`EngineLog::open`] on another file system.
+    ///
+    /// # Errors
+    /// See there.
+    pub fn open_with(
+        root: &Path,
+        shards: &[ShardId],
+        options: Options,
+        files: Arc<F>,
+    ) -> Result<(Self, Vec<Recovered>), Refusal> {
+        let path = DataDirectory::log_path(root);
+        let mark_path = DataDirectory::mark_path(root);
+        let (mark_file, mark) = mark::File::open(&mark_path, options.boot).map_err(|error| {
+            Refusal(format!(
+                "cannot use {}, which says how far the log is synced: {error}; restore it from a copy, or replace this node by a new one",
+                mark_path.display()
+            ))
+        })?;
+        check_files(&path, &mark)?;
+        // Only a loss of power can take what the kernel had.
+        let power_lost = mark.boot == 0 || mark.boot != options.boot;
+        let log = Self::start(path, options, files, Guard::new(mark_file, power_lost))?;
+        if log.mark().uncertain {
+            log.doubt(shards).map_err(|error| Refusal::io("write", &log.path, &error))?;
+        }
+        let recovered = shards.iter().map(|&shard| log.recover(shard)).collect::<Result<_, _>>()?;
+        Ok((log, recovered))
+    }
+
+    fn start(
+        path: PathBuf,
+        options: Options,
+        files: Arc<F>,
+        guard: Guard,
+    ) -> Result<Self, Refusal> {
+        let guard = Arc::new(guard);
+        let dir = path
+            .to_str()
+            .ok_or_else(|| Refusal(format!("the path {} is not UTF-8", path.display())))?;
+        let config = Config {
+            dir: dir.to_owned(),
+            recovery_mode: RecoveryMode::TolerateTailCorruption,
+            recovery_threads: 2,
+            batch_compression_threshold: ReadableSize(0),
+            target_file_size: ReadableSize(options.file_bytes),
+            purge_threshold: ReadableSize(options.purge_bytes),
+            // A recycled file ends in old batches: every kill would look like rot.
+            enable_log_recycle: false,
+            ..Config::default()
+        };
+        let files = Arc::new(Guarded::new(files, Arc::clone(&guard)));
+        let engine = Engine::open_with_file_system(config, files);
+        let engine = engine.map_err(|error| damaged(&path, guard.refused(), &error))?;
+        Ok(Self { engine, guard, path })
+    }
+
+    /// Moves the doubt from the mark to each shard, which loses it when it has caught up.
+    fn doubt(&self, shards: &[ShardId]) -> Result<(), std::io::Error> {
+        let mut batch = LogBatch::default();
+        for &shard in shards {
+            put(&mut batch, region(shard), UNCERTAIN, vec![1]);
+        }
+        self.engine.write(&mut batch, true).map_err(|error| self.no_space(error))?;
+        self.guard.mark().set_uncertain(false)
+    }
+
+    /// Ends the doubt about the end of a shard's log ([`Boot::uncertain`]): it has caught up with a leader. Until
+    /// then the doubt outlives restarts. Not synced: a doubt that comes back is only a delay.
+    pub fn trust(&self, shard: ShardId) {
+        let mut batch = LogBatch::with_capacity(1);
+        batch.delete(region(shard), UNCERTAIN.to_vec());
+        if let Err(error) = self.engine.write(&mut batch, false) {
+            drop(self.no_space(error));
+        }
+    }
+
+    /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
+    #[must_use]
+    pub fn cuts(&self) -> Vec<(Queue, mark::Place)> {
+        self.guard.cuts()
+    }
+
+    /// What the log holds of a shard. Every entry is read: raft-engine itself checks only the last batch of a file.
+    fn recover(&self, shard: ShardId) -> Result<Recovered, Refusal> {
+        let region = region(shard);
+        let missing = |what: &str| {
+            Refusal(format!(
+                "{} does not hold the {what} of shard {shard}: replace this node by a new one",
+                self.path.display()
+            ))
+        };
+        let hard_state = self.engine.get_message::<HardState>(region, HARD_STATE).ok().flatten();
+        let hard_state = hard_state.ok_or_else(|| missing("hard state"))?;
+        let truncated = self.engine.get(region, TRUNCATED).and_then(|bytes| decode_pair(&bytes));
+        let truncated = truncated.ok_or_else(|| missing("truncated index"))?;
+        let generation = self
+            .engine
+            .get(region, GENERATION)
+            .and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
+        let generation = generation.ok_or_else(|| missing("generation"))?;
+        let uncertain = self.engine.get(region, UNCERTAIN).is_some();
+        let mut boot =
+            Boot { hard_state, truncated, last_index: truncated.0, uncertain, ..Boot::default() };
+        if let (Some(first), Some(last)) =
+            (self.engine.first_index(region), self.engine.last_index(region))
+            && last > truncated.0
+        {
+            if first > truncated.0 + 1 {
+                return Err(missing(&format!("entries {} to {}", truncated.0 + 1, first - 1)));
+            }
+            self.scan(shard, last, &mut boot)?;
+        }
+        Ok(Recovered { shard, boot, generation })
+    }
+
+    fn scan(&self, shard: ShardId, last: u64, boot: &mut Boot) -> Result<(), Refusal> {
+        let mut next = boot.truncated.0 + 1;
+        let mut entries = Vec::new();
+        while next <= last {
+            entries.clear();
+            let read = self.engine.fetch_entries_to::<Wire>(
+                region(shard),
+                next,
+                last + 1,
+                Some(SCAN_BYTES),
+                &mut entries,
+            );
+            read.map_err(|error| damaged(&self.path, None, &error))?;
+            for entry in &entries {
+                if boot.terms.last().is_none_or(|&(_, term)| term != entry.term) {
+                    boot.terms.push((entry.index, entry.term));
+                }
+                boot.log_bytes += u64::from(entry.compute_size());
+            }
+            next += entries.len() as u64;
+        }
+        boot.last_index = last;
+        Ok(())
+    }
+
+    /// Makes the durable mark durable itself. To be called at least every 100 ms while there are writes, by the
+    /// thread that writes.
+    pub fn sync_mark(&self) {
+        if let Err(error) = self.guard.mark().sync() {
+            die(format_args!("cannot sync the mark of {}: {error}", self.path.display()));
+        }
+    }
+
+    /// Removes files that hold nothing of use. To be called every few seconds, by any one thread. The shards that
+    /// are named hold old files and must take a checkpoint and cut their log.
+    ///
+    /// # Errors
+    /// When there is no space to move what is still needed.
+    pub fn purge(&self) -> Result<Vec<ShardId>, std::io::Error> {
+        match self.engine.purge_expired_files() {
+            Ok(regions) => Ok(regions.into_iter().filter_map(shard_of).collect()),
+            Err(error) => Err(self.no_space(error)),
+        }
+    }
+
+    /// The durable mark as it is now.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        self.guard.mark().mark()
+    }
+
+    /// Passes an error on that leaves everything as it was, and ends the process for any other.
+    fn no_space(&self, error: Error) -> std::io::Error {
+        match error {
+            Error::Io(error) if is_no_space(&error) => error,
+            error => die(format_args!("cannot write {}: {error}", self.path.display())),
+        }
+    }
+
+    fn fill(&self, batch: &mut LogBatch, write: &LogWrite) {
+        match write {
+            LogWrite::Append(shard, append) => {
+                let region = region(*shard);
+                batch
+                    .add_entries::<Wire>(region, &append.entries)
+                    .expect("a batch is far below 2 GiB");
+                if let Some(hard_state) = &append.hard_state {
+                    put(batch, region, HARD_STATE, encode_message(hard_state));
+                }
+            }
+            LogWrite::Install { shard, hard_state, truncated, generation } => {
+                batch.add_command(region(*shard), Command::Clean);
+                put_base(batch, *shard, hard_state, *truncated, *generation);
+            }
+        }
+    }
+}
+
+impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
+    fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error> {
+        let mut batch = LogBatch::with_capacity(2 * writes.len());
+        for write in writes {
+            self.fill(&mut batch, write);
+        }
+        self.engine.write(&mut batch, true).map(drop).map_err(|error| self.no_space(error))
+    }
+
+    fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry> {
+        let region = region(shard);
+        let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        let mut attempt = 0;
+        loop {
+            let (Some(low), Some(high)) =
+                (self.engine.first_index(region), self.engine.last_index(region))
+            else {
+                return Vec::new();
+            };
+            let last = last.min(high + 1);
+            if first < low || first >= last {
+                return Vec::new();
+            }
+            let mut entries = Vec::new();
+            match self.engine.fetch_entries_to::<Wire>(
+                region,
+                first,
+                last,
+                Some(max_bytes),
+                &mut entries,
+            ) {
+                Ok(_) => return entries,
+                // The log was cut, or a file was rewritten and removed, between looking it up and reading it.
+                Err(_) if attempt < READ_ATTEMPTS => attempt += 1,
+                Err(error) => die(format_args!(
+                    "cannot read entries {first} to {last} of shard {shard} in {}: {error}",
+                    self.path.display()
+                )),
+            }
+        }
+    }
+
+    fn compact(&self, shard: ShardId, to: u64, term: u64) {
+        let mut batch = LogBatch::with_capacity(2);
+        batch.add_command(region(shard), Command::Compact { index: to + 1 });
+        put(&mut batch, region(shard), TRUNCATED, encode_pair((to, term)));
+        // Not synced: a cut that is lost in a crash is made again. Without space it waits for the next one.
+        if let Err(error) = self.engine.write(&mut batch, false) {
+            drop(self.no_space(error));
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.engine.get_used_size() as u64
+    }
+}
+
+/// raft-engine keeps 0 for itself.
+fn region(shard: ShardId) -> u64 {
+    u64::from(shard) + 1
+}
+
+fn shard_of(region: u64) -> Option<ShardId> {
+    ShardId::try_from(region.checked_sub(1)?).ok()
+}
+
+fn put(batch: &mut LogBatch, region: u64, key: &[u8], value: Vec<u8>) {
+    batch.put(region, key.to_vec(), value).expect("our keys are not raft-engine's own");
+}
+
+/// All that a shard has beside entries.
+fn put_base(
+    batch: &mut LogBatch,
+    shard: ShardId,
+    hard_state: &HardState,
+    truncated: (u64, u64),
+    generation: u64,
+) {
+    let region = region(shard);
+    put(batch, region, HARD_STATE, encode_message(hard_state));
+    put(batch, region, TRUNCATED, encode_pair(truncated));
+    put(batch, region, GENERATION, generation.to_le_bytes().to_vec());
+}
+
+fn encode_message(message: &HardState) -> Vec<u8> {
+    message.write_to_bytes().expect("a hard state can be encoded")
+}
+
+fn encode_pair((index, term): (u64, u64)) -> Vec<u8> {
+    [index.to_le_bytes(), term.to_le_bytes()].concat()
+}
+
+fn decode_pair(bytes: &[u8]) -> Option<(u64, u64)> {
+    let (index, term) = bytes.split_first_chunk::<8>()?;
+    Some((u64::from_le_bytes(*index), u64::from_le_bytes(term.try_into().ok()?)))
+}
+
+fn damaged(path: &Path, refused: Option<(Queue, mark::Place)>, error: &Error) -> Refusal {
+    let place = refused.map_or(String::new(), |(queue, place)| {
+        format!(" at offset {} of file {} of the {queue:?} queue", place.offset, place.file)
+            .to_lowercase()
+    });
+    Refusal(format!(
+        "{} is damaged{place} where it was acknowledged; nothing was changed: replace this node by a new one ({error})",
+        path.display()
+    ))
+}
+
+/// Sees that every file that the mark speaks of is there and long enough, and that none is missing between two:
+/// raft-engine would ignore what lies before a gap.
+fn check_files(path: &Path, mark: &Mark) -> Result<(), Refusal> {
+    let entries = std::fs::read_dir(path).map_err(|error| Refusal::io("read", path, &error))?;
+    let mut files = [std::collections::BTreeMap::new(), std::collections::BTreeMap::new()];
+    for entry in entries {
+        let entry = entry.map_err(|error| Refusal::io("read", path, &error))?;
+        if let Some((queue, file)) = entry.file_name().to_str().and_then(super::files::parse) {
+            let bytes =
+                entry.metadata().map_err(|error| Refusal::io("read", &entry.path(), &error))?.len();
+            files[queue as usize].insert(file, bytes);
+        }
+    }
+    for (queue, span) in [Queue::Append, Queue::Rewrite].into_iter().zip(mark.spans) {
+        let files = &files[queue as usize];
+        let last = files.last_key_value().map_or(0, |(&file, _)| file).max(span.end.file);
+        let suffix = if queue == Queue::Append { "raftlog" } else { "rewrite" };
+        for file in span.first..=last {
+            let Some(&bytes) = files.get(&file) else {
+                return Err(Refusal(format!(
+                    "{}/{file:016}.{suffix} is missing: restore it, or replace this node by a new one",
+                    path.display()
+                )));
+            };
+            if file == span.end.file && bytes < span.end.offset {
+                return Err(Refusal(format!(
+                    "{}/{file:016}.{suffix} ends at {bytes} and was synced up to {}: restore it, or replace this node by a new one",
+                    path.display(),
+                    span.end.offset
+                )));
+            }
+        }
+    }
+    Ok(())
+}

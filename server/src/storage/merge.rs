@@ -1,0 +1,88 @@
+//! Three sorted sources as one: the newest change of a key wins, and a deletion hides what is below it.
+
+use std::collections::btree_map;
+use std::iter::Peekable;
+
+use bytes::Bytes;
+use redb::AccessGuard;
+
+use super::state::StateFile;
+
+type Layer<'a> = Peekable<btree_map::Range<'a, Bytes, Option<Bytes>>>;
+type Guard<'a> = AccessGuard<'a, &'static [u8]>;
+
+/// The records of a range, in order.
+pub(super) struct Merge<'a> {
+    file: &'a StateFile,
+    overlay: Layer<'a>,
+    frozen: Option<Layer<'a>>,
+    base: redb::Range<'a, &'static [u8], &'static [u8]>,
+    /// The next record of the base.
+    head: Option<(Guard<'a>, Guard<'a>)>,
+}
+
+impl<'a> Merge<'a> {
+    pub(super) fn new(
+        file: &'a StateFile,
+        overlay: btree_map::Range<'a, Bytes, Option<Bytes>>,
+        frozen: Option<btree_map::Range<'a, Bytes, Option<Bytes>>>,
+        base: redb::Range<'a, &'static [u8], &'static [u8]>,
+    ) -> Self {
+        let frozen = frozen.map(Iterator::peekable);
+        let mut merge = Self { file, overlay: overlay.peekable(), frozen, base, head: None };
+        merge.advance_base();
+        merge
+    }
+
+    fn advance_base(&mut self) {
+        self.head =
+            self.base.next().map(|record| record.unwrap_or_else(|error| self.file.die(error)));
+    }
+
+    /// The next change of the two layers, the overlay's where both have the key, and the base without it.
+    fn next_change(&mut self) -> Option<(&'a Bytes, Option<&'a Bytes>)> {
+        let overlay = self.overlay.peek().map(|(key, _)| *key);
+        let frozen = self.frozen.as_mut().and_then(|frozen| frozen.peek().map(|(key, _)| *key));
+        let smallest = match (overlay, frozen) {
+            (Some(overlay), Some(frozen)) => overlay.min(frozen),
+            (Some(key), None) | (None, Some(key)) => key,
+            (None, None) => return None,
+        };
+        if let Some((key, _)) = &self.head
+            && key.value() < smallest.as_ref()
+        {
+            return None;
+        }
+        if self.head.as_ref().is_some_and(|(key, _)| key.value() == smallest.as_ref()) {
+            self.advance_base();
+        }
+        let below = match &mut self.frozen {
+            Some(layer) if frozen == Some(smallest) => layer.next(),
+            _ => None,
+        };
+        let change = if overlay == Some(smallest) { self.overlay.next() } else { below };
+        change.map(|(key, value)| (key, value.as_ref()))
+    }
+}
+
+impl Iterator for Merge<'_> {
+    type Item = (Bytes, Bytes);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.next_change() {
+                Some((key, Some(value))) => return Some((key.clone(), value.clone())),
+                Some((_, None)) => {}
+                None => {
+                    let (key, value) = self.head.take()?;
+                    let record = (
+                        Bytes::copy_from_slice(key.value()),
+                        self.file.verified(key.value(), value.value()),
+                    );
+                    self.advance_base();
+                    return Some(record);
+                }
+            }
+        }
+    }
+}

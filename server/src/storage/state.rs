@@ -1,0 +1,539 @@
+//! The state of one shard: what changed since the last checkpoint in memory, everything else in a redb file.
+//!
+//! A checkpoint freezes what changed and writes it in one synced transaction, on whatever thread runs the job. Reads
+//! look into the changes, then the frozen changes, then the file as the last finished checkpoint left it.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use redb::backends::FileBackend;
+use redb::{
+    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    StorageBackend, TableDefinition, TableError, WriteTransaction,
+};
+use trefoil_core::ShardId;
+use trefoil_core::key::{Key, Kind};
+use trefoil_core::replica::Boot;
+use trefoil_core::store::Store;
+use trefoil_proto::internal::v1::Progress;
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::fault::{Refusal, die};
+use super::merge::Merge;
+use super::pace::{Pace, Paced};
+use super::{durable, snapshot};
+
+/// Version of the records in a state file.
+pub const STATE_FORMAT: u32 = 1;
+/// Memory for the pages of all state files of a node, where the configuration says nothing.
+pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
+
+/// Bytes that a change takes beside key and value: node of the map, two shared buffers.
+const CHANGE_BYTES: usize = 96;
+const CHECKSUM_BYTES: usize = 8;
+
+pub(super) type Records = TableDefinition<'static, &'static [u8], &'static [u8]>;
+/// Key to checksum and value.
+pub(super) const RECORDS: Records = TableDefinition::new("records");
+/// Facts of the file.
+pub(super) const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("facts");
+
+/// Changes in order; none is a deletion.
+pub(super) type Changes = BTreeMap<Bytes, Option<Bytes>>;
+pub(super) type Base = ReadOnlyTable<&'static [u8], &'static [u8]>;
+
+/// An open state file, shared by whoever reads it. Errors of reading end the process.
+#[derive(Clone)]
+pub struct StateFile {
+    pub(super) shard: ShardId,
+    pub(super) path: Arc<Path>,
+    database: Arc<Database>,
+    pace: Arc<Pace>,
+}
+
+impl std::fmt::Debug for StateFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StateFile")
+            .field("shard", &self.shard)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Name of the state file of a shard under a generation; `root` is the data directory.
+#[must_use]
+pub fn file_path(root: &Path, shard: ShardId, generation: u64) -> PathBuf {
+    super::DataDirectory::state_path(root).join(format!("{shard}-{generation}.redb"))
+}
+
+impl StateFile {
+    /// Opens or makes a file on a backend.
+    pub(super) fn open(
+        shard: ShardId,
+        path: &Path,
+        backend: impl StorageBackend,
+        cache_bytes: usize,
+    ) -> Result<Self, Refusal> {
+        let pace = Arc::new(Pace::default());
+        let backend = Paced::new(backend, Arc::clone(&pace));
+        let database = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
+        let database = database.map_err(|error| refuse(path, &error))?;
+        Ok(Self { shard, path: path.into(), database: Arc::new(database), pace })
+    }
+
+    /// Begins a transaction whose commit is synced, and after which opening takes no repair.
+    pub(super) fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
+        let mut write = self.database.begin_write()?;
+        write.set_quick_repair(true);
+        Ok(write)
+    }
+
+    pub(super) fn begin_read(&self) -> ReadTransaction {
+        self.database.begin_read().unwrap_or_else(|error| self.die(error))
+    }
+
+    pub(super) fn records(&self, read: &ReadTransaction) -> Base {
+        read.open_table(RECORDS).unwrap_or_else(|error| self.die(error))
+    }
+
+    pub(super) fn fact(&self, read: &ReadTransaction, name: &str) -> u64 {
+        let fact = read
+            .open_table(FACTS)
+            .map_err(redb::Error::from)
+            .and_then(|facts| Ok(facts.get(name)?.map(|fact| fact.value())));
+        fact.unwrap_or_else(|error| self.die(error))
+            .unwrap_or_else(|| self.die(format_args!("it does not say its {name}")))
+    }
+
+    /// A snapshot of the last finished checkpoint. It may be opened while another one is being written.
+    #[must_use]
+    pub fn snapshot(&self) -> snapshot::Reader {
+        snapshot::Reader::open(self.clone())
+    }
+
+    /// Bytes of the file.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
+    }
+
+    pub(super) fn die(&self, error: impl std::fmt::Display) -> ! {
+        die(format_args!("cannot use the state file {}: {error}", self.path.display()))
+    }
+
+    /// The value of a stored record, once its checksum is seen to be right.
+    pub(super) fn verified(&self, key: &[u8], stored: &[u8]) -> Bytes {
+        let value = stored.split_first_chunk::<CHECKSUM_BYTES>();
+        let value = value
+            .filter(|(sum, value)| u64::from_le_bytes(**sum) == checksum(self.shard, key, value));
+        let Some((_, value)) = value else {
+            self.die("a record is damaged");
+        };
+        Bytes::copy_from_slice(value)
+    }
+}
+
+fn refuse(path: &Path, error: &dyn std::fmt::Display) -> Refusal {
+    Refusal(format!(
+        "cannot open the state file {}: {error}; replace this node by a new one",
+        path.display()
+    ))
+}
+
+/// Checksum of a record over shard, key and value.
+fn checksum(shard: ShardId, key: &[u8], value: &[u8]) -> u64 {
+    xxh3_64_with_seed(value, xxh3_64_with_seed(key, u64::from(shard)))
+}
+
+/// A record as it is stored: the checksum before the value.
+pub(super) fn encode_record(shard: ShardId, key: &[u8], value: &[u8], buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.extend_from_slice(&checksum(shard, key, value).to_le_bytes());
+    buffer.extend_from_slice(value);
+}
+
+/// Bytes of a record's value as they are counted: without the checksum.
+pub(super) fn value_bytes(stored: &[u8]) -> u64 {
+    (stored.len() - CHECKSUM_BYTES) as u64
+}
+
+/// The key under which the machine says how far it is.
+pub(super) fn progress_key() -> Bytes {
+    Key::system(Kind::Progress).into()
+}
+
+/// The state of one shard.
+pub struct StateStore {
+    file: StateFile,
+    base: Base,
+    overlay: Changes,
+    overlay_bytes: u64,
+    frozen: Option<Arc<Frozen>>,
+}
+
+impl std::fmt::Debug for StateStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StateStore")
+            .field("file", &self.file)
+            .field("overlay", &self.overlay.len())
+            .field("overlay_bytes", &self.overlay_bytes)
+            .field("frozen", &self.frozen.as_ref().map(|frozen| frozen.changes.len()))
+            .finish_non_exhaustive()
+    }
+}
+
+/// Changes that are being written.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    changes: Changes,
+    bytes: u64,
+}
+
+impl StateStore {
+    /// Makes the state file of a new shard; what [`trefoil_core::machine::Machine::bootstrap`] writes is to follow,
+    /// with a checkpoint.
+    ///
+    /// # Errors
+    /// When the file cannot be written, or is there.
+    pub fn create(
+        root: &Path,
+        shard: ShardId,
+        generation: u64,
+        cache_bytes: usize,
+    ) -> Result<Self, Refusal> {
+        let (path, backend) = create_file(root, shard, generation)?;
+        let store = Self::open_on(shard, &path, backend, cache_bytes)?;
+        let folder = super::DataDirectory::state_path(root);
+        durable::sync_directory(&folder).map_err(|error| Refusal::io("sync", &folder, &error))?;
+        Ok(store)
+    }
+
+    /// Opens the state file of a generation.
+    ///
+    /// # Errors
+    /// When it is missing or not what it should be.
+    pub fn open_generation(
+        root: &Path,
+        shard: ShardId,
+        generation: u64,
+        cache_bytes: usize,
+    ) -> Result<Self, Refusal> {
+        let path = file_path(root, shard, generation);
+        let file = durable::open_file(&path, false).map_err(|error| {
+            Refusal(format!(
+                "cannot open the state file {}, which the log names: {error}; restore it, or replace this node by a new one",
+                path.display()
+            ))
+        })?;
+        let backend = FileBackend::new(file).map_err(|error| refuse(&path, &error))?;
+        Self::open_on(shard, &path, backend, cache_bytes)
+    }
+
+    /// Opens the state on a backend: an empty one becomes an empty state. `path` is its name in messages.
+    ///
+    /// # Errors
+    /// When it is not the state of this shard.
+    pub fn open_on(
+        shard: ShardId,
+        path: &Path,
+        backend: impl StorageBackend,
+        cache_bytes: usize,
+    ) -> Result<Self, Refusal> {
+        let file = StateFile::open(shard, path, backend, cache_bytes)?;
+        let read = file.begin_read();
+        let facts = match read.open_table(FACTS) {
+            Ok(_) => (file.fact(&read, "format"), file.fact(&read, "shard")),
+            Err(TableError::TableDoesNotExist(_)) => {
+                write_birth(&file).map_err(|error| refuse(path, &error))?;
+                (STATE_FORMAT.into(), shard.into())
+            }
+            Err(error) => return Err(refuse(path, &error)),
+        };
+        if facts != (STATE_FORMAT.into(), shard.into()) {
+            return Err(refuse(
+                path,
+                &format_args!("it holds shard {} in format {}", facts.1, facts.0),
+            ));
+        }
+        let base = file.records(&file.begin_read());
+        Ok(Self { file, base, overlay: Changes::new(), overlay_bytes: 0, frozen: None })
+    }
+
+    /// The file, for whoever reads it on another thread.
+    #[must_use]
+    pub fn file(&self) -> &StateFile {
+        &self.file
+    }
+
+    /// How far the machine is, as the state says; none before it was bootstrapped.
+    #[must_use]
+    pub fn progress(&self) -> Option<Progress> {
+        self.get(&progress_key()).map(|value| trefoil_core::store::decode(&value))
+    }
+
+    /// Fills in what the state knows of a shard's start. To be called before anything is applied.
+    ///
+    /// # Errors
+    /// When the state is ahead of the log, or was never written.
+    pub fn complete(&self, boot: &mut Boot) -> Result<(), Refusal> {
+        let Some(progress) = self.progress() else {
+            return Err(refuse(&self.file.path, &"it does not say how far it is"));
+        };
+        if progress.index > boot.last_index {
+            let sentence = format!(
+                "it holds entry {} and the log ends at {}",
+                progress.index, boot.last_index
+            );
+            return Err(refuse(&self.file.path, &sentence));
+        }
+        if progress.index < boot.truncated.0 {
+            let sentence = format!(
+                "it ends at entry {} and the log begins after {}",
+                progress.index, boot.truncated.0
+            );
+            return Err(refuse(&self.file.path, &sentence));
+        }
+        boot.applied = (progress.index, progress.term);
+        boot.log_time_ms = progress.log_time_ms;
+        boot.wall_ms = progress.wall_ms;
+        Ok(())
+    }
+
+    /// Bytes of changes that are not in the file yet, those of a running checkpoint included.
+    #[must_use]
+    pub fn overlay_bytes(&self) -> u64 {
+        self.overlay_bytes + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+    }
+
+    /// Begins a checkpoint: what changed since the last one is frozen and handed to a job. None when nothing changed,
+    /// or while another one runs.
+    pub fn freeze(&mut self) -> Option<Checkpoint> {
+        if self.frozen.is_some() || self.overlay.is_empty() {
+            return None;
+        }
+        let frozen = Arc::new(Frozen {
+            changes: std::mem::take(&mut self.overlay),
+            bytes: self.overlay_bytes,
+        });
+        self.overlay_bytes = 0;
+        self.frozen = Some(Arc::clone(&frozen));
+        Some(Checkpoint { file: self.file.clone(), frozen })
+    }
+
+    /// Ends a checkpoint whose job is done: reads go to the file for what was frozen.
+    ///
+    /// # Panics
+    /// When the job was another store's.
+    pub fn finish(&mut self, done: &Written) {
+        let frozen = self.frozen.take().expect("a checkpoint was begun");
+        assert!(Arc::ptr_eq(&frozen, &done.frozen), "the checkpoint was begun here");
+        self.base = self.file.records(&self.file.begin_read());
+    }
+
+    fn change(&mut self, key: Bytes, value: Option<Bytes>) {
+        let size = |value: Option<&Bytes>| value.map_or(0, Bytes::len) as u64;
+        let fixed = (key.len() + CHANGE_BYTES) as u64;
+        self.overlay_bytes += size(value.as_ref());
+        match self.overlay.insert(key, value) {
+            Some(old) => self.overlay_bytes -= size(old.as_ref()),
+            None => self.overlay_bytes += fixed,
+        }
+    }
+}
+
+impl Store for StateStore {
+    fn get(&self, key: &[u8]) -> Option<Bytes> {
+        if let Some(change) = self.overlay.get(key) {
+            return change.clone();
+        }
+        if let Some(change) = self.frozen.as_ref().and_then(|frozen| frozen.changes.get(key)) {
+            return change.clone();
+        }
+        let stored = self.base.get(key).unwrap_or_else(|error| self.file.die(error));
+        stored.map(|stored| self.file.verified(key, stored.value()))
+    }
+
+    fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Vec<(Bytes, Bytes)> {
+        if start >= end {
+            return Vec::new();
+        }
+        let range = (Bound::Included(start), Bound::Excluded(end));
+        let base = self.base.range::<&[u8]>(range).unwrap_or_else(|error| self.file.die(error));
+        let overlay = self.overlay.range::<[u8], _>(range);
+        let frozen = self.frozen.as_ref().map(|frozen| frozen.changes.range::<[u8], _>(range));
+        Merge::new(&self.file, overlay, frozen, base).take(limit).collect()
+    }
+
+    fn put(&mut self, key: Bytes, value: Bytes) {
+        self.change(key, Some(value));
+    }
+
+    fn delete(&mut self, key: &[u8]) {
+        self.change(Bytes::copy_from_slice(key), None);
+    }
+}
+
+/// Makes the file of a generation, which must not be there.
+pub(super) fn create_file(
+    root: &Path,
+    shard: ShardId,
+    generation: u64,
+) -> Result<(PathBuf, FileBackend), Refusal> {
+    let folder = super::DataDirectory::state_path(root);
+    durable::make_directory(&folder).map_err(|error| Refusal::io("make", &folder, &error))?;
+    let path = file_path(root, shard, generation);
+    let file =
+        durable::open_file(&path, true).map_err(|error| Refusal::io("make", &path, &error))?;
+    let backend = FileBackend::new(file).map_err(|error| refuse(&path, &error))?;
+    Ok((path, backend))
+}
+
+fn write_birth(file: &StateFile) -> Result<(), redb::Error> {
+    let write = file.begin_write()?;
+    write.open_table(RECORDS)?;
+    write_facts(&write, file.shard, 0)?;
+    Ok(write.commit()?)
+}
+
+pub(super) fn write_facts(
+    write: &WriteTransaction,
+    shard: ShardId,
+    bytes: u64,
+) -> Result<(), redb::Error> {
+    let mut facts = write.open_table(FACTS)?;
+    facts.insert("format", u64::from(STATE_FORMAT))?;
+    facts.insert("shard", u64::from(shard))?;
+    facts.insert("bytes", bytes)?;
+    Ok(())
+}
+
+/// Removes the state files of a shard that the log does not name. To be called once the one it names is open.
+///
+/// # Errors
+/// When a file cannot be removed.
+pub fn remove_other_generations(root: &Path, shard: ShardId, keep: u64) -> Result<(), Refusal> {
+    let mut removed = false;
+    for generation in generations(root, shard)? {
+        if generation != keep {
+            let path = file_path(root, shard, generation);
+            std::fs::remove_file(&path).map_err(|error| Refusal::io("remove", &path, &error))?;
+            removed = true;
+        }
+    }
+    let folder = super::DataDirectory::state_path(root);
+    if removed {
+        durable::sync_directory(&folder).map_err(|error| Refusal::io("sync", &folder, &error))?;
+    }
+    Ok(())
+}
+
+/// A generation above all whose file is there.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn next_generation(root: &Path, shard: ShardId) -> Result<u64, Refusal> {
+    Ok(generations(root, shard)?.into_iter().max().unwrap_or(0) + 1)
+}
+
+fn generations(root: &Path, shard: ShardId) -> Result<Vec<u64>, Refusal> {
+    let folder = super::DataDirectory::state_path(root);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(&folder).map_err(|error| Refusal::io("read", &folder, &error))? {
+        let name = entry.map_err(|error| Refusal::io("read", &folder, &error))?.file_name();
+        let number = name
+            .to_str()
+            .and_then(|name| name.strip_suffix(".redb")?.strip_prefix(&format!("{shard}-")));
+        found.extend(number.and_then(|number| number.parse::<u64>().ok()));
+    }
+    Ok(found)
+}
+
+/// A checkpoint to be written: run it on any thread, then hand its result to [`StateStore::finish`].
+#[derive(Debug)]
+pub struct Checkpoint {
+    file: StateFile,
+    frozen: Arc<Frozen>,
+}
+
+/// A checkpoint that is on disk.
+#[derive(Debug)]
+pub struct Written {
+    /// Index that it holds, as the machine says.
+    pub index: u64,
+    /// Term of that index.
+    pub term: u64,
+    /// Records that it wrote or removed.
+    pub changes: usize,
+    frozen: Arc<Frozen>,
+}
+
+impl Checkpoint {
+    /// Writes everything in one synced transaction, at most `bytes_per_second` where that is given.
+    ///
+    /// # Errors
+    /// When there is no room: nothing was touched, and the same job may run again. Any other error ends the process.
+    pub fn run(&self, bytes_per_second: Option<u64>) -> Result<Written, std::io::Error> {
+        self.check_space()?;
+        self.file.pace.limit(bytes_per_second);
+        let written = self.write();
+        self.file.pace.limit(None);
+        if let Err(error) = written {
+            self.file.die(error);
+        }
+        let progress = self.frozen.changes.get(&progress_key()).cloned().flatten();
+        let progress =
+            progress.map_or_else(Progress::default, |value| trefoil_core::store::decode(&value));
+        let changes = self.frozen.changes.len();
+        Ok(Written {
+            index: progress.index,
+            term: progress.term,
+            changes,
+            frozen: Arc::clone(&self.frozen),
+        })
+    }
+
+    fn write(&self) -> Result<(), redb::Error> {
+        let write = self.file.begin_write()?;
+        {
+            let mut records = write.open_table(RECORDS)?;
+            let mut facts = write.open_table(FACTS)?;
+            let mut bytes = facts.get("bytes")?.map_or(0, |bytes| bytes.value());
+            let mut buffer = Vec::new();
+            for (key, change) in &self.frozen.changes {
+                let old = match change {
+                    Some(value) => {
+                        encode_record(self.file.shard, key, value, &mut buffer);
+                        bytes += (key.len() + value.len()) as u64;
+                        records.insert(key.as_ref(), buffer.as_slice())?
+                    }
+                    None => records.remove(key.as_ref())?,
+                };
+                bytes -= old.map_or(0, |old| key.len() as u64 + value_bytes(old.value()));
+            }
+            facts.insert("bytes", bytes)?;
+        }
+        Ok(write.commit()?)
+    }
+
+    /// redb gives a file up after a failed write, so room is asked for first: pages are copied, twice at worst.
+    fn check_space(&self) -> Result<(), std::io::Error> {
+        let Ok(space) = rustix::fs::statvfs(self.file.path.as_ref()) else { return Ok(()) };
+        if space.f_bavail.saturating_mul(space.f_frsize) >= 2 * self.frozen.bytes + SPARE_BYTES {
+            return Ok(());
+        }
+        Err(std::io::ErrorKind::StorageFull.into())
+    }
+}
+
+/// Room for the pages above the leaves and redb's own bookkeeping.
+const SPARE_BYTES: u64 = 4 << 20;
+
+/// XXH3 of the records of a snapshot chunk, in order.
+pub(super) fn chunk_checksum<'a>(records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> u64 {
+    records.fold(0, |sum, (key, value)| {
+        xxh3_64_with_seed(value, xxh3_64_with_seed(key, sum).wrapping_add(1))
+    })
+}
