@@ -114,7 +114,8 @@ impl Model {
 
     /// The grants of all locks that are held.
     pub fn held(&self) -> Vec<(Name, u64, Grant)> {
-        let holders = self.locks.iter().filter_map(|(name, lock)| Some((name, lock.holder.as_ref()?)));
+        let holders =
+            self.locks.iter().filter_map(|(name, lock)| Some((name, lock.holder.as_ref()?)));
         holders.map(|(name, holder)| (name.clone(), holder.session, holder.grant)).collect()
     }
 
@@ -126,7 +127,8 @@ impl Model {
         if is_new_term {
             self.grace_until_ms = now_ms + TERM_GRACE_MS;
         }
-        let expires = |session: &Session| (session.renewed_at_ms + session.ttl_ms).max(self.grace_until_ms);
+        let expires =
+            |session: &Session| (session.renewed_at_ms + session.ttl_ms).max(self.grace_until_ms);
         let dead = self.sessions.iter().filter(|(_, session)| now_ms >= expires(session));
         let dead = dead.map(|(key, _)| key.clone()).collect::<Vec<_>>();
         self.counts.sessions_expired = dead.len() as u64;
@@ -136,11 +138,13 @@ impl Model {
                 self.forget_session(&name, *session);
             }
             let queue = std::mem::take(&mut self.lock(&name).queue);
-            let (late, in_time) = queue.into_iter().partition::<Vec<_>, _>(|wait| now_ms >= wait.deadline_ms);
+            let (late, in_time) =
+                queue.into_iter().partition::<Vec<_>, _>(|wait| now_ms >= wait.deadline_ms);
             self.lock(&name).queue = in_time;
             self.hand_on(&name);
             let answer = Answer::Held(self.holder(&name));
-            late.into_iter().for_each(|wait| self.settle(Some(wait.seat), &wait.id, answer.clone()));
+            late.into_iter()
+                .for_each(|wait| self.settle(Some(wait.seat), &wait.id, answer.clone()));
         }
     }
 
@@ -170,7 +174,9 @@ impl Model {
         if let Some(id) = &command.request_id {
             match self.clients.get(&id.client) {
                 None if id.attempt > 0 => return Err((Reason::RequestForgotten, None)),
-                Some(client) if id.sequence < client.floor => return Err((Reason::RequestForgotten, None)),
+                Some(client) if id.sequence < client.floor => {
+                    return Err((Reason::RequestForgotten, None));
+                }
                 Some(client) => {
                     if let Some((Some(answer), _)) = client.answers.get(&id.sequence) {
                         return Ok(Outcome::Answer(answer.clone()));
@@ -203,7 +209,10 @@ impl Model {
     }
 
     fn renew(&mut self, namespace: &str, id: u64) -> Result<u64, (Reason, Option<Grant>)> {
-        let session = self.sessions.get_mut(&(namespace.to_owned(), id)).ok_or((Reason::SessionExpired, None))?;
+        let session = self
+            .sessions
+            .get_mut(&(namespace.to_owned(), id))
+            .ok_or((Reason::SessionExpired, None))?;
         if self.now_ms - session.renewed_at_ms >= session.ttl_ms / 4 {
             session.renewed_at_ms = self.now_ms;
         }
@@ -213,7 +222,9 @@ impl Model {
     fn close(&mut self, namespace: &str, id: u64) -> Ruling {
         self.sessions.remove(&(namespace.to_owned(), id)).ok_or((Reason::SessionExpired, None))?;
         let released_before = self.counts.locks_released;
-        for name in self.locks.keys().filter(|name| name.0 == namespace).cloned().collect::<Vec<_>>() {
+        for name in
+            self.locks.keys().filter(|name| name.0 == namespace).cloned().collect::<Vec<_>>()
+        {
             self.forget_session(&name, id);
             self.hand_on(&name);
         }
@@ -245,7 +256,9 @@ impl Model {
             return Ok(Outcome::Waits(wait.seat));
         }
         if request.wait_ms > 0 {
-            if lock.queue.iter().filter(|wait| wait.session == session).count() >= ACQUIRES_PER_CLAIM_MAX {
+            if lock.queue.iter().filter(|wait| wait.session == session).count()
+                >= ACQUIRES_PER_CLAIM_MAX
+            {
                 return Err((Reason::LimitReached, None));
             }
             let deadline_ms = now_ms + request.wait_ms;
@@ -260,7 +273,9 @@ impl Model {
         self.renew(&request.namespace, request.session_id)?;
         let name = (request.namespace.clone(), request.name.clone());
         let holder = self.lock(&name).holder.clone();
-        let is_token = |grant| request.fencing_token == 0 || self.tokens.get(&grant) == Some(&request.fencing_token);
+        let is_token = |grant| {
+            request.fencing_token == 0 || self.tokens.get(&grant) == Some(&request.fencing_token)
+        };
         match holder {
             Some(holder) if holder.session == request.session_id && is_token(holder.grant) => {
                 self.vacate(&name);
@@ -276,13 +291,18 @@ impl Model {
         let id = request.waiter.as_ref().map(|id| (id.client.clone(), id.sequence));
         if let Some(waiter) = &request.waiter {
             let answers = self.clients.get(&waiter.client).map(|client| &client.answers);
-            if answers.and_then(|answers| answers.get(&waiter.sequence)).is_some_and(|kept| kept.1 > waiter.attempt) {
+            if answers
+                .and_then(|answers| answers.get(&waiter.sequence))
+                .is_some_and(|kept| kept.1 > waiter.attempt)
+            {
                 return done;
             }
         }
         let name = (request.namespace.clone(), request.name.clone());
         let lock = self.lock(&name);
-        if let Some(place) = lock.queue.iter().position(|wait| wait.session == request.session_id && wait.id == id) {
+        if let Some(place) =
+            lock.queue.iter().position(|wait| wait.session == request.session_id && wait.id == id)
+        {
             lock.queue[place].callers -= 1;
             if lock.queue[place].callers == 0 {
                 let wait = lock.queue.remove(place);
@@ -291,7 +311,9 @@ impl Model {
             }
             return done;
         }
-        let Some(holder) = lock.holder.as_mut().filter(|holder| holder.session == request.session_id) else {
+        let Some(holder) =
+            lock.holder.as_mut().filter(|holder| holder.session == request.session_id)
+        else {
             return done;
         };
         if let Some(place) = holder.relying.iter().position(|other| *other == id) {
@@ -317,7 +339,8 @@ impl Model {
     fn grant(&mut self, name: &Name, session: u64) -> Grant {
         let grant = self.grants.len();
         self.grants.push(name.clone());
-        self.lock(name).holder = Some(Holder { session, grant, relying: Vec::new(), is_kept: false });
+        self.lock(name).holder =
+            Some(Holder { session, grant, relying: Vec::new(), is_kept: false });
         self.counts.locks_acquired += 1;
         grant
     }
@@ -330,11 +353,14 @@ impl Model {
     /// A free lock goes to the session that has waited longest, for all of its waits.
     fn hand_on(&mut self, name: &Name) {
         let lock = self.lock(name);
-        let Some(session) = lock.queue.first().map(|wait| wait.session).filter(|_| lock.holder.is_none()) else {
+        let Some(session) =
+            lock.queue.first().map(|wait| wait.session).filter(|_| lock.holder.is_none())
+        else {
             return;
         };
         let queue = std::mem::take(&mut lock.queue);
-        let (granted, waiting) = queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
+        let (granted, waiting) =
+            queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
         lock.queue = waiting;
         let grant = self.grant(name, session);
         for wait in granted {
@@ -348,7 +374,8 @@ impl Model {
     fn forget_session(&mut self, name: &Name, session: u64) {
         let lock = self.lock(name);
         let queue = std::mem::take(&mut lock.queue);
-        let (ended, waiting) = queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
+        let (ended, waiting) =
+            queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
         lock.queue = waiting;
         if lock.holder.as_ref().is_some_and(|holder| holder.session == session) {
             self.vacate(name);
