@@ -1,5 +1,7 @@
 //! Whose data directory it is: one process, one node, one cluster, and nobody else looks in.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -55,7 +57,8 @@ fn what_the_configuration_says_otherwise_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("data");
     drop(node::open(&path, &expected(), CACHE_BYTES).unwrap());
-    let cases: [(&str, fn(&mut Expected)); 5] = [
+    type Change = fn(&mut Expected);
+    let cases: [(&str, Change); 5] = [
         ("belongs to cluster 0707", |expected| expected.cluster_id = [8; 16]),
         ("belongs to node b (2), not c (3)", |expected| {
             expected.node_id = 3;

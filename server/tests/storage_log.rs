@@ -1,5 +1,7 @@
 //! The Raft log through every crash: what was acknowledged is there, or the node refuses and changes nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 mod storage_support;
 
 use std::collections::BTreeMap;

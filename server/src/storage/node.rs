@@ -13,12 +13,12 @@ use super::{DataDirectory, EngineLog, Expected, Recovered, StateStore};
 /// What a node has on disk.
 #[derive(Debug)]
 pub struct Disk {
-    /// The directory; it is locked until this is dropped.
-    pub directory: DataDirectory,
-    /// The Raft log of all shards.
-    pub log: EngineLog,
     /// Log and state of each shard, the meta shard first.
     pub shards: Vec<(Recovered, StateStore)>,
+    /// The Raft log of all shards.
+    pub log: EngineLog,
+    /// The directory; it is locked until this is dropped, which should be last.
+    pub directory: DataDirectory,
 }
 
 /// Opens the data directory of a node; an empty one becomes the directory of a newborn node. `cache_bytes` is
