@@ -1,5 +1,21 @@
-//! How Trefoil carries it out.
+//! How Trefoil carries it out: sockets, disks, clocks and threads round the core.
+//!
+//! In reading order: [`config`] and [`logging`] (what a node is told), [`server`] (its parts, and how they begin and
+//! end), [`listener`] and [`layer`] (what a request passes), [`api`] (what it does), [`authorize`], [`pages`],
+//! [`metrics`].
 
+pub mod api;
+pub mod authorize;
 pub mod config;
+pub mod layer;
+pub mod listener;
 pub mod logging;
+pub mod metrics;
+pub mod pages;
+pub mod server;
 pub mod storage;
+
+/// Version of this binary.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Commit that it was built from.
+pub const COMMIT: &str = env!("TREFOIL_COMMIT");
