@@ -230,7 +230,7 @@ impl Run {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_process_is_killed_anywhere() {
-    let run = run(1, 90);
+    let run = run(1, 60);
     let mut random = Random(2);
     run.moments(|images, mark, _, acknowledged| {
         for torn in [0, 1 + random.below(200)] {
@@ -242,7 +242,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed_anywhere() {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes_anywhere() {
-    let run = run(3, 90);
+    let run = run(3, 60);
     let mut random = Random(4);
     let mut doubts = 0;
     run.moments(|images, mark, synced, acknowledged| {
@@ -345,7 +345,7 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
         read(&log, &recovered)
     };
     let mut harmless = Vec::new();
-    for offset in (0..marked).step_by(3) {
+    for offset in (0..marked).step_by(5) {
         let rotten = tempfile::tempdir().unwrap();
         restore(root.path(), rotten.path(), &whole);
         let mut bytes = whole[&log_file(root.path())].clone();
