@@ -213,6 +213,13 @@ impl FileSystem for Recorder {
     }
 }
 
+/// A scratch directory, in memory where that is possible: these tests sync thousands of files.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.or_else(|_| tempfile::tempdir()).unwrap()
+}
+
 /// What a node has on disk. The directory, which is locked, is dropped last.
 pub struct Node {
     pub shards: Vec<(Recovered, StateStore)>,
