@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod logging;
+pub mod node;
+mod peer;
 pub mod storage;
