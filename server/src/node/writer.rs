@@ -28,7 +28,7 @@ const FULL_PAUSE: Duration = Duration::from_millis(200);
 pub(super) enum Job {
     Append(ShardId, PersistBatch),
     Compact(ShardId, u64),
-    /// The shard, whose log had lost its end, has caught up.
+    /// The shard has caught up: the doubt about the end of its log is over.
     Trust(ShardId),
     /// A snapshot becomes the state of a shard; its applier is told when that is synced.
     Install(LogWrite, ShardId),
