@@ -95,7 +95,8 @@ fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), Re
 fn read(log: &EngineLog, recovered: &[Recovered]) -> Model {
     let shards = recovered.iter().map(|recovered| {
         let boot = &recovered.boot;
-        let entries = log.entries(recovered.shard, boot.truncated.0 + 1, boot.last_index + 1, u64::MAX);
+        let entries =
+            log.entries(recovered.shard, boot.truncated.0 + 1, boot.last_index + 1, u64::MAX);
         let mut terms = Vec::new();
         for entry in &entries {
             if terms.last().is_none_or(|&(_, term)| term != entry.term) {
@@ -104,7 +105,9 @@ fn read(log: &EngineLog, recovered: &[Recovered]) -> Model {
         }
         assert_eq!(boot.terms, terms, "terms are those of the entries");
         assert_eq!(boot.last_index, entries.last().map_or(boot.truncated.0, |entry| entry.index));
-        let entries = entries.into_iter().map(|entry| (entry.index, (entry.term, entry.data.len(), xxh3_64(&entry.data))));
+        let entries = entries
+            .into_iter()
+            .map(|entry| (entry.index, (entry.term, entry.data.len(), xxh3_64(&entry.data))));
         let state = &boot.hard_state;
         let shard = Shard {
             hard_state: (state.term, state.vote, state.commit),
@@ -162,7 +165,9 @@ fn run(seed: u64, rounds: usize) -> Run {
             }
             5 => drop(log.purge().unwrap()),
             _ => {
-                let writes = model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
+                let writes = model
+                    .iter_mut()
+                    .map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
                 log.write(&writes.collect::<Vec<_>>()).unwrap();
                 acknowledged = true;
             }
@@ -202,10 +207,16 @@ impl Run {
     }
 
     fn check(&self, root: &Path, options: Options, acknowledged: usize) -> bool {
-        let (log, recovered) = open(root, options).expect("a crash alone never keeps a node from starting");
+        let (log, recovered) =
+            open(root, options).expect("a crash alone never keeps a node from starting");
         let found = read(&log, &recovered);
         let allowed = &self.models[acknowledged..];
-        assert!(allowed.contains(&found), "found {found:?}\nacknowledged {:?}\nlatest {:?}", allowed[0], allowed.last());
+        assert!(
+            allowed.contains(&found),
+            "found {found:?}\nacknowledged {:?}\nlatest {:?}",
+            allowed[0],
+            allowed.last()
+        );
         let uncertain = recovered.iter().any(|shard| shard.boot.uncertain);
         assert_eq!(uncertain, options.boot != OPTIONS.boot && !log.cuts().is_empty());
         uncertain
@@ -257,7 +268,8 @@ fn old_mark() -> (tempfile::TempDir, Model) {
     let (mut model, mut random) = (birth(), Random(6));
     let mut mark = Vec::new();
     for round in 0..9 {
-        let writes = model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
+        let writes =
+            model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
         log.write(&writes.collect::<Vec<_>>()).unwrap();
         if round == 6 {
             log.sync_mark();
@@ -283,7 +295,9 @@ fn marked_offset(root: &Path) -> usize {
 /// Opens what must be refused, and sees that nothing changed.
 fn assert_refused(root: &Path, what: &str) {
     let before = contents(root);
-    let Err(Refusal(sentence)) = open(root, AFTER_POWER_LOSS) else { panic!("{what} was not refused") };
+    let Err(Refusal(sentence)) = open(root, AFTER_POWER_LOSS) else {
+        panic!("{what} was not refused")
+    };
     assert!(sentence.contains(root.to_str().unwrap()) && !sentence.contains('\n'), "{sentence}");
     assert!(before == contents(root), "{what} was refused and yet something changed");
 }
@@ -307,7 +321,10 @@ fn a_log_cut_at_any_byte_boots_above_the_mark_and_is_refused_below() {
         booted += 1;
         doubts += u32::from(recovered[0].boot.uncertain);
         for (id, shard) in read(&log, &recovered) {
-            assert!(shard.last().0 <= model[&id].last().0 + 4, "shard {id} holds nothing that was never written");
+            assert!(
+                shard.last().0 <= model[&id].last().0 + 4,
+                "shard {id} holds nothing that was never written"
+            );
         }
     }
     assert!(booted > 200 && doubts > 200 && doubts < booted, "{booted} booted, {doubts} in doubt");
@@ -331,9 +348,16 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
         std::fs::write(log_file(rotten.path()), bytes).unwrap();
         let before = contents(rotten.path());
         match open(rotten.path(), AFTER_POWER_LOSS) {
-            Err(_) => assert!(before == contents(rotten.path()), "refused at {offset} and yet something changed"),
+            Err(_) => assert!(
+                before == contents(rotten.path()),
+                "refused at {offset} and yet something changed"
+            ),
             Ok((log, recovered)) => {
-                assert_eq!(read(&log, &recovered), intact, "a bit at {offset} changed what the log holds");
+                assert_eq!(
+                    read(&log, &recovered),
+                    intact,
+                    "a bit at {offset} changed what the log holds"
+                );
                 harmless.push(offset);
             }
         }
@@ -353,9 +377,7 @@ fn missing_files_are_refused() {
         let gone = probe.path().join(path.strip_prefix(run.root.path()).unwrap());
         std::fs::remove_file(&gone).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
-        let needed = name == "log.mark"
-            || name.ends_with(".raftlog")
-            || mark.spans[1].end.file > 0;
+        let needed = name == "log.mark" || name.ends_with(".raftlog") || mark.spans[1].end.file > 0;
         if needed {
             assert_refused(probe.path(), name);
             refused += 1;
@@ -379,7 +401,10 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
     log.trust(SHARDS[1]);
     drop(log);
     let (_, recovered) = open(root.path(), OPTIONS).unwrap();
-    assert_eq!(recovered.iter().map(|shard| shard.boot.uncertain).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(
+        recovered.iter().map(|shard| shard.boot.uncertain).collect::<Vec<_>>(),
+        [true, false]
+    );
 }
 
 #[test]
@@ -391,7 +416,8 @@ fn a_full_disk_refuses_a_batch_and_takes_it_later() {
     let (log, _) = EngineLog::open_with(root.path(), &SHARDS, OPTIONS, files).unwrap();
     let (mut model, mut random) = (birth(), Random(8));
     for round in 0..30 {
-        let writes = model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
+        let writes =
+            model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
         let writes = writes.collect::<Vec<_>>();
         if round % 3 == 0 {
             recorder.set_fault(Fault::NoSpace);
@@ -420,7 +446,9 @@ fn a_failed_sync_ends_the_process() {
     let mut model = birth();
     let append = model.get_mut(&0).unwrap().append(&mut Random(9));
     recorder.set_fault(Fault::SyncFails);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.write(&[LogWrite::Append(0, append)])));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        log.write(&[LogWrite::Append(0, append)])
+    }));
     let words = result.unwrap_err().downcast::<String>().unwrap();
     assert!(words.contains("cannot sync the log file"), "{words}");
     recorder.set_fault(Fault::None);

@@ -123,7 +123,11 @@ impl Write for RecordedWriter {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let written = self.inner.write(buf)?;
-        self.handle.recorder.push(Step::Write(self.handle.path.clone(), self.offset, buf[..written].to_vec()));
+        self.handle.recorder.push(Step::Write(
+            self.handle.path.clone(),
+            self.offset,
+            buf[..written].to_vec(),
+        ));
         self.offset += written;
         Ok(written)
     }
@@ -211,7 +215,8 @@ pub struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % bound.max(1)
     }
 }
@@ -285,7 +290,10 @@ impl Images {
         })
     }
 
-    fn with_pending(&self, mut arrive: impl FnMut(&Step, bool, &mut Vec<u8>)) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn with_pending(
+        &self,
+        mut arrive: impl FnMut(&Step, bool, &mut Vec<u8>),
+    ) -> BTreeMap<PathBuf, Vec<u8>> {
         let files = self.0.iter().map(|(path, image)| {
             let mut bytes = image.durable.clone();
             for (n, step) in image.pending.iter().enumerate() {
