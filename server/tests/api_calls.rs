@@ -30,7 +30,10 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
     if let Ok(outcome) = &mut end {
         match outcome {
             Outcome::OpenSession(r) => clear(&mut r.header),
-            Outcome::KeepAlive(r) => clear(&mut r.header),
+            Outcome::KeepAlive(r) => {
+                clear(&mut r.header);
+                r.remaining_ms = 0;
+            }
             Outcome::CloseSession(r) => clear(&mut r.header),
             Outcome::Acquire(r) => clear(&mut r.header),
             Outcome::Release(r) => clear(&mut r.header),
@@ -158,7 +161,7 @@ async fn a_service_that_is_off_says_so() {
 
 #[tokio::test]
 async fn a_long_poll_ends_with_the_first_message() {
-    let Served { channel, .. } = usual().await;
+    let Served { channel, front: _front, .. } = usual().await;
     unary(&channel, Operation::CreateQueue(create_queue("q", 8))).await.unwrap();
     let waiting = tokio::spawn({
         let channel = channel.clone();
@@ -179,7 +182,7 @@ async fn a_long_poll_ends_with_the_first_message() {
 
 #[tokio::test]
 async fn a_poll_that_cannot_see_every_shard_does_not_say_that_there_is_nothing() {
-    let Served { channel, fake, .. } = usual().await;
+    let Served { channel, fake, front: _front, .. } = usual().await;
     unary(&channel, Operation::CreateQueue(create_queue("q", 8))).await.unwrap();
     assert!(
         deliveries(unary(&channel, Operation::Dequeue(dequeue("q", 1, 0))).await)
@@ -203,7 +206,7 @@ fn with_id(queue: &str, sequence: u64, attempt: u32, keys: &[&str]) -> EnqueueRe
 
 #[tokio::test]
 async fn a_retried_batch_is_stored_once() {
-    let Served { channel, fake, .. } = usual().await;
+    let Served { channel, fake, front: _front, .. } = usual().await;
     // Keys of several partitions of one shard, and two messages without a key.
     let keys = (0..40).map(|n| format!("key-{n}")).collect::<Vec<_>>();
     let mut keys = keys.iter().map(String::as_str).collect::<Vec<_>>();
@@ -225,7 +228,7 @@ async fn a_retried_batch_is_stored_once() {
 
 #[tokio::test]
 async fn a_batch_that_was_stored_in_part_says_that_it_may_be() {
-    let Served { channel, fake, .. } = usual().await;
+    let Served { channel, fake, front: _front, .. } = usual().await;
     unary(&channel, Operation::CreateQueue(create_queue("q", 8))).await.unwrap();
     let keys = (0..40).map(|n| format!("key-{n}")).collect::<Vec<_>>();
     let keys = keys.iter().map(String::as_str).collect::<Vec<_>>();
@@ -247,7 +250,7 @@ async fn a_batch_that_was_stored_in_part_says_that_it_may_be() {
 
 #[tokio::test]
 async fn a_retried_dequeue_returns_the_same_leases() {
-    let Served { channel, .. } = usual().await;
+    let Served { channel, front: _front, .. } = usual().await;
     let keys = (0..20).map(|n| message(&format!("key-{n}"), "v")).collect();
     unary(&channel, Operation::Enqueue(enqueue("q", keys))).await.unwrap();
     let mut request = dequeue("q", 20, 0);
