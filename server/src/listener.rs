@@ -24,8 +24,6 @@ use tower::ServiceExt as _;
 use crate::api::unary::PeerAddress;
 use crate::metrics::Metrics;
 
-/// Time in which a connection must say which protocol it speaks, and HTTP/1.1 must send a request's headers.
-pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Streams of one connection at a time.
 const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// Bytes of the headers of one request.
@@ -54,13 +52,23 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The bytes with which HTTP/2 begins.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How many connections there may be.
+/// How many connections there may be, and how slow.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
     /// All together.
     pub connections: u64,
     /// From one address.
     pub per_address: u64,
+    /// Time in which a connection must say which protocol it speaks, and HTTP/1.1 must send a request's headers.
+    pub header_timeout: Duration,
+}
+
+impl Caps {
+    /// As many connections as these, with the usual patience.
+    #[must_use]
+    pub fn new(connections: u64, per_address: u64) -> Self {
+        Self { connections, per_address, header_timeout: Duration::from_secs(10) }
+    }
 }
 
 /// An address that is served.
@@ -98,9 +106,11 @@ impl Listener {
                     };
                     let open = Open::new(door, &self.metrics);
                     let (router, logger) = (router.clone(), self.logger.clone());
-                    let stopping = stopping.clone();
+                    let (patience, stopping) = (self.caps.header_timeout, stopping.clone());
                     connections.spawn(async move {
-                        if let Err(error) = connection(stream, address, router, stopping).await {
+                        if let Err(error) =
+                            connection(stream, address, router, patience, stopping).await
+                        {
                             debug!(logger, "connection ended with an error"; "error" => %error);
                         }
                         drop(open);
@@ -131,16 +141,17 @@ async fn connection(
     stream: TcpStream,
     address: SocketAddr,
     router: Router,
+    patience: Duration,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
-    timeout(HEADER_TIMEOUT, says_its_protocol(&stream)).await??;
+    timeout(patience, says_its_protocol(&stream)).await??;
     let service = router.map_request(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(address));
         request
     });
-    let builder = builder();
+    let builder = builder(patience);
     let connection =
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
@@ -154,12 +165,12 @@ async fn connection(
 }
 
 /// Every limit, also where the default would do: a default may change under us.
-fn builder() -> auto::Builder<TokioExecutor> {
+fn builder(patience: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
+        .header_read_timeout(patience)
         .max_buf_size(HTTP1_BUFFER_BYTES)
         .keep_alive(true)
         .half_close(false);
@@ -268,7 +279,7 @@ mod tests {
 
     #[test]
     fn both_caps_hold_and_places_come_back() {
-        let doors = Arc::new(Doors::new(Caps { connections: 3, per_address: 2 }));
+        let doors = Arc::new(Doors::new(Caps::new(3, 2)));
         let (one, two) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let first = doors.enter(one).unwrap();
         let _second = doors.enter(one).unwrap();

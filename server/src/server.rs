@@ -71,8 +71,7 @@ impl<S: Shards> Front<S> {
         };
         let mut tasks = vec![serve(sockets.clients, caps, router)];
         if let Some(socket) = sockets.pages {
-            let caps =
-                Caps { connections: PAGE_CONNECTIONS_MAX, per_address: PAGE_CONNECTIONS_MAX };
+            let caps = Caps::new(PAGE_CONNECTIONS_MAX, PAGE_CONNECTIONS_MAX);
             tasks.push(serve(socket, caps, pages));
         }
         tasks.push(tokio::spawn(watch_health(
