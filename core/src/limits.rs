@@ -80,6 +80,21 @@ limits! {
     PEER_MESSAGE_BYTES_MAX: usize = 4 << 20, "Bytes of one message on the peer port.";
     SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";
     DIRECTORY_LINES_MAX: usize = 65_536, "Cache lines of a shard whose holders the leader remembers.";
+    CALLS_MAX: usize = 65_536, "Calls in flight on a node.";
+    CALLS_RESERVED: usize = 4_096, "Calls in flight kept for what keeps sessions alive or frees things.";
+    CALLS_BYTES_MAX: usize = 256 << 20, "Bytes of the calls in flight on a node.";
+    CALLS_BYTES_RESERVED: usize = 8 << 20, "Bytes of calls in flight kept for what keeps sessions alive or frees things.";
+    INBOX_MAX: usize = 65_536, "Calls and peer messages that wait for the thread that owns the replicas.";
+    PEER_INBOX_BYTES_MAX: usize = 64 << 20, "Bytes of peer messages that wait for the thread that owns the replicas.";
+    PEER_QUEUE_MAX: usize = 8_192, "Raft messages that wait to be sent to one peer.";
+    PEER_QUEUE_BYTES_MAX: usize = 64 << 20, "Bytes of Raft messages that wait to be sent to one peer.";
+    PEER_CONNECTIONS_MAX: usize = 64, "Connections to the peer port.";
+    PEER_HEADERS_BYTES_MAX: u32 = 8 << 10, "Bytes of the headers of a request on the peer port.";
+    FORWARD_CALLS_MAX: usize = 32_768, "Calls in flight that one node has forwarded to another.";
+    FORWARD_REPLY_BYTES_MAX: usize = 64 << 20, "Bytes of replies that wait to be sent to a node that forwarded calls.";
+    SNAPSHOT_STREAMS_MAX: usize = 2, "Snapshots that a node sends, and that it receives, at a time.";
+    CHECKPOINT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of a checkpoint that are written in a second, so that the log can sync beside it.";
+    SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of snapshots that a node sends in a second.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
     POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";
 
@@ -117,6 +132,18 @@ const _: () = {
     assert!(
         ELECTION_TICKS_MIN < ELECTION_TICKS_MAX && HEARTBEAT_TICKS * 3 <= ELECTION_TICKS_MIN,
         "a lost heartbeat starts no election"
+    );
+    assert!(
+        CALLS_RESERVED < CALLS_MAX && CALLS_BYTES_RESERVED < CALLS_BYTES_MAX,
+        "most room is for every call"
+    );
+    assert!(
+        PEER_MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX && PEER_MESSAGE_BYTES_MAX < PEER_INBOX_BYTES_MAX,
+        "the largest message finds room"
+    );
+    assert!(
+        PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX,
+        "the largest reply finds room"
     );
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
 };

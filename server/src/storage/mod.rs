@@ -1,7 +1,7 @@
 //! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
 //!
 //! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
-//! never cut off), [`state`] (a file under changes in memory), [`snapshot`], [`node`] (all of it at the start).
+//! never cut off), [`state`] (a file under changes in memory), [`snapshot`].
 
 pub mod directory;
 mod durable;
@@ -10,7 +10,6 @@ pub mod files;
 pub mod log;
 pub mod mark;
 mod merge;
-pub mod node;
 mod pace;
 pub mod snapshot;
 pub mod state;
@@ -52,7 +51,7 @@ pub trait LogStore: Send + Sync + 'static {
     fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error>;
     /// Entries `first..last` of a shard, at most `max_bytes` but at least one where there is one.
     fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry>;
-    /// Drops entries up to an index, in the background; `term` is the term at `to`.
+    /// Drops entries up to an index with the next batch that is written; `term` is the term at `to`.
     fn compact(&self, shard: ShardId, to: u64, term: u64);
     /// Bytes of the files, for metrics.
     fn bytes(&self) -> u64;

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+use trefoil_core::machine::Machine;
+use trefoil_server::storage::log::BIRTH_GENERATION;
+use trefoil_server::storage::{DataDirectory, EngineLog, Expected, Recovered, Refusal, StateStore};
 
 type Inner = DefaultFileSystem;
 type InnerHandle = <Inner as FileSystem>::Handle;
@@ -123,7 +126,11 @@ impl Write for RecordedWriter {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let written = self.inner.write(buf)?;
-        self.handle.recorder.push(Step::Write(self.handle.path.clone(), self.offset, buf[..written].to_vec()));
+        self.handle.recorder.push(Step::Write(
+            self.handle.path.clone(),
+            self.offset,
+            buf[..written].to_vec(),
+        ));
         self.offset += written;
         Ok(written)
     }
@@ -206,12 +213,52 @@ impl FileSystem for Recorder {
     }
 }
 
+/// A scratch directory, in memory where that is possible: these tests sync thousands of files.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// What a node has on disk. The directory, which is locked, is dropped last.
+pub struct Node {
+    pub shards: Vec<(Recovered, StateStore)>,
+    pub log: EngineLog,
+    pub directory: DataDirectory,
+}
+
+/// Opens the disk of a node as a node does.
+pub fn open_node(path: &Path, expected: &Expected) -> Result<Node, Refusal> {
+    const CACHE_BYTES: usize = 1 << 20;
+    let (mut directory, identity, new) = DataDirectory::open(path, expected)?;
+    let shards = (0..=identity.shards).collect::<Vec<_>>();
+    if new {
+        for &shard in &shards {
+            let mut store = StateStore::create(path, shard, BIRTH_GENERATION, CACHE_BYTES)?;
+            Machine::bootstrap(&mut store);
+            store.freeze().unwrap().run(None).unwrap();
+        }
+        EngineLog::create(path, &shards)?;
+        directory.formed()?;
+    }
+    let (log, recovered) = EngineLog::open(path, &shards)?;
+    let open = |mut recovered: Recovered| {
+        let store =
+            StateStore::open_generation(path, recovered.shard, recovered.generation, CACHE_BYTES)?;
+        store.complete(&mut recovered.boot)?;
+        Ok((recovered, store))
+    };
+    let shards = recovered.into_iter().map(open).collect::<Result<_, Refusal>>()?;
+    Ok(Node { shards, log, directory })
+}
+
 /// A small generator, so that a test does the same each time.
 pub struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % bound.max(1)
     }
 }
@@ -285,7 +332,10 @@ impl Images {
         })
     }
 
-    fn with_pending(&self, mut arrive: impl FnMut(&Step, bool, &mut Vec<u8>)) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn with_pending(
+        &self,
+        mut arrive: impl FnMut(&Step, bool, &mut Vec<u8>),
+    ) -> BTreeMap<PathBuf, Vec<u8>> {
         let files = self.0.iter().map(|(path, image)| {
             let mut bytes = image.durable.clone();
             for (n, step) in image.pending.iter().enumerate() {

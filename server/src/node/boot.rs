@@ -1,0 +1,102 @@
+//! From a data directory to replicas and machines.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use slog::{Logger, o, warn};
+use trefoil_core::limits::{MEMBERS_MAX, SHARDS_MAX};
+use trefoil_core::machine::Machine;
+use trefoil_core::replica::{self, Boot, Replica};
+use trefoil_core::{BIRTH_INDEX, NodeId, ShardId};
+
+use super::applier::Owned;
+use super::{Config, StartError, clock};
+use crate::storage::{self, DataDirectory, EngineLog, Expected, Recovered, Refusal};
+
+/// What the disk held.
+#[derive(Debug)]
+pub(super) struct Disk {
+    pub(super) directory: DataDirectory,
+    /// This node has never said anything to anybody.
+    pub(super) new: bool,
+    pub(super) log: Arc<EngineLog>,
+    /// One for each shard, in order.
+    pub(super) boots: Vec<Boot>,
+    pub(super) owned: BTreeMap<ShardId, Owned>,
+    /// Page cache of each state file.
+    pub(super) cache_bytes: usize,
+}
+
+impl From<Refusal> for StartError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Storage(refusal.to_string())
+    }
+}
+
+/// Sees that the members make a cluster, puts them in order, and returns the peers of this node.
+pub(super) fn check_members(config: &mut Config) -> Result<BTreeSet<NodeId>, StartError> {
+    config.members.sort_by_key(|member| member.id);
+    let ids = config.members.iter().map(|member| member.id).collect::<BTreeSet<_>>();
+    let refuse = |sentence: String| Err(StartError::Members(sentence));
+    if ids.len() != config.members.len() || ids.contains(&0) {
+        return refuse("every member needs an id of its own, 1 or more".to_owned());
+    }
+    if ids.len() > MEMBERS_MAX {
+        return refuse(format!("a cluster has at most {MEMBERS_MAX} members"));
+    }
+    if !ids.contains(&config.node) {
+        return refuse(format!("node {} is not among the members", config.node));
+    }
+    if !(1..=SHARDS_MAX).contains(&config.shards) {
+        return refuse(format!("a cluster has 1 to {SHARDS_MAX} shards"));
+    }
+    Ok(ids.into_iter().filter(|id| *id != config.node).collect())
+}
+
+/// Opens the data directory, and makes it where it is new.
+pub(super) fn open(config: &Config) -> Result<Disk, StartError> {
+    let expected = Expected {
+        cluster_id: config.cluster_id,
+        node_id: config.node,
+        node_name: config.name.clone(),
+        members: config.members.iter().map(|member| (member.id, member.name.clone())).collect(),
+        shards: config.shards,
+        services: config.services.clone(),
+    };
+    let disk = storage::node::open(&config.data_dir, &expected, config.state_cache_bytes)?;
+    let cache_bytes = config.state_cache_bytes / disk.shards.len();
+    let mut boots = Vec::new();
+    let mut owned = BTreeMap::new();
+    for (Recovered { shard, mut boot, generation }, store) in disk.shards {
+        boot.next_due_ms = Machine::next_due_ms(&store);
+        let machine = Machine::open(&store, shard, config.shards);
+        owned.insert(shard, Owned::new(machine, store, generation));
+        boots.push(boot);
+    }
+    let newborn = |boot: &Boot| boot.last_index == BIRTH_INDEX && boot.hard_state.vote == 0;
+    let new = boots.iter().all(newborn);
+    Ok(Disk { directory: disk.directory, new, log: Arc::new(disk.log), boots, owned, cache_bytes })
+}
+
+/// The replicas of all shards, in order.
+pub(super) fn replicas(config: &Config, boots: &[Boot], logger: &Logger) -> Result<Vec<Replica>, StartError> {
+    let voters = config.members.iter().map(|member| member.id).collect::<Vec<_>>();
+    let mut replicas = Vec::new();
+    for (shard, boot) in (0_u32..).zip(boots) {
+        if boot.uncertain {
+            warn!(logger, "the end of the log was lost: this node does not vote until it has caught up"; "shard" => shard);
+        }
+        let preferred = usize::try_from(shard).expect("a shard number fits a usize") % voters.len();
+        let replica = replica::Config {
+            node: config.node,
+            shard,
+            voters: voters.clone(),
+            preferred_leader: voters[preferred],
+            seed: config.seed,
+            tuning: config.tuning,
+        };
+        let replica = Replica::new(replica, boot, clock::now(), &logger.new(o!("shard" => shard)));
+        replicas.push(replica.map_err(StartError::Storage)?);
+    }
+    Ok(replicas)
+}

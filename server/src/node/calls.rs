@@ -1,0 +1,138 @@
+//! The calls in flight on this node: how many may be, and who waits for which.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+use trefoil_core::CallId;
+use trefoil_core::limits::{CALLS_BYTES_MAX, CALLS_BYTES_RESERVED, CALLS_MAX, CALLS_RESERVED};
+use trefoil_core::replica::Reply;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::Refusal;
+
+use super::work::{Share, refusal};
+use crate::peer::Asked;
+
+const STRIPES: usize = 16;
+
+/// Who waits for a reply.
+#[derive(Debug)]
+pub(crate) enum Waiter {
+    /// A task of this node.
+    Here(oneshot::Sender<Reply>),
+    /// A peer that forwarded the call.
+    Peer(Asked),
+}
+
+/// Calls in flight on this node.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    /// Striped, so that threads seldom meet.
+    waiting: [Mutex<HashMap<CallId, Waiter>>; STRIPES],
+    last: AtomicU64,
+    load: Arc<Load>,
+}
+
+#[derive(Debug, Default)]
+struct Load {
+    calls: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+/// A place among the calls in flight, free again when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit {
+    load: Arc<Load>,
+    bytes: usize,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.load.calls.fetch_sub(1, Ordering::Relaxed);
+        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+impl Calls {
+    /// Makes room for a call of this many bytes, or refuses it with OVERLOADED before any work.
+    pub(crate) fn admit(&self, share: Share, bytes: usize) -> Result<Permit, Refusal> {
+        let (calls_max, bytes_max) = match share {
+            Share::Ordinary => (CALLS_MAX - CALLS_RESERVED, CALLS_BYTES_MAX - CALLS_BYTES_RESERVED),
+            Share::Reserved => (CALLS_MAX, CALLS_BYTES_MAX),
+        };
+        let permit = Permit { load: Arc::clone(&self.load), bytes };
+        let calls = self.load.calls.fetch_add(1, Ordering::Relaxed);
+        let before = self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
+        // A refused permit gives back what it took when it is dropped.
+        if calls >= calls_max || before + bytes > bytes_max {
+            return Err(refusal(Reason::Overloaded, "the node has as many calls in flight as it may have"));
+        }
+        Ok(permit)
+    }
+
+    /// Calls in flight, those of waiting callers included.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.load.calls.load(Ordering::Relaxed)
+    }
+
+    /// Opens a call. Ids begin at 1: 0 means that nobody asked.
+    pub(crate) fn open(&self, waiter: Waiter) -> CallId {
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        self.stripe(id).insert(id, waiter);
+        id
+    }
+
+    /// Forgets a call; false when it was answered before.
+    pub(crate) fn close(&self, id: CallId) -> bool {
+        self.stripe(id).remove(&id).is_some()
+    }
+
+    /// Answers a call. One that is closed, or answered before, is none any more.
+    pub(crate) fn answer(&self, id: CallId, reply: Reply) {
+        let waiter = self.stripe(id).remove(&id);
+        match waiter {
+            // A receiver that has gone away wants no answer.
+            Some(Waiter::Here(sender)) => drop(sender.send(reply)),
+            Some(Waiter::Peer(asked)) => asked.answer(reply),
+            None => (),
+        }
+    }
+
+    fn stripe(&self, id: CallId) -> MutexGuard<'_, HashMap<CallId, Waiter>> {
+        let stripe = usize::try_from(id % STRIPES as u64).expect("a remainder is small");
+        self.waiting[stripe].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_calls_leave_the_reserved_share_free() {
+        let calls = Calls::default();
+        let ordinary = (0..CALLS_MAX - CALLS_RESERVED).map(|_| calls.admit(Share::Ordinary, 1).unwrap());
+        let mut held = ordinary.collect::<Vec<_>>();
+        assert_eq!(calls.admit(Share::Ordinary, 1).unwrap_err().reason(), Reason::Overloaded);
+        held.push(calls.admit(Share::Reserved, 1).unwrap());
+        assert_eq!(calls.in_flight(), held.len());
+        held.clear();
+        assert_eq!(calls.in_flight(), 0);
+        assert!(calls.admit(Share::Ordinary, CALLS_BYTES_MAX).is_err(), "bytes count too");
+        assert_eq!(calls.in_flight(), 0, "a refused call takes no room");
+    }
+
+    #[test]
+    fn a_call_is_answered_once() {
+        let calls = Calls::default();
+        let (sender, mut receiver) = oneshot::channel();
+        let id = calls.open(Waiter::Here(sender));
+        assert!(id > 0);
+        let reply = Reply::Refused(refusal(Reason::NoQuorum, "no leader"));
+        calls.answer(id, reply.clone());
+        calls.answer(id, Reply::Refused(Refusal::default()));
+        assert_eq!(receiver.try_recv().unwrap(), reply);
+        assert!(!calls.close(id));
+    }
+}

@@ -1,0 +1,92 @@
+//! The thread that writes checkpoints, one at a time, and removes state files that are no longer wanted.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use slog::warn;
+use trefoil_core::ShardId;
+use trefoil_core::limits::CHECKPOINT_BYTES_PER_SECOND;
+
+use super::applier::{self, Task};
+use super::clock::Stopwatch;
+use super::mailbox::Mailbox;
+use super::replicas::Workers;
+use super::shared::Shared;
+use crate::storage::state::{Checkpoint, Written, file_path};
+
+/// Pause between two attempts to write a checkpoint on a full disk.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) enum Job {
+    Checkpoint { shard: ShardId, checkpoint: Checkpoint, bytes: u64 },
+    Discard { shard: ShardId, generation: u64 },
+}
+
+#[derive(Debug)]
+pub(super) struct Files {
+    pub(super) shared: Arc<Shared>,
+    pub(super) root: PathBuf,
+    pub(super) jobs: Arc<Mailbox<Job>>,
+    pub(super) workers: Workers,
+}
+
+impl Files {
+    /// Runs until its mailbox is closed. A checkpoint that was not begun by then is not missed: the log has it all.
+    pub(super) fn run(self) {
+        loop {
+            let taken = self.jobs.take(None);
+            for job in taken.items {
+                match job {
+                    Job::Checkpoint { shard, checkpoint, bytes } if !self.jobs.is_closed() => {
+                        self.checkpoint(shard, &checkpoint, bytes);
+                    }
+                    Job::Checkpoint { .. } => (),
+                    Job::Discard { shard, generation } => self.discard(shard, generation),
+                }
+            }
+            if taken.closed {
+                return;
+            }
+        }
+    }
+
+    fn checkpoint(&self, shard: ShardId, checkpoint: &Checkpoint, bytes: u64) {
+        let stopwatch = Stopwatch::start();
+        if let Some(written) = self.write(shard, checkpoint) {
+            self.shared.observer.checkpoint(shard, stopwatch.seconds(), bytes);
+            let applier = self.workers.applier(shard);
+            self.workers.appliers[applier].send(applier::Job { shard, task: Task::Checkpointed(written) });
+        }
+    }
+
+    /// Tries until there is room, or the node stops.
+    fn write(&self, shard: ShardId, checkpoint: &Checkpoint) -> Option<Written> {
+        let mut warned = false;
+        loop {
+            match checkpoint.run(Some(CHECKPOINT_BYTES_PER_SECOND)) {
+                Ok(written) => return Some(written),
+                Err(error) if !warned => {
+                    warn!(self.shared.logger, "a checkpoint waits for room on the disk"; "shard" => shard, "error" => %error);
+                    warned = true;
+                }
+                Err(_) => (),
+            }
+            if self.jobs.is_closed() {
+                return None;
+            }
+            std::thread::park_timeout(FULL_PAUSE);
+        }
+    }
+
+    fn discard(&self, shard: ShardId, generation: u64) {
+        let removed = std::fs::remove_file(file_path(&self.root, shard, generation));
+        if let Err(error) = removed
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            // The next start removes what the log does not name.
+            warn!(self.shared.logger, "a state file could not be removed"; "shard" => shard, "error" => %error);
+        }
+    }
+}

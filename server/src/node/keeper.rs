@@ -1,0 +1,77 @@
+//! The thread that looks after the disk: free space once a second, old log files every ten.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use slog::{info, warn};
+use trefoil_core::ShardId;
+use trefoil_core::replica::{Input, Pressure};
+
+use super::mailbox::Mailbox;
+use super::shared::Shared;
+use crate::storage::EngineLog;
+
+const SPACE_PERIOD: Duration = Duration::from_secs(1);
+const PURGE_PERIOD: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: Arc<EngineLog>,
+    pub(super) root: PathBuf,
+    pub(super) min_free_bytes: u64,
+    /// Nothing is sent to it: it is closed when the node stops.
+    pub(super) stop: Arc<Mailbox<()>>,
+    pub(super) disk_low: bool,
+}
+
+impl Keeper {
+    pub(super) fn run(mut self) {
+        let mut purge_at = Instant::now() + PURGE_PERIOD;
+        loop {
+            self.look_at_space();
+            if purge_at <= Instant::now() {
+                purge_at = Instant::now() + PURGE_PERIOD;
+                self.purge();
+            }
+            if self.stop.take(Some(Instant::now() + SPACE_PERIOD)).closed {
+                return;
+            }
+        }
+    }
+
+    fn look_at_space(&mut self) {
+        let space = match rustix::fs::statvfs(&self.root) {
+            Ok(space) => space.f_bavail.saturating_mul(space.f_frsize),
+            Err(error) => return warn!(self.shared.logger, "free space is unknown"; "error" => %error),
+        };
+        // A tenth more is wanted before writes are taken again, so that they do not come and go.
+        let slack = if self.disk_low { self.min_free_bytes / 10 } else { 0 };
+        let low = space < self.min_free_bytes.saturating_add(slack);
+        if low == self.disk_low {
+            return;
+        }
+        self.disk_low = low;
+        if low {
+            warn!(self.shared.logger, "free space is below the limit: writes are refused";
+                "free_bytes" => space, "min_free_bytes" => self.min_free_bytes);
+        } else {
+            info!(self.shared.logger, "there is free space again"; "free_bytes" => space);
+        }
+        for shard in self.shared.all_shards() {
+            self.press(shard, false);
+        }
+    }
+
+    fn purge(&self) {
+        match self.log.purge() {
+            Ok(shards) => shards.into_iter().for_each(|shard| self.press(shard, true)),
+            Err(error) => warn!(self.shared.logger, "old log files could not be removed"; "error" => %error),
+        }
+    }
+
+    fn press(&self, shard: ShardId, wants_checkpoint: bool) {
+        self.shared.tell(shard, Input::Pressure(Pressure { disk_low: self.disk_low, wants_checkpoint }));
+    }
+}

@@ -1,0 +1,65 @@
+//! What a node tells whoever measures it.
+
+use std::fmt::Debug;
+
+use trefoil_core::ShardId;
+use trefoil_core::machine::Counts;
+use trefoil_core::replica::Role;
+
+/// A kind of exchange between two nodes, measured from send to the matching response.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum PeerOperation {
+    /// MsgAppend to its response.
+    AppendEntries,
+    /// A vote or a pre-vote to its response.
+    RequestVote,
+    /// A snapshot stream, from its start to the receiver's word that it is synced.
+    Snapshot,
+    /// A heartbeat to its response.
+    Heartbeat,
+}
+
+impl PeerOperation {
+    /// Every operation.
+    pub const ALL: [Self; 4] = [Self::AppendEntries, Self::RequestVote, Self::Snapshot, Self::Heartbeat];
+
+    /// The value of the label `op`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AppendEntries => "append_entries",
+            Self::RequestVote => "request_vote",
+            Self::Snapshot => "snapshot",
+            Self::Heartbeat => "heartbeat",
+        }
+    }
+}
+
+/// Sees what happens in a node. Called on the node's own threads: it must be quick and never block.
+pub trait Observer: Debug + Send + Sync + 'static {
+    /// A shard's role or term changed.
+    fn role(&self, shard: ShardId, role: Role, term: u64);
+    /// An entry was applied. `is_leader` tells the one node of each shard whose counts a sum over nodes takes.
+    fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, queue_backlog: u64);
+    /// The log was synced.
+    fn fsync(&self, seconds: f64);
+    /// A checkpoint of this many bytes of changes was written.
+    fn checkpoint(&self, shard: ShardId, seconds: f64, bytes: u64);
+    /// A peer answered.
+    fn rpc(&self, operation: PeerOperation, seconds: f64);
+    /// A peer that applied the same entries has another state.
+    fn diverged(&self, shard: ShardId);
+}
+
+/// An observer that looks away.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Unobserved;
+
+impl Observer for Unobserved {
+    fn role(&self, _: ShardId, _: Role, _: u64) {}
+    fn applied(&self, _: ShardId, _: bool, _: &Counts, _: u64) {}
+    fn fsync(&self, _: f64) {}
+    fn checkpoint(&self, _: ShardId, _: f64, _: u64) {}
+    fn rpc(&self, _: PeerOperation, _: f64) {}
+    fn diverged(&self, _: ShardId) {}
+}

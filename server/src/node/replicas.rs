@@ -1,0 +1,252 @@
+//! The thread that owns every replica of the node: inputs go in, effects go out, nothing slow happens.
+//!
+//! It never waits for another thread: what it hands on goes to mailboxes, which take at once, and what waits for it
+//! is taken all together, so that the commands of a shard gather into one entry and the batches of all shards into
+//! one sync.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use slog::error;
+use trefoil_core::limits::TICK_MS;
+use trefoil_core::replica::{Effect, Input, Peer, Replica};
+use trefoil_core::{NodeId, Now, ShardId};
+
+use super::applier::{self, Task};
+use super::clock;
+use super::mailbox::Mailbox;
+use super::reader;
+use super::shared::{Event, Shared};
+use super::writer;
+use crate::peer::Links;
+use crate::peer::latency::Latencies;
+
+/// Where the effects go.
+#[derive(Clone, Debug)]
+pub(super) struct Workers {
+    pub(super) writer: Arc<Mailbox<writer::Job>>,
+    pub(super) reader: Arc<Mailbox<reader::Job>>,
+    /// Shard n belongs to applier n modulo their number.
+    pub(super) appliers: Vec<Arc<Mailbox<applier::Job>>>,
+    pub(super) files: Arc<Mailbox<super::files::Job>>,
+}
+
+impl Workers {
+    pub(super) fn applier(&self, shard: ShardId) -> usize {
+        usize::try_from(shard).expect("a shard number fits a usize") % self.appliers.len()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Replicas {
+    shared: Arc<Shared>,
+    /// By shard.
+    replicas: Vec<Replica>,
+    workers: Workers,
+    links: Arc<Links>,
+    latencies: Latencies,
+    out: Out,
+    /// Shards whose log lost its end.
+    uncertain: BTreeSet<ShardId>,
+}
+
+/// Jobs of one turn, handed over at its end.
+#[derive(Debug, Default)]
+struct Out {
+    writer: Vec<writer::Job>,
+    reader: Vec<reader::Job>,
+    appliers: Vec<Vec<applier::Job>>,
+    /// Peers to which a message was dropped.
+    unreachable: BTreeSet<(ShardId, NodeId)>,
+}
+
+/// The inputs of one turn, by shard.
+struct Turn {
+    shards: Vec<Inputs>,
+}
+
+#[derive(Default)]
+struct Inputs {
+    inputs: Vec<Input>,
+    /// Where the commands and the reads of this turn gather.
+    commands: Option<usize>,
+    reads: Option<usize>,
+}
+
+impl Inputs {
+    fn propose(&mut self, proposal: trefoil_core::replica::Proposal) {
+        if let Some(Input::Propose(proposals)) = self.commands.and_then(|at| self.inputs.get_mut(at)) {
+            return proposals.push(proposal);
+        }
+        self.commands = Some(self.inputs.len());
+        self.inputs.push(Input::Propose(vec![proposal]));
+    }
+
+    fn read(&mut self, read: trefoil_core::replica::Read) {
+        if let Some(Input::Read(reads)) = self.reads.and_then(|at| self.inputs.get_mut(at)) {
+            return reads.push(read);
+        }
+        self.reads = Some(self.inputs.len());
+        self.inputs.push(Input::Read(vec![read]));
+    }
+}
+
+impl Turn {
+    fn new(shards: usize) -> Self {
+        Self { shards: (0..shards).map(|_| Inputs::default()).collect() }
+    }
+
+    fn of(&mut self, shard: ShardId) -> &mut Inputs {
+        &mut self.shards[usize::try_from(shard).expect("a shard number fits a usize")]
+    }
+}
+
+impl Replicas {
+    pub(super) fn new(shared: Arc<Shared>, replicas: Vec<Replica>, workers: Workers, links: Arc<Links>) -> Self {
+        let appliers = workers.appliers.iter().map(|_| Vec::new()).collect();
+        let mut replicas = Self {
+            shared,
+            replicas,
+            workers,
+            links,
+            latencies: Latencies::default(),
+            out: Out { appliers, ..Out::default() },
+            uncertain: BTreeSet::new(),
+        };
+        for shard in replicas.shared.all_shards() {
+            replicas.show(shard, clock::now());
+        }
+        replicas
+    }
+
+    /// Runs until the inbox is closed.
+    pub(super) fn run(mut self) {
+        let tick = Duration::from_millis(TICK_MS);
+        let mut next_tick = Instant::now();
+        loop {
+            let taken = self.shared.inbox.take(Some(next_tick));
+            let mut turn = Turn::new(self.replicas.len());
+            for (shard, node) in std::mem::take(&mut self.out.unreachable) {
+                turn.of(shard).inputs.push(Input::Unreachable(node));
+            }
+            for event in taken.items {
+                self.sort(event, &mut turn);
+            }
+            let moment = Instant::now();
+            if moment >= next_tick {
+                // Ticks that a pause of the process swallowed are not made up for: they would start elections.
+                next_tick = (next_tick + tick).max(moment);
+                for inputs in &mut turn.shards {
+                    inputs.inputs.push(Input::Tick);
+                }
+            }
+            self.step(turn);
+            if taken.closed {
+                return;
+            }
+        }
+    }
+
+    fn sort(&mut self, event: Event, turn: &mut Turn) {
+        match event {
+            Event::Propose(shard, proposal) => turn.of(shard).propose(proposal),
+            Event::Read(shard, read) => turn.of(shard).read(read),
+            Event::Peer(shard, peer, bytes) => {
+                self.shared.received(bytes);
+                if let Some((operation, seconds)) = self.latencies.received(shard, &peer.message) {
+                    self.shared.observer.rpc(operation, seconds);
+                }
+                turn.of(shard).inputs.push(Input::Peer(peer));
+            }
+            Event::Input(shard, input) => turn.of(shard).inputs.push(input),
+        }
+    }
+
+    fn step(&mut self, turn: Turn) {
+        let now = clock::now();
+        for (shard, inputs) in (0..).zip(turn.shards) {
+            if inputs.inputs.is_empty() {
+                continue;
+            }
+            for input in inputs.inputs {
+                let effects = self.replica(shard).step(now, input);
+                for effect in effects {
+                    self.perform(shard, effect);
+                }
+            }
+            self.show(shard, now);
+        }
+        self.workers.writer.send_all(&mut self.out.writer);
+        self.workers.reader.send_all(&mut self.out.reader);
+        for (applier, jobs) in self.workers.appliers.iter().zip(&mut self.out.appliers) {
+            applier.send_all(jobs);
+        }
+    }
+
+    fn replica(&mut self, shard: ShardId) -> &mut Replica {
+        &mut self.replicas[usize::try_from(shard).expect("a shard number fits a usize")]
+    }
+
+    /// Tells everybody else what a replica looks like now.
+    fn show(&mut self, shard: ShardId, now: Now) {
+        let replica = self.replica(shard);
+        let (status, uncertain) = (replica.status(now), replica.is_uncertain());
+        self.shared.table.set_status(shard, status);
+        if uncertain != self.uncertain.contains(&shard) {
+            if uncertain {
+                self.uncertain.insert(shard);
+            } else {
+                self.uncertain.remove(&shard);
+                self.out.writer.push(writer::Job::Trust(shard));
+            }
+            self.links.tell_uncertain(&self.uncertain);
+        }
+    }
+
+    fn perform(&mut self, shard: ShardId, effect: Effect) {
+        match effect {
+            Effect::Send(peer) => self.send(shard, peer),
+            Effect::Persist(batch) => self.out.writer.push(writer::Job::Append(shard, batch)),
+            Effect::Compact { to } => self.out.writer.push(writer::Job::Compact(shard, to)),
+            Effect::Fetch { ticket, first, last, max_bytes } => {
+                self.out.reader.push(reader::Job { shard, ticket, first, last, max_bytes });
+            }
+            Effect::Apply(range) => self.apply(shard, Task::Apply(range)),
+            Effect::Query { reads, term, now_ms } => self.apply(shard, Task::Query { reads, term, now_ms }),
+            Effect::CancelQuery(call) => self.apply(shard, Task::Cancel(call)),
+            Effect::StepDown { refusal } => self.apply(shard, Task::StepDown(refusal)),
+            Effect::Checkpoint => self.apply(shard, Task::Checkpoint),
+            Effect::OpenSnapshot(to) => self.apply(shard, Task::OpenSnapshot(to)),
+            Effect::InstallSnapshot { generation, index, term, hard_state } => {
+                let install = applier::Install { generation, index, term, hard_state };
+                self.apply(shard, Task::Install(Box::new(install)));
+            }
+            Effect::SendSnapshot(peer) => self.links.send_snapshot(shard, peer),
+            Effect::CloseSnapshot(to) => self.links.close_snapshot(shard, to),
+            Effect::DiscardSnapshot { generation } => {
+                self.workers.files.send(super::files::Job::Discard { shard, generation });
+            }
+            Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
+            Effect::Role(change) => self.shared.observer.role(shard, change.role, change.term),
+            Effect::Diverged { peer, index } => {
+                error!(self.shared.logger, "a peer applied the same entries to another state";
+                    "shard" => shard, "peer" => peer, "index" => index);
+                self.shared.observer.diverged(shard);
+            }
+        }
+    }
+
+    fn apply(&mut self, shard: ShardId, task: Task) {
+        let applier = self.workers.applier(shard);
+        self.out.appliers[applier].push(applier::Job { shard, task });
+    }
+
+    fn send(&mut self, shard: ShardId, peer: Box<Peer>) {
+        let to = peer.message.to;
+        self.latencies.sent(shard, &peer.message);
+        if !self.links.send(shard, peer) {
+            self.out.unreachable.insert((shard, to));
+        }
+    }
+}

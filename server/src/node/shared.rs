@@ -1,0 +1,177 @@
+//! What the threads and tasks of a node have in common.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use slog::{Logger, crit};
+use tokio::sync::watch;
+use trefoil_core::limits::{INBOX_MAX, PEER_INBOX_BYTES_MAX};
+use trefoil_core::replica::{Input, Peer, Proposal, Read};
+use trefoil_core::{CallId, NodeId, ShardId};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::Refusal;
+
+use super::calls::{Calls, Waiter};
+use super::mailbox::Mailbox;
+use super::observer::Observer;
+use super::table::Table;
+use super::work::{Work, refusal};
+use super::{FatalError, Member};
+
+/// Something for the thread that owns the replicas.
+#[derive(Debug)]
+pub(super) enum Event {
+    Propose(ShardId, Proposal),
+    Read(ShardId, Read),
+    /// A message of a peer, and its bytes on the wire.
+    Peer(ShardId, Box<Peer>, usize),
+    Input(ShardId, Input),
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) cluster_id: [u8; 16],
+    pub(crate) node: NodeId,
+    pub(crate) members: Vec<Member>,
+    pub(crate) shards: u32,
+    /// Where clients reach each node, as its greeting said.
+    pub(crate) endpoints: Mutex<BTreeMap<NodeId, String>>,
+    pub(crate) calls: Calls,
+    pub(crate) table: Table,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) logger: Logger,
+    pub(super) inbox: Mailbox<Event>,
+    /// Bytes of messages of peers in the inbox.
+    peer_bytes: AtomicUsize,
+    fatal: watch::Sender<Option<FatalError>>,
+    /// Calls from outside are refused.
+    closed: AtomicBool,
+}
+
+/// The identity of a node in its cluster.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) cluster_id: [u8; 16],
+    pub(super) node: NodeId,
+    pub(super) members: Vec<Member>,
+    pub(super) shards: u32,
+    pub(super) endpoint: String,
+}
+
+impl Shared {
+    pub(super) fn new(place: Place, observer: Arc<dyn Observer>, logger: Logger) -> Self {
+        let Place { cluster_id, node, members, shards, endpoint } = place;
+        Self {
+            cluster_id,
+            node,
+            members,
+            shards,
+            endpoints: Mutex::new(BTreeMap::from([(node, endpoint)])),
+            calls: Calls::default(),
+            table: Table::new(shards),
+            observer,
+            logger,
+            inbox: Mailbox::new("replicas"),
+            peer_bytes: AtomicUsize::new(0),
+            fatal: watch::Sender::new(None),
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Every shard of the cluster, the meta shard included.
+    pub(crate) fn all_shards(&self) -> std::ops::RangeInclusive<ShardId> {
+        0..=self.shards
+    }
+
+    pub(crate) fn endpoint_of(&self, node: NodeId) -> Option<String> {
+        let endpoints = self.endpoints.lock().unwrap_or_else(PoisonError::into_inner);
+        endpoints.get(&node).filter(|endpoint| !endpoint.is_empty()).cloned()
+    }
+
+    pub(crate) fn set_endpoint(&self, node: NodeId, endpoint: String) {
+        self.endpoints.lock().unwrap_or_else(PoisonError::into_inner).insert(node, endpoint);
+    }
+
+    /// Tells a replica what one of the node's own threads or tasks has done.
+    pub(crate) fn tell(&self, shard: ShardId, input: Input) {
+        self.inbox.send(Event::Input(shard, input));
+    }
+
+    /// Gives a message of a peer to its replica; drops it when the replicas are behind, as a network would.
+    pub(crate) fn receive(&self, shard: ShardId, peer: Box<Peer>, bytes: usize) {
+        let waiting = self.peer_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = waiting + bytes <= PEER_INBOX_BYTES_MAX;
+        if !(fits && self.inbox.offer(Event::Peer(shard, peer, bytes), INBOX_MAX)) {
+            self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// A message of a peer has left the inbox.
+    pub(super) fn received(&self, bytes: usize) {
+        self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Asks this node's own replica of a shard, once.
+    pub(crate) fn submit(&self, shard: ShardId, work: Work, deadline_ms: u64, waiter: Waiter) -> Result<CallId, Refusal> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(refusal(Reason::Stopping, "the node is stopping"));
+        }
+        let call = self.calls.open(waiter);
+        let event = match work {
+            Work::Command(command) => Event::Propose(shard, Proposal { call, command, deadline_ms }),
+            Work::Query(query) => Event::Read(shard, Read { call, query, deadline_ms }),
+        };
+        if self.inbox.offer(event, INBOX_MAX) {
+            return Ok(call);
+        }
+        self.calls.close(call);
+        Err(refusal(Reason::Overloaded, "the node has more work than it may queue"))
+    }
+
+    /// The caller of a call has gone away.
+    pub(crate) fn abandon(&self, shard: ShardId, call: CallId) {
+        if self.calls.close(call) {
+            // One cancel for each call in flight at most.
+            self.tell(shard, Input::Cancel(call));
+        }
+    }
+
+    /// From now on calls are refused with STOPPING.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// The node cannot go on; the first reason counts.
+    pub(crate) fn fail(&self, error: FatalError) {
+        self.fatal.send_if_modified(|fatal| {
+            if fatal.is_some() {
+                return false;
+            }
+            crit!(self.logger, "the node cannot go on"; "error" => %error);
+            *fatal = Some(error);
+            true
+        });
+    }
+
+    pub(super) fn failure(&self) -> watch::Receiver<Option<FatalError>> {
+        self.fatal.subscribe()
+    }
+
+    /// The refusal of a call for a shard that nobody could be asked about: with the leader where known.
+    pub(crate) fn unreached(&self, shard: ShardId) -> Refusal {
+        let Some(leader) = self.table.leader(shard) else {
+            return refusal(Reason::NoQuorum, "the shard has no leader with a quorum");
+        };
+        let mut refusal = refusal(Reason::NotLeader, "this node could not reach the leader of the shard");
+        refusal.metadata.insert("leader".to_owned(), leader.to_string());
+        if let Some(endpoint) = self.endpoint_of(leader) {
+            refusal.metadata.insert("leader_endpoint".to_owned(), endpoint);
+        }
+        refusal
+    }
+}

@@ -1,0 +1,86 @@
+//! The running node as its owner holds it: to wait for its failure, and to stop it.
+
+use std::time::Duration;
+
+use slog::{info, warn};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::FatalError;
+use super::handle::Handle;
+use super::threads::{PeerRuntime, Threads};
+
+/// Longest wait for other nodes to take over what this one leads.
+const HAND_OVER_WAIT: Duration = Duration::from_secs(3);
+/// Longest wait for calls in flight to end.
+const DRAIN_WAIT: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(10);
+
+/// A running node. Dropping it without [`Node::stop`] leaves its threads running.
+#[derive(Debug)]
+pub struct Node {
+    handle: Handle,
+    threads: Threads,
+    runtime: PeerRuntime,
+}
+
+impl Node {
+    pub(super) fn new(handle: Handle, threads: Threads, runtime: PeerRuntime) -> Self {
+        Self { handle, threads, runtime }
+    }
+
+    /// Waits until the node cannot go on. Its owner then says why and ends the process.
+    pub async fn failed(&self) -> FatalError {
+        let mut failure = self.handle.shared.failure();
+        loop {
+            if let Some(error) = failure.borrow_and_update().clone() {
+                return error;
+            }
+            // The sender lives as long as the handle.
+            if failure.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Hands over what this node leads, lets calls in flight end, writes what waits, and ends the threads. Meanwhile
+    /// calls are answered by the new leaders, at last with STOPPING. Takes a few seconds at most.
+    pub async fn stop(self) {
+        let Self { handle, threads, runtime } = self;
+        let logger = handle.shared.logger.clone();
+        if timeout(HAND_OVER_WAIT, hand_over(&handle)).await.is_err() {
+            warn!(logger, "not every shard was taken over by another node");
+        }
+        handle.shared.close();
+        let until = Instant::now() + DRAIN_WAIT;
+        while handle.calls_in_flight() > 0 && Instant::now() < until {
+            sleep(LOOK).await;
+        }
+        let ended = tokio::task::spawn_blocking(move || {
+            threads.stop();
+            drop(runtime);
+        });
+        ended.await.expect("a panic of a thread ends the process");
+        info!(logger, "the node is stopped");
+    }
+}
+
+/// Every shard is asked for at once; a shard that nobody else can take stays.
+async fn hand_over(handle: &Handle) {
+    let led = handle.shared.all_shards().filter(|shard| handle.shared.table.leads(*shard));
+    let transfers = led.map(|shard| {
+        let handle = handle.clone();
+        tokio::spawn(async move {
+            let done = handle.hand_over(shard, None).await;
+            // Whoever asks next is sent to the new leader, once it is known.
+            while done.is_ok() && handle.leader(shard).is_none() {
+                sleep(LOOK).await;
+            }
+            done
+        })
+    });
+    for transfer in transfers.collect::<Vec<_>>() {
+        if let Ok(Err(refusal)) = transfer.await {
+            info!(handle.shared.logger, "a shard was not handed over"; "reason" => refusal.message);
+        }
+    }
+}

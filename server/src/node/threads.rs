@@ -1,0 +1,178 @@
+//! Starts the node's threads and ends them in order.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use trefoil_core::ShardId;
+use trefoil_core::replica::Replica;
+
+use super::StartError;
+use super::applier::{Applier, Owned};
+use super::files::Files;
+use super::keeper::Keeper;
+use super::mailbox::Mailbox;
+use super::replicas::{Replicas, Workers};
+use super::shared::Shared;
+use super::writer::Writer;
+use super::reader;
+use crate::peer::Links;
+use crate::storage::EngineLog;
+
+/// Threads that apply, at most.
+const APPLIERS_MAX: usize = 2;
+/// Longest wait of a new node for its peers' first word.
+const HOLD: Duration = Duration::from_secs(1);
+
+/// What the threads begin with.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) shared: Arc<Shared>,
+    pub(super) links: Arc<Links>,
+    pub(super) log: Arc<EngineLog>,
+    pub(super) owned: BTreeMap<ShardId, Owned>,
+    pub(super) replicas: Vec<Replica>,
+    pub(super) root: PathBuf,
+    pub(super) min_free_bytes: u64,
+    pub(super) cache_bytes: usize,
+}
+
+/// The running threads.
+#[derive(Debug)]
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    workers: Workers,
+    keeper: Arc<Mailbox<()>>,
+    replicas: Vec<JoinHandle<()>>,
+    writers: Vec<JoinHandle<()>>,
+    others: Vec<JoinHandle<()>>,
+}
+
+/// A node that has lost a thread must not go on: it would hold leaderships and answer nobody. In a release build a
+/// panic ends the process anyhow.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, StartError> {
+    let body = move || {
+        let _guard = AbortOnPanic;
+        body();
+    };
+    let spawned = std::thread::Builder::new().name(name).spawn(body);
+    spawned.map_err(|error| StartError::System { what: "a thread", error })
+}
+
+impl Threads {
+    pub(super) fn start(parts: Parts) -> Result<Self, StartError> {
+        let Parts { shared, links, log, mut owned, replicas, root, min_free_bytes, cache_bytes } = parts;
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let workers = Workers {
+            writer: Arc::new(Mailbox::new("log-writer")),
+            reader: Arc::new(Mailbox::new("log-reader")),
+            appliers: (0..cores.min(APPLIERS_MAX)).map(|_| Arc::new(Mailbox::new("applier"))).collect(),
+            files: Arc::new(Mailbox::new("checkpoint")),
+        };
+        let keeper = Arc::new(Mailbox::new("keeper"));
+        let mut threads = Self {
+            shared: Arc::clone(&shared),
+            workers: workers.clone(),
+            keeper: Arc::clone(&keeper),
+            replicas: Vec::new(),
+            writers: Vec::new(),
+            others: Vec::new(),
+        };
+
+        for (n, jobs) in workers.appliers.iter().enumerate() {
+            let applier = Applier {
+                shared: Arc::clone(&shared),
+                log: Arc::clone(&log),
+                root: root.clone(),
+                cache_bytes,
+                jobs: Arc::clone(jobs),
+                workers: workers.clone(),
+                links: Arc::clone(&links),
+                shards: owned.extract_if(.., |shard, _| workers.applier(*shard) == n).collect(),
+            };
+            threads.others.push(spawn(format!("applier-{n}"), move || applier.run())?);
+        }
+        let (jobs, writer_log) = (Arc::clone(&workers.writer), Arc::clone(&log));
+        let writer = Writer { shared: Arc::clone(&shared), log: writer_log, jobs, workers: workers.clone(), mark_due: None };
+        threads.writers.push(spawn("log-writer".to_owned(), move || writer.run())?);
+
+        let (reader_shared, reader_log, jobs) = (Arc::clone(&shared), Arc::clone(&log), Arc::clone(&workers.reader));
+        let read = move || reader::run(&reader_shared, &reader_log, &jobs);
+        threads.others.push(spawn("log-reader".to_owned(), read)?);
+
+        let (jobs, root_of_files) = (Arc::clone(&workers.files), root.clone());
+        let files = Files { shared: Arc::clone(&shared), root: root_of_files, jobs, workers: workers.clone() };
+        threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
+
+        let stop = Arc::clone(&keeper);
+        let keeper = Keeper { shared: Arc::clone(&shared), log, root, min_free_bytes, stop, disk_low: false };
+        threads.others.push(spawn("keeper".to_owned(), move || keeper.run())?);
+
+        let replicas = Replicas::new(shared, replicas, workers, Arc::clone(&links));
+        let run = move || {
+            // A node with a new directory first hears whether its peers know it by another one.
+            links.wait_for_first_words(HOLD);
+            replicas.run();
+        };
+        threads.replicas.push(spawn("replicas".to_owned(), run)?);
+        Ok(threads)
+    }
+
+    /// Ends the threads: first who gives work, then who does it. Blocks.
+    pub(super) fn stop(self) {
+        self.shared.inbox.close();
+        join(self.replicas);
+        self.workers.writer.close();
+        join(self.writers);
+        for applier in &self.workers.appliers {
+            applier.close();
+        }
+        self.workers.reader.close();
+        self.workers.files.close();
+        self.keeper.close();
+        join(self.others);
+    }
+}
+
+fn join(threads: Vec<JoinHandle<()>>) {
+    for thread in threads {
+        thread.join().expect("a panic of a thread ends the process");
+    }
+}
+
+/// The runtime of the peer streams: its own, so that a burst of clients does not delay a heartbeat.
+#[derive(Debug)]
+pub(super) struct PeerRuntime(Option<tokio::runtime::Runtime>);
+
+impl PeerRuntime {
+    pub(super) fn start() -> Result<Self, StartError> {
+        let mut builder = tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(2).max_blocking_threads(16).thread_name("peer").enable_all().build();
+        let runtime = runtime.map_err(|error| StartError::System { what: "the runtime of the peers", error })?;
+        Ok(Self(Some(runtime)))
+    }
+
+    pub(super) fn handle(&self) -> tokio::runtime::Handle {
+        self.0.as_ref().expect("it runs until it is dropped").handle().clone()
+    }
+}
+
+impl Drop for PeerRuntime {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}

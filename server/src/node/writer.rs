@@ -1,0 +1,144 @@
+//! The thread that writes the log: one write and one sync for every shard that is ready.
+//!
+//! While it syncs, the next batch gathers. Without space on the disk it keeps what it has and tries again, and
+//! writes nothing else meanwhile, so that the log never has a gap.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use slog::{info, warn};
+use trefoil_core::ShardId;
+use trefoil_core::replica::{Input, PersistBatch};
+
+use super::applier::{self, Task};
+use super::clock::Stopwatch;
+use super::mailbox::Mailbox;
+use super::replicas::Workers;
+use super::shared::Shared;
+use crate::storage::{EngineLog, LogStore as _, LogWrite};
+
+/// Bytes of entries that one write takes, before its last batch.
+const WRITE_BYTES: usize = 16 << 20;
+/// The durable mark itself is synced this often while there are writes.
+const MARK_SYNC: Duration = Duration::from_millis(80);
+/// Pause between two attempts to write on a full disk.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
+
+#[derive(Debug)]
+pub(super) enum Job {
+    Append(ShardId, PersistBatch),
+    Compact(ShardId, u64),
+    /// The shard has caught up: the doubt about the end of its log is over.
+    Trust(ShardId),
+    /// A snapshot becomes the state of a shard; its applier is told when that is synced.
+    Install(LogWrite, ShardId),
+}
+
+/// Whom to tell when a write is synced.
+enum Done {
+    Persisted(ShardId, u64),
+    Installed(ShardId),
+}
+
+#[derive(Debug)]
+pub(super) struct Writer {
+    pub(super) shared: Arc<Shared>,
+    pub(super) log: Arc<EngineLog>,
+    pub(super) jobs: Arc<Mailbox<Job>>,
+    pub(super) workers: Workers,
+    /// When the mark must be synced; none when nothing was written since.
+    pub(super) mark_due: Option<Instant>,
+}
+
+impl Writer {
+    /// Runs until its mailbox is closed and everything that waits is written.
+    pub(super) fn run(mut self) {
+        loop {
+            let taken = self.jobs.take(self.mark_due);
+            self.carry_out(taken.items);
+            if self.mark_due.is_some_and(|due| due <= Instant::now()) || taken.closed {
+                self.mark_due = None;
+                self.log.sync_mark();
+            }
+            if taken.closed {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, jobs: Vec<Job>) {
+        let (mut writes, mut done, mut bytes) = (Vec::new(), Vec::new(), 0);
+        for job in jobs {
+            match job {
+                Job::Append(shard, batch) => {
+                    bytes += batch.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
+                    done.push(Done::Persisted(shard, batch.number));
+                    writes.push(LogWrite::Append(shard, batch));
+                }
+                Job::Install(write, shard) => {
+                    done.push(Done::Installed(shard));
+                    writes.push(write);
+                }
+                Job::Trust(shard) => self.log.trust(shard),
+                Job::Compact(shard, to) => {
+                    // A cut stays in its place among the writes of its shard.
+                    self.write(&mut writes, &mut done);
+                    bytes = 0;
+                    self.compact(shard, to);
+                }
+            }
+            if bytes >= WRITE_BYTES {
+                self.write(&mut writes, &mut done);
+                bytes = 0;
+            }
+        }
+        self.write(&mut writes, &mut done);
+    }
+
+    fn write(&mut self, writes: &mut Vec<LogWrite>, done: &mut Vec<Done>) {
+        if writes.is_empty() {
+            return;
+        }
+        let mut failures = 0_u32;
+        loop {
+            let stopwatch = Stopwatch::start();
+            let Err(error) = self.log.write(writes) else {
+                self.shared.observer.fsync(stopwatch.seconds());
+                break;
+            };
+            if failures == 0 {
+                warn!(self.shared.logger, "the log cannot be written: trying again until there is space";
+                    "error" => %error);
+            }
+            failures += 1;
+            if self.jobs.is_closed() {
+                // Nothing of this was acknowledged to anybody.
+                writes.clear();
+                done.clear();
+                return;
+            }
+            std::thread::park_timeout(FULL_PAUSE);
+        }
+        if failures > 0 {
+            info!(self.shared.logger, "the log is written again"; "attempts" => failures + 1);
+        }
+        self.mark_due.get_or_insert_with(|| Instant::now() + MARK_SYNC);
+        writes.clear();
+        for done in done.drain(..) {
+            match done {
+                Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
+                Done::Installed(shard) => {
+                    let applier = self.workers.applier(shard);
+                    self.workers.appliers[applier].send(applier::Job { shard, task: Task::InstallWritten });
+                }
+            }
+        }
+    }
+
+    fn compact(&self, shard: ShardId, to: u64) {
+        // The entry is there: the core cuts only what was applied, and each cut goes further than the one before.
+        if let Some(entry) = self.log.entries(shard, to, to + 1, 1).first() {
+            self.log.compact(shard, to, entry.term);
+        }
+    }
+}
