@@ -93,6 +93,7 @@ limits! {
     FORWARD_CALLS_MAX: usize = 32_768, "Calls in flight that one node has forwarded to another.";
     FORWARD_REPLY_BYTES_MAX: usize = 64 << 20, "Bytes of replies that wait to be sent to a node that forwarded calls.";
     SNAPSHOT_STREAMS_MAX: usize = 2, "Snapshots that a node sends, and that it receives, at a time.";
+    CHECKPOINT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of a checkpoint that are written in a second, so that the log can sync beside it.";
     SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of snapshots that a node sends in a second.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
     POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";

@@ -217,7 +217,8 @@ fn put(call: u64, key: &str, n: u64, deadline_ms: u64) -> Proposal {
 fn get(call: u64, key: &str, deadline_ms: u64) -> Read {
     let slot = slot::of_cache(DEFAULT_NAMESPACE, key).into();
     let request = GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key: key.to_owned() };
-    let query = Query { slot, map_epoch: MAP_EPOCH, agent: 1, query: Some(query::Query::Get(request)) };
+    let query =
+        Query { slot, map_epoch: MAP_EPOCH, agent: 1, query: Some(query::Query::Get(request)) };
     Read { call, query, deadline_ms }
 }
 

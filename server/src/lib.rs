@@ -2,7 +2,7 @@
 //!
 //! In reading order: [`config`] and [`logging`] (what a node is told), [`server`] (its parts, and how they begin and
 //! end), [`listener`] and [`layer`] (what a request passes), [`api`] (what it does), [`authorize`], [`pages`],
-//! [`metrics`].
+//! [`metrics`]; then [`node`] (the threads that own replicas, log and state), `peer` (node to node) and [`storage`].
 
 pub mod api;
 pub mod authorize;
@@ -11,7 +11,9 @@ pub mod layer;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod node;
 pub mod pages;
+mod peer;
 pub mod server;
 pub mod storage;
 

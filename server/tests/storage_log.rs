@@ -1,5 +1,7 @@
 //! The Raft log through every crash: what was acknowledged is there, or the node refuses and changes nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 mod storage_support;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use trefoil_server::storage::log::Options;
 use trefoil_server::storage::{EngineLog, LogStore, LogWrite, Recovered, Refusal};
 use xxhash_rust::xxh3::xxh3_64;
 
-use self::storage_support::{Fault, Images, Random, Recorder, Step, contents, restore};
+use self::storage_support::{Fault, Images, Random, Recorder, Step, contents, restore, scratch};
 
 const SHARDS: [ShardId; 2] = [0, 3];
 const OPTIONS: Options = Options { file_bytes: 3_000, purge_bytes: 12_000, boot: 1 };
@@ -128,7 +130,7 @@ struct Run {
 }
 
 fn run(seed: u64, rounds: usize) -> Run {
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let mark = root.path().join("log.mark");
     let recorder = Recorder::new(&mark);
     let files = Arc::new(recorder.clone());
@@ -203,7 +205,7 @@ impl Run {
     }
 
     fn put(&self, files: &BTreeMap<PathBuf, Vec<u8>>, mark: &[u8]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
+        let root = scratch();
         restore(self.root.path(), root.path(), files);
         std::fs::write(root.path().join("log.mark"), mark).unwrap();
         root
@@ -228,7 +230,7 @@ impl Run {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_process_is_killed_anywhere() {
-    let run = run(1, 90);
+    let run = run(1, 120);
     let mut random = Random(2);
     run.moments(|images, mark, _, acknowledged| {
         for torn in [0, 1 + random.below(200)] {
@@ -240,7 +242,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed_anywhere() {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes_anywhere() {
-    let run = run(3, 90);
+    let run = run(3, 120);
     let mut random = Random(4);
     let mut doubts = 0;
     run.moments(|images, mark, synced, acknowledged| {
@@ -263,7 +265,7 @@ fn purging_moves_what_is_needed_and_removes_files() {
 
 /// A log with a mark that is some batches old, as after a loss of power.
 fn old_mark() -> (tempfile::TempDir, Model) {
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let files = Arc::new(DefaultFileSystem);
     let options = Options { file_bytes: 1 << 20, purge_bytes: 8 << 20, ..OPTIONS };
     EngineLog::create_with(root.path(), &SHARDS, options, Arc::clone(&files)).unwrap();
@@ -289,7 +291,7 @@ fn log_file(root: &Path) -> PathBuf {
 }
 
 fn marked_offset(root: &Path) -> usize {
-    let probe = tempfile::tempdir().unwrap();
+    let probe = scratch();
     restore(root, probe.path(), &contents(root));
     let (log, _) = open(probe.path(), OPTIONS).unwrap();
     usize::try_from(log.mark().spans[0].end.offset).unwrap()
@@ -313,7 +315,7 @@ fn a_log_cut_at_any_byte_boots_above_the_mark_and_is_refused_below() {
     let bytes = &whole[&log_file(root.path())];
     let (mut booted, mut doubts) = (0, 0);
     for end in marked.saturating_sub(300)..=bytes.len() {
-        let cut = tempfile::tempdir().unwrap();
+        let cut = scratch();
         restore(root.path(), cut.path(), &whole);
         std::fs::write(log_file(cut.path()), &bytes[..end]).unwrap();
         if end < marked {
@@ -343,8 +345,8 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
         read(&log, &recovered)
     };
     let mut harmless = Vec::new();
-    for offset in (0..marked).step_by(3) {
-        let rotten = tempfile::tempdir().unwrap();
+    for offset in 0..marked {
+        let rotten = scratch();
         restore(root.path(), rotten.path(), &whole);
         let mut bytes = whole[&log_file(root.path())].clone();
         bytes[offset] ^= 1 << (offset % 8);
@@ -365,7 +367,7 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
             }
         }
     }
-    assert!(harmless.len() <= 3, "bits without a meaning: {harmless:?}");
+    assert!(harmless.len() <= 8, "bits without a meaning: {harmless:?}");
 }
 
 #[test]
@@ -375,7 +377,7 @@ fn missing_files_are_refused() {
     let mut refused = 0;
     let mark = open(run.root.path(), OPTIONS).unwrap().0.mark();
     for path in files.keys() {
-        let probe = tempfile::tempdir().unwrap();
+        let probe = scratch();
         restore(run.root.path(), probe.path(), &files);
         let gone = probe.path().join(path.strip_prefix(run.root.path()).unwrap());
         std::fs::remove_file(&gone).unwrap();
@@ -414,7 +416,7 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
 
 #[test]
 fn a_full_disk_refuses_a_batch_and_takes_it_later() {
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let recorder = Recorder::new(&root.path().join("log.mark"));
     let files = Arc::new(recorder.clone());
     EngineLog::create_with(root.path(), &SHARDS, OPTIONS, Arc::clone(&files)).unwrap();
@@ -443,7 +445,7 @@ fn a_full_disk_refuses_a_batch_and_takes_it_later() {
 #[test]
 fn a_failed_sync_ends_the_process() {
     on_fault(|sentence| panic!("the process ends: {sentence}"));
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let recorder = Recorder::new(&root.path().join("log.mark"));
     let files = Arc::new(recorder.clone());
     EngineLog::create_with(root.path(), &SHARDS, OPTIONS, Arc::clone(&files)).unwrap();

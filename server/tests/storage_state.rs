@@ -1,5 +1,7 @@
 //! The state under its overlay: what it shows, what a crash leaves of it, and how it travels.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 mod storage_support;
 
 use std::collections::BTreeMap;
@@ -359,7 +361,7 @@ fn a_snapshot_arrives_whole() {
     let generation = next_generation(from.path(), SHARD).unwrap();
     assert_eq!(generation, 2);
     let mut writer =
-        Writer::create(to.path(), SHARD, generation, (77, 2), reader.manifest().clone()).unwrap();
+        Writer::create(to.path(), SHARD, generation, (77, 2), reader.manifest()).unwrap();
     for chunk in &chunks {
         writer.write(chunk).unwrap();
     }
@@ -375,7 +377,7 @@ fn a_bad_snapshot_is_refused_and_leaves_no_file() {
     let store = filled(from.path(), 1_000);
     let reader = store.file().snapshot();
     let chunks = reader.chunks().collect::<Vec<_>>();
-    let manifest = reader.manifest().clone();
+    let manifest = reader.manifest();
     let receive = |position, manifest, chunks: &[_]| {
         let mut writer = Writer::create(to.path(), SHARD, 9, position, manifest)?;
         chunks.iter().try_for_each(|chunk| writer.write(chunk))?;
@@ -388,12 +390,12 @@ fn a_bad_snapshot_is_refused_and_leaves_no_file() {
     };
     let mut damaged = chunks.clone();
     damaged[1].records[3].value = Bytes::from_static(b"other");
-    refused((77, 2), manifest.clone(), &damaged, "chunk 1 is damaged");
-    refused((77, 2), manifest.clone(), &chunks[1..], "chunk 1 came where 0 was due");
-    refused((77, 2), manifest.clone(), &chunks[..2], "its manifest says");
-    refused((78, 2), manifest.clone(), &chunks, "not of entry 78");
+    refused((77, 2), manifest, &damaged, "chunk 1 is damaged");
+    refused((77, 2), manifest, &chunks[1..], "chunk 1 came where 0 was due");
+    refused((77, 2), manifest, &chunks[..2], "its manifest says");
+    refused((78, 2), manifest, &chunks, "not of entry 78");
     let other = |change: fn(&mut trefoil_proto::internal::v1::Manifest)| {
-        let mut manifest = manifest.clone();
+        let mut manifest = manifest;
         change(&mut manifest);
         manifest
     };
@@ -411,7 +413,7 @@ fn an_interrupted_snapshot_of_a_lossy_disk_is_no_state() {
     let lossy = Lossy::default();
     let path = from.path().join("state/incoming");
     let mut writer =
-        Writer::create_on(&path, SHARD, (77, 2), reader.manifest().clone(), lossy.clone()).unwrap();
+        Writer::create_on(&path, SHARD, (77, 2), reader.manifest(), lossy.clone()).unwrap();
     reader.chunks().for_each(|chunk| writer.write(&chunk).unwrap());
     let before = lossy.0.lock().unwrap().steps;
     writer.finish().unwrap();
@@ -444,7 +446,7 @@ fn before_install() -> (tempfile::TempDir, u64, Vec<(Bytes, Bytes)>) {
     let reader = store.file().snapshot();
     let generation = next_generation(root.path(), SHARD).unwrap();
     let mut writer =
-        Writer::create(root.path(), SHARD, generation, (77, 2), reader.manifest().clone()).unwrap();
+        Writer::create(root.path(), SHARD, generation, (77, 2), reader.manifest()).unwrap();
     reader.chunks().for_each(|chunk| writer.write(&chunk).unwrap());
     writer.finish().unwrap();
     (root, generation, everything(&store))

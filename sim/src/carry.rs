@@ -8,7 +8,8 @@ use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::replica::{ApplyRange, Effect, Input, Peer, Read, Reply, Role};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Entry, Manifest, Refusal};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{CancelAcquire, Entry, Manifest, Refusal};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::check::Violation;
@@ -244,6 +245,11 @@ impl World {
         let ledger = &mut self.shared.ledger;
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
+            if let Some(Operation::CancelAcquire(CancelAcquire { waiter: Some(id), .. })) =
+                &command.operation
+            {
+                ledger.taken_back(shard, id);
+            }
             let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
                 Outcome::Answered(answer) => Some(answer),

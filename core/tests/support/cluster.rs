@@ -79,9 +79,14 @@ impl Cluster {
         let mut store = MemoryStore::default();
         Machine::bootstrap(&mut store);
         let at = (BIRTH_INDEX, BIRTH_TERM);
-        let hard_state = HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
-        let disk =
-            Disk { hard_state, truncated: at, entries: BTreeMap::new(), image: Image { store, at } };
+        let hard_state =
+            HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
+        let disk = Disk {
+            hard_state,
+            truncated: at,
+            entries: BTreeMap::new(),
+            image: Image { store, at },
+        };
         let mut cluster = Self {
             now_ms: 1_000,
             voters: (1..=nodes).collect(),
@@ -305,7 +310,8 @@ impl Cluster {
             Task::Query { reads, term, now_ms } => {
                 for read in reads {
                     let member = self.members.get_mut(&node).expect("it runs");
-                    let outcome = member.machine.query(&member.store, read.call, &read.query, now_ms);
+                    let outcome =
+                        member.machine.query(&member.store, read.call, &read.query, now_ms);
                     let progress = member.machine.progress();
                     let (index, log_time_ms) = (progress.index, progress.log_time_ms);
                     match outcome {
@@ -314,7 +320,9 @@ impl Cluster {
                             self.show_reply(node, read.call, &Reply::Answered(at, answer));
                         }
                         QueryOutcome::Due(due_ms) => self.step(node, Input::Due { read, due_ms }),
-                        QueryOutcome::Parked => self.note(node, format_args!("call {} waits", read.call)),
+                        QueryOutcome::Parked => {
+                            self.note(node, format_args!("call {} waits", read.call))
+                        }
                     }
                 }
             }
@@ -390,7 +398,9 @@ impl Cluster {
 
     fn show(&mut self, node: NodeId, effect: &Effect) {
         match effect {
-            Effect::Send(peer) => self.note(node, format_args!("→ {}", show_message(&peer.message))),
+            Effect::Send(peer) => {
+                self.note(node, format_args!("→ {}", show_message(&peer.message)))
+            }
             Effect::SendSnapshot(peer) => {
                 let at = peer.message.get_snapshot().get_metadata();
                 let (to, index, term) = (peer.message.to, at.index, at.term);
@@ -403,8 +413,12 @@ impl Cluster {
             Effect::Apply(range) if range.first == range.last => {
                 self.note(node, format_args!("applies {}", range.first));
             }
-            Effect::Apply(range) => self.note(node, format_args!("applies {}..{}", range.first, range.last)),
-            Effect::Query { reads, .. } => self.note(node, format_args!("asks {} reads", reads.len())),
+            Effect::Apply(range) => {
+                self.note(node, format_args!("applies {}..{}", range.first, range.last))
+            }
+            Effect::Query { reads, .. } => {
+                self.note(node, format_args!("asks {} reads", reads.len()))
+            }
             Effect::CancelQuery(call) => self.note(node, format_args!("cancels call {call}")),
             Effect::StepDown { .. } => self.note(node, format_args!("forgets what a leader keeps")),
             Effect::Reply(call, reply) => self.show_reply(node, *call, reply),
@@ -414,15 +428,26 @@ impl Cluster {
             Effect::Checkpoint => self.note(node, format_args!("takes a checkpoint")),
             Effect::Compact { to } => self.note(node, format_args!("cuts its log to {to}")),
             Effect::OpenSnapshot(to) => self.note(node, format_args!("opens a snapshot for n{to}")),
-            Effect::CloseSnapshot(to) => self.note(node, format_args!("closes the snapshot for n{to}")),
+            Effect::CloseSnapshot(to) => {
+                self.note(node, format_args!("closes the snapshot for n{to}"))
+            }
             Effect::InstallSnapshot { index, term, hard_state, .. } => {
                 let HardState { term: own, vote, commit, .. } = hard_state;
-                self.note(node, format_args!("installs {index}@{term} with term {own} vote {vote} commit {commit}"));
+                self.note(
+                    node,
+                    format_args!(
+                        "installs {index}@{term} with term {own} vote {vote} commit {commit}"
+                    ),
+                );
             }
             Effect::DiscardSnapshot { .. } => self.note(node, format_args!("discards a snapshot")),
             Effect::Role(role) => {
-                let leader = role.leader.map_or_else(|| "nobody".to_owned(), |leader| format!("n{leader}"));
-                self.note(node, format_args!("is {:?} of term {}, led by {leader}", role.role, role.term));
+                let leader =
+                    role.leader.map_or_else(|| "nobody".to_owned(), |leader| format!("n{leader}"));
+                self.note(
+                    node,
+                    format_args!("is {:?} of term {}, led by {leader}", role.role, role.term),
+                );
             }
             Effect::Diverged { peer, index } => {
                 self.note(node, format_args!("has another state than n{peer} at {index}"));
@@ -460,7 +485,9 @@ fn show_entries(entries: &[Entry]) -> String {
     match entries {
         [] => String::new(),
         [one] => format!(" {}@{}", one.index, one.term),
-        [first, .., last] => format!(" {}@{}..{}@{}", first.index, first.term, last.index, last.term),
+        [first, .., last] => {
+            format!(" {}@{}..{}@{}", first.index, first.term, last.index, last.term)
+        }
     }
 }
 
@@ -475,7 +502,9 @@ fn show_message(message: &Message) -> String {
         }
         MessageType::MsgAppendResponse => format!(" to {index}{refused}"),
         MessageType::MsgHeartbeat => format!(" commit {commit}"),
-        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => format!(" last {index}@{log_term}"),
+        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+            format!(" last {index}@{log_term}")
+        }
         _ => refused.to_owned(),
     };
     format!("n{to} {name} t{term}{detail}")

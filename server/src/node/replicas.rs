@@ -198,6 +198,7 @@ impl Replicas {
                 self.uncertain.insert(shard);
             } else {
                 self.uncertain.remove(&shard);
+                self.out.writer.push(writer::Job::Trust(shard));
             }
             self.links.tell_uncertain(&self.uncertain);
         }

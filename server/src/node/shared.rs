@@ -13,7 +13,6 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
 use super::calls::{Calls, Waiter};
-use super::clock;
 use super::mailbox::Mailbox;
 use super::observer::Observer;
 use super::table::Table;

@@ -17,7 +17,7 @@ use super::mailbox::Mailbox;
 use super::replicas::{Replicas, Workers};
 use super::shared::Shared;
 use super::writer::Writer;
-use super::{clock, reader};
+use super::reader;
 use crate::peer::Links;
 use crate::storage::EngineLog;
 

@@ -28,6 +28,8 @@ const FULL_PAUSE: Duration = Duration::from_millis(200);
 pub(super) enum Job {
     Append(ShardId, PersistBatch),
     Compact(ShardId, u64),
+    /// The shard has caught up: the doubt about the end of its log is over.
+    Trust(ShardId),
     /// A snapshot becomes the state of a shard; its applier is told when that is synced.
     Install(LogWrite, ShardId),
 }
@@ -77,6 +79,7 @@ impl Writer {
                     done.push(Done::Installed(shard));
                     writes.push(write);
                 }
+                Job::Trust(shard) => self.log.trust(shard),
                 Job::Compact(shard, to) => {
                     // A cut stays in its place among the writes of its shard.
                     self.write(&mut writes, &mut done);

@@ -235,7 +235,8 @@ impl Streams {
     pub(crate) fn end(&self, peer: NodeId, epoch: u64) {
         if let Some(live) = self.0.get(&peer) {
             // Where a newer one has begun, that one stays.
-            drop(live.compare_exchange(epoch, 0, Ordering::Relaxed, Ordering::Relaxed));
+            let ended = |live: u64| (live == epoch).then_some(0);
+            live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ended).ok();
         }
     }
 }

@@ -68,6 +68,8 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     /// Goes with the next batch. Nothing is ever written without a sync: raft-engine removes the file that holds the
     /// old value of a key as soon as a new one is written, synced or not.
     pending: Mutex<Vec<Pending>>,
+    /// Held while a batch is written: what was pending must not come after what was written later.
+    turn: Mutex<()>,
 }
 
 /// What can wait for the next batch.
@@ -199,7 +201,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         let files = Arc::new(Guarded::new(files, Arc::clone(&guard)));
         let engine = Engine::open_with_file_system(config, files);
         let engine = engine.map_err(|error| damaged(&path, guard.refused(), &error))?;
-        Ok(Self { engine, guard, path, pending: Mutex::default() })
+        Ok(Self { engine, guard, path, pending: Mutex::default(), turn: Mutex::default() })
     }
 
     /// Moves the doubt from the mark to each shard, which loses it when it has caught up.
@@ -352,6 +354,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
 
 impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = LogBatch::with_capacity(2 * writes.len());
         let pending = std::mem::take(&mut *self.pending());
         for pending in &pending {

@@ -65,8 +65,8 @@ impl Reader {
 
     /// What it holds, for the receiver to check.
     #[must_use]
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+    pub fn manifest(&self) -> Manifest {
+        self.manifest
     }
 
     /// All records in order, in chunks of at most [`SNAPSHOT_CHUNK_BYTES`] before the last record of each.
@@ -301,11 +301,8 @@ impl Writer {
     }
 
     fn remove(&self) {
-        if let Err(error) = std::fs::remove_file(&self.path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            // The next start removes it: the log does not name it.
-        }
+        // A file that stays is removed by the next start: the log does not name it.
+        std::fs::remove_file(&self.path).ok();
     }
 }
 

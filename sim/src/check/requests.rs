@@ -83,6 +83,11 @@ impl Ledger {
         Err(Violation::new(SAME, format!("{id:?} on shard {shard}: {first:?}, then {answer:?}")))
     }
 
+    /// The effect of a request was taken back by another: it may be answered otherwise from now on.
+    pub fn taken_back(&mut self, shard: ShardId, id: &RequestId) {
+        self.answers.remove(&(shard, id.client.clone(), id.sequence));
+    }
+
     /// A client sends a submission, possibly again after a definite refusal: what it was told before is void.
     pub fn sent(&mut self, shard: ShardId, id: &RequestId) {
         self.told.remove(&((shard, id.client.clone(), id.sequence), id.attempt));
