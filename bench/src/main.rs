@@ -4,6 +4,7 @@ mod cluster;
 mod echo;
 mod framed;
 mod puts;
+mod store;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -26,7 +27,10 @@ impl Out {
 }
 
 #[derive(Debug, Parser)]
-#[command(name = "trefoil-bench", about = "Measures Trefoil beside what it can be compared with, in one run")]
+#[command(
+    name = "trefoil-bench",
+    about = "Measures Trefoil beside what it can be compared with, in one run"
+)]
 struct Arguments {
     #[command(subcommand)]
     what: What,
@@ -36,6 +40,8 @@ struct Arguments {
 enum What {
     /// Durable puts on three nodes, unary and pipelined, beside a bare tonic echo.
     Puts(puts::Puts),
+    /// Uniform puts on the state store, redb beside fjall.
+    Store(store::Options),
     /// A bare tonic server that answers puts at once; prints its port.
     Echo,
 }
@@ -44,6 +50,7 @@ enum What {
 async fn main() -> ExitCode {
     let ended = match Arguments::parse().what {
         What::Puts(options) => puts::run(options, &mut Out).await,
+        What::Store(options) => store::run(&options, &mut Out),
         What::Echo => echo::serve().await,
     };
     match ended {

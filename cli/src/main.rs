@@ -1,2 +1,65 @@
-//! x
-fn main() {}
+//! The one binary of Trefoil: reads the command line, runs the command, exits with its code.
+
+mod args;
+mod client;
+mod exit;
+mod output;
+
+mod bench;
+mod cache;
+mod dev;
+mod health;
+mod lock;
+mod manual;
+mod queue;
+mod run;
+mod serve;
+mod status;
+mod version;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser as _;
+
+use args::{Arguments, Command};
+use exit::Failure;
+
+/// Time that work in the background has left when the command is done, such as closing a session.
+const LINGER: Duration = Duration::from_millis(200);
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(refusal) => return exit::usage(&refusal),
+    };
+    let runtime = tokio::runtime::Runtime::new();
+    let ended = runtime
+        .map_err(|error| Failure::new(format!("cannot start threads: {error}")))
+        .and_then(|runtime| {
+            let ended = runtime.block_on(dispatch(arguments));
+            runtime.shutdown_timeout(LINGER);
+            ended
+        });
+    match ended {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
+    let Arguments { output, client, command } = arguments;
+    match command {
+        Command::Serve(serve) => serve::run(*serve).await,
+        Command::Dev(dev) => dev::run(dev, output).await,
+        Command::Status => status::run(&client, output).await,
+        Command::Lock(lock) => lock::run(lock, &client, output).await,
+        Command::Queue(queue) => queue::run(queue, &client, output).await,
+        Command::Cache(cache) => cache::run(cache, &client, output).await,
+        Command::Bench(bench) => bench::run(bench, &client, output).await,
+        Command::Health(health) => health::run(&health, &client, output).await,
+        Command::Version => version::run(output),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { dir } => manual::man(&dir),
+    }
+}

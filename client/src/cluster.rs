@@ -37,7 +37,7 @@ impl Cluster {
         }
         let mut answers = asked.join_all().await;
         answers.sort_by_key(|(n, _)| *n);
-        answers.into_iter().map(|(_, answer)| answer).collect()
+        answers.into_iter().map(|(_, answer)| self.learn(answer)).collect()
     }
 
     /// Asks one node, once.
@@ -45,13 +45,21 @@ impl Cluster {
     /// # Errors
     /// When it cannot be reached or does not answer in time.
     pub async fn status_of(&self, endpoint: &str) -> Result<StatusResponse, Error> {
-        let routes = &self.client.inner().routes;
-        let node = routes
+        let node = self
+            .client
+            .inner()
+            .routes
             .at(endpoint)
             .ok_or_else(|| Error::InvalidEndpoint { endpoint: endpoint.to_owned() })?;
-        let status = retry::once(&node, StatusRequest {}, self.client.timeout()).await?;
-        routes.absorb(&node, &status);
-        Ok(status)
+        retry::once(&node, StatusRequest {}, self.client.timeout()).await
+    }
+
+    fn learn(&self, answer: NodeStatus) -> NodeStatus {
+        let routes = &self.client.inner().routes;
+        if let (Ok(status), Some(node)) = (&answer.status, routes.at(&answer.endpoint)) {
+            routes.absorb(&node, status);
+        }
+        answer
     }
 
     /// Where the nodes are reached: the members, once they are known, in the order of their ids.

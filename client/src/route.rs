@@ -152,8 +152,11 @@ impl Routes {
 
     /// The node at an endpoint that a refusal named.
     pub(crate) fn at(&self, endpoint: &str) -> Option<Arc<Node>> {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-        table.node(endpoint, &self.transport)
+        let known = self.read().find(endpoint);
+        known.or_else(|| {
+            let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+            table.node(endpoint, &self.transport)
+        })
     }
 
     /// Every node, each once: members where they are known, else the given endpoints.
@@ -204,10 +207,14 @@ impl Table {
         self.members.get(&self.leaders.get(&shard)?.node_id)
     }
 
+    fn find(&self, endpoint: &str) -> Option<Arc<Node>> {
+        self.nodes.iter().find(|node| node.endpoint() == endpoint).cloned()
+    }
+
     /// The node at an endpoint, added when there is room.
     fn node(&mut self, endpoint: &str, transport: &Transport) -> Option<Arc<Node>> {
-        if let Some(node) = self.nodes.iter().find(|node| node.endpoint() == endpoint) {
-            return Some(Arc::clone(node));
+        if let Some(node) = self.find(endpoint) {
+            return Some(node);
         }
         if endpoint.is_empty() || self.nodes.len() >= NODES_MAX {
             return None;

@@ -108,6 +108,12 @@ impl Session {
         close(self.shared.client.clone(), self.shared.id).await
     }
 
+    /// Lets go of the session without closing it: it and its locks live until the TTL has passed, or until
+    /// another program that knows its id closes or releases them. Guards of it release nothing any more.
+    pub fn leave(self) {
+        self.shared.end();
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.shared.client
     }

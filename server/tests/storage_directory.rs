@@ -1,13 +1,17 @@
 //! Whose data directory it is: one process, one node, one cluster, and nobody else looks in.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
+mod storage_support;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM};
-use trefoil_server::storage::{DataDirectory, Expected, Refusal, node};
+use trefoil_server::storage::{DataDirectory, Expected, Refusal};
 
-const CACHE_BYTES: usize = 4 << 20;
+use self::storage_support::open_node;
 
 fn expected() -> Expected {
     Expected {
@@ -31,11 +35,11 @@ fn refusal(path: &Path, expected: &Expected) -> String {
 fn a_node_is_born_once_and_comes_back_the_same() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("data");
-    let disk = node::open(&path, &expected(), CACHE_BYTES).unwrap();
+    let disk = open_node(&path, &expected()).unwrap();
     let incarnation = disk.directory.identity().incarnation;
     assert_eq!(disk.shards.len(), 3, "two data shards and the meta shard");
     drop(disk);
-    let disk = node::open(&path, &expected(), CACHE_BYTES).unwrap();
+    let disk = open_node(&path, &expected()).unwrap();
     assert_eq!(disk.directory.identity().incarnation, incarnation);
     for (recovered, store) in &disk.shards {
         assert_eq!(recovered.boot.truncated, (BIRTH_INDEX, BIRTH_TERM));
@@ -48,4 +52,147 @@ fn a_node_is_born_once_and_comes_back_the_same() {
         assert_eq!((recovered.boot.uncertain, recovered.generation), (false, 1));
         assert_eq!(store.progress().unwrap().index, BIRTH_INDEX);
     }
+}
+
+#[test]
+fn what_the_configuration_says_otherwise_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("data");
+    drop(open_node(&path, &expected()).unwrap());
+    type Change = fn(&mut Expected);
+    let cases: [(&str, Change); 5] = [
+        ("belongs to cluster 0707", |expected| expected.cluster_id = [8; 16]),
+        ("belongs to node b (2), not c (3)", |expected| {
+            expected.node_id = 3;
+            expected.node_name = "c".to_owned();
+        }),
+        ("give --name b", |expected| expected.node_name = "z".to_owned()),
+        ("--shards 2, not 6", |expected| expected.shards = 6),
+        ("--services cache,lock,queue, not queue", |expected| {
+            expected.services = BTreeSet::from(["queue".to_owned()])
+        }),
+    ];
+    for (words, change) in cases {
+        let mut other = expected();
+        change(&mut other);
+        let sentence = refusal(&path, &other);
+        assert!(sentence.contains(words), "{sentence}");
+    }
+    assert!(open_node(&path, &expected()).is_ok(), "a refusal changes nothing");
+}
+
+#[test]
+fn a_second_process_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let disk = open_node(root.path(), &expected()).unwrap();
+    assert!(refusal(root.path(), &expected()).contains("in use by another process"));
+    drop(disk);
+    assert!(open_node(root.path(), &expected()).is_ok());
+}
+
+#[test]
+fn a_damaged_or_missing_identity_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    drop(open_node(root.path(), &expected()).unwrap());
+    let identity = root.path().join("identity");
+    let text = std::fs::read_to_string(&identity).unwrap();
+    for at in 0..text.len() {
+        let mut bytes = text.clone().into_bytes();
+        bytes[at] ^= 1;
+        std::fs::write(&identity, bytes).unwrap();
+        assert!(refusal(root.path(), &expected()).contains("identity is damaged"), "byte {at}");
+    }
+    std::fs::write(&identity, "").unwrap();
+    assert!(refusal(root.path(), &expected()).contains("identity is damaged"));
+    std::fs::remove_file(&identity).unwrap();
+    assert!(refusal(root.path(), &expected()).contains("no file named identity"));
+    std::fs::write(&identity, text).unwrap();
+    assert!(open_node(root.path(), &expected()).is_ok());
+}
+
+#[test]
+fn another_format_is_refused_whatever_else_it_holds() {
+    let root = tempfile::tempdir().unwrap();
+    drop(open_node(root.path(), &expected()).unwrap());
+    let json = r#"{"format":2,"something":"new"}"#;
+    let text = format!("{json}\nxxh3 {:016x}\n", xxhash_rust::xxh3::xxh3_64(json.as_bytes()));
+    std::fs::write(root.path().join("identity"), text).unwrap();
+    assert!(refusal(root.path(), &expected()).contains("has format 2"));
+}
+
+#[test]
+fn somebody_elses_files_are_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    std::fs::create_dir(root.path().join("lost+found")).unwrap();
+    std::fs::write(root.path().join("thesis.txt"), "years").unwrap();
+    assert!(refusal(root.path(), &expected()).contains("holds thesis.txt"));
+    assert_eq!(std::fs::read_to_string(root.path().join("thesis.txt")).unwrap(), "years");
+    std::fs::remove_file(root.path().join("thesis.txt")).unwrap();
+    assert!(open_node(root.path(), &expected()).is_ok(), "the root of an empty volume");
+}
+
+#[test]
+fn a_bootstrap_that_was_interrupted_begins_again() {
+    let root = tempfile::tempdir().unwrap();
+    let (directory, identity, new) = DataDirectory::open(root.path(), &expected()).unwrap();
+    assert!(new && !identity.formed);
+    std::fs::create_dir(root.path().join("state")).unwrap();
+    std::fs::write(root.path().join("state/0-1.redb"), "half").unwrap();
+    std::fs::write(root.path().join("log.mark"), "half").unwrap();
+    drop(directory);
+    let disk = open_node(root.path(), &expected()).unwrap();
+    assert!(disk.directory.identity().formed);
+    assert_eq!(disk.directory.identity().incarnation, identity.incarnation);
+}
+
+#[test]
+fn nobody_else_looks_in() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("deep/data");
+    let mut disk = open_node(&path, &expected()).unwrap();
+    disk.directory.remember_peer(1, 11).unwrap();
+    let mut folders = vec![path];
+    let mut files = 0;
+    while let Some(folder) = folders.pop() {
+        assert_eq!(
+            std::fs::metadata(&folder).unwrap().permissions().mode() & 0o777,
+            0o700,
+            "{}",
+            folder.display()
+        );
+        for entry in std::fs::read_dir(&folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            assert_eq!(
+                std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+                0o600,
+                "{}",
+                path.display()
+            );
+        }
+    }
+    assert!(files > 8, "{files} files");
+}
+
+#[test]
+fn a_peer_is_known_by_its_first_incarnation() {
+    let root = tempfile::tempdir().unwrap();
+    let mut disk = open_node(root.path(), &expected()).unwrap();
+    assert_eq!(disk.directory.remember_peer(1, 11), Ok(()));
+    assert_eq!(disk.directory.remember_peer(3, 33), Ok(()));
+    assert_eq!(disk.directory.remember_peer(1, 11), Ok(()));
+    drop(disk);
+    let mut disk = open_node(root.path(), &expected()).unwrap();
+    assert_eq!(disk.directory.remember_peer(1, 12), Err(11), "it lost its data");
+    assert_eq!(disk.directory.remember_peer(3, 33), Ok(()));
+    drop(disk);
+    let peers = root.path().join("peers");
+    let mut text = std::fs::read(&peers).unwrap();
+    text[5] ^= 1;
+    std::fs::write(&peers, text).unwrap();
+    assert!(refusal(root.path(), &expected()).contains("peers is damaged"));
 }

@@ -1,5 +1,7 @@
 //! The Raft log through every crash: what was acknowledged is there, or the node refuses and changes nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test that fails says where")]
+
 mod storage_support;
 
 use std::collections::BTreeMap;
@@ -15,7 +17,7 @@ use trefoil_server::storage::log::Options;
 use trefoil_server::storage::{EngineLog, LogStore, LogWrite, Recovered, Refusal};
 use xxhash_rust::xxh3::xxh3_64;
 
-use self::storage_support::{Fault, Images, Random, Recorder, Step, contents, restore};
+use self::storage_support::{Fault, Images, Random, Recorder, Step, contents, restore, scratch};
 
 const SHARDS: [ShardId; 2] = [0, 3];
 const OPTIONS: Options = Options { file_bytes: 3_000, purge_bytes: 12_000, boot: 1 };
@@ -95,7 +97,8 @@ fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), Re
 fn read(log: &EngineLog, recovered: &[Recovered]) -> Model {
     let shards = recovered.iter().map(|recovered| {
         let boot = &recovered.boot;
-        let entries = log.entries(recovered.shard, boot.truncated.0 + 1, boot.last_index + 1, u64::MAX);
+        let entries =
+            log.entries(recovered.shard, boot.truncated.0 + 1, boot.last_index + 1, u64::MAX);
         let mut terms = Vec::new();
         for entry in &entries {
             if terms.last().is_none_or(|&(_, term)| term != entry.term) {
@@ -104,7 +107,9 @@ fn read(log: &EngineLog, recovered: &[Recovered]) -> Model {
         }
         assert_eq!(boot.terms, terms, "terms are those of the entries");
         assert_eq!(boot.last_index, entries.last().map_or(boot.truncated.0, |entry| entry.index));
-        let entries = entries.into_iter().map(|entry| (entry.index, (entry.term, entry.data.len(), xxh3_64(&entry.data))));
+        let entries = entries
+            .into_iter()
+            .map(|entry| (entry.index, (entry.term, entry.data.len(), xxh3_64(&entry.data))));
         let state = &boot.hard_state;
         let shard = Shard {
             hard_state: (state.term, state.vote, state.commit),
@@ -125,7 +130,7 @@ struct Run {
 }
 
 fn run(seed: u64, rounds: usize) -> Run {
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let mark = root.path().join("log.mark");
     let recorder = Recorder::new(&mark);
     let files = Arc::new(recorder.clone());
@@ -152,7 +157,7 @@ fn run(seed: u64, rounds: usize) -> Run {
                 if let Some(&(term, ..)) = shard.entries.get(&to) {
                     shard.entries.retain(|&index, _| index > to);
                     shard.truncated = (to, term);
-                    // Not synced: it may be lost until the next write.
+                    // It goes with the next write, or a purge.
                     log.compact(id, to, term);
                 }
             }
@@ -162,7 +167,9 @@ fn run(seed: u64, rounds: usize) -> Run {
             }
             5 => drop(log.purge().unwrap()),
             _ => {
-                let writes = model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
+                let writes = model
+                    .iter_mut()
+                    .map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
                 log.write(&writes.collect::<Vec<_>>()).unwrap();
                 acknowledged = true;
             }
@@ -172,6 +179,9 @@ fn run(seed: u64, rounds: usize) -> Run {
             recorder.note(models.len() - 1);
         }
     }
+    // What waited for the next batch goes with this one.
+    log.write(&[]).unwrap();
+    recorder.note(models.len() - 1);
     let steps = recorder.steps();
     drop(log);
     Run { root, models, steps }
@@ -195,17 +205,23 @@ impl Run {
     }
 
     fn put(&self, files: &BTreeMap<PathBuf, Vec<u8>>, mark: &[u8]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
+        let root = scratch();
         restore(self.root.path(), root.path(), files);
         std::fs::write(root.path().join("log.mark"), mark).unwrap();
         root
     }
 
     fn check(&self, root: &Path, options: Options, acknowledged: usize) -> bool {
-        let (log, recovered) = open(root, options).expect("a crash alone never keeps a node from starting");
+        let (log, recovered) =
+            open(root, options).expect("a crash alone never keeps a node from starting");
         let found = read(&log, &recovered);
         let allowed = &self.models[acknowledged..];
-        assert!(allowed.contains(&found), "found {found:?}\nacknowledged {:?}\nlatest {:?}", allowed[0], allowed.last());
+        assert!(
+            allowed.contains(&found),
+            "found {found:?}\nacknowledged {:?}\nlatest {:?}",
+            allowed[0],
+            allowed.last()
+        );
         let uncertain = recovered.iter().any(|shard| shard.boot.uncertain);
         assert_eq!(uncertain, options.boot != OPTIONS.boot && !log.cuts().is_empty());
         uncertain
@@ -214,7 +230,7 @@ impl Run {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_process_is_killed_anywhere() {
-    let run = run(1, 90);
+    let run = run(1, 120);
     let mut random = Random(2);
     run.moments(|images, mark, _, acknowledged| {
         for torn in [0, 1 + random.below(200)] {
@@ -226,7 +242,7 @@ fn nothing_acknowledged_is_lost_when_the_process_is_killed_anywhere() {
 
 #[test]
 fn nothing_acknowledged_is_lost_when_the_power_goes_anywhere() {
-    let run = run(3, 90);
+    let run = run(3, 120);
     let mut random = Random(4);
     let mut doubts = 0;
     run.moments(|images, mark, synced, acknowledged| {
@@ -249,7 +265,7 @@ fn purging_moves_what_is_needed_and_removes_files() {
 
 /// A log with a mark that is some batches old, as after a loss of power.
 fn old_mark() -> (tempfile::TempDir, Model) {
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let files = Arc::new(DefaultFileSystem);
     let options = Options { file_bytes: 1 << 20, purge_bytes: 8 << 20, ..OPTIONS };
     EngineLog::create_with(root.path(), &SHARDS, options, Arc::clone(&files)).unwrap();
@@ -257,7 +273,8 @@ fn old_mark() -> (tempfile::TempDir, Model) {
     let (mut model, mut random) = (birth(), Random(6));
     let mut mark = Vec::new();
     for round in 0..9 {
-        let writes = model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
+        let writes =
+            model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
         log.write(&writes.collect::<Vec<_>>()).unwrap();
         if round == 6 {
             log.sync_mark();
@@ -274,7 +291,7 @@ fn log_file(root: &Path) -> PathBuf {
 }
 
 fn marked_offset(root: &Path) -> usize {
-    let probe = tempfile::tempdir().unwrap();
+    let probe = scratch();
     restore(root, probe.path(), &contents(root));
     let (log, _) = open(probe.path(), OPTIONS).unwrap();
     usize::try_from(log.mark().spans[0].end.offset).unwrap()
@@ -283,7 +300,9 @@ fn marked_offset(root: &Path) -> usize {
 /// Opens what must be refused, and sees that nothing changed.
 fn assert_refused(root: &Path, what: &str) {
     let before = contents(root);
-    let Err(Refusal(sentence)) = open(root, AFTER_POWER_LOSS) else { panic!("{what} was not refused") };
+    let Err(Refusal(sentence)) = open(root, AFTER_POWER_LOSS) else {
+        panic!("{what} was not refused")
+    };
     assert!(sentence.contains(root.to_str().unwrap()) && !sentence.contains('\n'), "{sentence}");
     assert!(before == contents(root), "{what} was refused and yet something changed");
 }
@@ -296,7 +315,7 @@ fn a_log_cut_at_any_byte_boots_above_the_mark_and_is_refused_below() {
     let bytes = &whole[&log_file(root.path())];
     let (mut booted, mut doubts) = (0, 0);
     for end in marked.saturating_sub(300)..=bytes.len() {
-        let cut = tempfile::tempdir().unwrap();
+        let cut = scratch();
         restore(root.path(), cut.path(), &whole);
         std::fs::write(log_file(cut.path()), &bytes[..end]).unwrap();
         if end < marked {
@@ -307,7 +326,10 @@ fn a_log_cut_at_any_byte_boots_above_the_mark_and_is_refused_below() {
         booted += 1;
         doubts += u32::from(recovered[0].boot.uncertain);
         for (id, shard) in read(&log, &recovered) {
-            assert!(shard.last().0 <= model[&id].last().0 + 4, "shard {id} holds nothing that was never written");
+            assert!(
+                shard.last().0 <= model[&id].last().0 + 4,
+                "shard {id} holds nothing that was never written"
+            );
         }
     }
     assert!(booted > 200 && doubts > 200 && doubts < booted, "{booted} booted, {doubts} in doubt");
@@ -324,16 +346,23 @@ fn a_flipped_bit_below_the_mark_is_refused_and_nothing_changes() {
     };
     let mut harmless = Vec::new();
     for offset in 0..marked {
-        let rotten = tempfile::tempdir().unwrap();
+        let rotten = scratch();
         restore(root.path(), rotten.path(), &whole);
         let mut bytes = whole[&log_file(root.path())].clone();
         bytes[offset] ^= 1 << (offset % 8);
         std::fs::write(log_file(rotten.path()), bytes).unwrap();
         let before = contents(rotten.path());
         match open(rotten.path(), AFTER_POWER_LOSS) {
-            Err(_) => assert!(before == contents(rotten.path()), "refused at {offset} and yet something changed"),
+            Err(_) => assert!(
+                before == contents(rotten.path()),
+                "refused at {offset} and yet something changed"
+            ),
             Ok((log, recovered)) => {
-                assert_eq!(read(&log, &recovered), intact, "a bit at {offset} changed what the log holds");
+                assert_eq!(
+                    read(&log, &recovered),
+                    intact,
+                    "a bit at {offset} changed what the log holds"
+                );
                 harmless.push(offset);
             }
         }
@@ -348,14 +377,12 @@ fn missing_files_are_refused() {
     let mut refused = 0;
     let mark = open(run.root.path(), OPTIONS).unwrap().0.mark();
     for path in files.keys() {
-        let probe = tempfile::tempdir().unwrap();
+        let probe = scratch();
         restore(run.root.path(), probe.path(), &files);
         let gone = probe.path().join(path.strip_prefix(run.root.path()).unwrap());
         std::fs::remove_file(&gone).unwrap();
         let name = path.file_name().unwrap().to_str().unwrap();
-        let needed = name == "log.mark"
-            || name.ends_with(".raftlog")
-            || mark.spans[1].end.file > 0;
+        let needed = name == "log.mark" || name.ends_with(".raftlog") || mark.spans[1].end.file > 0;
         if needed {
             assert_refused(probe.path(), name);
             refused += 1;
@@ -374,24 +401,30 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
         let (log, recovered) = open(root.path(), Options { boot, ..OPTIONS }).unwrap();
         assert!(recovered.iter().all(|shard| shard.boot.uncertain));
         log.trust(99);
+        log.write(&[]).unwrap();
     }
     let (log, _) = open(root.path(), OPTIONS).unwrap();
     log.trust(SHARDS[1]);
+    log.write(&[]).unwrap();
     drop(log);
     let (_, recovered) = open(root.path(), OPTIONS).unwrap();
-    assert_eq!(recovered.iter().map(|shard| shard.boot.uncertain).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(
+        recovered.iter().map(|shard| shard.boot.uncertain).collect::<Vec<_>>(),
+        [true, false]
+    );
 }
 
 #[test]
 fn a_full_disk_refuses_a_batch_and_takes_it_later() {
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let recorder = Recorder::new(&root.path().join("log.mark"));
     let files = Arc::new(recorder.clone());
     EngineLog::create_with(root.path(), &SHARDS, OPTIONS, Arc::clone(&files)).unwrap();
     let (log, _) = EngineLog::open_with(root.path(), &SHARDS, OPTIONS, files).unwrap();
     let (mut model, mut random) = (birth(), Random(8));
     for round in 0..30 {
-        let writes = model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
+        let writes =
+            model.iter_mut().map(|(&id, shard)| LogWrite::Append(id, shard.append(&mut random)));
         let writes = writes.collect::<Vec<_>>();
         if round % 3 == 0 {
             recorder.set_fault(Fault::NoSpace);
@@ -412,7 +445,7 @@ fn a_full_disk_refuses_a_batch_and_takes_it_later() {
 #[test]
 fn a_failed_sync_ends_the_process() {
     on_fault(|sentence| panic!("the process ends: {sentence}"));
-    let root = tempfile::tempdir().unwrap();
+    let root = scratch();
     let recorder = Recorder::new(&root.path().join("log.mark"));
     let files = Arc::new(recorder.clone());
     EngineLog::create_with(root.path(), &SHARDS, OPTIONS, Arc::clone(&files)).unwrap();
@@ -420,7 +453,9 @@ fn a_failed_sync_ends_the_process() {
     let mut model = birth();
     let append = model.get_mut(&0).unwrap().append(&mut Random(9));
     recorder.set_fault(Fault::SyncFails);
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| log.write(&[LogWrite::Append(0, append)])));
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        log.write(&[LogWrite::Append(0, append)])
+    }));
     let words = result.unwrap_err().downcast::<String>().unwrap();
     assert!(words.contains("cannot sync the log file"), "{words}");
     recorder.set_fault(Fault::None);

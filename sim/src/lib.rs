@@ -1,1 +1,22 @@
-//! x
+//! How we know: whole clusters from one seed, and the checkers of their histories.
+//!
+//! [`check`] depends on nothing else here: tests with real processes use it too. The rest is a world in one thread
+//! and virtual time: [`run::run`] runs a seed. In reading order: [`dice`], [`knobs`], [`network`], [`disk`],
+//! [`node`], [`calls`], [`roles`], [`client`], [`event`], [`world`], `carry` and `faults`, [`run`].
+
+pub mod calls;
+mod carry;
+pub mod check;
+pub mod client;
+pub mod dice;
+pub mod disk;
+pub mod event;
+mod faults;
+pub mod knobs;
+pub mod network;
+pub mod node;
+pub mod roles;
+pub mod run;
+pub mod stats;
+pub mod trace;
+pub mod world;

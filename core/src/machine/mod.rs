@@ -317,8 +317,12 @@ impl Machine {
                 refused(refusal)
             }
         };
-        if let Some(request_id) = &command.request_id {
-            requests::remember(&mut scope, request_id, &outcome);
+        match &command.request_id {
+            Some(request_id) if queue::took_nothing(&outcome) => {
+                requests::meet(&mut scope, request_id);
+            }
+            Some(request_id) => requests::remember(&mut scope, request_id, &outcome),
+            None => {}
         }
         self.finish(scope, applied);
         outcome

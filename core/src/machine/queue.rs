@@ -7,13 +7,15 @@ use bytes::Bytes;
 use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
-    AckLease, AwaitReady, DequeueFrom, EnqueueTo, Lease, OpenPartition, Partition, Ready, Refusal,
-    ReturnLeases, StoredMessage, answer,
+    AckLease, Answer, AwaitReady, DequeueFrom, EnqueueTo, Lease, OpenPartition, Partition, Ready,
+    Refusal, ReturnLeases, StoredMessage, answer,
 };
 use trefoil_proto::queue::v1::{AckResponse, Delivery, DequeueResponse, EnqueueResponse};
 
 use super::polls::Polls;
-use super::{QueryOutcome, Ruling, Scope, Verdict, answered, done, refuse, refuse_with, timers};
+use super::{
+    Outcome, QueryOutcome, Ruling, Scope, Verdict, answered, done, refuse, refuse_with, timers,
+};
 use crate::key::{Key, Kind};
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, KEYS_PER_COMMAND_MAX, PARTITIONS_MAX};
 use crate::store::{Store, Txn, decode, prefix_end};
@@ -102,6 +104,15 @@ pub(super) fn dequeue(scope: &mut Scope<'_>, request: &DequeueFrom, shards: u32)
     }
     scope.output.counts.dequeued += deliveries.len() as u64;
     Ok(Verdict::Answer(answer::Answer::Dequeue(DequeueResponse { header: None, deliveries })))
+}
+
+/// Whether a dequeue found nothing. That is no answer to keep: a long poll asks again under the same request id.
+pub(super) fn took_nothing(outcome: &Outcome) -> bool {
+    let Outcome::Answered(Answer { answer: Some(answer::Answer::Dequeue(response)) }) = outcome
+    else {
+        return false;
+    };
+    response.deliveries.is_empty()
 }
 
 /// Settles a message, by its newest lease and before that runs out.

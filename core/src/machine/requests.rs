@@ -85,6 +85,16 @@ pub(super) fn remember(scope: &mut Scope<'_>, id: &RequestId, outcome: &Outcome)
     scope.txn.put_message(client_key(&id.client), &client);
 }
 
+/// Knows a client from now on, with no answer to keep: its retry is executed.
+pub(super) fn meet(scope: &mut Scope<'_>, id: &RequestId) {
+    let known = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    if known.is_none() {
+        watch_idle(scope, &id.client, scope.now_ms);
+    }
+    let client = RequestClient { seen_at_ms: scope.now_ms, ..known.unwrap_or_default() };
+    scope.txn.put_message(client_key(&id.client), &client);
+}
+
 /// Remembers the answers of commands that had waited until now.
 pub(super) fn settle(scope: &mut Scope<'_>) {
     for n in 0..scope.output.settled.len() {
@@ -133,9 +143,15 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
 
 /// Refusals that a retry may outlive: remembering them would hide the answer of the first try, or of a later one.
 fn keeps_no_answer(answer: &Answer) -> bool {
-    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
-    let reason = refusal.reason();
-    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+    match &answer.answer {
+        Some(answer::Answer::Refusal(refusal)) => {
+            let reason = refusal.reason();
+            reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+        }
+        // A long poll asks again under the same id until there is something.
+        Some(answer::Answer::Dequeue(response)) => response.deliveries.is_empty(),
+        _ => false,
+    }
 }
 
 fn waits(record: &RequestAnswer) -> bool {

@@ -1,7 +1,7 @@
 //! The Raft log of all shards in one raft-engine: one batch and one sync for every shard that has something to write.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protobuf::Message as _;
 use raft_engine::env::{DefaultFileSystem, FileSystem};
@@ -65,6 +65,20 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     engine: Engine<Guarded<F>>,
     guard: Arc<Guard>,
     path: PathBuf,
+    /// Goes with the next batch. Nothing is ever written without a sync: raft-engine removes the file that holds the
+    /// old value of a key as soon as a new one is written, synced or not.
+    pending: Mutex<Vec<Pending>>,
+    /// Held while a batch is written: what was pending must not come after what was written later.
+    turn: Mutex<()>,
+}
+
+/// What can wait for the next batch.
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    /// Entries of a shard up to an index, whose term is given, are not needed any more.
+    Compact(ShardId, u64, u64),
+    /// The end of the shard's log is known to be whole.
+    Trust(ShardId),
 }
 
 impl<F: FileSystem> std::fmt::Debug for EngineLog<F> {
@@ -94,7 +108,7 @@ impl EngineLog {
     }
 }
 
-impl<F: FileSystem> EngineLog<F> {
+impl<F: FileSystem + 'static> EngineLog<F> {
     /// [`EngineLog::create`] on another file system.
     ///
     /// # Errors
@@ -179,10 +193,15 @@ impl<F: FileSystem> EngineLog<F> {
             enable_log_recycle: false,
             ..Config::default()
         };
+        // raft-engine would make its lock file readable to all.
+        let lock = path.join("LOCK");
+        if !lock.exists() {
+            durable::open_file(&lock, true).map_err(|error| Refusal::io("make", &lock, &error))?;
+        }
         let files = Arc::new(Guarded::new(files, Arc::clone(&guard)));
         let engine = Engine::open_with_file_system(config, files);
         let engine = engine.map_err(|error| damaged(&path, guard.refused(), &error))?;
-        Ok(Self { engine, guard, path })
+        Ok(Self { engine, guard, path, pending: Mutex::default(), turn: Mutex::default() })
     }
 
     /// Moves the doubt from the mark to each shard, which loses it when it has caught up.
@@ -196,13 +215,9 @@ impl<F: FileSystem> EngineLog<F> {
     }
 
     /// Ends the doubt about the end of a shard's log ([`Boot::uncertain`]): it has caught up with a leader. Until
-    /// then the doubt outlives restarts. Not synced: a doubt that comes back is only a delay.
+    /// then the doubt outlives restarts. It goes with the next batch: a doubt that comes back is only a delay.
     pub fn trust(&self, shard: ShardId) {
-        let mut batch = LogBatch::with_capacity(1);
-        batch.delete(region(shard), UNCERTAIN.to_vec());
-        if let Err(error) = self.engine.write(&mut batch, false) {
-            drop(self.no_space(error));
-        }
+        self.pending().push(Pending::Trust(shard));
     }
 
     /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
@@ -283,6 +298,7 @@ impl<F: FileSystem> EngineLog<F> {
     /// # Errors
     /// When there is no space to move what is still needed.
     pub fn purge(&self) -> Result<Vec<ShardId>, std::io::Error> {
+        self.write(&[])?;
         match self.engine.purge_expired_files() {
             Ok(regions) => Ok(regions.into_iter().filter_map(shard_of).collect()),
             Err(error) => Err(self.no_space(error)),
@@ -300,6 +316,20 @@ impl<F: FileSystem> EngineLog<F> {
         match error {
             Error::Io(error) if is_no_space(&error) => error,
             error => die(format_args!("cannot write {}: {error}", self.path.display())),
+        }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fill_pending(&self, batch: &mut LogBatch, pending: Pending) {
+        match pending {
+            Pending::Compact(shard, to, term) => {
+                batch.add_command(region(shard), Command::Compact { index: to + 1 });
+                put(batch, region(shard), TRUNCATED, encode_pair((to, term)));
+            }
+            Pending::Trust(shard) => batch.delete(region(shard), UNCERTAIN.to_vec()),
         }
     }
 
@@ -324,11 +354,20 @@ impl<F: FileSystem> EngineLog<F> {
 
 impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error> {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = LogBatch::with_capacity(2 * writes.len());
+        let pending = std::mem::take(&mut *self.pending());
+        for pending in &pending {
+            self.fill_pending(&mut batch, *pending);
+        }
         for write in writes {
             self.fill(&mut batch, write);
         }
-        self.engine.write(&mut batch, true).map(drop).map_err(|error| self.no_space(error))
+        self.engine.write(&mut batch, true).map(drop).map_err(|error| {
+            let error = self.no_space(error);
+            self.pending().splice(..0, pending);
+            error
+        })
     }
 
     fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry> {
@@ -365,13 +404,7 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     }
 
     fn compact(&self, shard: ShardId, to: u64, term: u64) {
-        let mut batch = LogBatch::with_capacity(2);
-        batch.add_command(region(shard), Command::Compact { index: to + 1 });
-        put(&mut batch, region(shard), TRUNCATED, encode_pair((to, term)));
-        // Not synced: a cut that is lost in a crash is made again. Without space it waits for the next one.
-        if let Err(error) = self.engine.write(&mut batch, false) {
-            drop(self.no_space(error));
-        }
+        self.pending().push(Pending::Compact(shard, to, term));
     }
 
     fn bytes(&self) -> u64 {

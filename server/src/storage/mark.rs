@@ -83,11 +83,8 @@ impl File {
     /// When it cannot be written, or is there.
     pub fn create(path: &Path, boot: u64) -> std::io::Result<Self> {
         let file = durable::open_file(path, true)?;
-        let mark = Mark {
-            spans: [Span { first: 1, end: Place::default() }; 2],
-            boot,
-            uncertain: false,
-        };
+        let mark =
+            Mark { spans: [Span { first: 1, end: Place::default() }; 2], boot, uncertain: false };
         let mut state = State { file, mark, synced: mark, counter: 0, slot: 0 };
         state.write()?;
         state.sync()?;

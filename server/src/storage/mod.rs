@@ -52,7 +52,7 @@ pub trait LogStore: Send + Sync + 'static {
     fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error>;
     /// Entries `first..last` of a shard, at most `max_bytes` but at least one where there is one.
     fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry>;
-    /// Drops entries up to an index, in the background; `term` is the term at `to`.
+    /// Drops entries up to an index with the next batch that is written; `term` is the term at `to`.
     fn compact(&self, shard: ShardId, to: u64, term: u64);
     /// Bytes of the files, for metrics.
     fn bytes(&self) -> u64;

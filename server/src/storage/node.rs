@@ -10,15 +10,15 @@ use super::log::BIRTH_GENERATION;
 use super::state::remove_other_generations;
 use super::{DataDirectory, EngineLog, Expected, Recovered, StateStore};
 
-/// What a node has on disk.
+/// What a node has on disk. The directory, which is locked, is dropped last.
 #[derive(Debug)]
 pub struct Disk {
-    /// The directory; it is locked until this is dropped.
-    pub directory: DataDirectory,
-    /// The Raft log of all shards.
-    pub log: EngineLog,
     /// Log and state of each shard, the meta shard first.
     pub shards: Vec<(Recovered, StateStore)>,
+    /// The Raft log of all shards.
+    pub log: EngineLog,
+    /// The directory; it is locked until this is dropped.
+    pub directory: DataDirectory,
 }
 
 /// Opens the data directory of a node; an empty one becomes the directory of a newborn node. `cache_bytes` is
@@ -46,7 +46,7 @@ pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk
         remove_other_generations(path, recovered.shard, recovered.generation)?;
         open.push((recovered, store));
     }
-    Ok(Disk { directory, log, shards: open })
+    Ok(Disk { shards: open, log, directory })
 }
 
 fn give_birth(path: &Path, shard: ShardId, cache_bytes: usize) -> Result<(), Refusal> {

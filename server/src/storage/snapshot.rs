@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use prost::Message as _;
 use redb::{
     ReadTransaction, ReadableTable as _, ReadableTableMetadata as _, StorageBackend,
     WriteTransaction,
@@ -64,8 +65,8 @@ impl Reader {
 
     /// What it holds, for the receiver to check.
     #[must_use]
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+    pub fn manifest(&self) -> Manifest {
+        self.manifest
     }
 
     /// All records in order, in chunks of at most [`SNAPSHOT_CHUNK_BYTES`] before the last record of each.
@@ -167,6 +168,7 @@ impl Writer {
         position: (u64, u64),
         manifest: Manifest,
     ) -> Result<Self, Refusal> {
+        check_format(&manifest)?;
         let (path, backend) = state::create_file(root, shard, generation)?;
         Self::create_on(&path, shard, position, manifest, backend)
     }
@@ -182,6 +184,7 @@ impl Writer {
         manifest: Manifest,
         backend: impl StorageBackend,
     ) -> Result<Self, Refusal> {
+        check_format(&manifest)?;
         let path = path.to_owned();
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
         let mut writer = Self {
@@ -196,12 +199,6 @@ impl Writer {
             ordinal: 0,
             complete: false,
         };
-        if writer.manifest.format != STATE_FORMAT {
-            let format = writer.manifest.format;
-            return Err(Refusal(format!(
-                "the snapshot has format {format}, and this node knows {STATE_FORMAT}"
-            )));
-        }
         let file = StateFile::open(shard, &writer.path, backend, WRITER_CACHE_BYTES)?;
         let write = file.begin_write().map_err(|error| writer.failed(&error))?;
         writer.open = Some((file, write));
@@ -285,9 +282,7 @@ impl Writer {
                     write.open_table(RECORDS).map_err(|error| self.failed(&error.into()))?;
                 let stored =
                     stored.get(key.as_ref()).map_err(|error| self.failed(&error.into()))?;
-                stored.map(|stored| {
-                    trefoil_core::store::decode::<Progress>(&file.verified(&key, stored.value()))
-                })
+                stored.and_then(|stored| Progress::decode(file.verified(&key, stored.value())).ok())
             }
             None => None,
         };
@@ -306,12 +301,19 @@ impl Writer {
     }
 
     fn remove(&self) {
-        if let Err(error) = std::fs::remove_file(&self.path)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            // The next start removes it: the log does not name it.
-        }
+        // A file that stays is removed by the next start: the log does not name it.
+        std::fs::remove_file(&self.path).ok();
     }
+}
+
+fn check_format(manifest: &Manifest) -> Result<(), Refusal> {
+    if manifest.format == STATE_FORMAT {
+        return Ok(());
+    }
+    Err(Refusal(format!(
+        "the snapshot has format {}, and this node knows {STATE_FORMAT}",
+        manifest.format
+    )))
 }
 
 /// Pages of a snapshot are written once and not read again.

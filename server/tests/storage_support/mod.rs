@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
+use trefoil_server::storage::node::Disk;
+use trefoil_server::storage::{Expected, Refusal};
 
 type Inner = DefaultFileSystem;
 type InnerHandle = <Inner as FileSystem>::Handle;
@@ -123,7 +125,11 @@ impl Write for RecordedWriter {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let written = self.inner.write(buf)?;
-        self.handle.recorder.push(Step::Write(self.handle.path.clone(), self.offset, buf[..written].to_vec()));
+        self.handle.recorder.push(Step::Write(
+            self.handle.path.clone(),
+            self.offset,
+            buf[..written].to_vec(),
+        ));
         self.offset += written;
         Ok(written)
     }
@@ -206,12 +212,25 @@ impl FileSystem for Recorder {
     }
 }
 
+/// A scratch directory, in memory where that is possible: these tests sync thousands of files.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    let made = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+    made.or_else(|_| tempfile::tempdir()).unwrap()
+}
+
+/// Opens the disk of a node as a node does.
+pub fn open_node(path: &Path, expected: &Expected) -> Result<Disk, Refusal> {
+    trefoil_server::storage::node::open(path, expected, 1 << 20)
+}
+
 /// A small generator, so that a test does the same each time.
 pub struct Random(pub u64);
 
 impl Random {
     pub fn below(&mut self, bound: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         usize::try_from(self.0 >> 33).unwrap() % bound.max(1)
     }
 }
@@ -285,7 +304,10 @@ impl Images {
         })
     }
 
-    fn with_pending(&self, mut arrive: impl FnMut(&Step, bool, &mut Vec<u8>)) -> BTreeMap<PathBuf, Vec<u8>> {
+    fn with_pending(
+        &self,
+        mut arrive: impl FnMut(&Step, bool, &mut Vec<u8>),
+    ) -> BTreeMap<PathBuf, Vec<u8>> {
         let files = self.0.iter().map(|(path, image)| {
             let mut bytes = image.durable.clone();
             for (n, step) in image.pending.iter().enumerate() {

@@ -1,0 +1,159 @@
+//! What stands on the command line. Every flag is also a variable.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::output::Format;
+
+/// Locks, queues and a coherent cache, replicated. One binary.
+#[derive(Debug, Parser)]
+#[command(name = "trefoil", version, propagate_version = false, arg_required_else_help = true)]
+#[command(
+    after_help = "Exit codes: 0 done; 1 failed; 2 nothing there (lock not acquired, queue empty, key missing); 64 wrong usage."
+)]
+pub(crate) struct Arguments {
+    /// How results are written.
+    #[arg(short, long, global = true, env = "TREFOIL_OUTPUT", value_enum, default_value_t)]
+    pub(crate) output: Format,
+    #[command(flatten)]
+    pub(crate) client: ClientArgs,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How commands reach a cluster.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Client options")]
+pub(crate) struct ClientArgs {
+    /// Nodes to ask, separated by commas; one that answers is enough.
+    #[arg(
+        long,
+        global = true,
+        env = "TREFOIL_ENDPOINTS",
+        value_name = "URLS",
+        value_delimiter = ','
+    )]
+    #[arg(default_value = "http://127.0.0.1:7001", value_parser = endpoint)]
+    pub(crate) endpoints: Vec<String>,
+    /// Namespace of locks, queues and keys.
+    #[arg(
+        long,
+        global = true,
+        env = "TREFOIL_NAMESPACE",
+        value_name = "NAME",
+        default_value = "default"
+    )]
+    pub(crate) namespace: String,
+    /// Time for each call with all its retries, a wait apart: a number with ms, s, m or h.
+    #[arg(long, global = true, env = "TREFOIL_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) timeout: Duration,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run one node.
+    Serve(Box<crate::serve::ServeCommand>),
+    /// Run three nodes on this machine, until Ctrl-C.
+    Dev(crate::dev::DevArgs),
+    /// Show every node and shard: roles, terms, leaders, lag.
+    Status,
+    /// Acquire and release locks, or run a command under one.
+    #[command(subcommand)]
+    Lock(crate::lock::LockCommand),
+    /// Create queues, enqueue, dequeue and acknowledge.
+    #[command(subcommand)]
+    Queue(crate::queue::QueueCommand),
+    /// Put, get and delete keys.
+    #[command(subcommand)]
+    Cache(crate::cache::CacheCommand),
+    /// Measure a running cluster.
+    #[command(subcommand)]
+    Bench(crate::bench::BenchCommand),
+    /// Ask nodes whether they serve; exits with 1 when one does not.
+    Health(crate::health::HealthArgs),
+    /// Show the version, the commit and the versions of the formats.
+    Version,
+    /// Write the completions of a shell to standard output.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory.
+    Man {
+        /// The directory, made when it is missing.
+        #[arg(long, env = "TREFOIL_MAN_DIR", value_name = "DIR")]
+        dir: PathBuf,
+    },
+}
+
+/// A time such as 250ms, 10s, 5m or 1h.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("{text:?} must be a whole number followed by ms, s, m or h");
+    let unit = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
+    let number = text[..unit].parse::<u64>().map_err(|_| wrong())?;
+    let factor = match &text[unit..] {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(wrong()),
+    };
+    number.checked_mul(factor).map(Duration::from_millis).ok_or_else(wrong)
+}
+
+/// A URL; the scheme may be left out.
+fn endpoint(text: &str) -> Result<String, String> {
+    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
+    let address =
+        url.strip_prefix("http://").filter(|rest| !rest.is_empty() && !rest.contains(['/', ' ']));
+    address.map(|_| url.clone()).ok_or_else(|| format!("{text:?} must be http://host:port"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn times_have_a_unit() {
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        for wrong in
+            ["", "5", "s", "-1s", "1.5s", "1d", "99999999999999999999h", "18446744073709551615h"]
+        {
+            assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn endpoints_may_leave_out_the_scheme() {
+        assert_eq!(endpoint("localhost:7001").as_deref(), Ok("http://localhost:7001"));
+        assert_eq!(endpoint("http://[::1]:7001").as_deref(), Ok("http://[::1]:7001"));
+        for wrong in ["", "https://h:1", "http://", "h:1/path"] {
+            assert!(endpoint(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_also_a_variable() {
+        fn check(command: &clap::Command) {
+            for argument in command.get_arguments().filter(|argument| !argument.is_positional()) {
+                let known = ["help", "version"].contains(&argument.get_id().as_str())
+                    || argument.is_hide_set();
+                assert!(
+                    known || argument.get_env().is_some(),
+                    "{} --{}",
+                    command.get_name(),
+                    argument.get_id()
+                );
+            }
+            command.get_subcommands().for_each(check);
+        }
+        Arguments::command().debug_assert();
+        check(&Arguments::command());
+    }
+}

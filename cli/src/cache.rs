@@ -1,0 +1,170 @@
+//! `trefoil cache`: put, get, delete.
+
+use std::io::Read as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde::Serialize;
+use trefoil_client::{Entry, LineState, Stored, Value};
+
+use crate::args::{ClientArgs, duration};
+use crate::client::connect;
+use crate::exit::{Failure, NOTHING};
+use crate::output::{self, Format, Report};
+
+/// What to do with the cache.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CacheCommand {
+    /// Store a value.
+    Put {
+        /// The key, 1 byte to 1 KiB.
+        key: String,
+        /// The value as text; - reads bytes from standard input.
+        value: String,
+        /// How long the value lives; left out, until it is deleted.
+        #[arg(long, env = "TREFOIL_CACHE_TTL", value_name = "TIME", value_parser = duration)]
+        ttl: Option<Duration>,
+    },
+    /// Read the latest value; exits with 2 when there is none.
+    Get {
+        /// The key.
+        key: String,
+        /// Write the bytes of the value alone.
+        #[arg(long, env = "TREFOIL_CACHE_RAW")]
+        raw: bool,
+    },
+    /// Remove a key; exits with 2 when there was no value.
+    Delete {
+        /// The key.
+        key: String,
+    },
+}
+
+#[derive(Serialize)]
+struct Put {
+    version: u64,
+    state: String,
+    shard: u32,
+    index: u64,
+}
+
+#[derive(Serialize)]
+struct Get {
+    hit: bool,
+    value: Option<String>,
+    version: Option<u64>,
+    state: String,
+    ttl_ms: Option<u128>,
+}
+
+#[derive(Serialize)]
+struct Delete {
+    deleted: bool,
+}
+
+pub(crate) async fn run(
+    command: CacheCommand,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let cache = connect(args).await?.cache();
+    match command {
+        CacheCommand::Put { key, value, ttl } => {
+            let mut put = cache.put(key, given(value)?);
+            if let Some(ttl) = ttl {
+                put = put.ttl(ttl);
+            }
+            output::print(format, &Put::from(put.await?))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        CacheCommand::Get { key, raw } => {
+            let entry = cache.get(key).await?;
+            match &entry {
+                Some(entry) if raw => output::raw(entry.value.as_bytes())?,
+                None if raw => {}
+                _ => output::print(format, &Get::from(entry.as_ref()))?,
+            }
+            Ok(if entry.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
+        }
+        CacheCommand::Delete { key } => {
+            let deleted = cache.delete(key).await?;
+            output::print(format, &Delete { deleted })?;
+            Ok(if deleted { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
+        }
+    }
+}
+
+/// The value of an argument, or standard input for "-".
+pub(crate) fn given(value: String) -> Result<Value, Failure> {
+    if value != "-" {
+        return Ok(value.into());
+    }
+    let mut bytes = Vec::new();
+    let read = std::io::stdin().read_to_end(&mut bytes);
+    read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
+    Ok(bytes.into())
+}
+
+/// Text as it is; other bytes as UTF-8 where they are, with replacements where not.
+pub(crate) fn shown(value: &Value) -> String {
+    String::from_utf8_lossy(value.as_bytes()).into_owned()
+}
+
+fn state(state: LineState) -> String {
+    state.as_str_name().trim_start_matches("LINE_STATE_").to_owned()
+}
+
+impl From<Stored> for Put {
+    fn from(stored: Stored) -> Self {
+        Self {
+            version: stored.version,
+            state: state(stored.state),
+            shard: stored.header.shard,
+            index: stored.header.index,
+        }
+    }
+}
+
+impl From<Option<&Entry>> for Get {
+    fn from(entry: Option<&Entry>) -> Self {
+        Self {
+            hit: entry.is_some(),
+            value: entry.map(|entry| shown(&entry.value)),
+            version: entry.map(|entry| entry.version),
+            state: state(entry.map_or(LineState::Invalid, |entry| entry.state)),
+            ttl_ms: entry.and_then(|entry| entry.ttl).map(|ttl| ttl.as_millis()),
+        }
+    }
+}
+
+impl Report for Put {
+    fn text(&self) -> String {
+        output::fields([
+            ("version", self.version.to_string()),
+            ("state", self.state.clone()),
+            ("shard", self.shard.to_string()),
+            ("index", self.index.to_string()),
+        ])
+    }
+}
+
+impl Report for Get {
+    fn text(&self) -> String {
+        let (Some(value), Some(version)) = (&self.value, self.version) else {
+            return "no value".to_owned();
+        };
+        output::fields([
+            ("value", value.clone()),
+            ("version", version.to_string()),
+            ("state", self.state.clone()),
+            ("ttl", self.ttl_ms.map_or_else(|| "none".to_owned(), |ms| format!("{ms} ms"))),
+        ])
+    }
+}
+
+impl Report for Delete {
+    fn text(&self) -> String {
+        if self.deleted { "deleted".to_owned() } else { "no value".to_owned() }
+    }
+}

@@ -1,0 +1,77 @@
+//! How a command ends: its exit code, and on standard error what went wrong and what to do next.
+
+use std::process::ExitCode;
+
+use trefoil_client::{Error, Reason};
+
+use crate::output;
+
+/// Nothing there: the lock was not acquired, the queue is empty, the key is missing.
+pub(crate) const NOTHING: u8 = 2;
+/// Wrong usage or configuration (EX_USAGE of sysexits.h).
+pub(crate) const USAGE: u8 = 64;
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+    next: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into(), next: None }
+    }
+
+    /// The configuration cannot be used.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: USAGE, ..Self::new(message) }
+    }
+
+    /// What the person may do now.
+    pub(crate) fn next(self, next: impl Into<String>) -> Self {
+        Self { next: Some(next.into()), ..self }
+    }
+
+    pub(crate) fn code(self, code: u8) -> Self {
+        Self { code, ..self }
+    }
+
+    /// Says it, and returns the exit code.
+    pub(crate) fn report(&self) -> ExitCode {
+        output::note(&format!("trefoil: {}", self.message));
+        if let Some(next) = &self.next {
+            output::note(&format!("         {next}"));
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let next = match &error {
+            Error::Unreachable { .. } => {
+                "Is it running? Start three nodes with `trefoil dev`, or name running ones with --endpoints.".to_owned()
+            }
+            Error::Deadline { .. } => "Try again, or give it more time with --timeout.".to_owned(),
+            Error::MaybeApplied { .. } => {
+                "Look before you repeat it: the command may have taken effect, or still take it.".to_owned()
+            }
+            Error::InvalidEndpoint { .. } | Error::NoEndpoint => "Give --endpoints http://host:port.".to_owned(),
+            Error::Refused { reason: Reason::NoQuorum | Reason::NotLeader, .. } => {
+                "Look at `trefoil status`: more than half of the nodes must run and reach each other.".to_owned()
+            }
+            Error::Refused { reason, .. } => reason.row().meaning.to_owned(),
+            _ => "Compare `trefoil version` here and on the nodes.".to_owned(),
+        };
+        Self::new(error.to_string()).next(next)
+    }
+}
+
+/// Help and version are answers; anything else is wrong usage.
+pub(crate) fn usage(refusal: &clap::Error) -> ExitCode {
+    // Where it cannot be written there is nobody to read it.
+    refusal.print().ok();
+    if refusal.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS }
+}

@@ -1,0 +1,87 @@
+//! The only place that writes: results to standard output, all else to standard error.
+
+use std::io::{self, Write as _};
+
+use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
+
+use crate::exit::Failure;
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: one document.
+    Json,
+}
+
+/// A result that both can read.
+pub(crate) trait Report: Serialize {
+    /// The form for people, without a newline at the end.
+    fn text(&self) -> String;
+}
+
+/// Writes a result.
+pub(crate) fn print(format: Format, report: &impl Report) -> Result<(), Failure> {
+    match format {
+        Format::Table => text(&report.text()),
+        Format::Json => {
+            let json = serde_json::to_string_pretty(report);
+            text(&json.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?)
+        }
+    }
+}
+
+/// Writes text and a newline to standard output.
+pub(crate) fn text(text: &str) -> Result<(), Failure> {
+    let mut bytes = Vec::from(text);
+    bytes.push(b'\n');
+    raw(&bytes)
+}
+
+/// Writes bytes as they are to standard output.
+pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        // Whoever read it has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written
+            .map_err(|error| Failure::new(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// Says something to the person, apart from the result.
+pub(crate) fn note(line: &str) {
+    // Where standard error is closed there is nobody to tell.
+    writeln!(io::stderr(), "{line}").ok();
+}
+
+/// Rows under a header; the columns named in `numbers` are aligned to the right.
+pub(crate) fn table<R: IntoIterator<Item = Vec<String>>>(
+    header: &[&str],
+    numbers: &[usize],
+    rows: R,
+) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header.iter().copied());
+    for row in rows {
+        table.add_row(row);
+    }
+    for (index, column) in table.column_iter_mut().enumerate() {
+        column.set_padding((0, 2));
+        if numbers.contains(&index) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// Name and value on each line.
+pub(crate) fn fields<const N: usize>(fields: [(&str, String); N]) -> String {
+    let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines = fields.map(|(name, value)| format!("{name:width$}  {value}"));
+    lines.join("\n")
+}

@@ -1,0 +1,40 @@
+//! `trefoil version`: what this binary is and which formats it writes.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+use crate::exit::Failure;
+use crate::output::{self, Format, Report};
+
+#[derive(Serialize)]
+struct Version {
+    version: &'static str,
+    commit: &'static str,
+    /// Version of the state machine that entries of the log ask for.
+    machine: u32,
+    /// Version of the map from keys to slots to shards.
+    slot_map: u32,
+}
+
+pub(crate) fn run(format: Format) -> Result<ExitCode, Failure> {
+    let version = Version {
+        version: env!("CARGO_PKG_VERSION"),
+        commit: env!("TREFOIL_COMMIT"),
+        machine: trefoil_core::MACHINE_VERSION,
+        slot_map: trefoil_core::slot::MAP_EPOCH,
+    };
+    output::print(format, &version)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+impl Report for Version {
+    fn text(&self) -> String {
+        output::fields([
+            ("trefoil", self.version.to_owned()),
+            ("commit", self.commit.to_owned()),
+            ("machine", self.machine.to_string()),
+            ("slot map", self.slot_map.to_string()),
+        ])
+    }
+}

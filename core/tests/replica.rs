@@ -1,0 +1,250 @@
+//! Scripts of the replica: what it wants after each input, with every message, write and apply carried out by hand.
+
+#[path = "support/cluster.rs"]
+mod cluster;
+mod support;
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use test_each_file::test_each_path;
+use trefoil_core::NodeId;
+use trefoil_core::check::DEFAULT_NAMESPACE;
+use trefoil_core::replica::{Input, Pressure, Proposal, Read, Tuning};
+use trefoil_core::slot::{self, MAP_EPOCH};
+use trefoil_proto::cache::v1::{GetRequest, PutRequest};
+use trefoil_proto::common::v1::{Value, value};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Query, query};
+
+use self::cluster::Cluster;
+
+test_each_path! { in "./core/tests/scripts/replica" => run }
+
+/// Rounds after which a cluster that does not come to rest is a fault.
+const ROUNDS_MAX: usize = 100;
+
+/// How long callers wait, in ms.
+const PATIENCE_MS: u64 = 60_000;
+
+fn run(path: &Path) {
+    goldenscript::run(&mut Runner { cluster: None, calls: 0 }, path).unwrap();
+}
+
+/// A line of a script.
+#[derive(goldenscript::Command)]
+enum Line {
+    /// Newborn replicas; the first is to lead.
+    Cluster {
+        nodes: u64,
+        /// Bytes of recent entries that are kept in memory.
+        #[arg(key)]
+        cache: Option<usize>,
+        /// Bytes of log that a follower may hold back.
+        #[arg(key)]
+        log: Option<u64>,
+    },
+    /// Newborn replicas whose leader is elected and at rest.
+    Ready {
+        nodes: u64,
+        #[arg(key)]
+        cache: Option<usize>,
+        #[arg(key)]
+        log: Option<u64>,
+    },
+    /// Time passes, by ticks of 50 ms.
+    Tick {
+        #[arg(optional)]
+        count: u64,
+        /// Only this node ticks.
+        #[arg(key)]
+        node: Option<NodeId>,
+    },
+    /// Time passes for all, and after each tick everything is carried out.
+    Pass(u64),
+    /// Messages arrive.
+    Deliver,
+    /// What was written is synced.
+    Persist(NodeId),
+    /// Appliers do their work.
+    Apply(NodeId),
+    /// Everything is carried out until nothing is left.
+    Settle,
+    /// Commands arrive together: values of keys a, b, c, ...
+    Put {
+        node: NodeId,
+        key: String,
+        #[arg(key, optional)]
+        count: u64,
+        /// When the callers give up, in ms from now.
+        #[arg(key)]
+        within: Option<u64>,
+    },
+    /// Reads arrive together.
+    Get {
+        node: NodeId,
+        key: String,
+        #[arg(key, optional)]
+        count: u64,
+    },
+    /// The messages under way are lost.
+    Lose {
+        #[arg(key)]
+        to: Option<NodeId>,
+    },
+    Isolate(NodeId),
+    Mend,
+    Crash(NodeId),
+    Start(NodeId),
+    /// The node starts and had to cut off a bad end of its log; the others are told.
+    StartUncertain(NodeId),
+    Transfer {
+        node: NodeId,
+        #[arg(key)]
+        to: Option<NodeId>,
+    },
+    /// The disk asks for a checkpoint.
+    Checkpoint(NodeId),
+    Status,
+}
+
+struct Runner {
+    cluster: Option<Cluster>,
+    calls: u64,
+}
+
+impl goldenscript::Runner for Runner {
+    type Command = Line;
+
+    fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
+        if let Line::Cluster { nodes, cache, log } | Line::Ready { nodes, cache, log } = line {
+            let standard = Tuning::default();
+            let tuning = Tuning {
+                log_cache_bytes: cache.unwrap_or(standard.log_cache_bytes),
+                log_bytes_max: log.unwrap_or(standard.log_bytes_max),
+                ..standard
+            };
+            self.cluster = Some(Cluster::new(*nodes, tuning));
+        }
+        let cluster = self.cluster.as_mut().ok_or("a script begins with a cluster")?;
+        match line {
+            Line::Cluster { .. } => {}
+            Line::Ready { .. } => {
+                cluster.tick(&cluster.running());
+                settle(cluster)?;
+                cluster.take_trace();
+            }
+            Line::Tick { count, node } => {
+                for _ in 0..(*count).max(1) {
+                    cluster.tick(&node.map_or_else(|| cluster.running(), |node| vec![node]));
+                }
+            }
+            Line::Pass(count) => {
+                for _ in 0..*count {
+                    cluster.tick(&cluster.running());
+                    settle(cluster)?;
+                }
+            }
+            Line::Deliver => drop(cluster.deliver()),
+            Line::Persist(node) => drop(cluster.persist(*node)),
+            Line::Apply(node) => drop(cluster.apply(*node)),
+            Line::Settle => settle(cluster)?,
+            Line::Put { node, key, count, within } => {
+                let deadline_ms = cluster.now_ms() + within.unwrap_or(PATIENCE_MS);
+                let puts = (0..(*count).max(1)).map(|n| put(self.next_call(), key, n, deadline_ms));
+                let puts = puts.collect();
+                self.step(*node, Input::Propose(puts));
+            }
+            Line::Get { node, key, count } => {
+                let deadline_ms = cluster.now_ms() + PATIENCE_MS;
+                let gets = (0..(*count).max(1)).map(|_| get(self.next_call(), key, deadline_ms));
+                let gets = gets.collect();
+                self.step(*node, Input::Read(gets));
+            }
+            Line::Lose { to } => cluster.drop_messages(*to),
+            Line::Isolate(node) => cluster.isolate(*node),
+            Line::Mend => cluster.mend(),
+            Line::Crash(node) => cluster.crash(*node),
+            Line::Start(node) => cluster.start(*node, false),
+            Line::StartUncertain(node) => {
+                cluster.start(*node, true);
+                cluster.tell_uncertain();
+            }
+            Line::Transfer { node, to } => {
+                let call = self.next_call();
+                self.step(*node, Input::Transfer { call, to: *to });
+            }
+            Line::Checkpoint(node) => {
+                let pressure = Pressure { wants_checkpoint: true, disk_low: false };
+                cluster.step(*node, Input::Pressure(pressure));
+            }
+            Line::Status => return Ok(status(cluster)),
+        }
+        Ok(self.cluster.as_mut().map(Cluster::take_trace).unwrap_or_default())
+    }
+}
+
+impl Runner {
+    fn next_call(&mut self) -> u64 {
+        self.calls += 1;
+        self.calls
+    }
+
+    fn step(&mut self, node: NodeId, input: Input) {
+        self.cluster.as_mut().expect("there is one").step(node, input);
+    }
+}
+
+fn settle(cluster: &mut Cluster) -> Result<(), Box<dyn Error>> {
+    for _ in 0..ROUNDS_MAX {
+        let mut any = cluster.deliver();
+        for node in cluster.running() {
+            any |= cluster.persist(node);
+            any |= cluster.apply(node);
+        }
+        if !any {
+            return Ok(());
+        }
+    }
+    Err("the cluster does not come to rest".into())
+}
+
+fn put(call: u64, key: &str, n: u64, deadline_ms: u64) -> Proposal {
+    let key = if n == 0 { key.to_owned() } else { format!("{key}{n}") };
+    let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
+    let value = Some(Value { kind: Some(value::Kind::Text(format!("value-{call}"))) });
+    let namespace = DEFAULT_NAMESPACE.to_owned();
+    let request = PutRequest { namespace, key, value, ttl_ms: 0, request_id: None };
+    let command = support::command(slot, 1, None, Operation::Put(request));
+    Proposal { call, command, deadline_ms }
+}
+
+fn get(call: u64, key: &str, deadline_ms: u64) -> Read {
+    let slot = slot::of_cache(DEFAULT_NAMESPACE, key).into();
+    let request = GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key: key.to_owned() };
+    let query =
+        Query { slot, map_epoch: MAP_EPOCH, agent: 1, query: Some(query::Query::Get(request)) };
+    Read { call, query, deadline_ms }
+}
+
+fn status(cluster: &Cluster) -> String {
+    let mut text = String::new();
+    for node in cluster.running() {
+        let status = cluster.status(node);
+        let uncertain = if cluster.is_uncertain(node) { ", uncertain" } else { "" };
+        writeln!(
+            text,
+            "n{node} {:?} t{} log {}..{} commit {} applied {} checkpoint {}{uncertain}",
+            status.role.role,
+            status.role.term,
+            status.first_index,
+            status.last_index,
+            status.commit_index,
+            status.applied_index,
+            status.checkpoint_index,
+        )
+        .expect("text grows");
+    }
+    text
+}

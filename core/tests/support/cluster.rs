@@ -1,0 +1,522 @@
+//! Replicas of one shard whose messages, writes and applies are carried out by hand, with a trace of all they want.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+
+use bytes::Bytes;
+use raft_proto::eraftpb::{Entry, HardState, Message, MessageType};
+use trefoil_core::machine::{Applied, Machine, QueryOutcome};
+use trefoil_core::replica::{
+    ApplyRange, Boot, Config, Effect, Input, Peer, PersistBatch, Read, Replica, Reply, Tuning,
+};
+use trefoil_core::store::MemoryStore;
+use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position, ShardId};
+use trefoil_proto::internal::v1::Refusal;
+
+/// The shard of all scripts; with one data shard it holds every slot.
+pub(crate) const SHARD: ShardId = 1;
+
+/// A state that a file holds.
+#[derive(Clone, Debug)]
+struct Image {
+    store: MemoryStore,
+    at: (u64, u64),
+}
+
+/// What a node's disk holds.
+#[derive(Clone, Debug)]
+struct Disk {
+    hard_state: HardState,
+    truncated: (u64, u64),
+    entries: BTreeMap<u64, Entry>,
+    image: Image,
+}
+
+/// Work of the applier, in order.
+#[derive(Debug)]
+enum Task {
+    Apply(ApplyRange),
+    Query { reads: Vec<Read>, term: u64, now_ms: u64 },
+    Cancel(CallId),
+    StepDown(Refusal),
+    Checkpoint,
+}
+
+/// A snapshot that waits for its log batch: generation, index, term, hard state.
+type Install = (u64, u64, u64, HardState);
+
+/// One replica and what it waits for.
+#[derive(Debug)]
+struct Member {
+    replica: Replica,
+    machine: Machine,
+    store: MemoryStore,
+    writes: VecDeque<PersistBatch>,
+    tasks: VecDeque<Task>,
+    install: Option<Install>,
+    open: BTreeMap<NodeId, Image>,
+    received: BTreeMap<u64, Image>,
+}
+
+/// All replicas, and the messages between them.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    now_ms: u64,
+    voters: Vec<NodeId>,
+    tuning: Tuning,
+    disks: BTreeMap<NodeId, Disk>,
+    members: BTreeMap<NodeId, Member>,
+    messages: VecDeque<(Box<Peer>, Option<Image>)>,
+    cut: BTreeSet<(NodeId, NodeId)>,
+    generations: u64,
+    /// What happened since the last command.
+    trace: String,
+}
+
+impl Cluster {
+    /// Newborn replicas 1 to `nodes`; the first is to lead.
+    pub(crate) fn new(nodes: u64, tuning: Tuning) -> Self {
+        let mut store = MemoryStore::default();
+        Machine::bootstrap(&mut store);
+        let at = (BIRTH_INDEX, BIRTH_TERM);
+        let hard_state =
+            HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
+        let disk = Disk {
+            hard_state,
+            truncated: at,
+            entries: BTreeMap::new(),
+            image: Image { store, at },
+        };
+        let mut cluster = Self {
+            now_ms: 1_000,
+            voters: (1..=nodes).collect(),
+            tuning,
+            disks: (1..=nodes).map(|node| (node, disk.clone())).collect(),
+            members: BTreeMap::new(),
+            messages: VecDeque::new(),
+            cut: BTreeSet::new(),
+            generations: 0,
+            trace: String::new(),
+        };
+        for node in 1..=nodes {
+            cluster.start(node, false);
+        }
+        cluster
+    }
+
+    /// Takes the trace since the last time.
+    pub(crate) fn take_trace(&mut self) -> String {
+        std::mem::take(&mut self.trace)
+    }
+
+    /// Starts a replica from its disk.
+    pub(crate) fn start(&mut self, node: NodeId, uncertain: bool) {
+        let disk = &self.disks[&node];
+        let mut terms = Vec::<(u64, u64)>::new();
+        for (index, entry) in &disk.entries {
+            if terms.last().is_none_or(|(_, term)| *term != entry.term) {
+                terms.push((*index, entry.term));
+            }
+        }
+        let store = disk.image.store.clone();
+        let machine = Machine::open(&store, SHARD, 1);
+        let boot = Boot {
+            hard_state: disk.hard_state.clone(),
+            truncated: disk.truncated,
+            terms,
+            last_index: disk.entries.last_key_value().map_or(disk.truncated.0, |(last, _)| *last),
+            log_bytes: 100 * disk.entries.len() as u64,
+            applied: disk.image.at,
+            log_time_ms: machine.progress().log_time_ms,
+            wall_ms: machine.progress().wall_ms,
+            next_due_ms: Machine::next_due_ms(&store),
+            uncertain,
+        };
+        let (voters, tuning) = (self.voters.clone(), self.tuning);
+        let config = Config { node, shard: SHARD, voters, preferred_leader: 1, seed: 7, tuning };
+        let logger = slog::Logger::root(slog::Discard, slog::o!());
+        let replica = Replica::new(config, &boot, self.now(), &logger).expect("the disk is sound");
+        let member = Member {
+            replica,
+            machine,
+            store,
+            writes: VecDeque::new(),
+            tasks: VecDeque::new(),
+            install: None,
+            open: BTreeMap::new(),
+            received: BTreeMap::new(),
+        };
+        self.members.insert(node, member);
+    }
+
+    /// A process dies: only its disk stays.
+    pub(crate) fn crash(&mut self, node: NodeId) {
+        self.members.remove(&node);
+    }
+
+    /// Cuts the links of a node in both directions.
+    pub(crate) fn isolate(&mut self, node: NodeId) {
+        for other in self.voters.iter().filter(|other| **other != node) {
+            self.cut.extend([(node, *other), (*other, node)]);
+        }
+    }
+
+    /// Mends all links.
+    pub(crate) fn mend(&mut self) {
+        self.cut.clear();
+    }
+
+    /// Loses the messages under way, to one node or to all.
+    pub(crate) fn drop_messages(&mut self, to: Option<NodeId>) {
+        self.messages.retain(|(peer, _)| to.is_some_and(|to| peer.message.to != to));
+    }
+
+    /// Lets a tick of time pass and tells it to these nodes.
+    pub(crate) fn tick(&mut self, nodes: &[NodeId]) {
+        self.now_ms += trefoil_core::limits::TICK_MS;
+        for node in nodes {
+            self.step(*node, Input::Tick);
+        }
+    }
+
+    /// The nodes that run.
+    pub(crate) fn running(&self) -> Vec<NodeId> {
+        self.members.keys().copied().collect()
+    }
+
+    /// The clock of all nodes, in ms.
+    pub(crate) fn now_ms(&self) -> u64 {
+        self.now_ms
+    }
+
+    /// What a replica says of itself.
+    pub(crate) fn status(&self, node: NodeId) -> trefoil_core::replica::Status {
+        self.members[&node].replica.status(self.now())
+    }
+
+    /// Whether a replica lost the end of its log.
+    pub(crate) fn is_uncertain(&self, node: NodeId) -> bool {
+        self.members[&node].replica.is_uncertain()
+    }
+
+    /// Tells all replicas which of them lost the end of their log.
+    pub(crate) fn tell_uncertain(&mut self) {
+        for node in
+            self.running().into_iter().filter(|node| self.is_uncertain(*node)).collect::<Vec<_>>()
+        {
+            for peer in self.running().into_iter().filter(|peer| *peer != node) {
+                self.step(peer, Input::Uncertain { node, uncertain: true });
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        Now { boot_ms: self.now_ms, wall_ms: 1_700_000_000_000 + self.now_ms }
+    }
+
+    /// Tells an input to a replica.
+    pub(crate) fn step(&mut self, node: NodeId, input: Input) {
+        let now = self.now();
+        let Some(member) = self.members.get_mut(&node) else { return };
+        for effect in member.replica.step(now, input) {
+            self.carry_out(node, effect);
+        }
+    }
+
+    /// Delivers the messages that are under way now, in order; says whether there were any.
+    pub(crate) fn deliver(&mut self) -> bool {
+        let messages = std::mem::take(&mut self.messages);
+        let any = !messages.is_empty();
+        for (peer, image) in messages {
+            let (from, to) = (peer.message.from, peer.message.to);
+            let lost = self.cut.contains(&(from, to)) || !self.members.contains_key(&to);
+            match image {
+                Some(image) => {
+                    if !lost {
+                        self.generations += 1;
+                        let generation = self.generations;
+                        let member = self.members.get_mut(&to).expect("it runs");
+                        member.received.insert(generation, image);
+                        self.step(to, Input::SnapshotReceived { peer, generation });
+                    }
+                    self.step(from, Input::SnapshotSent { to, ok: !lost });
+                }
+                None if lost => {}
+                None => self.step(to, Input::Peer(peer)),
+            }
+        }
+        any
+    }
+
+    /// Syncs what a node has written; says whether there was anything.
+    pub(crate) fn persist(&mut self, node: NodeId) -> bool {
+        let Some(member) = self.members.get_mut(&node) else { return false };
+        let writes = std::mem::take(&mut member.writes);
+        let install = member.install.take();
+        let any = !writes.is_empty() || install.is_some();
+        let disk = self.disks.get_mut(&node).expect("every node has a disk");
+        let mut last = None;
+        for batch in writes {
+            if let Some(first) = batch.entries.first() {
+                disk.entries.split_off(&first.index);
+            }
+            disk.entries.extend(batch.entries.into_iter().map(|entry| (entry.index, entry)));
+            disk.hard_state = batch.hard_state.unwrap_or_else(|| disk.hard_state.clone());
+            last = Some(batch.number);
+        }
+        if let Some(number) = last {
+            self.step(node, Input::Persisted(number));
+        }
+        if let Some(install) = install {
+            self.install(node, install);
+        }
+        any
+    }
+
+    fn install(&mut self, node: NodeId, (generation, index, term, hard_state): Install) {
+        let member = self.members.get_mut(&node).expect("it runs");
+        let image = member.received.remove(&generation).expect("it was received");
+        let disk = self.disks.get_mut(&node).expect("every node has a disk");
+        *disk = Disk { hard_state, truncated: (index, term), entries: BTreeMap::new(), image };
+        member.store = disk.image.store.clone();
+        member.machine = Machine::open(&member.store, SHARD, 1);
+        let progress = member.machine.progress();
+        let applied = Applied {
+            index: progress.index,
+            term: progress.term,
+            log_time_ms: progress.log_time_ms,
+            chain: progress.chain,
+            ..Applied::default()
+        };
+        self.step(node, Input::SnapshotInstalled { index, applied: Box::new(applied) });
+    }
+
+    /// Lets the applier of a node do all its work; says whether there was any.
+    pub(crate) fn apply(&mut self, node: NodeId) -> bool {
+        let Some(member) = self.members.get_mut(&node) else { return false };
+        let tasks = std::mem::take(&mut member.tasks);
+        let any = !tasks.is_empty();
+        for task in tasks {
+            self.work(node, task);
+        }
+        any
+    }
+
+    fn work(&mut self, node: NodeId, task: Task) {
+        let member = self.members.get_mut(&node).expect("it runs");
+        match task {
+            Task::Apply(range) => {
+                let log = &self.disks[&node].entries;
+                let stored = || {
+                    let entries = log.range(range.first..=range.last);
+                    entries.map(|(_, entry)| (entry.term, entry.data.clone())).collect()
+                };
+                let entries = range.entries.clone().unwrap_or_else(stored);
+                let applied = (range.first..).zip(entries).map(|(index, (term, data))| {
+                    member.machine.apply(&mut member.store, index, term, &data)
+                });
+                let applied = applied.collect();
+                self.step(node, Input::Applied(applied));
+            }
+            Task::Query { reads, term, now_ms } => {
+                for read in reads {
+                    let member = self.members.get_mut(&node).expect("it runs");
+                    let outcome =
+                        member.machine.query(&member.store, read.call, &read.query, now_ms);
+                    let progress = member.machine.progress();
+                    let (index, log_time_ms) = (progress.index, progress.log_time_ms);
+                    match outcome {
+                        QueryOutcome::Answered(answer) => {
+                            let at = Position { term, index, ordinal: u32::MAX, log_time_ms };
+                            self.show_reply(node, read.call, &Reply::Answered(at, answer));
+                        }
+                        QueryOutcome::Due(due_ms) => self.step(node, Input::Due { read, due_ms }),
+                        QueryOutcome::Parked => {
+                            self.note(node, format_args!("call {} waits", read.call))
+                        }
+                    }
+                }
+            }
+            Task::Cancel(call) => member.machine.cancel(call),
+            Task::StepDown(refusal) => {
+                for call in member.machine.step_down() {
+                    self.show_reply(node, call, &Reply::Refused(refusal.clone()));
+                }
+            }
+            Task::Checkpoint => {
+                let progress = member.machine.progress();
+                let at = (progress.index, progress.term);
+                let image = Image { store: member.store.clone(), at };
+                self.disks.get_mut(&node).expect("every node has a disk").image = image;
+                self.step(node, Input::Checkpointed { index: at.0, overlay_bytes: 0 });
+            }
+        }
+    }
+
+    fn carry_out(&mut self, node: NodeId, effect: Effect) {
+        self.show(node, &effect);
+        let member = self.members.get_mut(&node).expect("it runs");
+        match effect {
+            Effect::Send(peer) => self.messages.push_back((peer, None)),
+            Effect::Persist(batch) => member.writes.push_back(batch),
+            Effect::Apply(range) => member.tasks.push_back(Task::Apply(range)),
+            Effect::Query { reads, term, now_ms } => {
+                member.tasks.push_back(Task::Query { reads, term, now_ms });
+            }
+            Effect::CancelQuery(call) => member.tasks.push_back(Task::Cancel(call)),
+            Effect::StepDown { refusal } => member.tasks.push_back(Task::StepDown(refusal)),
+            Effect::Checkpoint => member.tasks.push_back(Task::Checkpoint),
+            Effect::Fetch { ticket, first, last, .. } => {
+                let log = &self.disks[&node].entries;
+                let entries = log.range(first..last).map(|(_, entry)| entry.clone()).collect();
+                self.step(node, Input::Fetched { ticket, entries });
+            }
+            Effect::Compact { to } => {
+                let disk = self.disks.get_mut(&node).expect("every node has a disk");
+                let term = disk.entries[&to].term;
+                disk.truncated = (to, term);
+                disk.entries = disk.entries.split_off(&(to + 1));
+            }
+            Effect::OpenSnapshot(to) => {
+                let image = self.disks[&node].image.clone();
+                let (index, term) = image.at;
+                member.open.insert(to, image);
+                let snapshot = Some((index, term, Bytes::from_static(b"manifest")));
+                self.step(node, Input::SnapshotOpened { to, snapshot });
+            }
+            Effect::SendSnapshot(peer) => {
+                let image = member.open[&peer.message.to].clone();
+                self.messages.push_back((peer, Some(image)));
+            }
+            Effect::CloseSnapshot(to) => {
+                member.open.remove(&to);
+            }
+            Effect::InstallSnapshot { generation, index, term, hard_state } => {
+                member.install = Some((generation, index, term, hard_state));
+            }
+            Effect::DiscardSnapshot { generation } => {
+                member.received.remove(&generation);
+            }
+            Effect::Reply(..) | Effect::Role(_) | Effect::Diverged { .. } => {}
+        }
+    }
+
+    // === The trace ===
+
+    fn note(&mut self, node: NodeId, what: std::fmt::Arguments<'_>) {
+        writeln!(self.trace, "n{node} {what}").expect("text grows");
+    }
+
+    fn show(&mut self, node: NodeId, effect: &Effect) {
+        match effect {
+            Effect::Send(peer) => {
+                self.note(node, format_args!("→ {}", show_message(&peer.message)))
+            }
+            Effect::SendSnapshot(peer) => {
+                let at = peer.message.get_snapshot().get_metadata();
+                let (to, index, term) = (peer.message.to, at.index, at.term);
+                self.note(node, format_args!("→ n{to} snapshot {index}@{term}"));
+            }
+            Effect::Persist(batch) => {
+                let line = format!("{}{}", show_entries(&batch.entries), show_hard_state(batch));
+                self.note(node, format_args!("writes{line}"));
+            }
+            Effect::Apply(range) if range.first == range.last => {
+                self.note(node, format_args!("applies {}", range.first));
+            }
+            Effect::Apply(range) => {
+                self.note(node, format_args!("applies {}..{}", range.first, range.last))
+            }
+            Effect::Query { reads, .. } => {
+                self.note(node, format_args!("asks {} reads", reads.len()))
+            }
+            Effect::CancelQuery(call) => self.note(node, format_args!("cancels call {call}")),
+            Effect::StepDown { .. } => self.note(node, format_args!("forgets what a leader keeps")),
+            Effect::Reply(call, reply) => self.show_reply(node, *call, reply),
+            Effect::Fetch { first, last, .. } => {
+                self.note(node, format_args!("reads {first}..{} of its log", last - 1));
+            }
+            Effect::Checkpoint => self.note(node, format_args!("takes a checkpoint")),
+            Effect::Compact { to } => self.note(node, format_args!("cuts its log to {to}")),
+            Effect::OpenSnapshot(to) => self.note(node, format_args!("opens a snapshot for n{to}")),
+            Effect::CloseSnapshot(to) => {
+                self.note(node, format_args!("closes the snapshot for n{to}"))
+            }
+            Effect::InstallSnapshot { index, term, hard_state, .. } => {
+                let HardState { term: own, vote, commit, .. } = hard_state;
+                self.note(
+                    node,
+                    format_args!(
+                        "installs {index}@{term} with term {own} vote {vote} commit {commit}"
+                    ),
+                );
+            }
+            Effect::DiscardSnapshot { .. } => self.note(node, format_args!("discards a snapshot")),
+            Effect::Role(role) => {
+                let leader =
+                    role.leader.map_or_else(|| "nobody".to_owned(), |leader| format!("n{leader}"));
+                self.note(
+                    node,
+                    format_args!("is {:?} of term {}, led by {leader}", role.role, role.term),
+                );
+            }
+            Effect::Diverged { peer, index } => {
+                self.note(node, format_args!("has another state than n{peer} at {index}"));
+            }
+        }
+    }
+
+    fn show_reply(&mut self, node: NodeId, call: CallId, reply: &Reply) {
+        match reply {
+            Reply::Answered(at, answer) => {
+                let answer = super::support::show_answer(answer);
+                let place = if at.ordinal == u32::MAX {
+                    at.index.to_string()
+                } else {
+                    format!("{}.{}", at.index, at.ordinal)
+                };
+                self.note(node, format_args!("answers call {call} at {place}: {answer}"));
+            }
+            Reply::Refused(refusal) => {
+                let facts = refusal.metadata.iter().map(|(key, value)| format!(" {key}={value}"));
+                let (name, facts) = (refusal.reason().name(), facts.collect::<String>());
+                self.note(node, format_args!("refuses call {call}: {name}{facts}"));
+            }
+        }
+    }
+}
+
+fn show_hard_state(batch: &PersistBatch) -> String {
+    batch.hard_state.as_ref().map_or_else(String::new, |hard_state| {
+        format!(" term {} vote {} commit {}", hard_state.term, hard_state.vote, hard_state.commit)
+    })
+}
+
+fn show_entries(entries: &[Entry]) -> String {
+    match entries {
+        [] => String::new(),
+        [one] => format!(" {}@{}", one.index, one.term),
+        [first, .., last] => {
+            format!(" {}@{}..{}@{}", first.index, first.term, last.index, last.term)
+        }
+    }
+}
+
+fn show_message(message: &Message) -> String {
+    let Message { to, term, index, log_term, commit, reject, .. } = message;
+    let refused = if *reject { " refused" } else { "" };
+    let name = format!("{:?}", message.get_msg_type());
+    let name = name.trim_start_matches("Msg");
+    let detail = match message.get_msg_type() {
+        MessageType::MsgAppend => {
+            format!(" after {index}@{log_term}{} commit {commit}", show_entries(&message.entries))
+        }
+        MessageType::MsgAppendResponse => format!(" to {index}{refused}"),
+        MessageType::MsgHeartbeat => format!(" commit {commit}"),
+        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+            format!(" last {index}@{log_term}")
+        }
+        _ => refused.to_owned(),
+    };
+    format!("n{to} {name} t{term}{detail}")
+}

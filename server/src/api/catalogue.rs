@@ -1,0 +1,114 @@
+//! Which queues there are: asked of the meta shard once, then remembered.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+
+use tokio::time::Instant;
+use trefoil_core::limits::PARTITIONS_DEFAULT;
+use trefoil_core::slot::SYSTEM_SLOT;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::internal::v1::query::Query;
+use trefoil_proto::internal::v1::{Catalogue, FindQueue, Refusal, answer};
+use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
+
+use super::{Api, Context, Shards, expect_answer, other_answer};
+
+/// Queues that a node remembers.
+const REMEMBERED_MAX: usize = 16_384;
+
+/// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
+#[derive(Debug, Default)]
+pub(super) struct Catalogues {
+    known: Mutex<BTreeMap<String, Catalogue>>,
+}
+
+impl Catalogues {
+    fn find(&self, name: &str) -> Option<Catalogue> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    }
+
+    fn remember(&self, name: String, catalogue: Catalogue) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= REMEMBERED_MAX {
+            // Any of them: it is asked for again.
+            known.pop_first();
+        }
+        known.insert(name, catalogue);
+    }
+
+    fn forget(&self, name: &str) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+    }
+}
+
+/// Both names in one: the length keeps them apart.
+fn full_name(namespace: &str, queue: &str) -> String {
+    format!("{}:{namespace}{queue}", namespace.len())
+}
+
+impl<S: Shards> Api<S> {
+    pub(super) async fn create_queue(
+        &self,
+        context: &Context,
+        mut request: CreateQueueRequest,
+    ) -> Result<CreateQueueResponse, Refusal> {
+        let id = request.request_id.take();
+        let command = Command::CreateQueue(request);
+        expect_answer!(self.command(SYSTEM_SLOT, id, command, context.deadline).await?, CreateQueue)
+    }
+
+    /// What the meta shard knows of a queue.
+    pub(super) async fn find_queue(
+        &self,
+        namespace: &str,
+        queue: &str,
+        deadline: Instant,
+    ) -> Result<Catalogue, Refusal> {
+        let name = full_name(namespace, queue);
+        if let Some(catalogue) = self.catalogues.find(&name) {
+            return Ok(catalogue);
+        }
+        let query = FindQueue { namespace: namespace.to_owned(), queue: queue.to_owned() };
+        let decided = self.query(SYSTEM_SLOT, Query::FindQueue(query), deadline).await?;
+        let answer::Answer::Catalogue(catalogue) = decided.answer else {
+            return Err(other_answer());
+        };
+        self.catalogues.remember(name, catalogue);
+        Ok(catalogue)
+    }
+
+    /// The same, and the queue is created where that is allowed and it is missing.
+    pub(super) async fn find_or_create_queue(
+        &self,
+        namespace: &str,
+        queue: &str,
+        deadline: Instant,
+    ) -> Result<Catalogue, Refusal> {
+        match self.find_queue(namespace, queue, deadline).await {
+            Err(refusal)
+                if refusal.reason() == Reason::UnknownQueue && self.settings.auto_create_queues => {
+            }
+            found => return found,
+        }
+        let request = CreateQueueRequest {
+            namespace: namespace.to_owned(),
+            queue: queue.to_owned(),
+            partitions: PARTITIONS_DEFAULT,
+            request_id: None,
+        };
+        match self.command(SYSTEM_SLOT, None, Command::CreateQueue(request), deadline).await {
+            // Somebody else was faster.
+            Err(refusal) if refusal.reason() != Reason::QueueExists => Err(refusal),
+            _ => self.find_queue(namespace, queue, deadline).await,
+        }
+    }
+
+    /// Notes what a refusal says about the catalogue, and hands it on.
+    pub(super) fn heed(&self, namespace: &str, queue: &str, refusal: Refusal) -> Refusal {
+        if refusal.reason() == Reason::StaleMap {
+            self.catalogues.forget(&full_name(namespace, queue));
+        }
+        refusal
+    }
+}

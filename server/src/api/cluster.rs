@@ -1,0 +1,81 @@
+//! Status and leadership, as this node sees them.
+
+use trefoil_core::META_SHARD;
+use trefoil_core::check::invalid;
+use trefoil_proto::cluster::v1 as cluster;
+use trefoil_proto::common::v1::ResponseHeader;
+use trefoil_proto::internal::v1::Refusal;
+
+use super::{Api, ShardState, Shards};
+
+impl<S: Shards> Api<S> {
+    pub(super) fn status(&self) -> cluster::StatusResponse {
+        let shards = self.shards.status();
+        let members = self.shards.members().into_iter().map(|member| cluster::Member {
+            id: member.id,
+            name: member.name,
+            endpoint: member.endpoint.unwrap_or_default(),
+        });
+        cluster::StatusResponse {
+            header: Some(self.header_of(shards.iter().find(|state| state.shard == META_SHARD))),
+            node_name: self.settings.node_name.clone(),
+            version: crate::VERSION.to_owned(),
+            services: self
+                .settings
+                .services
+                .iter()
+                .map(|service| service.name().to_owned())
+                .collect(),
+            members: members.collect(),
+            shards: shards.iter().map(shard_status).collect(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    pub(super) async fn transfer_leader(
+        &self,
+        request: &cluster::TransferLeaderRequest,
+    ) -> Result<cluster::TransferLeaderResponse, Refusal> {
+        let states = self.shards.status();
+        let Some(state) = states.iter().find(|state| state.shard == request.shard) else {
+            return Err(invalid("shard", format_args!("0 to {}", self.shards.shards())));
+        };
+        if !self.shards.members().iter().any(|member| member.id == request.to_node_id) {
+            return Err(invalid("to_node_id", "the id of a member"));
+        }
+        self.shards.transfer_leader(request.shard, request.to_node_id).await?;
+        Ok(cluster::TransferLeaderResponse { header: Some(self.header_of(Some(state))) })
+    }
+
+    /// What this node itself knows is as of its applied index.
+    fn header_of(&self, state: Option<&ShardState>) -> ResponseHeader {
+        let state = state.copied().unwrap_or_default();
+        ResponseHeader {
+            cluster_id: self.cluster_id.clone(),
+            node_id: self.shards.node_id(),
+            shard: state.shard,
+            term: state.status.role.term,
+            index: state.status.applied_index,
+            log_time_ms: state.status.log_time_ms,
+        }
+    }
+}
+
+fn shard_status(state: &ShardState) -> cluster::ShardStatus {
+    let status = &state.status;
+    cluster::ShardStatus {
+        shard: state.shard,
+        role: status.role.role as u32,
+        term: status.role.term,
+        leader_id: status.role.leader.unwrap_or(0),
+        first_index: status.first_index,
+        last_index: status.last_index,
+        commit_index: status.commit_index,
+        applied_index: status.applied_index,
+        checkpoint_index: status.checkpoint_index,
+        log_bytes: status.log_bytes,
+        state_bytes: state.state_bytes,
+        overlay_bytes: state.overlay_bytes,
+        log_time_ms: status.log_time_ms,
+    }
+}

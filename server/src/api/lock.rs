@@ -1,0 +1,137 @@
+//! Sessions and locks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use trefoil_core::slot;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::reason::Retry;
+
+use super::{Api, Context, Shards, expect_answer};
+
+/// How long a caller who is gone may take to ask again, by another node, under the same request id: as long as two
+/// elections. A clean-up that comes later than the retry does nothing.
+const COME_BACK: Duration = Duration::from_millis(2_400);
+
+impl<S: Shards> Api<S> {
+    pub(super) async fn open_session(
+        &self,
+        context: &Context,
+        mut request: lock::OpenSessionRequest,
+    ) -> Result<lock::OpenSessionResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        expect_answer!(
+            self.command(slot, id, Command::OpenSession(request), context.deadline).await?,
+            OpenSession
+        )
+    }
+
+    pub(super) async fn keep_alive(
+        &self,
+        context: &Context,
+        request: lock::KeepAliveRequest,
+    ) -> Result<lock::KeepAliveResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.command(slot, None, Command::KeepAlive(request), context.deadline).await?,
+            KeepAlive
+        )
+    }
+
+    pub(super) async fn close_session(
+        &self,
+        context: &Context,
+        mut request: lock::CloseSessionRequest,
+    ) -> Result<lock::CloseSessionResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        expect_answer!(
+            self.command(slot, id, Command::CloseSession(request), context.deadline).await?,
+            CloseSession
+        )
+    }
+
+    /// Acquires, and never leaves behind a waiter or a grant that nobody knows of.
+    pub(super) async fn acquire(
+        self: &Arc<Self>,
+        context: &Context,
+        mut request: lock::AcquireRequest,
+    ) -> Result<lock::AcquireResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        let mut abandoned = Abandoned {
+            api: Arc::clone(self),
+            context,
+            cancel: Some(CancelAcquire {
+                namespace: request.namespace.clone(),
+                session_id: request.session_id,
+                name: request.name.clone(),
+                waiter: id.clone(),
+            }),
+        };
+        let decided = self.command(slot, id, Command::Acquire(request), context.deadline).await;
+        abandoned.judge(decided.as_ref().err());
+        expect_answer!(decided?, Acquire)
+    }
+
+    pub(super) async fn release(
+        &self,
+        context: &Context,
+        mut request: lock::ReleaseRequest,
+    ) -> Result<lock::ReleaseResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        expect_answer!(
+            self.command(slot, id, Command::Release(request), context.deadline).await?,
+            Release
+        )
+    }
+}
+
+/// An Acquire whose end the caller has not seen. Dropped in that state, it is cancelled.
+struct Abandoned<'a, S: Shards> {
+    api: Arc<Api<S>>,
+    context: &'a Context,
+    cancel: Option<CancelAcquire>,
+}
+
+impl<S: Shards> Abandoned<'_, S> {
+    /// The command ended. Only an end that leaves open whether it waits or holds is followed by a cancellation.
+    fn judge(&mut self, refusal: Option<&Refusal>) {
+        let open_ended = refusal.is_some_and(|refusal| {
+            refusal.reason() == Reason::DeadlinePassed
+                || refusal.reason().row().retry == Retry::WithRequestId
+        });
+        if !open_ended {
+            self.cancel = None;
+        }
+    }
+
+    /// Whether the caller said that it does not want the lock, and is not merely gone.
+    fn is_told(&self) -> bool {
+        self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed))
+    }
+}
+
+impl<S: Shards> Drop for Abandoned<'_, S> {
+    fn drop(&mut self) {
+        let Some(mut cancel) = self.cancel.take() else { return };
+        let slot = slot::of_locks(&cancel.namespace);
+        let is_told = self.is_told();
+        let pause = match &mut cancel.waiter {
+            Some(waiter) if is_told => {
+                // No later attempt is to be spared.
+                waiter.attempt = u32::MAX;
+                Duration::ZERO
+            }
+            Some(_) => COME_BACK,
+            None => Duration::ZERO,
+        };
+        self.api.clean_up(slot, Command::CancelAcquire(cancel), pause);
+    }
+}

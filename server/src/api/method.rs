@@ -1,0 +1,101 @@
+//! Every RPC of the client port: its names, and how it is weighed when there is too much to do.
+
+/// What a call costs, and whether it may be shed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Load {
+    /// Counts against the calls in flight.
+    Work,
+    /// So does this one, but with a share of its own: it ends work or keeps locks, so that overload never loses them.
+    Priority,
+    /// Lives long and works through calls of its own.
+    Stream,
+}
+
+macro_rules! methods {
+    ($($variant:ident: $service:literal $name:literal $load:ident $meaning:literal;)*) => {
+        /// An RPC.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Method {
+            $(#[doc = $meaning] $variant,)*
+        }
+
+        impl Method {
+            /// Every RPC, in the order of [`Method::index`].
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Full name of its service.
+            #[must_use]
+            pub fn service(self) -> &'static str {
+                match self { $(Self::$variant => $service),* }
+            }
+
+            /// Its name within the service.
+            #[must_use]
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name),* }
+            }
+
+            /// How it is weighed.
+            #[must_use]
+            pub fn load(self) -> Load {
+                match self { $(Self::$variant => Load::$load),* }
+            }
+
+            /// The RPC with this path; none for any other path.
+            #[must_use]
+            pub fn of_path(path: &str) -> Option<Self> {
+                match path {
+                    $(concat!("/", $service, "/", $name) => Some(Self::$variant),)*
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+methods! {
+    OpenSession: "trefoil.lock.v1.LockService" "OpenSession" Work "Opens a session.";
+    KeepAlive: "trefoil.lock.v1.LockService" "KeepAlive" Priority "Renews a session.";
+    CloseSession: "trefoil.lock.v1.LockService" "CloseSession" Priority "Closes a session.";
+    Acquire: "trefoil.lock.v1.LockService" "Acquire" Work "Acquires a lock.";
+    Release: "trefoil.lock.v1.LockService" "Release" Priority "Releases a lock.";
+    CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";
+    Enqueue: "trefoil.queue.v1.QueueService" "Enqueue" Work "Stores messages.";
+    Dequeue: "trefoil.queue.v1.QueueService" "Dequeue" Work "Leases messages.";
+    Ack: "trefoil.queue.v1.QueueService" "Ack" Priority "Settles a delivery.";
+    Put: "trefoil.cache.v1.CacheService" "Put" Work "Stores a value.";
+    Get: "trefoil.cache.v1.CacheService" "Get" Work "Reads a value.";
+    Delete: "trefoil.cache.v1.CacheService" "Delete" Work "Removes a key.";
+    Status: "trefoil.cluster.v1.ClusterService" "Status" Priority "State of the node.";
+    TransferLeader: "trefoil.cluster.v1.ClusterService" "TransferLeader" Priority "Hands a shard over.";
+    Pipeline: "trefoil.pipeline.v1.PipelineService" "Open" Stream "Frames of calls.";
+    HealthCheck: "grpc.health.v1.Health" "Check" Priority "Whether a service serves.";
+    HealthWatch: "grpc.health.v1.Health" "Watch" Stream "Tells whenever that changes.";
+    Reflection: "grpc.reflection.v1.ServerReflection" "ServerReflectionInfo" Stream "Describes the services.";
+    ReflectionAlpha: "grpc.reflection.v1alpha.ServerReflection" "ServerReflectionInfo" Stream "The same for older tools.";
+}
+
+impl Method {
+    /// Its place in [`Method::ALL`].
+    #[must_use]
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_and_places_lead_back_to_the_method() {
+        for (n, method) in Method::ALL.iter().enumerate() {
+            assert_eq!(method.index(), n);
+            assert_eq!(
+                Method::of_path(&format!("/{}/{}", method.service(), method.name())),
+                Some(*method)
+            );
+        }
+        assert_eq!(Method::of_path("/trefoil.lock.v1.LockService/Other"), None);
+    }
+}

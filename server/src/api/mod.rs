@@ -1,0 +1,323 @@
+//! One handler for each operation, whichever way it came: check, authorize, command or query, answer.
+//!
+//! `unary` and `pipeline` are the two ways in; neither knows what an operation does, and no handler knows by which
+//! way it was called.
+
+mod background;
+mod cache;
+mod catalogue;
+mod cluster;
+mod dequeue;
+mod lock;
+pub mod method;
+pub mod operation;
+pub mod pipeline;
+mod queue;
+pub mod routes;
+pub mod shards;
+pub mod unary;
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+use trefoil_core::slot::MAP_EPOCH;
+use trefoil_core::{ShardId, slot};
+use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
+use trefoil_proto::internal::v1::{Command, Query, Refusal, answer, command, query};
+pub use trefoil_proto::pipeline::v1::reply::Outcome;
+
+use self::background::Background;
+use self::catalogue::Catalogues;
+use self::operation::{Facts, Operation};
+pub use self::shards::{Answered, Member, ShardState, Shards};
+use crate::authorize::{Authorizer, Principal, authorize};
+use crate::config::Service;
+use crate::layer::admission::{Admission, Permit};
+use crate::metrics::Metrics;
+
+/// Time that the server gives a call, beside what the call itself wants to wait.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What handlers must know of the configuration.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of this node.
+    pub node_name: String,
+    /// Services that are on.
+    pub services: BTreeSet<Service>,
+    /// Whether the first Enqueue creates its queue.
+    pub auto_create_queues: bool,
+}
+
+/// Everything that a node says to clients.
+#[derive(Debug)]
+pub struct Api<S> {
+    shards: S,
+    settings: Settings,
+    started: Instant,
+    cluster_id: String,
+    authorizer: Authorizer,
+    metrics: Arc<Metrics>,
+    admission: Arc<Admission>,
+    catalogues: Catalogues,
+    background: Background,
+    /// Where the next poll, and the next message without a key, begins its round.
+    round: AtomicUsize,
+    /// True once the node is about to end: what waits is told to go elsewhere.
+    stopping: watch::Sender<bool>,
+}
+
+/// Who calls, and under what conditions.
+#[derive(Debug)]
+pub struct Caller {
+    /// Who.
+    pub principal: Principal,
+    /// When the caller gives up, from now; none where it did not say.
+    pub timeout: Option<Duration>,
+    /// The call's place among those in flight.
+    pub permit: Arc<Permit>,
+    /// Set before the call is dropped because the caller said so, and not because the caller is gone: whoever is gone
+    /// may come back by another way and ask again.
+    pub cancelled: Option<Arc<AtomicBool>>,
+}
+
+/// What a handler needs beside its request.
+#[derive(Clone, Debug)]
+struct Context {
+    deadline: Instant,
+    /// See [`Caller::cancelled`].
+    cancelled: Option<Arc<AtomicBool>>,
+}
+
+impl<S: Shards> Api<S> {
+    /// Puts a front before shards.
+    #[must_use]
+    pub fn new(shards: S, settings: Settings, metrics: Arc<Metrics>) -> Self {
+        let cluster_id = shards.cluster_id().iter().fold(String::new(), |mut hex, byte| {
+            write!(hex, "{byte:02x}").expect("text grows");
+            hex
+        });
+        Self {
+            shards,
+            settings,
+            started: Instant::now(),
+            cluster_id,
+            authorizer: authorize,
+            metrics,
+            admission: Arc::default(),
+            catalogues: Catalogues::default(),
+            background: Background::default(),
+            round: AtomicUsize::new(0),
+            stopping: watch::Sender::new(false),
+        }
+    }
+
+    /// Decides about calls by another function.
+    #[must_use]
+    pub fn with_authorizer(self, authorizer: Authorizer) -> Self {
+        Self { authorizer, ..self }
+    }
+
+    /// The shards behind this front.
+    pub fn shards(&self) -> &S {
+        &self.shards
+    }
+
+    /// Where calls are counted.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The places for calls.
+    pub fn admission(&self) -> &Arc<Admission> {
+        &self.admission
+    }
+
+    /// The services that are on.
+    pub fn services(&self) -> &BTreeSet<Service> {
+        &self.settings.services
+    }
+
+    /// Whether every shard has a leader, as far as this node knows, and the node is not about to end.
+    pub fn is_ready(&self) -> bool {
+        !*self.stopping.borrow()
+            && (0..=self.shards.shards()).all(|shard| self.shards.leader(shard).is_some())
+    }
+
+    /// The node is about to end: it says that it is not ready, and ends what waits.
+    pub fn stop(&self) {
+        self.stopping.send_replace(true);
+    }
+
+    /// Carries out one operation.
+    ///
+    /// # Errors
+    /// Whatever the table of reasons says.
+    pub async fn call(
+        self: &Arc<Self>,
+        caller: Caller,
+        mut operation: Operation,
+    ) -> Result<Outcome, Refusal> {
+        operation::check(&mut operation)?;
+        let facts = operation::facts(&operation);
+        (self.authorizer)(&caller.principal, facts.action, facts.resource)?;
+        self.service_is_on(&facts)?;
+        let longest = CALL_TIMEOUT + Duration::from_millis(facts.wait_ms);
+        let deadline =
+            Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
+        let context = Context { deadline, cancelled: caller.cancelled };
+        if facts.wait_ms == 0 {
+            let outcome = self.dispatch(&context, operation).await;
+            drop(caller.permit);
+            return outcome;
+        }
+        let waiting = self.admission.wait()?;
+        drop(caller.permit);
+        let mut stopping = self.stopping.subscribe();
+        let outcome = tokio::select! {
+            outcome = self.dispatch(&context, operation) => outcome,
+            // The sender lives as long as this front.
+            _ = stopping.wait_for(|stopping| *stopping) => Err(refusal(Reason::Stopping, "the node is stopping")),
+        };
+        drop(waiting);
+        outcome
+    }
+
+    fn service_is_on(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+        match facts.service {
+            Some(service) if !self.settings.services.contains(&service) => {
+                let message = format!("this cluster does not serve {}", service.name());
+                Err(refusal(Reason::ServiceOff, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn dispatch(
+        self: &Arc<Self>,
+        context: &Context,
+        operation: Operation,
+    ) -> Result<Outcome, Refusal> {
+        Ok(match operation {
+            Operation::OpenSession(request) => {
+                Outcome::OpenSession(self.open_session(context, request).await?)
+            }
+            Operation::KeepAlive(request) => {
+                Outcome::KeepAlive(self.keep_alive(context, request).await?)
+            }
+            Operation::CloseSession(request) => {
+                Outcome::CloseSession(self.close_session(context, request).await?)
+            }
+            Operation::Acquire(request) => Outcome::Acquire(self.acquire(context, request).await?),
+            Operation::Release(request) => Outcome::Release(self.release(context, request).await?),
+            Operation::CreateQueue(request) => {
+                Outcome::CreateQueue(self.create_queue(context, request).await?)
+            }
+            Operation::Enqueue(request) => Outcome::Enqueue(self.enqueue(context, request).await?),
+            // Much larger than the others.
+            Operation::Dequeue(request) => {
+                Outcome::Dequeue(Box::pin(self.dequeue(context, request)).await?)
+            }
+            Operation::Ack(request) => Outcome::Ack(self.ack(context, request).await?),
+            Operation::Put(request) => Outcome::Put(self.put(context, request).await?),
+            Operation::Get(request) => Outcome::Get(self.get(context, request).await?),
+            Operation::Delete(request) => Outcome::Delete(self.delete(context, request).await?),
+            Operation::Status(_) => Outcome::Status(self.status()),
+            Operation::TransferLeader(request) => {
+                Outcome::TransferLeader(self.transfer_leader(&request).await?)
+            }
+        })
+    }
+
+    /// Has one command applied at the shard of its slot.
+    async fn command(
+        &self,
+        slot: u16,
+        request_id: Option<RequestId>,
+        operation: command::Operation,
+        deadline: Instant,
+    ) -> Result<Decided, Refusal> {
+        let command = Command {
+            request_id,
+            slot: slot.into(),
+            map_epoch: MAP_EPOCH,
+            agent: self.shards.node_id(),
+            operation: Some(operation),
+        };
+        self.decided(self.shards.command(self.shard(slot), command, deadline).await?)
+    }
+
+    /// Asks the shard of a slot.
+    async fn query(
+        &self,
+        slot: u16,
+        query: query::Query,
+        deadline: Instant,
+    ) -> Result<Decided, Refusal> {
+        let agent = self.shards.node_id();
+        let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query: Some(query) };
+        self.decided(self.shards.query(self.shard(slot), query, deadline).await?)
+    }
+
+    fn shard(&self, slot: u16) -> ShardId {
+        slot::shard(slot, self.shards.shards())
+    }
+
+    fn decided(&self, answered: Answered) -> Result<Decided, Refusal> {
+        let Answered { node: _, shard, position, answer } = answered;
+        let answer =
+            answer.answer.ok_or_else(|| refusal(Reason::Internal, "a shard gave no answer"))?;
+        if let answer::Answer::Refusal(refusal) = answer {
+            return Err(refusal);
+        }
+        let header = ResponseHeader {
+            cluster_id: self.cluster_id.clone(),
+            node_id: self.shards.node_id(),
+            shard,
+            term: position.term,
+            index: position.index,
+            log_time_ms: position.log_time_ms,
+        };
+        Ok(Decided { header, answer })
+    }
+
+    fn next_round(&self) -> usize {
+        self.round.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// An answer that is no refusal, with its header.
+#[derive(Debug)]
+struct Decided {
+    header: ResponseHeader,
+    answer: answer::Answer,
+}
+
+/// Takes the answer that an operation must have, with its header filled in.
+macro_rules! expect_answer {
+    ($decided:expr, $variant:ident) => {{
+        let $crate::api::Decided { header, answer } = $decided;
+        match answer {
+            trefoil_proto::internal::v1::answer::Answer::$variant(mut response) => {
+                response.header = Some(header);
+                Ok(response)
+            }
+            _ => Err($crate::api::other_answer()),
+        }
+    }};
+}
+use expect_answer;
+
+fn other_answer() -> Refusal {
+    refusal(Reason::Internal, "a shard answered another question")
+}
+
+/// A refusal of the front itself.
+fn refusal(reason: Reason, message: impl Into<String>) -> Refusal {
+    Refusal { reason: reason.into(), message: message.into(), ..Refusal::default() }
+}

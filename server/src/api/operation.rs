@@ -1,0 +1,153 @@
+//! The closed set of operations, and what the front must know of each before it is carried out.
+
+use trefoil_core::check::Check as _;
+use trefoil_proto::common::v1::RequestId;
+use trefoil_proto::internal::v1::Refusal;
+pub use trefoil_proto::pipeline::v1::call::Operation;
+
+use super::method::Method;
+use crate::authorize::{Action, Resource};
+use crate::config::Service;
+
+/// What the front knows of an operation.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The RPC that it is.
+    pub method: Method,
+    /// The service that must be on; none for what is always on.
+    pub service: Option<Service>,
+    /// What the caller must be allowed to do.
+    pub action: Action,
+    /// And to what.
+    pub resource: Resource<'a>,
+    /// Whether a retry is told apart from a second request.
+    pub request_id: Option<&'a RequestId>,
+    /// How long it may wait in ms.
+    pub wait_ms: u64,
+}
+
+/// Refuses bad fields, and fills in what may be left out.
+///
+/// # Errors
+/// INVALID_FIELD, naming the field and the limit.
+pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
+    match operation {
+        Operation::OpenSession(request) => request.check(),
+        Operation::KeepAlive(request) => request.check(),
+        Operation::CloseSession(request) => request.check(),
+        Operation::Acquire(request) => request.check(),
+        Operation::Release(request) => request.check(),
+        Operation::CreateQueue(request) => request.check(),
+        Operation::Enqueue(request) => request.check(),
+        Operation::Dequeue(request) => request.check(),
+        Operation::Ack(request) => request.check(),
+        Operation::Put(request) => request.check(),
+        Operation::Get(request) => request.check(),
+        Operation::Delete(request) => request.check(),
+        // Shards and nodes are known to the handler alone.
+        Operation::Status(_) | Operation::TransferLeader(_) => Ok(()),
+    }
+}
+
+/// The RPC that an operation is.
+#[must_use]
+pub fn method(operation: &Operation) -> Method {
+    match operation {
+        Operation::OpenSession(_) => Method::OpenSession,
+        Operation::KeepAlive(_) => Method::KeepAlive,
+        Operation::CloseSession(_) => Method::CloseSession,
+        Operation::Acquire(_) => Method::Acquire,
+        Operation::Release(_) => Method::Release,
+        Operation::CreateQueue(_) => Method::CreateQueue,
+        Operation::Enqueue(_) => Method::Enqueue,
+        Operation::Dequeue(_) => Method::Dequeue,
+        Operation::Ack(_) => Method::Ack,
+        Operation::Put(_) => Method::Put,
+        Operation::Get(_) => Method::Get,
+        Operation::Delete(_) => Method::Delete,
+        Operation::Status(_) => Method::Status,
+        Operation::TransferLeader(_) => Method::TransferLeader,
+    }
+}
+
+/// The facts of an operation.
+#[must_use]
+pub fn facts(operation: &Operation) -> Facts<'_> {
+    let (action, resource, request_id, wait_ms) = match operation {
+        Operation::OpenSession(r) => {
+            (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
+        }
+        Operation::KeepAlive(r) => (Action::UseSession, namespace(&r.namespace), None, 0),
+        Operation::CloseSession(r) => {
+            (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
+        }
+        Operation::Acquire(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::Release(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::CreateQueue(r) => {
+            (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
+        }
+        Operation::Enqueue(r) => {
+            (Action::Enqueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
+        }
+        Operation::Dequeue(r) => {
+            (Action::Consume, queue(&r.namespace, &r.queue), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::Ack(r) => {
+            (Action::Consume, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
+        }
+        Operation::Put(r) => {
+            (Action::WriteValue, key(&r.namespace, &r.key), r.request_id.as_ref(), 0)
+        }
+        Operation::Get(r) => (Action::ReadValue, key(&r.namespace, &r.key), None, 0),
+        Operation::Delete(r) => {
+            (Action::WriteValue, key(&r.namespace, &r.key), r.request_id.as_ref(), 0)
+        }
+        Operation::Status(_) => (Action::ReadStatus, Resource::Cluster, None, 0),
+        Operation::TransferLeader(_) => (Action::MoveLeader, Resource::Cluster, None, 0),
+    };
+    let method = method(operation);
+    Facts { method, service: service(method), action, resource, request_id, wait_ms }
+}
+
+/// The service that an RPC belongs to; none where it is always on.
+#[must_use]
+pub fn service(method: Method) -> Option<Service> {
+    match method {
+        Method::OpenSession
+        | Method::KeepAlive
+        | Method::CloseSession
+        | Method::Acquire
+        | Method::Release => Some(Service::Lock),
+        Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
+            Some(Service::Queue)
+        }
+        Method::Put | Method::Get | Method::Delete => Some(Service::Cache),
+        Method::Status
+        | Method::TransferLeader
+        | Method::Pipeline
+        | Method::HealthCheck
+        | Method::HealthWatch
+        | Method::Reflection
+        | Method::ReflectionAlpha => None,
+    }
+}
+
+fn namespace(namespace: &str) -> Resource<'_> {
+    Resource::Namespace(namespace)
+}
+
+fn lock<'a>(namespace: &'a str, name: &'a str) -> Resource<'a> {
+    Resource::Lock { namespace, name }
+}
+
+fn queue<'a>(namespace: &'a str, name: &'a str) -> Resource<'a> {
+    Resource::Queue { namespace, name }
+}
+
+fn key<'a>(namespace: &'a str, key: &'a str) -> Resource<'a> {
+    Resource::Key { namespace, key }
+}

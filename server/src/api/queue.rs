@@ -1,0 +1,233 @@
+//! Queues: a batch goes to its partitions, an acknowledgement to the one that its lease names.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use trefoil_core::check::{PART_MARK, invalid};
+use trefoil_core::machine::parse_lease_id;
+use trefoil_core::slot;
+use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::internal::v1::{AckLease, Catalogue, EnqueueTo, OpenPartition, Refusal};
+use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
+use trefoil_proto::reason::Retry;
+
+use super::{Api, Context, Shards, expect_answer, refusal};
+
+/// What of a batch goes to one partition.
+struct Part {
+    partition: u32,
+    request_id: Option<RequestId>,
+    /// Places of the messages in the request.
+    places: Vec<usize>,
+    messages: Vec<Message>,
+}
+
+impl<S: Shards> Api<S> {
+    pub(super) async fn enqueue(
+        self: &Arc<Self>,
+        context: &Context,
+        request: EnqueueRequest,
+    ) -> Result<EnqueueResponse, Refusal> {
+        let EnqueueRequest { namespace, queue, messages, request_id } = request;
+        let deadline = context.deadline;
+        let catalogue = self.find_or_create_queue(&namespace, &queue, deadline).await?;
+        let mut message_ids = vec![String::new(); messages.len()];
+        let mut parts = self.parts(&catalogue, messages, request_id.as_ref());
+        let ends = if parts.len() == 1 {
+            let part = parts.remove(0);
+            let places = part.places.clone();
+            vec![(places, self.enqueue_to(&catalogue, part, deadline).await)]
+        } else {
+            let mut running = JoinSet::new();
+            for part in parts {
+                let (api, places) = (Arc::clone(self), part.places.clone());
+                running.spawn(
+                    async move { (places, api.enqueue_to(&catalogue, part, deadline).await) },
+                );
+            }
+            running.join_all().await
+        };
+        let mut header = None;
+        let mut refusals = Vec::new();
+        for (places, end) in ends {
+            match end {
+                Ok(stored) => {
+                    header = stored.header;
+                    for (place, id) in places.into_iter().zip(stored.message_ids) {
+                        message_ids[place] = id;
+                    }
+                }
+                Err(refusal) => refusals.push(self.heed(&namespace, &queue, refusal)),
+            }
+        }
+        match judge(refusals, header.is_some()) {
+            Some(refusal) => Err(refusal),
+            None => Ok(EnqueueResponse { header, message_ids }),
+        }
+    }
+
+    /// Sorts a batch by partition. A retry must sort alike, so what has no key goes where the request id says.
+    fn parts(
+        &self,
+        catalogue: &Catalogue,
+        messages: Vec<Message>,
+        id: Option<&RequestId>,
+    ) -> Vec<Part> {
+        let partitions = catalogue.partitions.max(1);
+        let keyless = id.map_or_else(
+            || {
+                u32::try_from(self.next_round() % usize::try_from(partitions).unwrap_or(1))
+                    .unwrap_or(0)
+            },
+            |id| slot::partition(&format!("{}/{}", id.client, id.sequence), partitions),
+        );
+        let mut sorted = BTreeMap::<u32, (Vec<usize>, Vec<Message>)>::new();
+        for (place, message) in messages.into_iter().enumerate() {
+            let partition = if message.key.is_empty() {
+                keyless
+            } else {
+                slot::partition(&message.key, partitions)
+            };
+            let part = sorted.entry(partition).or_default();
+            part.0.push(place);
+            part.1.push(message);
+        }
+        let mut on_shard = BTreeMap::<u32, u32>::new();
+        let parts = sorted.into_iter().map(|(partition, (places, messages))| {
+            let count = on_shard.entry(self.shard(self.slot_of(catalogue, partition))).or_default();
+            let request_id = id.map(|id| derived(id, *count));
+            *count += 1;
+            Part { partition, request_id, places, messages }
+        });
+        parts.collect()
+    }
+
+    /// Stores the messages of one partition, which is opened when they are its first.
+    async fn enqueue_to(
+        &self,
+        catalogue: &Catalogue,
+        part: Part,
+        deadline: Instant,
+    ) -> Result<EnqueueResponse, Refusal> {
+        let Part { partition, request_id, messages, places: _ } = part;
+        let slot = self.slot_of(catalogue, partition);
+        let &Catalogue { queue_id, version: catalogue_version, .. } = catalogue;
+        let command =
+            Command::EnqueueTo(EnqueueTo { queue_id, partition, catalogue_version, messages });
+        let decided = match self.command(slot, request_id.clone(), command.clone(), deadline).await
+        {
+            Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => {
+                let open = Command::OpenPartition(OpenPartition {
+                    queue_id,
+                    partition,
+                    catalogue_version,
+                });
+                // To open it again is no error, so an open end is none either: what follows shows it.
+                match self.command(slot, None, open, deadline).await {
+                    Err(refusal) if refusal.reason() != Reason::MaybeApplied => {
+                        return Err(refusal);
+                    }
+                    _ => self.command(slot, request_id, command, deadline).await?,
+                }
+            }
+            end => end?,
+        };
+        expect_answer!(decided, Enqueue)
+    }
+
+    pub(super) async fn ack(
+        &self,
+        context: &Context,
+        request: AckRequest,
+    ) -> Result<AckResponse, Refusal> {
+        let lease_id = parse_lease_id(&request.lease_id);
+        let (partition, sequence, lease) =
+            lease_id.ok_or_else(|| invalid("lease_id", "the lease_id of a delivery"))?;
+        let catalogue =
+            self.find_queue(&request.namespace, &request.queue, context.deadline).await?;
+        let unknown = || refusal(Reason::UnknownMessage, "the queue has no such message");
+        if partition >= catalogue.partitions {
+            return Err(unknown());
+        }
+        let command = Command::AckLease(AckLease {
+            queue_id: catalogue.queue_id,
+            partition,
+            sequence,
+            lease,
+        });
+        let slot = self.slot_of(&catalogue, partition);
+        match self.command(slot, request.request_id, command, context.deadline).await {
+            // Nothing was ever stored there.
+            Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => Err(unknown()),
+            Err(refusal) => Err(self.heed(&request.namespace, &request.queue, refusal)),
+            Ok(decided) => expect_answer!(decided, Ack),
+        }
+    }
+
+    pub(super) fn slot_of(&self, catalogue: &Catalogue, partition: u32) -> u16 {
+        slot::of_partition(catalogue.queue_id, partition, self.shards.shards())
+    }
+}
+
+/// The request id of a part of a request. A shard knows a request by its client and sequence, and partitions of one
+/// shard are commands of their own: all but the first go under a client name that no client can have.
+fn derived(id: &RequestId, count: u32) -> RequestId {
+    let client =
+        if count == 0 { id.client.clone() } else { format!("{}{PART_MARK}{count}", id.client) };
+    RequestId { client, ..id.clone() }
+}
+
+/// How a batch ended whose parts were refused like this; none when none was.
+fn judge(refusals: Vec<Refusal>, some_stored: bool) -> Option<Refusal> {
+    // No retry can help once a shard has forgotten the request.
+    let forgotten =
+        refusals.iter().position(|refusal| refusal.reason() == Reason::RequestForgotten);
+    let open_ended =
+        refusals.iter().any(|refusal| refusal.reason().row().retry == Retry::WithRequestId);
+    let mut refusals = refusals;
+    let first = match forgotten {
+        Some(place) => return Some(refusals.swap_remove(place)),
+        None => refusals.into_iter().next()?,
+    };
+    if !some_stored && !open_ended {
+        return Some(first);
+    }
+    let mut partly = refusal(Reason::MaybeApplied, "a part of the batch may have been stored");
+    partly.metadata.insert("cause".to_owned(), first.reason().name().to_owned());
+    Some(partly)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(reason: Reason) -> Refusal {
+        refusal(reason, "no")
+    }
+
+    #[test]
+    fn a_batch_is_definite_only_when_nothing_was_stored() {
+        assert_eq!(judge(Vec::new(), true), None);
+        let overloaded = || vec![refused(Reason::Overloaded), refused(Reason::NotLeader)];
+        assert_eq!(judge(overloaded(), false).unwrap().reason(), Reason::Overloaded);
+        let partly = judge(overloaded(), true).unwrap();
+        assert_eq!(
+            (partly.reason(), partly.metadata["cause"].as_str()),
+            (Reason::MaybeApplied, "OVERLOADED")
+        );
+        let open = vec![refused(Reason::Overloaded), refused(Reason::MaybeApplied)];
+        assert_eq!(judge(open, false).unwrap().reason(), Reason::MaybeApplied);
+        let forgotten = vec![refused(Reason::MaybeApplied), refused(Reason::RequestForgotten)];
+        assert_eq!(judge(forgotten, true).unwrap().reason(), Reason::RequestForgotten);
+    }
+
+    #[test]
+    fn parts_of_one_request_have_ids_of_their_own() {
+        let id = RequestId { client: "c".to_owned(), sequence: 7, ..RequestId::default() };
+        assert_eq!(derived(&id, 0), id);
+        assert_eq!(derived(&id, 2), RequestId { client: "c#2".to_owned(), ..id });
+    }
+}

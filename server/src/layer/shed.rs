@@ -1,0 +1,64 @@
+//! Refuses a request when too many are in flight.
+
+use std::convert::Infallible;
+use std::future::{Future, ready};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use http::{Request, Response};
+use tower::{Layer, Service, layer::layer_fn};
+use trefoil_proto::status::to_status;
+
+use super::admission::Admission;
+use crate::api::method::{Load, Method};
+use crate::metrics::Metrics;
+
+/// Takes a place for each request, and gives it to the handler to keep.
+pub(super) fn layer<S>(
+    admission: Arc<Admission>,
+    metrics: Arc<Metrics>,
+) -> impl Layer<S, Service = Shed<S>> + Clone {
+    layer_fn(move |inner| Shed {
+        inner,
+        admission: Arc::clone(&admission),
+        metrics: Arc::clone(&metrics),
+    })
+}
+
+/// See [`layer`].
+#[derive(Clone)]
+pub(super) struct Shed<S> {
+    inner: S,
+    admission: Arc<Admission>,
+    metrics: Arc<Metrics>,
+}
+
+impl<S> Service<Request<Body>> for Shed<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        let load = Method::of_path(request.uri().path()).map_or(Load::Work, Method::load);
+        match self.admission.admit(load) {
+            Ok(permit) => {
+                request.extensions_mut().insert(Arc::new(permit));
+                Box::pin(self.inner.call(request))
+            }
+            Err(refusal) => {
+                self.metrics.calls_shed.inc();
+                Box::pin(ready(Ok(to_status(&refusal, false).into_http())))
+            }
+        }
+    }
+}

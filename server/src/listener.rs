@@ -1,0 +1,293 @@
+//! The accept loop: caps on connections, every limit of HTTP/1.1 and HTTP/2 said aloud, and a way to end in peace.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use slog::{Logger, debug, warn};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tower::ServiceExt as _;
+
+use crate::api::unary::PeerAddress;
+use crate::metrics::Metrics;
+
+/// Streams of one connection at a time.
+const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Bytes of the headers of one request.
+const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Bytes that a client may send ahead on one stream: a whole frame.
+const STREAM_WINDOW_BYTES: u32 = 2 << 20;
+/// And on all streams of a connection.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Bytes of one HTTP/2 frame.
+const FRAME_BYTES: u32 = 64 << 10;
+/// Bytes of answers that wait for one stream's client to read.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
+/// Bytes of the headers and the start of an HTTP/1.1 request.
+const HTTP1_BUFFER_BYTES: usize = 64 << 10;
+/// A client that says nothing is asked whether it is there, and must answer.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams that were reset before they were taken up: more of them end the connection (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams that this side reset for the client's faults (CVE-2024-2758, CVE-2025-8671).
+const LOCAL_RESETS_MAX: usize = 256;
+/// Pauses after a failed accept: files are short, and only time helps.
+const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(50);
+const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// The bytes with which HTTP/2 begins.
+const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// How many connections there may be, and how slow.
+#[derive(Clone, Copy, Debug)]
+pub struct Caps {
+    /// All together.
+    pub connections: u64,
+    /// From one address.
+    pub per_address: u64,
+    /// Time in which a connection must say which protocol it speaks, and HTTP/1.1 must send a request's headers.
+    pub header_timeout: Duration,
+}
+
+impl Caps {
+    /// As many connections as these, with the usual patience.
+    #[must_use]
+    pub fn new(connections: u64, per_address: u64) -> Self {
+        Self { connections, per_address, header_timeout: Duration::from_secs(10) }
+    }
+}
+
+/// An address that is served.
+#[derive(Debug)]
+pub struct Listener {
+    /// The bound socket.
+    pub socket: TcpListener,
+    /// How many connections there may be.
+    pub caps: Caps,
+    /// Where connections are counted.
+    pub metrics: Arc<Metrics>,
+    /// Where faults are told.
+    pub logger: Logger,
+}
+
+impl Listener {
+    /// Serves until `stopping` turns true, then lets open requests end, but not for longer than `drain`.
+    pub async fn serve(self, router: Router, mut stopping: watch::Receiver<bool>, drain: Duration) {
+        let doors = Arc::new(Doors::new(self.caps));
+        let mut connections = JoinSet::new();
+        let mut pause = ACCEPT_PAUSE_MIN;
+        loop {
+            let accepted = tokio::select! {
+                accepted = self.socket.accept() => accepted,
+                Some(_) = connections.join_next() => continue,
+                // A sender that is gone stops, too.
+                _ = stopping.wait_for(|stopping| *stopping) => break,
+            };
+            match accepted {
+                Ok((stream, address)) => {
+                    pause = ACCEPT_PAUSE_MIN;
+                    let Some(door) = doors.enter(address.ip()) else {
+                        self.metrics.connections_refused.inc();
+                        continue;
+                    };
+                    let open = Open::new(door, &self.metrics);
+                    let (router, logger) = (router.clone(), self.logger.clone());
+                    let (patience, stopping) = (self.caps.header_timeout, stopping.clone());
+                    connections.spawn(async move {
+                        if let Err(error) =
+                            connection(stream, address, router, patience, stopping).await
+                        {
+                            debug!(logger, "connection ended with an error"; "error" => %error);
+                        }
+                        drop(open);
+                    });
+                }
+                Err(error) if is_of_one_connection(&error) => {}
+                Err(error) => {
+                    warn!(self.logger, "cannot accept connections"; "error" => %error);
+                    sleep(pause).await;
+                    pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
+                }
+            }
+        }
+        // No further connections; those that are open were told by their own receivers.
+        drop(self.socket);
+        let deadline = Instant::now() + drain;
+        while let Ok(Some(_)) = timeout_at(deadline, connections.join_next()).await {}
+    }
+}
+
+/// Errors of accept that say something of one connection and nothing of the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+async fn connection(
+    stream: TcpStream,
+    address: SocketAddr,
+    router: Router,
+    patience: Duration,
+    mut stopping: watch::Receiver<bool>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    stream.set_nodelay(true)?;
+    timeout(patience, says_its_protocol(&stream)).await??;
+    let service = router.map_request(move |request: Request<Incoming>| {
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(PeerAddress(address));
+        request
+    });
+    let builder = builder(patience);
+    let connection =
+        builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return ended,
+        _ = stopping.wait_for(|stopping| *stopping) => {}
+    }
+    // GOAWAY, or the end of keep-alive: requests that are under way end first.
+    connection.as_mut().graceful_shutdown();
+    Pin::new(&mut connection).await
+}
+
+/// Every limit, also where the default would do: a default may change under us.
+fn builder(patience: Duration) -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(patience)
+        .max_buf_size(HTTP1_BUFFER_BYTES)
+        .keep_alive(true)
+        .half_close(false);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
+        .max_header_list_size(HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .adaptive_window(false)
+        .max_frame_size(FRAME_BYTES)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// Waits until the client has sent HTTP/2's preface, or anything that is none: the builder that tells them apart
+/// would wait for ever.
+async fn says_its_protocol(stream: &TcpStream) -> io::Result<()> {
+    const PAUSE: Duration = Duration::from_millis(10);
+    let mut head = [0; HTTP2_PREFACE.len()];
+    loop {
+        let bytes = stream.peek(&mut head).await?;
+        if bytes == 0 || bytes == head.len() || head[..bytes] != HTTP2_PREFACE[..bytes] {
+            return Ok(());
+        }
+        // What was peeked stays readable, so there is nothing to wait for but time.
+        sleep(PAUSE).await;
+    }
+}
+
+/// Who is in.
+#[derive(Debug)]
+struct Doors {
+    caps: Caps,
+    inside: Mutex<Inside>,
+}
+
+#[derive(Debug, Default)]
+struct Inside {
+    all: u64,
+    by_address: BTreeMap<IpAddr, u64>,
+}
+
+/// A place inside, given back when it is dropped.
+#[derive(Debug)]
+struct Door {
+    doors: Arc<Doors>,
+    address: IpAddr,
+}
+
+impl Doors {
+    fn new(caps: Caps) -> Self {
+        Self { caps, inside: Mutex::default() }
+    }
+
+    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Door> {
+        let mut inside = self.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_address = inside.by_address.get(&address).copied().unwrap_or(0);
+        if inside.all >= self.caps.connections || of_address >= self.caps.per_address {
+            return None;
+        }
+        inside.all += 1;
+        inside.by_address.insert(address, of_address + 1);
+        Some(Door { doors: Arc::clone(self), address })
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        let mut inside = self.doors.inside.lock().unwrap_or_else(PoisonError::into_inner);
+        inside.all -= 1;
+        match inside.by_address.get(&self.address).copied() {
+            Some(count) if count > 1 => inside.by_address.insert(self.address, count - 1),
+            _ => inside.by_address.remove(&self.address),
+        };
+    }
+}
+
+/// An open connection, for its place and for the metric.
+struct Open {
+    _door: Door,
+    metrics: Arc<Metrics>,
+}
+
+impl Open {
+    fn new(door: Door, metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self { _door: door, metrics: Arc::clone(metrics) }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.metrics.connections.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_caps_hold_and_places_come_back() {
+        let doors = Arc::new(Doors::new(Caps::new(3, 2)));
+        let (one, two) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        let first = doors.enter(one).unwrap();
+        let _second = doors.enter(one).unwrap();
+        assert!(doors.enter(one).is_none(), "the cap of an address");
+        let _third = doors.enter(two).unwrap();
+        assert!(doors.enter(two).is_none(), "the cap of all");
+        drop(first);
+        assert!(doors.enter(one).is_some());
+        assert_eq!(doors.inside.lock().unwrap().by_address.len(), 2);
+    }
+}

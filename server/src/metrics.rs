@@ -1,0 +1,359 @@
+//! What a node measures. Names and help texts stand side by side; `docs/metrics.md` is generated from them.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use tonic::Code;
+use trefoil_core::ShardId;
+use trefoil_core::machine::Counts;
+use trefoil_core::replica::Role;
+
+use crate::api::method::Method;
+
+const PREFIX: &str = "trefoil";
+
+/// Upper bounds in seconds, from a cached read to a long poll.
+const CALL_SECONDS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0, 60.0,
+];
+/// Upper bounds in seconds, from one write to a whole state file.
+const DISK_SECONDS: &[f64] = &[
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0,
+    30.0,
+];
+
+/// The metrics of one node, on the registry that it was given.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    locks_acquired: IntCounter,
+    locks_released: IntCounter,
+    locks_blocked: IntCounter,
+    sessions_expired: IntCounter,
+    queue_enqueued: IntCounter,
+    queue_dequeued: IntCounter,
+    queue_acked: IntCounter,
+    leases_expired: IntCounter,
+    queue_lag: IntGaugeVec,
+    /// Shards that this node leads. Held while the lag is written, so that no lag outlives a leadership.
+    led: Mutex<BTreeSet<ShardId>>,
+    /// Gets whose key had a value.
+    pub cache_hits: IntCounter,
+    /// Gets whose key had none.
+    pub cache_misses: IntCounter,
+    cache_expired: IntCounter,
+    raft_role: IntGaugeVec,
+    raft_current_term: IntGaugeVec,
+    state_diverged: IntCounter,
+    rpc_latency: HistogramVec,
+    wal_fsync: Histogram,
+    checkpoint: Histogram,
+    checkpoint_bytes: IntCounter,
+    handled: IntCounterVec,
+    /// One for each of [`Method::ALL`], in that order.
+    methods: Vec<MethodMetrics>,
+    /// Calls refused because too many were in flight.
+    pub calls_shed: IntCounter,
+    /// Open client connections.
+    pub connections: IntGauge,
+    /// Client connections refused by a cap.
+    pub connections_refused: IntCounter,
+    /// Open pipelined streams.
+    pub pipeline_streams: IntGauge,
+    resident_memory: IntGauge,
+}
+
+#[derive(Debug)]
+struct MethodMetrics {
+    started: IntCounter,
+    ok: IntCounter,
+    handling: Histogram,
+}
+
+/// Registers metrics under the common prefix.
+struct Registrar<'a>(&'a Registry);
+
+impl Registrar<'_> {
+    fn add<C: Collector + Clone + 'static>(
+        &self,
+        metric: Result<C, prometheus::Error>,
+    ) -> Result<C, prometheus::Error> {
+        let metric = metric?;
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.add(IntCounter::with_opts(Opts::new(name, help).namespace(PREFIX)))
+    }
+
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        self.add(IntCounterVec::new(Opts::new(name, help).namespace(PREFIX), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.add(IntGauge::with_opts(Opts::new(name, help).namespace(PREFIX)))
+    }
+
+    fn gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<IntGaugeVec, prometheus::Error> {
+        self.add(IntGaugeVec::new(Opts::new(name, help).namespace(PREFIX), labels))
+    }
+
+    fn histogram(
+        &self,
+        name: &str,
+        help: &str,
+        bounds: &[f64],
+    ) -> Result<Histogram, prometheus::Error> {
+        self.add(Histogram::with_opts(
+            HistogramOpts::new(name, help).namespace(PREFIX).buckets(bounds.to_vec()),
+        ))
+    }
+
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let options =
+            HistogramOpts::new(name, help).namespace(PREFIX).buckets(CALL_SECONDS.to_vec());
+        self.add(HistogramVec::new(options, labels))
+    }
+}
+
+impl Metrics {
+    /// Registers everything.
+    ///
+    /// # Errors
+    /// When the registry has one of the names already.
+    #[allow(clippy::too_many_lines, reason = "one table")]
+    pub fn new(registry: Registry) -> Result<Arc<Self>, prometheus::Error> {
+        let r = Registrar(&registry);
+        let started = r.counters(
+            "grpc_server_started_total",
+            "Calls that began, unary and pipelined.",
+            &["service", "method"],
+        )?;
+        let handled = r.counters(
+            "grpc_server_handled_total",
+            "Calls that ended, by gRPC code.",
+            &["service", "method", "code"],
+        )?;
+        let handling = r.histograms(
+            "grpc_server_handling_seconds",
+            "Time from a call's start to its end.",
+            &["service", "method"],
+        )?;
+        let methods = Method::ALL
+            .iter()
+            .map(|method| MethodMetrics {
+                started: started.with_label_values(&[method.service(), method.name()]),
+                ok: handled.with_label_values(&[
+                    method.service(),
+                    method.name(),
+                    code_name(Code::Ok),
+                ]),
+                handling: handling.with_label_values(&[method.service(), method.name()]),
+            })
+            .collect();
+        let build =
+            r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
+        build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
+        let metrics = Self {
+            locks_acquired: r.counter("locks_acquired_total", "Locks granted, told by the shard's leader.")?,
+            locks_released: r.counter("locks_released_total", "Locks released by call, close or expiry, told by the shard's leader.")?,
+            locks_blocked: r.counter("locks_blocked_total", "Acquires that found the lock held, told by the shard's leader.")?,
+            sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
+            queue_enqueued: r.counter("queue_enqueued_total", "Messages stored, told by the shard's leader.")?,
+            queue_dequeued: r.counter("queue_dequeued_total", "Deliveries leased, told by the shard's leader.")?,
+            queue_acked: r.counter("queue_acked_total", "Messages acknowledged, told by the shard's leader.")?,
+            leases_expired: r.counter("leases_expired_total", "Leases that ran out, so that their messages come again, told by the shard's leader.")?,
+            queue_lag: r.gauges("queue_lag", "Messages accepted and not yet acknowledged, dead or expired, told by the shard's leader alone.", &["shard"])?,
+            led: Mutex::default(),
+            cache_hits: r.counter("cache_hits_total", "Gets answered to a client with a value.")?,
+            cache_misses: r.counter("cache_misses_total", "Gets answered to a client without a value.")?,
+            cache_expired: r.counter("cache_expired_total", "Values whose TTL ran out, told by the shard's leader.")?,
+            raft_role: r.gauges("raft_role", "Role of this node in a shard: 0 follower, 1 candidate, 2 leader.", &["shard"])?,
+            raft_current_term: r.gauges("raft_current_term", "Raft term of a shard.", &["shard"])?,
+            state_diverged: r.counter("state_diverged_total", "Times that a peer had another state at the same index: a fault that must be looked into.")?,
+            rpc_latency: r.histograms("rpc_latency_seconds", "Time between nodes from a message to its answer.", &["op"])?,
+            wal_fsync: r.histogram("wal_fsync_seconds", "Time to write and sync one batch of the Raft log.", DISK_SECONDS)?,
+            checkpoint: r.histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS)?,
+            checkpoint_bytes: r.counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.")?,
+            handled,
+            methods,
+            calls_shed: r.counter("calls_shed_total", "Calls refused before any work because too many were in flight.")?,
+            connections: r.gauge("connections", "Open client connections.")?,
+            connections_refused: r.counter("connections_refused_total", "Client connections refused by a cap.")?,
+            pipeline_streams: r.gauge("pipeline_streams", "Open pipelined streams.")?,
+            resident_memory: r.gauge("process_resident_memory_bytes", "Resident memory of the process.")?,
+            registry,
+        };
+        Ok(Arc::new(metrics))
+    }
+
+    /// A call begins.
+    #[must_use]
+    pub fn begin(self: &Arc<Self>, method: Method) -> Handling {
+        self.methods[method.index()].started.inc();
+        Handling { metrics: Arc::clone(self), method, started: Instant::now(), ended: false }
+    }
+
+    /// Everything in the text format of Prometheus.
+    ///
+    /// # Errors
+    /// When a metric cannot be encoded.
+    pub fn encode(&self) -> Result<String, prometheus::Error> {
+        self.resident_memory.set(resident_bytes().unwrap_or(0));
+        TextEncoder::new().encode_to_string(&self.registry.gather())
+    }
+
+    /// The registry.
+    #[must_use]
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A shard's role or term changed.
+    pub fn role(&self, shard: ShardId, role: Role, term: u64) {
+        let label = shard.to_string();
+        self.raft_role.with_label_values(&[&label]).set(role as i64);
+        self.raft_current_term
+            .with_label_values(&[&label])
+            .set(i64::try_from(term).unwrap_or(i64::MAX));
+        let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        if role == Role::Leader {
+            led.insert(shard);
+        } else if led.remove(&shard) {
+            // It may never have been set.
+            self.queue_lag.remove_label_values(&[&label]).ok();
+        }
+    }
+
+    /// An entry was applied. Counts are the leader's to tell, so that a sum over the nodes is right.
+    pub fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, queue_backlog: u64) {
+        if !is_leader {
+            return;
+        }
+        self.locks_acquired.inc_by(counts.locks_acquired);
+        self.locks_released.inc_by(counts.locks_released);
+        self.locks_blocked.inc_by(counts.locks_blocked);
+        self.sessions_expired.inc_by(counts.sessions_expired);
+        self.queue_enqueued.inc_by(counts.enqueued);
+        self.queue_dequeued.inc_by(counts.dequeued);
+        self.queue_acked.inc_by(counts.acked);
+        self.leases_expired.inc_by(counts.leases_expired);
+        self.cache_expired.inc_by(counts.cache_expired);
+        let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        if led.contains(&shard) {
+            let lag = i64::try_from(queue_backlog).unwrap_or(i64::MAX);
+            self.queue_lag.with_label_values(&[&shard.to_string()]).set(lag);
+        }
+    }
+
+    /// The log was synced.
+    pub fn fsync(&self, seconds: f64) {
+        self.wal_fsync.observe(seconds);
+    }
+
+    /// A checkpoint of this many bytes of changes was written.
+    pub fn checkpoint(&self, seconds: f64, bytes: u64) {
+        self.checkpoint.observe(seconds);
+        self.checkpoint_bytes.inc_by(bytes);
+    }
+
+    /// A peer answered.
+    pub fn rpc(&self, operation: &str, seconds: f64) {
+        self.rpc_latency.with_label_values(&[operation]).observe(seconds);
+    }
+
+    /// A peer that applied the same entries has another state.
+    pub fn diverged(&self) {
+        self.state_diverged.inc();
+    }
+}
+
+/// One call from its start to its end. A call that is dropped before it has ended was cancelled.
+#[derive(Debug)]
+pub struct Handling {
+    metrics: Arc<Metrics>,
+    method: Method,
+    started: Instant,
+    ended: bool,
+}
+
+impl Handling {
+    /// The call ended.
+    pub fn end(mut self, code: Code) {
+        self.record(code);
+    }
+
+    fn record(&mut self, code: Code) {
+        if std::mem::replace(&mut self.ended, true) {
+            return;
+        }
+        let metrics = &self.metrics.methods[self.method.index()];
+        metrics.handling.observe(self.started.elapsed().as_secs_f64());
+        if code == Code::Ok {
+            metrics.ok.inc();
+        } else {
+            let labels = [self.method.service(), self.method.name(), code_name(code)];
+            self.metrics.handled.with_label_values(&labels).inc();
+        }
+    }
+}
+
+impl Drop for Handling {
+    fn drop(&mut self) {
+        self.record(Code::Cancelled);
+    }
+}
+
+/// The names that gRPC metrics use in every language.
+fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "Canceled",
+        Code::Unknown => "Unknown",
+        Code::InvalidArgument => "InvalidArgument",
+        Code::DeadlineExceeded => "DeadlineExceeded",
+        Code::NotFound => "NotFound",
+        Code::AlreadyExists => "AlreadyExists",
+        Code::PermissionDenied => "PermissionDenied",
+        Code::ResourceExhausted => "ResourceExhausted",
+        Code::FailedPrecondition => "FailedPrecondition",
+        Code::Aborted => "Aborted",
+        Code::OutOfRange => "OutOfRange",
+        Code::Unimplemented => "Unimplemented",
+        Code::Internal => "Internal",
+        Code::Unavailable => "Unavailable",
+        Code::DataLoss => "DataLoss",
+        Code::Unauthenticated => "Unauthenticated",
+    }
+}
+
+/// Resident bytes of this process, where the system tells.
+fn resident_bytes() -> Option<i64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes = line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()?;
+    kibibytes.checked_mul(1_024)
+}

@@ -1,0 +1,326 @@
+//! From what a client wants to what a shard is told, and back.
+
+use trefoil_core::check::DEFAULT_NAMESPACE;
+use trefoil_core::slot::{self, MAP_EPOCH};
+use trefoil_core::{META_SHARD, ShardId};
+use trefoil_proto::cache::v1 as cache;
+use trefoil_proto::common::v1::{RequestId, Value, value};
+use trefoil_proto::internal::v1::answer::Answer as A;
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{
+    AckLease, Answer, AwaitReady, CancelAcquire, Catalogue, Command, DequeueFrom, EnqueueTo,
+    FindQueue, OpenPartition, Query,
+};
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::queue::v1 as queue;
+
+use crate::check::history::{Action, Delivery, Outcome};
+
+/// What a shard is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// To change something.
+    Command(Command),
+    /// To tell something.
+    Query(Query),
+}
+
+/// A body and the shard that it is for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Request {
+    /// The shard.
+    pub shard: ShardId,
+    /// What it is asked.
+    pub body: Body,
+}
+
+/// A queue as clients know it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Queue {
+    /// Its name.
+    pub name: String,
+    /// What the meta shard said of it.
+    pub catalogue: Catalogue,
+}
+
+/// Builds requests for a cluster with this number of data shards.
+#[derive(Clone, Copy, Debug)]
+pub struct Router {
+    /// Data shards.
+    pub shards: u32,
+}
+
+impl Router {
+    fn command(self, slot: u16, operation: Operation) -> Request {
+        let command = Command {
+            slot: slot.into(),
+            map_epoch: MAP_EPOCH,
+            operation: Some(operation),
+            ..Command::default()
+        };
+        Request { shard: slot::shard(slot, self.shards), body: Body::Command(command) }
+    }
+
+    fn query(self, slot: u16, query: Q) -> Request {
+        let query = Query {
+            slot: slot.into(),
+            map_epoch: MAP_EPOCH,
+            query: Some(query),
+            ..Query::default()
+        };
+        Request { shard: slot::shard(slot, self.shards), body: Body::Query(query) }
+    }
+
+    fn partition_slot(self, queue: &Queue, partition: u32) -> u16 {
+        slot::of_partition(queue.catalogue.queue_id, partition, self.shards)
+    }
+
+    /// The partitions of a queue on each shard that has some.
+    #[must_use]
+    pub fn places(self, queue: &Queue) -> Vec<(ShardId, Vec<u32>)> {
+        let mut places = std::collections::BTreeMap::<_, Vec<_>>::new();
+        for partition in 0..queue.catalogue.partitions {
+            let shard = slot::shard(self.partition_slot(queue, partition), self.shards);
+            places.entry(shard).or_default().push(partition);
+        }
+        places.into_iter().collect()
+    }
+
+    /// Creates a queue.
+    #[must_use]
+    pub fn create_queue(self, name: &str, partitions: u32) -> Request {
+        let (namespace, queue) = (DEFAULT_NAMESPACE.to_owned(), name.to_owned());
+        let request = queue::CreateQueueRequest { namespace, queue, partitions, request_id: None };
+        let Request { body, .. } = self.command(slot::SYSTEM_SLOT, Operation::CreateQueue(request));
+        Request { shard: META_SHARD, body }
+    }
+
+    /// Finds a queue.
+    #[must_use]
+    pub fn find_queue(self, name: &str) -> Request {
+        let find = FindQueue { namespace: DEFAULT_NAMESPACE.to_owned(), queue: name.to_owned() };
+        Request { shard: META_SHARD, ..self.query(slot::SYSTEM_SLOT, Q::FindQueue(find)) }
+    }
+
+    /// Opens a partition.
+    #[must_use]
+    pub fn open_partition(self, queue: &Queue, partition: u32) -> Request {
+        let Catalogue { queue_id, version: catalogue_version, .. } = queue.catalogue;
+        let open = OpenPartition { queue_id, partition, catalogue_version };
+        self.command(self.partition_slot(queue, partition), Operation::OpenPartition(open))
+    }
+
+    /// Waits until one of the partitions has something.
+    #[must_use]
+    pub fn await_ready(self, queue: &Queue, partitions: &[u32]) -> Request {
+        let await_ready = AwaitReady {
+            queue_id: queue.catalogue.queue_id,
+            partitions: partitions.to_vec(),
+            wait: true,
+        };
+        self.query(self.partition_slot(queue, partitions[0]), Q::AwaitReady(await_ready))
+    }
+
+    /// Stores a message.
+    #[must_use]
+    pub fn enqueue(self, queue: &Queue, key: &str, text: &str) -> Request {
+        let Catalogue { queue_id, partitions, version: catalogue_version } = queue.catalogue;
+        let partition = slot::partition(key, partitions);
+        let message = queue::Message {
+            key: key.to_owned(),
+            value: Some(of_text(text)),
+            ..queue::Message::default()
+        };
+        let enqueue = EnqueueTo { queue_id, partition, catalogue_version, messages: vec![message] };
+        self.command(self.partition_slot(queue, partition), Operation::EnqueueTo(enqueue))
+    }
+
+    /// Leases messages of partitions of one shard.
+    #[must_use]
+    pub fn dequeue(
+        self,
+        queue: &Queue,
+        partitions: &[u32],
+        max_messages: u32,
+        lease_ms: u64,
+    ) -> Request {
+        let Catalogue { queue_id, version: catalogue_version, .. } = queue.catalogue;
+        let partitions = partitions.to_vec();
+        let slot = self.partition_slot(queue, partitions[0]);
+        let dequeue =
+            DequeueFrom { queue_id, partitions, max_messages, lease_ms, catalogue_version };
+        self.command(slot, Operation::DequeueFrom(dequeue))
+    }
+
+    /// Settles a delivery.
+    ///
+    /// # Panics
+    /// When the lease id is not one that the state machine made.
+    #[must_use]
+    pub fn ack(self, queue: &Queue, lease_id: &str) -> Request {
+        let numbers =
+            lease_id.split('-').map(|part| part.parse::<u64>().expect("a lease id has numbers"));
+        let [partition, sequence, lease] = numbers.collect::<Vec<_>>()[..] else {
+            panic!("a lease id has three numbers");
+        };
+        let partition = u32::try_from(partition).expect("a partition is a small number");
+        let ack = AckLease { queue_id: queue.catalogue.queue_id, partition, sequence, lease };
+        self.command(self.partition_slot(queue, partition), Operation::AckLease(ack))
+    }
+
+    /// Takes back an Acquire whose end was not seen.
+    #[must_use]
+    pub fn cancel_acquire(
+        self,
+        namespace: &str,
+        session: u64,
+        lock: &str,
+        waiter: RequestId,
+    ) -> Request {
+        let (namespace, name) = (namespace.to_owned(), lock.to_owned());
+        let slot = slot::of_locks(&namespace);
+        let cancel = CancelAcquire { namespace, session_id: session, name, waiter: Some(waiter) };
+        self.command(slot, Operation::CancelAcquire(cancel))
+    }
+
+    /// The request of an action on the cache or on locks.
+    ///
+    /// # Panics
+    /// When it is an action on a queue.
+    #[must_use]
+    pub fn request(self, action: &Action) -> Request {
+        match action.clone() {
+            Action::Put { key, value, ttl_ms } => {
+                let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
+                let value = Some(of_text(&value));
+                let namespace = DEFAULT_NAMESPACE.to_owned();
+                let put = cache::PutRequest { namespace, key, value, ttl_ms, request_id: None };
+                self.command(slot, Operation::Put(put))
+            }
+            Action::Get { key } => {
+                let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
+                self.query(
+                    slot,
+                    Q::Get(cache::GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key }),
+                )
+            }
+            Action::Delete { key } => {
+                let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
+                let delete = cache::DeleteRequest {
+                    namespace: DEFAULT_NAMESPACE.to_owned(),
+                    key,
+                    request_id: None,
+                };
+                self.command(slot, Operation::Delete(delete))
+            }
+            action => self.lock_request(action),
+        }
+    }
+
+    fn lock_request(self, action: Action) -> Request {
+        let (namespace, operation) = match action {
+            Action::OpenSession { namespace, ttl_ms } => {
+                let open = lock::OpenSessionRequest {
+                    namespace: namespace.clone(),
+                    ttl_ms,
+                    ..Default::default()
+                };
+                (namespace, Operation::OpenSession(open))
+            }
+            Action::KeepAlive { namespace, session: session_id } => {
+                let keep = lock::KeepAliveRequest { namespace: namespace.clone(), session_id };
+                (namespace, Operation::KeepAlive(keep))
+            }
+            Action::CloseSession { namespace, session: session_id } => {
+                let close = lock::CloseSessionRequest {
+                    namespace: namespace.clone(),
+                    session_id,
+                    request_id: None,
+                };
+                (namespace, Operation::CloseSession(close))
+            }
+            Action::Acquire { namespace, session: session_id, lock: name, wait_ms } => {
+                let request_id = None;
+                let acquire = lock::AcquireRequest {
+                    namespace: namespace.clone(),
+                    session_id,
+                    name,
+                    wait_ms,
+                    request_id,
+                };
+                (namespace, Operation::Acquire(acquire))
+            }
+            Action::Release {
+                namespace,
+                session: session_id,
+                lock: name,
+                token: fencing_token,
+            } => {
+                let request_id = None;
+                let release = lock::ReleaseRequest {
+                    namespace: namespace.clone(),
+                    session_id,
+                    name,
+                    fencing_token,
+                    request_id,
+                };
+                (namespace, Operation::Release(release))
+            }
+            other => panic!("{other:?} needs a queue"),
+        };
+        self.command(slot::of_locks(&namespace), operation)
+    }
+}
+
+fn of_text(text: &str) -> Value {
+    Value { kind: Some(value::Kind::Text(text.to_owned())) }
+}
+
+fn text_of(value: Option<Value>) -> String {
+    match value.and_then(|value| value.kind) {
+        Some(value::Kind::Text(text)) => text,
+        other => format!("not a text: {other:?}"),
+    }
+}
+
+/// What an answer tells a client.
+///
+/// # Panics
+/// When the state machine gives an answer that no client's action has.
+#[must_use]
+pub fn outcome(answer: Answer) -> Outcome {
+    match answer.answer.expect("an answer says something") {
+        A::Refusal(refusal) => Outcome::Refused(refusal.reason()),
+        A::OpenSession(opened) => Outcome::SessionOpened { session: opened.session_id },
+        A::KeepAlive(kept) => Outcome::Renewed { remaining_ms: kept.remaining_ms },
+        A::CloseSession(_) => Outcome::SessionClosed,
+        A::Acquire(acquired) if acquired.acquired => {
+            Outcome::Acquired { token: acquired.fencing_token }
+        }
+        A::Acquire(_) => Outcome::NotAcquired,
+        A::Release(_) => Outcome::Released,
+        A::Enqueue(enqueued) => {
+            let [message_id] = &enqueued.message_ids[..] else { panic!("one message has one id") };
+            Outcome::Enqueued { message_id: message_id.clone() }
+        }
+        A::Dequeue(dequeued) => {
+            let deliveries = dequeued.deliveries.into_iter().map(|delivery| Delivery {
+                message_id: delivery.message_id,
+                value: text_of(delivery.value),
+                lease_id: delivery.lease_id,
+                count: delivery.delivery_count,
+            });
+            Outcome::Delivered(deliveries.collect())
+        }
+        A::Ack(_) => Outcome::Acked,
+        A::Put(put) => Outcome::Put { version: put.version },
+        A::Get(got) => Outcome::Got { value: got.hit.then(|| (text_of(got.value), got.version)) },
+        A::Delete(deleted) => {
+            Outcome::Deleted { version: deleted.deleted.then_some(deleted.version) }
+        }
+        other @ (A::Done(_) | A::CreateQueue(_) | A::Catalogue(_) | A::Ready(_)) => {
+            panic!("no client's action is answered by {other:?}")
+        }
+    }
+}

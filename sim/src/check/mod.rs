@@ -1,0 +1,55 @@
+//! What must hold of a recorded history, one invariant in each file.
+//!
+//! Nothing here knows how the history came about: the simulator and the tests with real processes share it. Each
+//! checker is told the whole history and returns the violations that it found; each has tests that feed it a
+//! broken history and see it fail.
+
+pub mod agreement;
+pub mod durable;
+pub mod history;
+pub mod linear;
+pub mod lock;
+pub mod order;
+pub mod queue;
+pub mod register;
+pub mod requests;
+
+use std::fmt;
+
+use self::history::History;
+
+/// A promise that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The promise.
+    pub invariant: &'static str,
+    /// How it was broken.
+    pub what: String,
+}
+
+impl Violation {
+    /// Names a promise and how it was broken.
+    #[must_use]
+    pub fn new(invariant: &'static str, what: impl Into<String>) -> Self {
+        Self { invariant, what: what.into() }
+    }
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+/// Everything that can be told from the clients' history alone. Gets and Dequeues called at `audit_from` or later
+/// are taken for the final state: every key is read and every queue is drained by then.
+#[must_use]
+pub fn all(history: &History, audit_from: u64) -> Vec<Violation> {
+    let mut found = order::check(history);
+    found.extend(lock::check(history));
+    found.extend(queue::check(history));
+    found.extend(register::check(history));
+    found.extend(linear::check(history, linear::STEPS_MAX));
+    found.extend(durable::check(history, audit_from));
+    found
+}

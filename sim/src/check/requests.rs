@@ -1,0 +1,197 @@
+//! Request ids against the applied log: each submission took effect as its end says, and once.
+//!
+//! A submission is a request id with its attempt. A client sends the same submission again only after a definite
+//! refusal, so it stands in the log at most once; a retry after an unknown end is another submission.
+
+use std::collections::BTreeMap;
+
+use trefoil_core::{Position, ShardId};
+use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::reason::Retry;
+
+use super::Violation;
+
+const TWICE: &str = "a submission stands in the log once";
+const UNDONE: &str = "what was refused before the state machine is not in the log";
+const PLACED: &str = "an answered submission stands in the log where its reply says";
+const SAME: &str = "a request id has one effect and one answer";
+
+/// (shard, client, sequence).
+type Request = (ShardId, String, u64);
+
+/// What the log and the clients say of every request id.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// (index, ordinal) of each submission in the log.
+    applied: BTreeMap<(Request, u32), (u64, u32)>,
+    /// The first remembered answer of each request.
+    answers: BTreeMap<Request, Answer>,
+    /// Ends that clients were told: the position, or none for a definite refusal.
+    told: BTreeMap<(Request, u32), Option<(u64, u32)>>,
+}
+
+impl Ledger {
+    /// A command was applied, seen for the first time on any node. The answer is missing while it waits.
+    ///
+    /// # Errors
+    /// When it stands in the log twice, or answers otherwise than it did before.
+    pub fn applied(
+        &mut self,
+        shard: ShardId,
+        place: (u64, u32),
+        id: &RequestId,
+        answer: Option<&Answer>,
+    ) -> Result<(), Violation> {
+        if answer.is_some_and(is_forgotten) {
+            // Not remembered and without effect: the same submission may come again.
+            return Ok(());
+        }
+        let request = (shard, id.client.clone(), id.sequence);
+        if let Some(answer) = answer {
+            self.answered(shard, id, answer)?;
+        }
+        match self.applied.insert((request, id.attempt), place) {
+            Some(other) => Err(Violation::new(
+                TWICE,
+                format!("{id:?} at {other:?} and at {place:?} of shard {shard}"),
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// A request was answered by the state machine, at once or after a wait.
+    ///
+    /// # Errors
+    /// When it was answered otherwise before.
+    pub fn answered(
+        &mut self,
+        shard: ShardId,
+        id: &RequestId,
+        answer: &Answer,
+    ) -> Result<(), Violation> {
+        if is_forgotten(answer) {
+            return Ok(());
+        }
+        let first = self
+            .answers
+            .entry((shard, id.client.clone(), id.sequence))
+            .or_insert_with(|| answer.clone());
+        if first == answer {
+            return Ok(());
+        }
+        Err(Violation::new(SAME, format!("{id:?} on shard {shard}: {first:?}, then {answer:?}")))
+    }
+
+    /// The effect of a request was taken back by another: it may be answered otherwise from now on.
+    pub fn taken_back(&mut self, shard: ShardId, id: &RequestId) {
+        self.answers.remove(&(shard, id.client.clone(), id.sequence));
+    }
+
+    /// A client sends a submission, possibly again after a definite refusal: what it was told before is void.
+    pub fn sent(&mut self, shard: ShardId, id: &RequestId) {
+        self.told.remove(&((shard, id.client.clone(), id.sequence), id.attempt));
+    }
+
+    /// A client was told the end of a submission: a position when it was answered by its own command, none when it
+    /// was definitely refused before the state machine.
+    pub fn told(&mut self, shard: ShardId, id: &RequestId, position: Option<Position>) {
+        let place = position.map(|position| (position.index, position.ordinal));
+        self.told.insert(((shard, id.client.clone(), id.sequence), id.attempt), place);
+    }
+
+    /// Compares what clients were told with the log, once all of it was seen.
+    #[must_use]
+    pub fn check(&self) -> Vec<Violation> {
+        let mut found = Vec::new();
+        for (submission, told) in &self.told {
+            match (self.applied.get(submission), told) {
+                (None, None) => {}
+                (Some(place), Some(told)) if place == told => {}
+                (Some(place), None) => {
+                    found.push(Violation::new(
+                        UNDONE,
+                        format!("{submission:?} was applied at {place:?}"),
+                    ));
+                }
+                (place, Some(told)) => {
+                    let what = format!("{submission:?} was told {told:?} and stands at {place:?}");
+                    found.push(Violation::new(PLACED, what));
+                }
+            }
+        }
+        found
+    }
+}
+
+/// Refusals that are not remembered: a later try may be answered otherwise.
+#[must_use]
+pub fn is_forgotten(answer: &Answer) -> bool {
+    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
+    let reason = refusal.reason();
+    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_proto::internal::v1::{Done, Refusal};
+    use trefoil_proto::lock::v1::ReleaseResponse;
+
+    use super::*;
+
+    fn id(attempt: u32) -> RequestId {
+        RequestId { client: "c".to_owned(), sequence: 1, first_unacknowledged: 1, attempt }
+    }
+
+    fn done() -> Answer {
+        answer::Answer::Done(Done {}).into()
+    }
+
+    fn at(index: u64) -> Option<Position> {
+        Some(Position { term: 2, index, ordinal: 0, log_time_ms: 0 })
+    }
+
+    #[test]
+    fn one_effect_and_its_retry_pass() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done())), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &id(1), Some(&done())), Ok(()));
+        let forgotten = Refusal { reason: Reason::RequestForgotten.into(), ..Refusal::default() };
+        assert_eq!(ledger.applied(1, (13, 0), &id(2), Some(&forgotten.into())), Ok(()));
+        ledger.told(1, &id(1), at(12));
+        ledger.told(1, &id(3), None);
+        assert_eq!(ledger.check(), []);
+    }
+
+    #[test]
+    fn a_submission_that_stands_twice_is_found() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), None), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &id(0), None).unwrap_err().invariant, TWICE);
+    }
+
+    #[test]
+    fn a_second_effect_is_found() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done())), Ok(()));
+        let other = answer::Answer::Release(ReleaseResponse { header: None }).into();
+        assert_eq!(ledger.applied(1, (12, 0), &id(1), Some(&other)).unwrap_err().invariant, SAME);
+    }
+
+    #[test]
+    fn a_refusal_that_was_applied_is_found() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done())), Ok(()));
+        ledger.told(1, &id(0), None);
+        assert_eq!(ledger.check()[0].invariant, UNDONE);
+    }
+
+    #[test]
+    fn a_wrong_position_is_found() {
+        let mut ledger = Ledger::default();
+        ledger.told(1, &id(0), at(11));
+        assert_eq!(ledger.check()[0].invariant, PLACED);
+        assert_eq!(ledger.applied(1, (12, 0), &id(0), Some(&done())), Ok(()));
+        assert_eq!(ledger.check()[0].invariant, PLACED);
+    }
+}

@@ -1,0 +1,381 @@
+//! A client: one call at a time, retried under its request id until it ends, and written into the history.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use trefoil_core::replica::Reply;
+use trefoil_core::{NodeId, Position, ShardId};
+use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::reason::Retry;
+
+use crate::calls::{Body, Queue, Request, Router, outcome};
+use crate::check::Violation;
+use crate::check::history::{Action, End, History, Place};
+use crate::check::requests::{Ledger, is_forgotten};
+use crate::dice::Dice;
+use crate::knobs::{Knobs, MILLISECOND, SECOND};
+use crate::roles::{Role, Wish};
+
+/// How long a client waits for the answer to one try.
+const PATIENCE_US: u64 = 1_500 * MILLISECOND;
+/// How long it tries before it gives a call up.
+const GIVE_UP_US: u64 = 8 * SECOND;
+
+/// What all clients share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Chance.
+    pub dice: Dice,
+    /// The knobs of the run.
+    pub knobs: Knobs,
+    /// Builds requests.
+    pub router: Router,
+    /// What clients did.
+    pub history: History,
+    /// What they were told about request ids.
+    pub ledger: Ledger,
+    /// Queues that are ready to be used.
+    pub queues: Vec<Queue>,
+    /// No new calls are begun.
+    pub stopping: bool,
+    /// Nobody gives a call up any more: faults are over.
+    pub patient: bool,
+    /// Broken promises that clients noticed.
+    pub violations: Vec<Violation>,
+    /// Calls whose end was not seen.
+    pub calls_open: u64,
+    /// Retries under a request id.
+    pub retries: u64,
+}
+
+/// What a client wants the world to do.
+#[derive(Debug)]
+pub enum Todo {
+    /// Send a request to a node.
+    Send {
+        /// The node.
+        node: NodeId,
+        /// Names this try.
+        token: u64,
+        /// How long the client waits.
+        patience_us: u64,
+        /// What is asked.
+        request: Request,
+    },
+    /// A try is no longer waited for.
+    Cancel {
+        /// The node.
+        node: NodeId,
+        /// The try.
+        token: u64,
+    },
+    /// Wake the client at a time, unless it was told another one since.
+    Wake {
+        /// The time.
+        at: u64,
+        /// Names the timer.
+        timer: u64,
+    },
+}
+
+/// What came back for a try.
+#[derive(Clone, Debug)]
+pub enum Heard {
+    /// The node's reply.
+    Reply(Reply),
+    /// The connection broke after the request was sent.
+    Broken,
+    /// The node could not be reached.
+    Unreached,
+}
+
+/// What a client does for a while.
+#[derive(Debug)]
+pub struct Step {
+    /// What goes into the history; none for what is not judged.
+    pub action: Option<Action>,
+    /// What is asked.
+    pub request: Request,
+    /// Whether a request id makes it safe to send again.
+    pub idempotent: bool,
+    /// How long the answer may wait at the shard.
+    pub wait_us: u64,
+    /// Whether one try is enough.
+    pub once: bool,
+}
+
+/// A step under way.
+#[derive(Debug)]
+struct Pending {
+    step: Step,
+    call: Option<usize>,
+    id: Option<RequestId>,
+    /// A try may have taken effect unseen.
+    ambiguous: bool,
+    give_up_at: u64,
+    /// The try that is waited for.
+    sent: Option<(NodeId, u64)>,
+}
+
+/// One client.
+#[derive(Debug)]
+pub struct Client {
+    /// Its number.
+    pub id: u64,
+    role: Role,
+    sequence: u64,
+    tokens: u64,
+    timer: u64,
+    leaders: BTreeMap<ShardId, NodeId>,
+    next: VecDeque<Step>,
+    pending: Option<Pending>,
+}
+
+impl Client {
+    /// A client that begins when it is first woken with timer 0.
+    #[must_use]
+    pub fn new(id: u64, role: Role) -> Self {
+        let (leaders, next) = (BTreeMap::new(), VecDeque::new());
+        Self { id, role, sequence: 0, tokens: 0, timer: 0, leaders, next, pending: None }
+    }
+
+    /// Whether nothing is under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_none()
+    }
+
+    /// Whether its role is played to the end.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.is_idle() && self.role.is_done()
+    }
+
+    /// A timer ran out.
+    pub fn wake(&mut self, now: u64, timer: u64, shared: &mut Shared) -> Vec<Todo> {
+        if timer != self.timer {
+            return Vec::new();
+        }
+        match self.pending.take() {
+            None => self.begin(now, shared),
+            Some(mut pending) => match pending.sent.take() {
+                None => self.send(now, pending, shared),
+                // No answer in time.
+                Some((node, token)) => {
+                    self.leaders.remove(&pending.step.request.shard);
+                    Self::may_have_happened(&mut pending, shared);
+                    let mut todo = vec![Todo::Cancel { node, token }];
+                    todo.extend(self.again(now, pending, Reason::NoQuorum, shared));
+                    todo
+                }
+            },
+        }
+    }
+
+    /// Something came back for a try.
+    pub fn hear(&mut self, now: u64, token: u64, heard: Heard, shared: &mut Shared) -> Vec<Todo> {
+        let Some(mut pending) =
+            self.pending.take_if(|pending| pending.sent.is_some_and(|sent| sent.1 == token))
+        else {
+            return Vec::new();
+        };
+        let node = pending.sent.take().map(|(node, _)| node);
+        let shard = pending.step.request.shard;
+        match heard {
+            Heard::Reply(Reply::Answered(position, answer)) => {
+                if let Some(node) = node {
+                    self.leaders.insert(shard, node);
+                }
+                self.answered(now, pending, position, answer, shared)
+            }
+            Heard::Reply(Reply::Refused(refusal)) => {
+                self.leaders.remove(&shard);
+                if let Some(leader) =
+                    refusal.metadata.get("leader").and_then(|leader| leader.parse().ok())
+                {
+                    self.leaders.insert(shard, leader);
+                }
+                match refusal.reason().row().retry {
+                    Retry::Freely => shared.definite(&pending),
+                    Retry::WithRequestId => Self::may_have_happened(&mut pending, shared),
+                    Retry::Never => {
+                        let what = format!("{:?} was refused: {refusal:?}", pending.step.request);
+                        shared
+                            .violations
+                            .push(Violation::new("clients send only good requests", what));
+                    }
+                }
+                self.again(now, pending, refusal.reason(), shared)
+            }
+            Heard::Broken => {
+                self.leaders.remove(&shard);
+                Self::may_have_happened(&mut pending, shared);
+                self.again(now, pending, Reason::MaybeApplied, shared)
+            }
+            Heard::Unreached => {
+                self.leaders.remove(&shard);
+                shared.definite(&pending);
+                self.again(now, pending, Reason::NotLeader, shared)
+            }
+        }
+    }
+
+    fn begin(&mut self, now: u64, shared: &mut Shared) -> Vec<Todo> {
+        let wish = match self.next.pop_front() {
+            Some(step) => Wish::Do(step),
+            None if shared.stopping && !self.role.goes_on() => Wish::Rest(SECOND),
+            None => self.role.next(self.id, self.sequence + 1, shared),
+        };
+        let step = match wish {
+            Wish::Do(step) => step,
+            Wish::Rest(rest_us) => return vec![self.set_timer(now + rest_us)],
+        };
+        self.sequence += 1;
+        let id = step.idempotent.then(|| RequestId {
+            client: format!("client-{}", self.id),
+            sequence: self.sequence,
+            first_unacknowledged: self.sequence,
+            attempt: 0,
+        });
+        let call = step.action.clone().map(|action| shared.history.begin(self.id, now, action));
+        let give_up_at = now + GIVE_UP_US + step.wait_us;
+        self.send(now, Pending { step, call, id, ambiguous: false, give_up_at, sent: None }, shared)
+    }
+
+    fn send(&mut self, now: u64, mut pending: Pending, shared: &mut Shared) -> Vec<Todo> {
+        let shard = pending.step.request.shard;
+        let any = shared.dice.between(1, shared.knobs.nodes);
+        let node = *self.leaders.entry(shard).or_insert(any);
+        self.tokens += 1;
+        pending.sent = Some((node, self.tokens));
+        let mut request = pending.step.request.clone();
+        match &mut request.body {
+            Body::Command(command) => {
+                command.agent = node;
+                command.request_id.clone_from(&pending.id);
+            }
+            Body::Query(query) => query.agent = node,
+        }
+        if let Some(id) = &pending.id {
+            shared.ledger.sent(shard, id);
+        }
+        let patience_us = PATIENCE_US + pending.step.wait_us;
+        self.pending = Some(pending);
+        vec![
+            Todo::Send { node, token: self.tokens, patience_us, request },
+            self.set_timer(now + patience_us),
+        ]
+    }
+
+    /// Tries again after a pause, unless it is time to give up.
+    fn again(
+        &mut self,
+        now: u64,
+        pending: Pending,
+        reason: Reason,
+        shared: &mut Shared,
+    ) -> Vec<Todo> {
+        if pending.step.once || (now >= pending.give_up_at && !shared.patient) {
+            let end = if pending.ambiguous { End::Open } else { End::NotDone(reason) };
+            return self.end(now, pending, end, shared);
+        }
+        let pause = shared.dice.between(10, 200) * MILLISECOND;
+        self.pending = Some(pending);
+        vec![self.set_timer(now + pause)]
+    }
+
+    fn answered(
+        &mut self,
+        now: u64,
+        mut pending: Pending,
+        position: Position,
+        answer: Answer,
+        shared: &mut Shared,
+    ) -> Vec<Todo> {
+        let shard = pending.step.request.shard;
+        if let Some(answer::Answer::Refusal(refusal)) = &answer.answer {
+            match refusal.reason() {
+                // Whether an earlier try took effect is unknown.
+                Reason::RequestForgotten if pending.ambiguous => {
+                    return self.end(now, pending, End::Open, shared);
+                }
+                Reason::PartitionNotOpen => {
+                    return self.again(now, pending, Reason::PartitionNotOpen, shared);
+                }
+                Reason::RequestForgotten
+                | Reason::StaleMap
+                | Reason::TooManyOpenRequests
+                | Reason::InvalidField => {
+                    let what = format!("{:?} was answered {refusal:?}", pending.step.request);
+                    shared.violations.push(Violation::new("clients send only good requests", what));
+                }
+                _ => {}
+            }
+        }
+        let waits = pending.step.action.as_ref().is_some_and(Action::waits);
+        if let (Some(id), false, false) = (&pending.id, waits, is_forgotten(&answer)) {
+            shared.ledger.told(shard, id, Some(position));
+        }
+        let Some(action) = &pending.step.action else {
+            self.role.told(&answer, shared);
+            pending.ambiguous = false;
+            return self.end(now, pending, End::Open, shared);
+        };
+        // A call without a request id has its effect where its answer says, or earlier and again there.
+        let exact = !pending.ambiguous || pending.id.is_none();
+        let outcome = outcome(answer);
+        self.role.learned(action, &outcome);
+        self.end(now, pending, End::Answered(Place { shard, position, exact }, outcome), shared)
+    }
+
+    fn end(&mut self, now: u64, pending: Pending, end: End, shared: &mut Shared) -> Vec<Todo> {
+        let unseen = end == End::Open;
+        if let Some(call) = pending.call {
+            // A read whose end was not seen changed nothing.
+            let harmless = unseen && pending.step.action.as_ref().is_some_and(Action::is_read);
+            shared.history.end(
+                call,
+                now,
+                if harmless { End::NotDone(Reason::NoQuorum) } else { end },
+            );
+            shared.calls_open += u64::from(unseen);
+        }
+        if let (true, Some(id), Some(Action::Acquire { namespace, session, lock, .. })) =
+            (unseen, pending.id, pending.step.action)
+        {
+            let request = shared.router.cancel_acquire(&namespace, session, &lock, id);
+            self.next.push_back(Step {
+                action: None,
+                request,
+                idempotent: true,
+                wait_us: 0,
+                once: false,
+            });
+        }
+        let think = shared.dice.between(0, shared.knobs.think_us);
+        vec![self.set_timer(now + think)]
+    }
+
+    /// The last try may have taken effect: the next one is another submission.
+    fn may_have_happened(pending: &mut Pending, shared: &mut Shared) {
+        pending.ambiguous = true;
+        if let Some(id) = &mut pending.id {
+            id.attempt += 1;
+            shared.retries += 1;
+        }
+    }
+
+    fn set_timer(&mut self, at: u64) -> Todo {
+        self.timer += 1;
+        Todo::Wake { at, timer: self.timer }
+    }
+}
+
+impl Shared {
+    /// The last try did not take effect.
+    fn definite(&mut self, pending: &Pending) {
+        if let Some(id) = &pending.id {
+            self.ledger.told(pending.step.request.shard, id, None);
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! What can happen in the world, and how it reads in a trace.
+
+use std::fmt;
+use std::rc::Rc;
+
+use raft_proto::eraftpb::Message;
+use trefoil_core::replica::Peer;
+use trefoil_core::{NodeId, ShardId};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use crate::calls::Request;
+use crate::client::Heard;
+use crate::disk::Image;
+
+/// A process of a node: what belongs to an older one is dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// The node.
+    pub node: NodeId,
+    /// Which of its processes.
+    pub life: u32,
+}
+
+/// Something that happens at its time.
+#[derive(Debug)]
+pub enum Event {
+    /// Something inside a process.
+    In(Process, Local),
+    /// A Raft message arrives.
+    Peer(NodeId, ShardId, Box<Peer>),
+    /// The stream of a snapshot ends.
+    Stream {
+        /// The sender.
+        from: Process,
+        /// The receiver.
+        to: NodeId,
+        /// The shard.
+        shard: ShardId,
+        /// The MsgSnapshot.
+        peer: Box<Peer>,
+        /// The state; none when the stream broke.
+        image: Option<Rc<Image>>,
+    },
+    /// A node says that it lost the end of its log, or has caught up.
+    Uncertain {
+        /// To whom.
+        to: NodeId,
+        /// The shard.
+        shard: ShardId,
+        /// Who.
+        node: NodeId,
+        /// Whether it has.
+        uncertain: bool,
+    },
+    /// A request of a client arrives.
+    Request {
+        /// The node.
+        to: NodeId,
+        /// The client and its try.
+        from: (u64, u64),
+        /// How long the client waits from now on.
+        patience_us: u64,
+        /// What is asked.
+        request: Request,
+    },
+    /// A client hangs up.
+    HangUp {
+        /// The node.
+        to: NodeId,
+        /// The client and its try.
+        from: (u64, u64),
+    },
+    /// Something comes back to a client: its number, its try, what it was.
+    Hear(u64, u64, Heard),
+    /// A client's timer.
+    Wake(u64, u64),
+    /// The next fault is due.
+    NextFault,
+    /// A fault ends.
+    Mend(Mend),
+    /// The course of the run is looked at.
+    Watch,
+}
+
+/// What happens inside a process.
+#[derive(Debug)]
+pub enum Local {
+    /// The clock ticks.
+    Tick,
+    /// The sync of the log is done.
+    Synced,
+    /// The applier is done with its first task.
+    Applier(ShardId),
+    /// A checkpoint is written.
+    Checkpoint(ShardId, u64, Rc<Image>),
+    /// Entries were read.
+    Fetched {
+        /// The shard.
+        shard: ShardId,
+        /// Names the request.
+        ticket: u64,
+        /// First index.
+        first: u64,
+        /// Index after the last one.
+        last: u64,
+        /// Bytes at most.
+        max_bytes: u64,
+    },
+    /// A snapshot is open.
+    Opened(ShardId, NodeId),
+    /// A peer has a snapshot, or has not.
+    Sent(ShardId, NodeId, bool),
+    /// A message was dropped.
+    Unreachable(ShardId, NodeId),
+}
+
+/// The end of a fault.
+#[derive(Debug)]
+pub enum Mend {
+    /// A process starts again.
+    Start(NodeId),
+    /// A direction of a link works again.
+    Link(NodeId, NodeId),
+    /// A disk is as fast as before.
+    Disk(NodeId),
+}
+
+/// A Raft message in a few words.
+#[derive(Debug)]
+pub struct Brief<'a>(pub &'a Message);
+
+impl fmt::Display for Brief<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let message = self.0;
+        write!(
+            f,
+            "n{}→n{} {:?} t{}",
+            message.from,
+            message.to,
+            message.get_msg_type(),
+            message.term
+        )?;
+        if message.log_term > 0 || message.index > 0 {
+            write!(f, " log {}@{}", message.index, message.log_term)?;
+        }
+        if let (Some(first), Some(last)) = (message.entries.first(), message.entries.last()) {
+            let hash =
+                message.entries.iter().fold(0, |hash, entry| xxh3_64_with_seed(&entry.data, hash));
+            write!(
+                f,
+                " entries {}@{}..{}@{} {hash:x}",
+                first.index, first.term, last.index, last.term
+            )?;
+        }
+        if message.commit > 0 {
+            write!(f, " commit {}", message.commit)?;
+        }
+        if message.reject {
+            write!(f, " reject hint {}@{}", message.reject_hint, message.log_term)?;
+        }
+        Ok(())
+    }
+}

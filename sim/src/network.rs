@@ -1,0 +1,89 @@
+//! The network between nodes: delay, loss, duplication, reordering, and links that are cut in one direction.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use raft_proto::eraftpb::MessageType;
+use trefoil_core::NodeId;
+
+use crate::dice::Dice;
+use crate::knobs::Knobs;
+
+/// Streams of one direction of a link: heartbeats and votes go ahead of appends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lane {
+    /// Small messages.
+    Ahead,
+    /// Appends and their responses.
+    Bulk,
+}
+
+impl Lane {
+    /// The lane of a kind of message.
+    #[must_use]
+    pub fn of(kind: MessageType) -> Self {
+        match kind {
+            MessageType::MsgAppend | MessageType::MsgAppendResponse | MessageType::MsgSnapshot => {
+                Self::Bulk
+            }
+            _ => Self::Ahead,
+        }
+    }
+}
+
+/// All links.
+#[derive(Debug, Default)]
+pub struct Network {
+    /// Directions that lose everything.
+    cut: BTreeSet<(NodeId, NodeId)>,
+    /// When the last message of each stream arrives.
+    busy: BTreeMap<(NodeId, NodeId, Lane), u64>,
+}
+
+impl Network {
+    /// When copies of a message arrive; none when it is lost.
+    pub fn route(
+        &mut self,
+        dice: &mut Dice,
+        knobs: &Knobs,
+        now: u64,
+        link: (NodeId, NodeId),
+        lane: Lane,
+    ) -> Vec<u64> {
+        if self.is_cut(link) || dice.chance(knobs.loss) {
+            return Vec::new();
+        }
+        let at = now + 1 + dice.between(0, knobs.delay_us);
+        let mut times = vec![at];
+        if !dice.chance(knobs.reordering) {
+            // A stream keeps its order.
+            let busy = self.busy.entry((link.0, link.1, lane)).or_default();
+            *busy = at.max(*busy);
+            times[0] = *busy;
+        }
+        if dice.chance(knobs.duplication) {
+            times.push(at + dice.between(0, 4 * knobs.delay_us));
+        }
+        times
+    }
+
+    /// Whether a direction loses everything.
+    #[must_use]
+    pub fn is_cut(&self, link: (NodeId, NodeId)) -> bool {
+        self.cut.contains(&link)
+    }
+
+    /// Cuts one direction.
+    pub fn cut(&mut self, from: NodeId, to: NodeId) {
+        self.cut.insert((from, to));
+    }
+
+    /// Mends one direction.
+    pub fn mend(&mut self, from: NodeId, to: NodeId) {
+        self.cut.remove(&(from, to));
+    }
+
+    /// Mends everything.
+    pub fn mend_all(&mut self) {
+        self.cut.clear();
+    }
+}

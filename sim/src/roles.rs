@@ -1,0 +1,357 @@
+//! What clients are for: the operator sets up queues, the others use the services, the auditor reads the final state.
+
+use std::collections::VecDeque;
+
+use trefoil_core::limits::SESSION_TTL_MS_MIN;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Answer, answer};
+
+use crate::calls::{Queue, Request};
+use crate::check::history::{Action, Delivery, Outcome};
+use crate::client::{Shared, Step};
+use crate::knobs::{MILLISECOND, SECOND};
+
+/// Longest queue lease of a client, in ms.
+pub const LEASE_MS_MAX: u64 = 5_000;
+/// Queues of a run.
+const QUEUES: [&str; 2] = ["jobs", "mail"];
+/// Namespaces of locks of a run.
+const NAMESPACES: [&str; 2] = ["left", "right"];
+/// Locks of each namespace.
+const LOCKS: [&str; 2] = ["door", "gate"];
+
+/// What a role wants next.
+#[derive(Debug)]
+pub enum Wish {
+    /// To do something.
+    Do(Step),
+    /// To rest for so many microseconds.
+    Rest(u64),
+}
+
+/// What a client is for.
+#[derive(Debug)]
+pub enum Role {
+    /// Creates the queues and opens their partitions.
+    Operator(Operator),
+    /// Writes and reads cache keys.
+    Cacher,
+    /// Enqueues.
+    Producer,
+    /// Dequeues and acknowledges: deliveries that it holds, with their queue.
+    Consumer(Vec<(String, Delivery)>),
+    /// Holds locks.
+    Locker(Locker),
+    /// Reads every key and drains every queue.
+    Auditor(Auditor),
+}
+
+/// What the operator still has to do.
+#[derive(Debug, Default)]
+pub struct Operator {
+    created: usize,
+    found: Option<Queue>,
+    opened: u32,
+}
+
+/// What a lock client has.
+#[derive(Debug)]
+pub struct Locker {
+    namespace: String,
+    session: Option<u64>,
+    held: Option<(String, u64)>,
+}
+
+/// What the auditor still has to do.
+#[derive(Debug)]
+pub struct Auditor {
+    keys: u64,
+    /// Queues and the place in them that is drained next.
+    places: VecDeque<(usize, usize)>,
+    /// How often every place was found empty, a lease apart.
+    rounds: u32,
+    acks: Vec<(String, Delivery)>,
+}
+
+/// Rounds of the auditor over all queues: leases that were granted unseen run out between two of them.
+const AUDIT_ROUNDS: u32 = 3;
+
+impl Role {
+    /// The role of a client by its number.
+    #[must_use]
+    pub fn of(client: u64) -> Self {
+        match client % 5 {
+            0 => Self::Producer,
+            1 => Self::Consumer(Vec::new()),
+            2 => {
+                let namespace = NAMESPACES[usize::from(client % 4 == 0)].to_owned();
+                Self::Locker(Locker { namespace, session: None, held: None })
+            }
+            3 => Self::Locker(Locker {
+                namespace: NAMESPACES[0].to_owned(),
+                session: None,
+                held: None,
+            }),
+            _ => Self::Cacher,
+        }
+    }
+
+    /// Reads the final state.
+    #[must_use]
+    pub fn auditor() -> Self {
+        Self::Auditor(Auditor { keys: 0, places: VecDeque::new(), rounds: 0, acks: Vec::new() })
+    }
+
+    /// Whether it goes on when the others stop.
+    #[must_use]
+    pub fn goes_on(&self) -> bool {
+        matches!(self, Self::Auditor(_) | Self::Operator(_))
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        match self {
+            Self::Operator(operator) => {
+                operator.created == QUEUES.len() && operator.found.is_none()
+            }
+            Self::Auditor(auditor) => {
+                auditor.rounds >= AUDIT_ROUNDS
+                    && auditor.places.is_empty()
+                    && auditor.acks.is_empty()
+            }
+            _ => false,
+        }
+    }
+
+    /// What it wants next.
+    pub fn next(&mut self, client: u64, sequence: u64, shared: &mut Shared) -> Wish {
+        let unique = format!("{client}.{sequence}");
+        match self {
+            Self::Operator(operator) => operator.next(shared),
+            Self::Cacher => Wish::Do(cacher(unique, shared)),
+            Self::Producer => producer(unique, shared),
+            Self::Consumer(held) => consumer(held, shared),
+            Self::Locker(locker) => locker.next(shared),
+            Self::Auditor(auditor) => auditor.next(shared),
+        }
+    }
+
+    /// A recorded call was answered.
+    pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
+        match self {
+            Self::Consumer(held) => {
+                if let (Action::Dequeue { queue, .. }, Outcome::Delivered(deliveries)) =
+                    (action, outcome)
+                {
+                    held.extend(
+                        deliveries.iter().map(|delivery| (queue.clone(), delivery.clone())),
+                    );
+                }
+            }
+            Self::Locker(locker) => locker.learned(action, outcome),
+            Self::Auditor(auditor) => auditor.learned(action, outcome),
+            Self::Operator(_) | Self::Cacher | Self::Producer => {}
+        }
+    }
+
+    /// A call that is not recorded was answered.
+    pub fn told(&mut self, answer: &Answer, shared: &mut Shared) {
+        let Self::Operator(operator) = self else { return };
+        match &answer.answer {
+            Some(answer::Answer::Catalogue(catalogue)) => {
+                let name = QUEUES[operator.created].to_owned();
+                operator.found = Some(Queue { name, catalogue: *catalogue });
+                operator.opened = 0;
+            }
+            Some(answer::Answer::Done(_)) => {
+                operator.opened += 1;
+                if operator.opened == shared.knobs.partitions {
+                    shared.queues.extend(operator.found.take());
+                    operator.created += 1;
+                }
+            }
+            // It was not created after all.
+            Some(answer::Answer::Refusal(refusal)) if refusal.reason() == Reason::UnknownQueue => {
+                operator.opened = 0
+            }
+            _ => {}
+        }
+    }
+}
+
+fn step(action: Action, request: Request) -> Step {
+    let idempotent = !matches!(action, Action::Get { .. } | Action::KeepAlive { .. });
+    let wait_us = match &action {
+        Action::Acquire { wait_ms, .. } => wait_ms * MILLISECOND,
+        _ => 0,
+    };
+    Step { action: Some(action), request, idempotent, wait_us, once: false }
+}
+
+fn unrecorded(request: Request, idempotent: bool) -> Wish {
+    Wish::Do(Step { action: None, request, idempotent, wait_us: 0, once: false })
+}
+
+impl Operator {
+    fn next(&mut self, shared: &mut Shared) -> Wish {
+        let Some(name) = QUEUES.get(self.created) else { return Wish::Rest(3_600 * SECOND) };
+        match &self.found {
+            Some(queue) => unrecorded(shared.router.open_partition(queue, self.opened), true),
+            None if self.opened == u32::MAX => unrecorded(shared.router.find_queue(name), false),
+            None => {
+                self.opened = u32::MAX;
+                unrecorded(shared.router.create_queue(name, shared.knobs.partitions), true)
+            }
+        }
+    }
+}
+
+fn cacher(unique: String, shared: &mut Shared) -> Step {
+    let key = format!("key-{}", shared.dice.between(1, shared.knobs.keys));
+    let action = match shared.dice.between(0, 9) {
+        0..=3 => Action::Put { key, value: unique, ttl_ms: 0 },
+        4 => Action::Put { key, value: unique, ttl_ms: shared.dice.between_doublings(1, 4_096) },
+        5 => Action::Delete { key },
+        _ => Action::Get { key },
+    };
+    let request = shared.router.request(&action);
+    step(action, request)
+}
+
+fn producer(unique: String, shared: &mut Shared) -> Wish {
+    let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
+    let key = format!("key-{}", shared.dice.between(1, 4));
+    let request = shared.router.enqueue(&queue, &key, &unique);
+    Wish::Do(step(Action::Enqueue { queue: queue.name, key, value: unique }, request))
+}
+
+fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
+    if !held.is_empty() && shared.dice.chance(700) {
+        let (name, delivery) = held.remove(0);
+        // A consumer that forgets: the lease runs out.
+        if shared.dice.chance(850)
+            && let Some(queue) = shared.queues.iter().find(|queue| queue.name == name)
+        {
+            return Wish::Do(ack(queue, delivery, shared));
+        }
+    }
+    let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
+    let places = shared.router.places(&queue);
+    let (_, partitions) = shared.dice.pick(&places);
+    if shared.dice.chance(200) {
+        let request = shared.router.await_ready(&queue, partitions);
+        return Wish::Do(Step {
+            action: None,
+            request,
+            idempotent: false,
+            wait_us: SECOND,
+            once: true,
+        });
+    }
+    let most = u32::try_from(shared.dice.between(1, 5)).expect("a small number");
+    let lease_ms = shared.dice.between(LEASE_MS_MAX / 10, LEASE_MS_MAX);
+    let request = shared.router.dequeue(&queue, partitions, most, lease_ms);
+    Wish::Do(step(Action::Dequeue { queue: queue.name, lease_ms }, request))
+}
+
+fn ack(queue: &Queue, delivery: Delivery, shared: &Shared) -> Step {
+    let Delivery { message_id, lease_id, .. } = delivery;
+    let request = shared.router.ack(queue, &lease_id);
+    step(Action::Ack { queue: queue.name.clone(), message_id, lease_id }, request)
+}
+
+fn pick_queue(shared: &mut Shared) -> Option<Queue> {
+    if shared.queues.is_empty() { None } else { Some(shared.dice.pick(&shared.queues).clone()) }
+}
+
+impl Locker {
+    fn next(&mut self, shared: &mut Shared) -> Wish {
+        let namespace = self.namespace.clone();
+        let dice = &mut shared.dice;
+        let Some(session) = self.session else {
+            let action =
+                Action::OpenSession { namespace, ttl_ms: dice.between(SESSION_TTL_MS_MIN, 5_000) };
+            return self.ask(action, shared);
+        };
+        let action = match (dice.between(0, 19), self.held.clone()) {
+            (0, _) => Action::CloseSession { namespace, session },
+            // A holder that stands still: its session may expire.
+            (1, _) => return Wish::Rest(dice.between(1, 8) * SECOND),
+            (2..=9, Some((lock, token))) => Action::Release { namespace, session, lock, token },
+            (2..=14, None) => {
+                let lock = (*dice.pick(&LOCKS)).to_owned();
+                let wait_ms = if dice.chance(400) { 0 } else { dice.between(1, 3_000) };
+                Action::Acquire { namespace, session, lock, wait_ms }
+            }
+            _ => Action::KeepAlive { namespace, session },
+        };
+        self.ask(action, shared)
+    }
+
+    fn ask(&self, action: Action, shared: &Shared) -> Wish {
+        let request = shared.router.request(&action);
+        Wish::Do(step(action, request))
+    }
+
+    fn learned(&mut self, action: &Action, outcome: &Outcome) {
+        match (action, outcome) {
+            (_, Outcome::SessionOpened { session }) => {
+                (self.session, self.held) = (Some(*session), None)
+            }
+            (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {
+                (self.session, self.held) = (None, None);
+            }
+            (Action::Acquire { lock, .. }, Outcome::Acquired { token }) => {
+                self.held = Some((lock.clone(), *token))
+            }
+            (Action::Release { .. }, _) => self.held = None,
+            _ => {}
+        }
+    }
+}
+
+impl Auditor {
+    fn next(&mut self, shared: &mut Shared) -> Wish {
+        if self.keys < shared.knobs.keys {
+            self.keys += 1;
+            let action = Action::Get { key: format!("key-{}", self.keys) };
+            let request = shared.router.request(&action);
+            return Wish::Do(step(action, request));
+        }
+        if let Some((name, delivery)) = self.acks.pop()
+            && let Some(queue) = shared.queues.iter().find(|queue| queue.name == name)
+        {
+            return Wish::Do(ack(queue, delivery, shared));
+        }
+        let places = |queue: &Queue| shared.router.places(queue);
+        let Some((queue, place)) = self.places.front().copied() else {
+            if self.rounds >= AUDIT_ROUNDS {
+                return Wish::Rest(3_600 * SECOND);
+            }
+            self.rounds += 1;
+            let queues = shared.queues.iter().enumerate();
+            self.places = queues
+                .flat_map(|(n, queue)| (0..places(queue).len()).map(move |place| (n, place)))
+                .collect();
+            return Wish::Rest((LEASE_MS_MAX + 100) * MILLISECOND);
+        };
+        let queue = &shared.queues[queue];
+        let request = shared.router.dequeue(queue, &places(queue)[place].1, 100, LEASE_MS_MAX);
+        Wish::Do(step(
+            Action::Dequeue { queue: queue.name.clone(), lease_ms: LEASE_MS_MAX },
+            request,
+        ))
+    }
+
+    fn learned(&mut self, action: &Action, outcome: &Outcome) {
+        let (Action::Dequeue { queue, .. }, Outcome::Delivered(deliveries)) = (action, outcome)
+        else {
+            return;
+        };
+        if deliveries.is_empty() {
+            self.places.pop_front();
+        }
+        self.acks.extend(deliveries.iter().map(|delivery| (queue.clone(), delivery.clone())));
+    }
+}

@@ -1,0 +1,196 @@
+//! The course of a run: faults, then peace until every client has its answer, then the final state is read and
+//! everything is compared.
+
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
+use trefoil_core::machine::Machine;
+
+use crate::check::{self, Violation, history};
+use crate::client::Client;
+use crate::event::{Event, Mend};
+use crate::knobs::{MILLISECOND, SECOND};
+use crate::roles::Role;
+use crate::stats::Stats;
+use crate::trace::Trace;
+use crate::world::{World, trace};
+
+/// How long clients may take to end their calls, and replicas to catch up, once faults are over.
+const PATIENCE_US: u64 = 60 * SECOND;
+/// How long the final state may take to be read.
+const AUDIT_US: u64 = 180 * SECOND;
+/// How often the course of a run is looked at.
+const WATCH_US: u64 = 50 * MILLISECOND;
+
+/// Where a run is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Faults happen.
+    Chaos,
+    /// Faults are over; clients end their calls.
+    Settling,
+    /// The final state is read.
+    Audit,
+    /// All replicas catch up.
+    Converging,
+    /// It is over.
+    Done,
+}
+
+/// What came of a seed.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// Hash of all events: equal for equal seeds.
+    pub hash: u64,
+    /// Virtual time in microseconds.
+    pub virtual_us: u64,
+    /// What was reached.
+    pub stats: Stats,
+    /// Broken promises.
+    pub violations: Vec<Violation>,
+    /// The last events, when a promise was broken.
+    pub trace: Vec<String>,
+}
+
+/// Runs a seed to its end, or to the first broken promise. A panic of the code under test is one.
+#[must_use]
+pub fn run(seed: u64) -> Report {
+    let trace = Rc::new(RefCell::new(Trace::default()));
+    let shared = Rc::clone(&trace);
+    let ran = catch_unwind(AssertUnwindSafe(move || {
+        let mut world = World::new(seed, shared);
+        while world.violations.is_empty() && world.phase != Phase::Done && world.next() {}
+        world.finish();
+        (world.now, world.stats, world.violations)
+    }));
+    let (virtual_us, stats, violations) = ran.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string));
+        let what = text.unwrap_or_else(|| "of an unknown kind".to_owned());
+        (0, Stats::default(), vec![Violation::new("nothing panics", what)])
+    });
+    let trace = trace.borrow();
+    let lines = if violations.is_empty() {
+        Vec::new()
+    } else {
+        trace.last(usize::MAX).map(str::to_owned).collect()
+    };
+    Report { seed, hash: trace.hash(), virtual_us, stats, violations, trace: lines }
+}
+
+impl World {
+    /// Goes on to the next phase when this one is over.
+    pub(crate) fn watch(&mut self) {
+        self.at(self.now + WATCH_US, Event::Watch);
+        match self.phase {
+            Phase::Chaos if self.now >= self.shared.knobs.chaos_us => {
+                self.heal();
+                self.shared.patient = true;
+                self.shared.stopping = true;
+                self.enter(Phase::Settling, PATIENCE_US);
+            }
+            Phase::Settling
+                if self.clients.values().all(Client::is_idle) && self.clients[&0].is_done() =>
+            {
+                self.audit_from = self.now;
+                let id = self.clients.len() as u64;
+                self.clients.insert(id, Client::new(id, Role::auditor()));
+                self.at(self.now, Event::Wake(id, 0));
+                self.enter(Phase::Audit, AUDIT_US);
+            }
+            Phase::Audit
+                if self.clients.values().all(Client::is_idle) && self.auditor_is_done() =>
+            {
+                if let Some(node) = self.kept_down.take() {
+                    self.mend(Mend::Start(node));
+                }
+                self.enter(Phase::Converging, PATIENCE_US);
+            }
+            Phase::Converging if self.has_converged() => self.enter(Phase::Done, u64::MAX / 2),
+            _ if self.phase != Phase::Chaos && self.now > self.phase_ends_at => {
+                let what = format!("{:?} did not end in time", self.phase);
+                self.violations
+                    .push(Violation::new("a cluster without faults makes progress", what));
+            }
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, for_us: u64) {
+        trace!(self, "phase {phase:?}");
+        self.phase = phase;
+        self.phase_ends_at = self.now + for_us;
+    }
+
+    fn auditor_is_done(&self) -> bool {
+        self.clients.last_key_value().is_some_and(|(_, client)| client.is_done())
+    }
+
+    fn has_converged(&self) -> bool {
+        (0..=self.setup.shards).all(|shard| {
+            let mut indexes = self.nodes.values().map(|node| {
+                node.hosts.get(&shard).map(|host| {
+                    let status = host.replica.status(node.clocks(self.now));
+                    (host.machine.progress().index, status.last_index)
+                })
+            });
+            let first = indexes.next().flatten();
+            first.is_some_and(|(applied, last)| applied == last)
+                && indexes.all(|other| other == first)
+        })
+    }
+
+    /// Judges the run as a whole.
+    pub(crate) fn finish(&mut self) {
+        self.count_calls();
+        if self.violations.is_empty() && self.phase == Phase::Done {
+            self.violations.extend(check::all(&self.shared.history, self.audit_from));
+            self.violations.extend(self.shared.ledger.check());
+            self.compare_states();
+        }
+        if let Some(found) = self.violations.first() {
+            trace!(self, "{found}");
+        }
+    }
+
+    fn compare_states(&mut self) {
+        for shard in 0..=self.setup.shards {
+            let mut digests = check::agreement::Agreement::on_states();
+            for (node, at) in &self.nodes {
+                let Some(host) = at.hosts.get(&shard) else { continue };
+                let progress = host.machine.progress();
+                let seen = digests.saw(shard, progress.index, Machine::digest(&host.store), *node);
+                self.violations.extend(seen.err());
+                if progress.queue_backlog > 0 {
+                    let what = format!(
+                        "n{node}/s{shard} counts {} messages after all were settled",
+                        progress.queue_backlog
+                    );
+                    self.violations.push(Violation::new("the backlog of queues is counted", what));
+                }
+            }
+        }
+    }
+
+    fn count_calls(&mut self) {
+        let calls = &self.shared.history.calls;
+        self.stats.calls = calls.len() as u64;
+        self.stats.answered = self.shared.history.answered().count() as u64;
+        self.stats.open = self.shared.calls_open;
+        self.stats.retries = self.shared.retries;
+        for (_, _, outcome) in self.shared.history.answered() {
+            match outcome {
+                history::Outcome::Delivered(list) => {
+                    self.stats.deliveries += list.len() as u64;
+                    self.stats.redeliveries +=
+                        list.iter().filter(|delivery| delivery.count > 1).count() as u64;
+                }
+                history::Outcome::Got { value: Some(_) } => self.stats.cache_hits += 1,
+                _ => {}
+            }
+        }
+    }
+}

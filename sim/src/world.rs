@@ -1,0 +1,345 @@
+//! The world: one queue of events in virtual time, and what each event does.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use trefoil_core::limits::TICK_MS;
+use trefoil_core::replica::{Input, Proposal, Read};
+use trefoil_core::{NodeId, ShardId};
+
+use crate::calls::{Body, Request, Router};
+use crate::check::Violation;
+use crate::check::agreement::Agreement;
+use crate::check::history::History;
+use crate::check::requests::Ledger;
+use crate::client::{Client, Heard, Shared, Todo};
+use crate::dice::Dice;
+use crate::event::{Brief, Event, Local, Process};
+use crate::knobs::{Knobs, MILLISECOND};
+use crate::network::Network;
+use crate::node::{Node, Setup};
+use crate::roles::{Operator, Role};
+use crate::run::Phase;
+use crate::stats::Stats;
+use crate::trace::Trace;
+
+/// Everything there is.
+#[derive(Debug)]
+pub struct World {
+    /// Virtual time in microseconds.
+    pub(crate) now: u64,
+    sequence: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    pub(crate) setup: Setup,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) network: Network,
+    pub(crate) clients: BTreeMap<u64, Client>,
+    pub(crate) shared: Shared,
+    pub(crate) trace: Rc<RefCell<Trace>>,
+    pub(crate) phase: Phase,
+    pub(crate) phase_ends_at: u64,
+    /// The node that stays down when faults are over.
+    pub(crate) kept_down: Option<NodeId>,
+    /// When the final state began to be read.
+    pub(crate) audit_from: u64,
+    pub(crate) agreements: Agreements,
+    pub(crate) stats: Stats,
+    pub(crate) violations: Vec<Violation>,
+}
+
+/// What replicas must agree on.
+#[derive(Debug)]
+pub(crate) struct Agreements {
+    pub(crate) leaders: Agreement,
+    pub(crate) entries: Agreement,
+    pub(crate) states: Agreement,
+    /// Last index of each shard that the ledger knows.
+    pub(crate) ledger_index: BTreeMap<ShardId, u64>,
+}
+
+/// Writes a line of the trace.
+macro_rules! trace {
+    ($world:expr, $($line:tt)*) => {
+        $world.trace.borrow_mut().add($world.now, format_args!($($line)*))
+    };
+}
+pub(crate) use trace;
+
+impl World {
+    /// The world of a seed, before anything has happened.
+    #[must_use]
+    pub fn new(seed: u64, trace: Rc<RefCell<Trace>>) -> Self {
+        let mut dice = Dice::new(seed);
+        let knobs = Knobs::draw(&mut dice);
+        let setup = Setup { nodes: knobs.nodes, shards: knobs.shards, tuning: knobs.tuning };
+        let mut node = |id| {
+            let skew = i64::try_from(dice.between(0, 2_000)).expect("a small number") - 1_000;
+            (id, Node::new(id, setup.shards, dice.between(0, 100_000_000), skew))
+        };
+        let nodes = (1..=setup.nodes).map(&mut node).collect();
+        let operator = Client::new(0, Role::Operator(Operator::default()));
+        let others = (1..=knobs.clients).map(|client| Client::new(client, Role::of(client)));
+        let clients =
+            std::iter::once(operator).chain(others).map(|client| (client.id, client)).collect();
+        let shared = Shared {
+            dice,
+            router: Router { shards: knobs.shards },
+            history: History::default(),
+            ledger: Ledger::default(),
+            queues: Vec::new(),
+            stopping: false,
+            patient: false,
+            violations: Vec::new(),
+            calls_open: 0,
+            retries: 0,
+            knobs,
+        };
+        let agreements = Agreements {
+            leaders: Agreement::on_leaders(),
+            entries: Agreement::on_entries(),
+            states: Agreement::on_states(),
+            ledger_index: BTreeMap::new(),
+        };
+        let mut world = Self {
+            now: 0,
+            sequence: 0,
+            events: BTreeMap::new(),
+            setup,
+            nodes,
+            network: Network::default(),
+            clients,
+            shared,
+            trace,
+            phase: Phase::Chaos,
+            phase_ends_at: 0,
+            kept_down: None,
+            audit_from: u64::MAX,
+            agreements,
+            stats: Stats::default(),
+            violations: Vec::new(),
+        };
+        trace!(world, "seed {seed}: {:?}", world.shared.knobs);
+        world.begin();
+        world
+    }
+
+    fn begin(&mut self) {
+        for node in 1..=self.setup.nodes {
+            self.start(node);
+        }
+        for client in 0..=self.shared.knobs.clients {
+            let at = self.shared.dice.between(0, 1_000) * MILLISECOND;
+            self.at(at, Event::Wake(client, 0));
+        }
+        let first = self.shared.dice.between(0, self.shared.knobs.calm_us);
+        self.at(first, Event::NextFault);
+        self.at(0, Event::Watch);
+    }
+
+    /// Lets something happen at a time.
+    pub(crate) fn at(&mut self, at: u64, event: Event) {
+        self.sequence += 1;
+        self.events.insert((at.max(self.now), self.sequence), event);
+    }
+
+    /// Lets something happen after a while, drawn up to `most_us`.
+    pub(crate) fn soon(&mut self, most_us: u64, event: Event) {
+        let delay = self.shared.dice.between(1, most_us.max(1));
+        self.at(self.now + delay, event);
+    }
+
+    /// The running process of a node.
+    pub(crate) fn process(&self, node: NodeId) -> Process {
+        Process { node, life: self.nodes[&node].life }
+    }
+
+    pub(crate) fn node(&mut self, node: NodeId) -> &mut Node {
+        self.nodes.get_mut(&node).expect("every id has a node")
+    }
+
+    /// Lets the next thing happen; false when nothing will.
+    pub(crate) fn next(&mut self) -> bool {
+        let Some(((at, _), event)) = self.events.pop_first() else { return false };
+        self.now = at;
+        self.stats.events += 1;
+        if let Some(until) = self.standing_still(&event) {
+            self.at(until, event);
+        } else {
+            self.handle(event);
+        }
+        true
+    }
+
+    /// Until when the node of an event stands still.
+    fn standing_still(&self, event: &Event) -> Option<u64> {
+        let node = match event {
+            Event::In(Process { node, .. }, _)
+            | Event::Peer(node, ..)
+            | Event::Stream { to: node, .. }
+            | Event::Uncertain { to: node, .. }
+            | Event::Request { to: node, .. }
+            | Event::HangUp { to: node, .. } => node,
+            Event::Hear(..)
+            | Event::Wake(..)
+            | Event::NextFault
+            | Event::Mend(_)
+            | Event::Watch => return None,
+        };
+        let node = &self.nodes[node];
+        (node.up && node.paused_until > self.now).then_some(node.paused_until)
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::In(process, local) => {
+                let node = &self.nodes[&process.node];
+                if node.up && node.life == process.life {
+                    self.local(process.node, local);
+                }
+            }
+            Event::Peer(to, shard, peer) => {
+                trace!(self, "s{shard} {} arrives", Brief(&peer.message));
+                self.step(to, shard, Input::Peer(peer));
+            }
+            Event::Stream { from, to, shard, peer, image } => {
+                self.stream_ends(from, to, shard, peer, image)
+            }
+            Event::Uncertain { to, shard, node, uncertain } => {
+                trace!(self, "n{to}/s{shard} hears that n{node} uncertain={uncertain}");
+                self.step(to, shard, Input::Uncertain { node, uncertain });
+            }
+            Event::Request { to, from, patience_us, request } => {
+                self.request(to, from, patience_us, request)
+            }
+            Event::HangUp { to, from } => self.hang_up(to, from),
+            Event::Hear(client, token, heard) => {
+                self.client(client, |client, now, shared| client.hear(now, token, heard, shared))
+            }
+            Event::Wake(client, timer) => {
+                self.client(client, |client, now, shared| client.wake(now, timer, shared));
+            }
+            Event::NextFault => self.next_fault(),
+            Event::Mend(mend) => self.mend(mend),
+            Event::Watch => self.watch(),
+        }
+    }
+
+    fn local(&mut self, node: NodeId, local: Local) {
+        match local {
+            Local::Tick => self.tick(node),
+            Local::Synced => self.synced(node),
+            Local::Applier(shard) => self.applier_done(node, shard),
+            Local::Checkpoint(shard, generation, image) => {
+                self.checkpointed(node, shard, generation, image)
+            }
+            Local::Fetched { shard, ticket, first, last, max_bytes } => {
+                let entries = self.nodes[&node].disk.entries(shard, first, last, max_bytes);
+                trace!(
+                    self,
+                    "n{node}/s{shard} fetched {} entries from {first} of ..{last}",
+                    entries.len()
+                );
+                self.stats.fetches += 1;
+                self.step(node, shard, Input::Fetched { ticket, entries });
+            }
+            Local::Opened(shard, to) => self.snapshot_opened(node, shard, to),
+            Local::Sent(shard, to, ok) => {
+                trace!(self, "n{node}/s{shard} snapshot to n{to} sent ok={ok}");
+                self.step(node, shard, Input::SnapshotSent { to, ok });
+            }
+            Local::Unreachable(shard, to) => self.step(node, shard, Input::Unreachable(to)),
+        }
+    }
+
+    fn tick(&mut self, node: NodeId) {
+        let event = Event::In(self.process(node), Local::Tick);
+        self.at(self.now + TICK_MS * MILLISECOND, event);
+        for shard in 0..=self.setup.shards {
+            self.step(node, shard, Input::Tick);
+            self.tell_uncertain(node, shard);
+        }
+    }
+
+    /// Tells an input to a replica and carries out what it wants.
+    pub(crate) fn step(&mut self, node: NodeId, shard: ShardId, input: Input) {
+        let now_us = self.now;
+        let host = self.node(node);
+        let now = host.clocks(now_us);
+        let Some(host) = host.hosts.get_mut(&shard) else { return };
+        let effects = host.replica.step(now, input);
+        self.carry_out(node, shard, effects);
+    }
+
+    fn request(&mut self, to: NodeId, from: (u64, u64), patience_us: u64, request: Request) {
+        let (client, token) = from;
+        if !self.nodes[&to].up {
+            trace!(self, "n{to} is down for client {client}");
+            return self.soon(MILLISECOND, Event::Hear(client, token, Heard::Unreached));
+        }
+        let Request { shard, body } = request;
+        let now_us = self.now;
+        let node = self.node(to);
+        let call = node.call(client, token, shard);
+        let deadline_ms = node.clocks(now_us).boot_ms + patience_us / MILLISECOND;
+        let input = match body {
+            Body::Command(command) => {
+                trace!(
+                    self,
+                    "n{to}/s{shard} call {call} of client {client}: {:?}", command.operation
+                );
+                Input::Propose(vec![Proposal { call, command, deadline_ms }])
+            }
+            Body::Query(query) => {
+                trace!(self, "n{to}/s{shard} call {call} of client {client}: {:?}", query.query);
+                Input::Read(vec![Read { call, query, deadline_ms }])
+            }
+        };
+        self.step(to, shard, input);
+    }
+
+    fn hang_up(&mut self, to: NodeId, from: (u64, u64)) {
+        let mut calls = self.nodes[&to].calls.iter();
+        let Some((call, shard)) =
+            calls.find(|(_, c)| (c.0, c.1) == from).map(|(call, c)| (*call, c.2))
+        else {
+            return;
+        };
+        trace!(self, "n{to}/s{shard} call {call} is hung up");
+        self.node(to).calls.remove(&call);
+        self.step(to, shard, Input::Cancel(call));
+    }
+
+    fn client(
+        &mut self,
+        client: u64,
+        act: impl FnOnce(&mut Client, u64, &mut Shared) -> Vec<Todo>,
+    ) {
+        let Some(actor) = self.clients.get_mut(&client) else { return };
+        let todos = act(actor, self.now, &mut self.shared);
+        for todo in todos {
+            match todo {
+                Todo::Send { node, token, patience_us, request } => {
+                    if !self.shared.dice.chance(self.shared.knobs.loss) {
+                        let delay = self.shared.knobs.delay_us;
+                        self.soon(
+                            delay,
+                            Event::Request {
+                                to: node,
+                                from: (client, token),
+                                patience_us,
+                                request,
+                            },
+                        );
+                    }
+                }
+                Todo::Cancel { node, token } => {
+                    let delay = self.shared.knobs.delay_us;
+                    self.soon(delay, Event::HangUp { to: node, from: (client, token) });
+                }
+                Todo::Wake { at, timer } => self.at(at, Event::Wake(client, timer)),
+            }
+        }
+        self.violations.append(&mut self.shared.violations);
+    }
+}
