@@ -34,11 +34,12 @@ async fn every_node_answers_for_every_shard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaders_are_spread_at_birth() {
+async fn leaders_are_spread() {
     let cluster = Cluster::start(3).await;
-    for shard in 0..=SHARDS {
-        assert_eq!(cluster.handle(1).leader(shard), Some(u64::from(shard) % 3 + 1), "shard {shard}");
-    }
+    until("every shard is led where it prefers", || {
+        (0..=SHARDS).all(|shard| cluster.handle(1).leader(shard) == Some(u64::from(shard) % 3 + 1))
+    })
+    .await;
     cluster.stop_all().await;
 }
 
@@ -90,7 +91,12 @@ async fn calls_go_on_while_nodes_are_restarted_one_after_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     let mut cluster = Cluster::new(3);
-    cluster.tuning = Tuning { checkpoint_log_bytes: 64 << 10, log_bytes_max: 128 << 10, log_cache_bytes: 16 << 10, ..Tuning::default() };
+    cluster.tuning = Tuning {
+        checkpoint_log_bytes: 1 << 20,
+        log_bytes_max: 2 << 20,
+        log_cache_bytes: 256 << 10,
+        ..Tuning::default()
+    };
     for id in cluster.ids() {
         cluster.run(id).unwrap();
     }
@@ -99,7 +105,7 @@ async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     let behind = cluster.handle(3).status();
     cluster.stop(3).await;
 
-    let text = "x".repeat(4 << 10);
+    let text = "x".repeat(32 << 10);
     for n in 0..300 {
         put(cluster.handle(1), &format!("key-{n}"), &text).await.unwrap();
     }
@@ -221,7 +227,7 @@ async fn without_a_quorum_calls_end_by_their_deadline_and_say_why() {
     let refusal = handle.query(1, get_query(handle, &key), Instant::now() + Duration::from_millis(300)).await;
     assert_eq!(refusal.unwrap_err().reason(), Reason::NoQuorum);
     let refusal = handle.transfer_leader(1, 2).await.unwrap_err();
-    assert_eq!(refusal.reason(), Reason::NotLeader.min(refusal.reason()), "{refusal:?}");
+    assert_eq!(refusal.reason(), Reason::NoQuorum);
     assert_eq!(handle.calls_in_flight(), 0);
     cluster.stop_all().await;
 }
@@ -267,7 +273,7 @@ async fn an_observer_sees_roles_applies_syncs_checkpoints_and_exchanges() {
     let recorder = Arc::new(Recorder::default());
     let mut cluster = Cluster::new(3);
     cluster.observer = Arc::clone(&recorder) as Arc<dyn Observer>;
-    cluster.tuning.checkpoint_log_bytes = 4 << 10;
+    cluster.tuning.checkpoint_overlay_bytes = 4 << 10;
     for id in cluster.ids() {
         cluster.run(id).unwrap();
     }

@@ -107,6 +107,14 @@ impl Dialler {
         }
     }
 
+    /// Pauses before the next attempt; a peer that comes forward is dialled at once.
+    pub(super) async fn pause(&self, backoff: &mut Backoff) {
+        tokio::select! {
+            () = backoff.pause() => (),
+            () = self.introductions.met(self.peer) => (),
+        }
+    }
+
     pub(super) fn note_open(&self, what: &'static str) {
         info!(self.shared.logger, "reached a peer"; "stream" => what, "peer" => self.peer);
     }
@@ -126,7 +134,7 @@ impl Backoff {
         self.0 = PAUSE_MIN;
     }
 
-    pub(super) async fn pause(&mut self) {
+    async fn pause(&mut self) {
         let pause = self.0.mul_f64(rand::rng().random_range(0.5..=1.0));
         self.0 = (self.0 * 2).min(PAUSE_MAX);
         tokio::time::sleep(pause).await;

@@ -170,7 +170,7 @@ pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
         let ended = talk(&dialler, &forward, sender, &mut items, &mut backoff).await;
         forward.close(&mut items);
         dialler.note("forward", &ended.err().unwrap_or_else(hung_up));
-        backoff.pause().await;
+        dialler.pause(&mut backoff).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use slog::{Logger, warn};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Status};
 use trefoil_core::NodeId;
@@ -94,7 +94,7 @@ pub(crate) struct Introductions {
     /// Whether this node has data of an earlier run.
     pub(crate) formed: bool,
     incarnation: u64,
-    peers: BTreeSet<NodeId>,
+    peers: BTreeMap<NodeId, Notify>,
     /// None once the node is stopped.
     directory: Mutex<Option<DataDirectory>>,
     epoch: AtomicU64,
@@ -120,7 +120,7 @@ impl Introductions {
             endpoint,
             formed,
             incarnation: directory.identity().incarnation,
-            peers,
+            peers: peers.into_iter().map(|peer| (peer, Notify::new())).collect(),
             directory: Mutex::new(Some(directory)),
             // It rises over restarts as long as the wall clock does; a stream that has ended stands in nobody's way.
             epoch: AtomicU64::new(clock::wall_us()),
@@ -153,7 +153,12 @@ impl Introductions {
             Err(fault) => Err(fault),
         };
         match checked {
-            Ok(()) => Ok(greeting.from),
+            Ok(()) => {
+                if let Some(met) = self.peers.get(&greeting.from) {
+                    met.notify_waiters();
+                }
+                Ok(greeting.from)
+            }
             Err(fault) => {
                 self.log_once(greeting.from, fault, "refused a peer");
                 Err(fault)
@@ -168,7 +173,7 @@ impl Introductions {
             Err(Fault::OtherCluster)
         } else if greeting.to != self.node {
             Err(Fault::WrongNode)
-        } else if self.peers.contains(&greeting.from) {
+        } else if self.peers.contains_key(&greeting.from) {
             Ok(())
         } else {
             Err(Fault::UnknownMember)
@@ -198,9 +203,17 @@ impl Introductions {
     /// Logs a fault the first time that it is seen with this peer.
     pub(crate) fn log_once(&self, peer: NodeId, fault: Fault, what: &'static str) {
         // Ids of strangers are not remembered one by one.
-        let known = if self.peers.contains(&peer) { peer } else { 0 };
+        let known = if self.peers.contains_key(&peer) { peer } else { 0 };
         if self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert((known, fault)) {
             warn!(self.logger, "{what}"; "peer" => peer, "fault" => fault.name(), "reason" => fault.sentence());
+        }
+    }
+
+    /// Waits until a peer introduces itself.
+    pub(crate) async fn met(&self, peer: NodeId) {
+        match self.peers.get(&peer) {
+            Some(met) => met.notified().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -213,7 +226,7 @@ impl Introductions {
     pub(crate) async fn all_dialled(&self) {
         let mut dialled = self.dialled.subscribe();
         // The sender lives as long as this.
-        drop(dialled.wait_for(|dialled| dialled.is_superset(&self.peers)).await);
+        drop(dialled.wait_for(|dialled| self.peers.keys().all(|peer| dialled.contains(peer))).await);
     }
 }
 

@@ -29,7 +29,7 @@ pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut uncertain: Unc
         }
         dialler.note("raft", &ended);
         dialler.introductions.note_dialled(dialler.peer);
-        backoff.pause().await;
+        dialler.pause(&mut backoff).await;
     }
 }
 
@@ -55,10 +55,10 @@ async fn talk(dialler: &Dialler, queue: &Queue, uncertain: &mut Uncertainty, bac
     }
     let endpoint = theirs.map(|greeting| greeting.endpoint).unwrap_or_default();
     dialler.shared.set_endpoint(dialler.peer, endpoint);
-    dialler.introductions.note_dialled(dialler.peer);
     dialler.note_open("raft");
     backoff.reset();
     queue.open();
+    dialler.introductions.note_dialled(dialler.peer);
     uncertain.mark_changed();
     loop {
         let request = tokio::select! {
