@@ -138,12 +138,10 @@ const _: () = {
         "most room is for every call"
     );
     assert!(
-        PEER_MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX && PEER_MESSAGE_BYTES_MAX < PEER_INBOX_BYTES_MAX,
+        PEER_MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX
+            && PEER_MESSAGE_BYTES_MAX < PEER_INBOX_BYTES_MAX,
         "the largest message finds room"
     );
-    assert!(
-        PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX,
-        "the largest reply finds room"
-    );
+    assert!(PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX, "the largest reply finds room");
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
 };

@@ -61,6 +61,8 @@ enum Line {
         #[arg(key)]
         node: Option<NodeId>,
     },
+    /// Time passes for all, and after each tick everything is carried out.
+    Pass(u64),
     /// Messages arrive.
     Deliver,
     /// What was written is synced.
@@ -138,6 +140,12 @@ impl goldenscript::Runner for Runner {
                     cluster.tick(&node.map_or_else(|| cluster.running(), |node| vec![node]));
                 }
             }
+            Line::Pass(count) => {
+                for _ in 0..*count {
+                    cluster.tick(&cluster.running());
+                    settle(cluster)?;
+                }
+            }
             Line::Deliver => drop(cluster.deliver()),
             Line::Persist(node) => drop(cluster.persist(*node)),
             Line::Apply(node) => drop(cluster.apply(*node)),
@@ -161,9 +169,7 @@ impl goldenscript::Runner for Runner {
             Line::Start(node) => cluster.start(*node, false),
             Line::StartUncertain(node) => {
                 cluster.start(*node, true);
-                for peer in cluster.running().into_iter().filter(|peer| peer != node) {
-                    cluster.step(peer, Input::Uncertain { node: *node, uncertain: true });
-                }
+                cluster.tell_uncertain();
             }
             Line::Transfer { node, to } => {
                 let call = self.next_call();

@@ -62,7 +62,9 @@ impl<S: Shards> Front<S> {
         tell(&health, &api, ServingStatus::NotServing).await;
         let grpc = routes::routes(&api, health.clone())?.into_axum_router();
         let pages = pages::router(Arc::clone(&api));
-        let router = layer::stack(grpc, api.metrics(), api.admission()).merge(pages.clone());
+        let router = layer::stack(grpc, api.metrics(), api.admission())
+            .merge(pages.clone())
+            .fallback(pages::nothing);
         let closing = watch::Sender::new(false);
         let serve = |socket, caps, router: Router| {
             let metrics = Arc::clone(api.metrics());

@@ -328,11 +328,23 @@ impl Replica {
             MessageType::MsgHeartbeat => self.clamp_commit(&mut message),
             _ => {}
         }
-        let append = message.get_msg_type() == MessageType::MsgAppend;
+        let (kind, from) = (message.get_msg_type(), message.from);
         let (term, commit) = (message.term, message.commit);
+        let prior = (message.index, message.log_term);
+        let last = message.entries.last().map_or(prior, |entry| (entry.index, entry.term));
         // An error here is a message that raft has no use for.
-        if self.raft.0.step(message).is_ok() && append {
-            self.leadership.appended(&self.raft.0, term, commit);
+        if self.raft.0.step(message).is_err() {
+            return;
+        }
+        if kind == MessageType::MsgAppend {
+            self.leadership.appended(&self.raft.0, term, commit, last);
+        }
+        if kind == MessageType::MsgHeartbeatResponse
+            && self.leads()
+            && self.leadership.is_uncertain_peer(from)
+        {
+            // Only an append can make it certain, and without new entries none would come.
+            self.raft.0.raft.send_append(from);
         }
     }
 

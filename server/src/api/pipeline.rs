@@ -28,6 +28,7 @@ use super::unary::principal;
 use super::{Api, Caller, Outcome, Shards};
 use crate::authorize::Principal;
 use crate::layer::admission::overloaded;
+use crate::layer::oversize::refused;
 
 /// Calls of one stream in flight that do not wait; a further frame is read when some have ended.
 pub const CALLS_PER_STREAM_MAX: usize = 4_096;
@@ -93,7 +94,7 @@ impl Drop for Open {
 struct Reader<S> {
     api: Arc<Api<S>>,
     principal: Principal,
-    replies: mpsc::Sender<pipeline::Reply>,
+    replies: mpsc::Sender<Result<pipeline::Reply, Status>>,
     calls: Calls,
 }
 
@@ -158,6 +159,11 @@ impl<S: Shards> Reader<S> {
                 goes_on = self.calls.next_end(), if !self.calls.running.is_empty() => goes_on,
                 frame = frames.message(), if self.calls.has_room() => match frame {
                     Ok(Some(frame)) => self.frame(frame).await,
+                    Err(status) if status.code() == Code::OutOfRange => {
+                        // Where nobody listens any more, nothing is left to say.
+                        self.replies.send(Err(refused("frame", FRAME_BYTES_MAX))).await.ok();
+                        return;
+                    }
                     // The client has said all that it had to say, or is gone.
                     Ok(None) | Err(_) => break,
                 },
@@ -182,7 +188,7 @@ impl<S: Shards> Reader<S> {
             }
             let id = call.id;
             if let Err(refusal) = self.start(call)
-                && self.replies.send(reply(id, Err(refusal), false).0).await.is_err()
+                && self.replies.send(Ok(reply(id, Err(refusal), false).0)).await.is_err()
             {
                 return false;
             }
@@ -227,7 +233,7 @@ impl<S: Shards> Reader<S> {
             let (reply, code) = reply(id, outcome, has_request_id);
             handling.end(code);
             // Nobody listens any more: what was done stays done.
-            replies.send(reply).await.ok();
+            replies.send(Ok(reply)).await.ok();
             id
         });
         self.calls.add(id, Running { task, waits, cancelled });
@@ -258,7 +264,7 @@ fn reply(
 /// The frames of replies of one stream. Dropped, it ends the stream's calls.
 #[derive(Debug)]
 pub struct Frames {
-    replies: mpsc::Receiver<pipeline::Reply>,
+    replies: mpsc::Receiver<Result<pipeline::Reply, Status>>,
     reader: AbortHandle,
     _open: Open,
     frame: Frame,
@@ -283,7 +289,8 @@ impl Stream for Frames {
         let mut has_ended = false;
         while self.frame.bytes < FRAME_BYTES_MAX {
             match self.replies.poll_recv(context) {
-                Poll::Ready(Some(reply)) => {
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
+                Poll::Ready(Some(Ok(reply))) => {
                     self.frame.bytes += reply.encoded_len();
                     self.frame.replies.push(reply);
                 }

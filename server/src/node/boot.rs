@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use slog::{Logger, o, warn};
+use slog::{Drain as _, Level, LevelFilter, Logger, o, warn};
 use trefoil_core::limits::{MEMBERS_MAX, SHARDS_MAX};
 use trefoil_core::machine::Machine;
 use trefoil_core::replica::{self, Boot, Replica};
@@ -95,7 +95,10 @@ pub(super) fn replicas(config: &Config, boots: &[Boot], logger: &Logger) -> Resu
             seed: config.seed,
             tuning: config.tuning,
         };
-        let replica = Replica::new(replica, boot, clock::now(), &logger.new(o!("shard" => shard)));
+        // raft tells every step of an election; the replicas' thread tells its outcome.
+        let quiet = LevelFilter::new(logger.new(o!("shard" => shard)), Level::Warning);
+        let quiet = Logger::root(quiet.fuse(), o!());
+        let replica = Replica::new(replica, boot, clock::now(), &quiet);
         replicas.push(replica.map_err(StartError::Storage)?);
     }
     Ok(replicas)

@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slog::error;
+use slog::{error, info};
 use trefoil_core::limits::TICK_MS;
-use trefoil_core::replica::{Effect, Input, Peer, Replica};
+use trefoil_core::replica::{Effect, Input, Peer, Proposal, Read, Replica, Role, RoleChange};
 use trefoil_core::{NodeId, Now, ShardId};
 
 use super::applier::{self, Task};
@@ -75,7 +75,7 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn propose(&mut self, proposal: trefoil_core::replica::Proposal) {
+    fn propose(&mut self, proposal: Proposal) {
         if let Some(Input::Propose(proposals)) = self.commands.and_then(|at| self.inputs.get_mut(at)) {
             return proposals.push(proposal);
         }
@@ -83,7 +83,7 @@ impl Inputs {
         self.inputs.push(Input::Propose(vec![proposal]));
     }
 
-    fn read(&mut self, read: trefoil_core::replica::Read) {
+    fn read(&mut self, read: Read) {
         if let Some(Input::Read(reads)) = self.reads.and_then(|at| self.inputs.get_mut(at)) {
             return reads.push(read);
         }
@@ -228,13 +228,22 @@ impl Replicas {
                 self.workers.files.send(super::files::Job::Discard { shard, generation });
             }
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
-            Effect::Role(change) => self.shared.observer.role(shard, change.role, change.term),
+            Effect::Role(change) => self.note_role(shard, change),
             Effect::Diverged { peer, index } => {
                 error!(self.shared.logger, "a peer applied the same entries to another state";
                     "shard" => shard, "peer" => peer, "index" => index);
                 self.shared.observer.diverged(shard);
             }
         }
+    }
+
+    fn note_role(&self, shard: ShardId, change: RoleChange) {
+        if change.role == Role::Leader {
+            info!(self.shared.logger, "leads a shard"; "shard" => shard, "term" => change.term);
+        } else if self.shared.table.leads(shard) {
+            info!(self.shared.logger, "leads a shard no longer"; "shard" => shard, "term" => change.term);
+        }
+        self.shared.observer.role(shard, change.role, change.term);
     }
 
     fn apply(&mut self, shard: ShardId, task: Task) {

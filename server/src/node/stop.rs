@@ -57,7 +57,8 @@ impl Node {
         }
         let ended = tokio::task::spawn_blocking(move || {
             threads.stop();
-            drop(runtime);
+            runtime.stop();
+            handle.links.release();
         });
         ended.await.expect("a panic of a thread ends the process");
         info!(logger, "the node is stopped");

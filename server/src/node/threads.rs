@@ -26,6 +26,9 @@ const APPLIERS_MAX: usize = 2;
 /// Longest wait of a new node for its peers' first word.
 const HOLD: Duration = Duration::from_secs(1);
 
+/// Longest wait for a file that a stream is reading or writing.
+const STREAMS_WAIT: Duration = Duration::from_secs(1);
+
 /// What the threads begin with.
 #[derive(Debug)]
 pub(super) struct Parts {
@@ -162,6 +165,13 @@ impl PeerRuntime {
         let runtime = builder.worker_threads(2).max_blocking_threads(16).thread_name("peer").enable_all().build();
         let runtime = runtime.map_err(|error| StartError::System { what: "the runtime of the peers", error })?;
         Ok(Self(Some(runtime)))
+    }
+
+    /// Ends every stream and closes the peer port. Blocks.
+    pub(super) fn stop(mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(STREAMS_WAIT);
+        }
     }
 
     pub(super) fn handle(&self) -> tokio::runtime::Handle {

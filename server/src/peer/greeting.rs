@@ -95,7 +95,8 @@ pub(crate) struct Introductions {
     pub(crate) formed: bool,
     incarnation: u64,
     peers: BTreeSet<NodeId>,
-    directory: Mutex<DataDirectory>,
+    /// None once the node is stopped.
+    directory: Mutex<Option<DataDirectory>>,
     epoch: AtomicU64,
     /// Each fault of each peer is logged once.
     logged: Mutex<BTreeSet<(NodeId, Fault)>>,
@@ -120,7 +121,7 @@ impl Introductions {
             formed,
             incarnation: directory.identity().incarnation,
             peers,
-            directory: Mutex::new(directory),
+            directory: Mutex::new(Some(directory)),
             // It rises over restarts as long as the wall clock does; a stream that has ended stands in nobody's way.
             epoch: AtomicU64::new(clock::wall_us()),
             logged: Mutex::default(),
@@ -179,14 +180,19 @@ impl Introductions {
         // The first meeting is written to disk.
         let remembered = tokio::task::spawn_blocking(move || {
             let mut directory = this.directory.lock().unwrap_or_else(PoisonError::into_inner);
-            directory.remember_peer(peer, incarnation)
+            directory.as_mut().map(|directory| directory.remember_peer(peer, incarnation))
         });
         match remembered.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Fault::OtherIncarnation),
-            // The runtime is stopping.
-            Err(_) => Err(Fault::OldStream),
+            Ok(Some(Ok(()))) => Ok(()),
+            Ok(Some(Err(_))) => Err(Fault::OtherIncarnation),
+            // The node is stopping.
+            Ok(None) | Err(_) => Err(Fault::OldStream),
         }
+    }
+
+    /// Lets go of the data directory: another process may have it.
+    pub(crate) fn release(&self) {
+        drop(self.directory.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Logs a fault the first time that it is seen with this peer.

@@ -146,6 +146,12 @@ impl Links {
         }
     }
 
+    /// Lets go of the data directory and of every open file. Nothing is sent or heard any more.
+    pub(crate) fn release(&self) {
+        self.snapshots.close_all();
+        self.introductions.release();
+    }
+
     pub(crate) fn close_snapshot(&self, shard: ShardId, to: NodeId) {
         self.snapshots.close(shard, to);
     }

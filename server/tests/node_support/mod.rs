@@ -19,22 +19,22 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Query, Refusal, answer, query};
 use trefoil_server::node::{Answered, Config, Handle, Member, Node, Observer, StartError, Unobserved, start};
 
-pub const SHARDS: u32 = 3;
-pub const WAIT: Duration = Duration::from_secs(20);
+pub(crate) const SHARDS: u32 = 3;
+pub(crate) const WAIT: Duration = Duration::from_secs(20);
 
 /// Members with their directories; each may run or not.
-pub struct Cluster {
-    pub root: TempDir,
-    pub cluster_id: [u8; 16],
-    pub addresses: Vec<SocketAddr>,
-    pub tuning: Tuning,
-    pub observer: Arc<dyn Observer>,
-    pub nodes: Vec<Option<(Node, Handle)>>,
+pub(crate) struct Cluster {
+    pub(crate) root: TempDir,
+    pub(crate) cluster_id: [u8; 16],
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) tuning: Tuning,
+    pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) nodes: Vec<Option<(Node, Handle)>>,
     listeners: Vec<Option<TcpListener>>,
 }
 
 /// A logger to standard error where `TREFOIL_TEST_LOG` is set.
-pub fn logger() -> Logger {
+pub(crate) fn logger() -> Logger {
     if std::env::var_os("TREFOIL_TEST_LOG").is_none() {
         return Logger::root(Discard, o!());
     }
@@ -44,7 +44,7 @@ pub fn logger() -> Logger {
 
 impl Cluster {
     /// Nobody runs yet, but every address is taken.
-    pub fn new(members: usize) -> Self {
+    pub(crate) fn new(members: usize) -> Self {
         let listeners = (0..members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect::<Vec<_>>();
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
         Self {
@@ -58,7 +58,7 @@ impl Cluster {
         }
     }
 
-    pub async fn start(members: usize) -> Self {
+    pub(crate) async fn start(members: usize) -> Self {
         let mut cluster = Self::new(members);
         for id in cluster.ids() {
             cluster.run(id).unwrap();
@@ -67,15 +67,15 @@ impl Cluster {
         cluster
     }
 
-    pub fn ids(&self) -> Vec<NodeId> {
+    pub(crate) fn ids(&self) -> Vec<NodeId> {
         (1..=self.addresses.len() as u64).collect()
     }
 
-    pub fn directory(&self, id: NodeId) -> PathBuf {
+    pub(crate) fn directory(&self, id: NodeId) -> PathBuf {
         self.root.path().join(format!("n{id}"))
     }
 
-    pub fn config(&mut self, id: NodeId, data_dir: &Path) -> Config {
+    pub(crate) fn config(&mut self, id: NodeId, data_dir: &Path) -> Config {
         let member = |(n, address): (usize, &SocketAddr)| Member {
             id: n as u64 + 1,
             name: format!("n{}", n + 1),
@@ -100,7 +100,7 @@ impl Cluster {
         }
     }
 
-    pub fn run(&mut self, id: NodeId) -> Result<(), StartError> {
+    pub(crate) fn run(&mut self, id: NodeId) -> Result<(), StartError> {
         let directory = self.directory(id);
         let config = self.config(id, &directory);
         let started = start(config, Arc::clone(&self.observer), logger())?;
@@ -108,21 +108,21 @@ impl Cluster {
         Ok(())
     }
 
-    pub fn handle(&self, id: NodeId) -> &Handle {
+    pub(crate) fn handle(&self, id: NodeId) -> &Handle {
         &self.nodes[id as usize - 1].as_ref().expect("the node runs").1
     }
 
-    pub fn node(&self, id: NodeId) -> &Node {
+    pub(crate) fn node(&self, id: NodeId) -> &Node {
         &self.nodes[id as usize - 1].as_ref().expect("the node runs").0
     }
 
-    pub async fn stop(&mut self, id: NodeId) {
+    pub(crate) async fn stop(&mut self, id: NodeId) {
         let (node, handle) = self.nodes[id as usize - 1].take().expect("the node runs");
         drop(handle);
         node.stop().await;
     }
 
-    pub async fn stop_all(mut self) {
+    pub(crate) async fn stop_all(mut self) {
         for id in self.ids() {
             if self.nodes[id as usize - 1].is_some() {
                 self.stop(id).await;
@@ -135,7 +135,7 @@ impl Cluster {
     }
 
     /// Waits until all running nodes agree on a leader of every shard.
-    pub async fn wait_for_leaders(&self) {
+    pub(crate) async fn wait_for_leaders(&self) {
         until("every shard has a leader", || {
             (0..=SHARDS).all(|shard| {
                 let leaders = self.running().map(|handle| handle.leader(shard)).collect::<BTreeSet<_>>();
@@ -148,7 +148,7 @@ impl Cluster {
 }
 
 /// Waits for something, and fails the test when it does not come.
-pub async fn until(what: &str, is_so: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, is_so: impl Fn() -> bool) {
     let deadline = Instant::now() + WAIT;
     while !is_so() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
@@ -156,16 +156,16 @@ pub async fn until(what: &str, is_so: impl Fn() -> bool) {
     }
 }
 
-pub fn shard_of(key: &str) -> ShardId {
+pub(crate) fn shard_of(key: &str) -> ShardId {
     slot::shard(slot::of_cache("default", key), SHARDS)
 }
 
 /// A key that lives in a shard.
-pub fn key_in(shard: ShardId) -> String {
+pub(crate) fn key_in(shard: ShardId) -> String {
     (0..).map(|n| format!("key-{n}")).find(|key| shard_of(key) == shard).unwrap()
 }
 
-pub fn put_command(handle: &Handle, key: &str, text: &str, request_id: Option<RequestId>) -> Command {
+pub(crate) fn put_command(handle: &Handle, key: &str, text: &str, request_id: Option<RequestId>) -> Command {
     let value = Some(Value { kind: Some(value::Kind::Text(text.to_owned())) });
     let (namespace, key) = ("default".to_owned(), key.to_owned());
     Command {
@@ -177,7 +177,7 @@ pub fn put_command(handle: &Handle, key: &str, text: &str, request_id: Option<Re
     }
 }
 
-pub fn get_query(handle: &Handle, key: &str) -> Query {
+pub(crate) fn get_query(handle: &Handle, key: &str) -> Query {
     let (namespace, key) = ("default".to_owned(), key.to_owned());
     Query {
         slot: slot::of_cache("default", &key).into(),
@@ -187,13 +187,13 @@ pub fn get_query(handle: &Handle, key: &str) -> Query {
     }
 }
 
-pub async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answered, Refusal> {
+pub(crate) async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answered, Refusal> {
     let command = put_command(handle, key, text, None);
     handle.command(shard_of(key), command, Instant::now() + WAIT).await
 }
 
 /// The text of a key; none where it is missing.
-pub async fn get(handle: &Handle, key: &str) -> Result<Option<String>, Refusal> {
+pub(crate) async fn get(handle: &Handle, key: &str) -> Result<Option<String>, Refusal> {
     let answered = handle.query(shard_of(key), get_query(handle, key), Instant::now() + WAIT).await?;
     let Some(answer::Answer::Get(got)) = answered.answer.answer else { panic!("a Get answers a Get") };
     assert_eq!(answered.shard, shard_of(key));
