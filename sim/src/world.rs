@@ -74,7 +74,7 @@ impl World {
         let knobs = Knobs::draw(&mut dice);
         let setup = Setup { nodes: knobs.nodes, shards: knobs.shards, tuning: knobs.tuning };
         let mut node = |id| {
-            let skew = i64::try_from(dice.between(0, 2_000)).expect("a small number") - 1_000;
+            let skew = i64::try_from(dice.between(0, 20)).expect("a small number") - 10;
             (id, Node::new(id, setup.shards, dice.between(0, 100_000_000), skew))
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();

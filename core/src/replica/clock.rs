@@ -11,7 +11,9 @@ pub(super) struct LogClock {
     log_time_ms: u64,
     /// Boot clock when it was learned.
     at_ms: u64,
-    /// Wall clock stamped with it, in ms since 1970; 0 when there was none.
+    /// Log time of the last stamp, which is what the wall clock below belongs to.
+    stamped_ms: u64,
+    /// Wall clock of the last stamp, in ms since 1970; 0 when there was none.
     wall_ms: u64,
     /// Whether time has been followed since the stamp, here or at a peer that told.
     continuous: bool,
@@ -20,7 +22,13 @@ pub(super) struct LogClock {
 impl LogClock {
     /// Begins after a restart, when the time since the last stamp is not known.
     pub(super) fn new(log_time_ms: u64, wall_ms: u64, now: Now) -> Self {
-        Self { log_time_ms, at_ms: now.boot_ms, wall_ms, continuous: false }
+        Self {
+            log_time_ms,
+            at_ms: now.boot_ms,
+            stamped_ms: log_time_ms,
+            wall_ms,
+            continuous: false,
+        }
     }
 
     /// The estimate at `now`.
@@ -34,6 +42,7 @@ impl LogClock {
 
     /// An applied entry bore this stamp.
     pub(super) fn applied(&mut self, log_time_ms: u64, wall_ms: u64, now: Now) {
+        self.stamped_ms = self.stamped_ms.max(log_time_ms);
         self.wall_ms = self.wall_ms.max(wall_ms);
         self.raise(log_time_ms, now);
     }
@@ -47,18 +56,12 @@ impl LogClock {
     /// This replica leads now. Where nobody has followed the time, every replica has restarted, and the wall clock
     /// says how long that took: never backwards, and not beyond a cap.
     pub(super) fn lead(&mut self, now: Now) {
-        if !self.continuous {
-            let known = self.wall_ms > 0;
-            let away = if known {
-                now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX)
-            } else {
-                0
-            };
-            let up = now.boot_ms.saturating_sub(self.at_ms);
-            *self =
-                Self { log_time_ms: self.log_time_ms + away.max(up), at_ms: now.boot_ms, ..*self };
-            self.continuous = true;
+        if !self.continuous && self.wall_ms > 0 {
+            // From the stamp itself: the estimate has already moved on by the time since the restart.
+            let away = now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX);
+            self.raise(self.stamped_ms.saturating_add(away), now);
         }
+        self.continuous = true;
     }
 
     fn raise(&mut self, log_time_ms: u64, now: Now) {
@@ -96,5 +99,14 @@ mod tests {
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
         clock.lead(now(100, u64::MAX));
         assert_eq!(clock.read(now(100, 0)), 1_000 + WALL_ADVANCE_MS_MAX);
+    }
+
+    #[test]
+    fn time_since_the_restart_is_not_counted_twice() {
+        let mut clock = LogClock::new(0, 0, now(0, 60_000));
+        clock.applied(1_000, 50_000, now(100, 60_100));
+        clock.heard(PeerTime { log_time_ms: 1_900, continuous: false }, now(900, 60_900));
+        clock.lead(now(1_000, 61_000));
+        assert_eq!(clock.read(now(1_000, 61_000)), 12_000);
     }
 }

@@ -124,12 +124,17 @@ impl Ledger {
     }
 }
 
-/// Refusals that are not remembered: a later try may be answered otherwise.
+/// Answers that are not remembered, because they changed nothing and a later try may be answered otherwise.
 #[must_use]
 pub fn is_forgotten(answer: &Answer) -> bool {
-    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
-    let reason = refusal.reason();
-    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+    match &answer.answer {
+        Some(answer::Answer::Refusal(refusal)) => {
+            let reason = refusal.reason();
+            reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+        }
+        Some(answer::Answer::Dequeue(response)) => response.deliveries.is_empty(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
