@@ -153,7 +153,7 @@ fn a_machine_does_what_its_model_does() {
         seen.borrow_mut().add(&world.seen);
         Ok(())
     };
-    TestRunner::new(config).run(&steps(), run).unwrap();
+    TestRunner::new(config).run(&steps(), run).expect("the machine does what the model does");
     let seen = seen.into_inner();
     let rarest = [
         seen.handoffs,
