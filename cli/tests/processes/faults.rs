@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+use tokio::time::sleep;
 use trefoil_client::Client;
 use trefoil_client::proto::cluster::v1::ShardStatus;
 use trefoil_sim::check::history::{Action, Outcome};
