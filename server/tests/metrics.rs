@@ -13,6 +13,7 @@ use trefoil_core::machine::Counts;
 use trefoil_core::replica::Role;
 use trefoil_proto::reason::{self, Retry};
 use trefoil_server::metrics::Metrics;
+use trefoil_server::node::{Observer as _, PeerOperation};
 
 const NOTE: &str = "<!-- Written by server/tests/metrics.rs with UPDATE_DOCS=1: change the table, not this page. -->\n";
 
@@ -21,7 +22,7 @@ fn seen() -> Arc<Metrics> {
     let metrics = Metrics::new(Registry::new()).unwrap();
     metrics.role(1, Role::Leader, 2);
     metrics.applied(1, true, &Counts::default(), 3);
-    metrics.rpc("append_entries", 0.001);
+    metrics.rpc(PeerOperation::AppendEntries, 0.001);
     metrics.encode().unwrap();
     metrics
 }

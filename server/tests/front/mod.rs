@@ -24,9 +24,9 @@ use trefoil_proto::queue::v1::queue_service_client::QueueServiceClient;
 use trefoil_proto::status::from_status;
 use trefoil_server::api::{Api, Settings};
 use trefoil_server::config::Service;
+use trefoil_server::front::{Front, Sockets};
 use trefoil_server::listener::Caps;
 use trefoil_server::metrics::Metrics;
-use trefoil_server::server::{Front, Sockets};
 
 pub use self::fake::Fake;
 
