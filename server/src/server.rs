@@ -14,6 +14,7 @@ use crate::api::{Api, Settings};
 use crate::config::Config;
 use crate::front::{Front, Sockets};
 use crate::listener::Caps;
+use crate::logging;
 use crate::metrics::Metrics;
 use crate::node::{self, FatalError, Handle, Node, StartError};
 
@@ -78,6 +79,17 @@ impl Listeners {
 
 async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Exit> {
     TcpListener::bind(address).await.map_err(|error| Exit::Bind { flag, address, error })
+}
+
+/// Binds what a configuration names and runs a node with a log and metrics of its own: what `trefoil serve` does.
+///
+/// # Errors
+/// As [`run`], and when an address cannot be had.
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Exit> {
+    // Dropped last, so that every line is written.
+    let (logger, _guard) = logging::root(config.log_format, config.log_level);
+    let listeners = Listeners::bind(&config).await?;
+    run(config, listeners, Registry::new(), logger, shutdown).await
 }
 
 /// Runs a node until `shutdown` completes: then it hands over what it leads, lets what is open end, and writes what
