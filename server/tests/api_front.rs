@@ -119,7 +119,7 @@ macro_rules! reflect {
         };
         let names = list.service.into_iter().map(|service| service.name);
         assert_eq!(names.collect::<BTreeSet<_>>(), LISTED.map(str::to_owned).into());
-        for symbol in LISTED {
+        for symbol in LISTED.into_iter().chain(["google.rpc.ErrorInfo"]) {
             let described = ask(MessageRequest::FileContainingSymbol(symbol.to_owned())).await;
             let MessageResponse::FileDescriptorResponse(files) = described else {
                 panic!("{symbol} is not described")
