@@ -129,7 +129,8 @@ impl Writer {
                 Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
                 Done::Installed(shard) => {
                     let applier = self.workers.applier(shard);
-                    self.workers.appliers[applier].send(applier::Job { shard, task: Task::InstallWritten });
+                    self.workers.appliers[applier]
+                        .send(applier::Job { shard, task: Task::InstallWritten });
                 }
             }
         }

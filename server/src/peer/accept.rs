@@ -24,7 +24,10 @@ pub(super) struct Connection {
 }
 
 /// Accepts for ever.
-pub(super) fn connections(listener: TcpListener, logger: Logger) -> ReceiverStream<std::io::Result<Connection>> {
+pub(super) fn connections(
+    listener: TcpListener,
+    logger: Logger,
+) -> ReceiverStream<std::io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
@@ -34,14 +37,15 @@ pub(super) fn connections(listener: TcpListener, logger: Logger) -> ReceiverStre
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
             };
-            let stream = match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    warn!(logger, "a connection to the peer port was lost"; "error" => %error);
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
+            let stream =
+                match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        warn!(logger, "a connection to the peer port was lost"; "error" => %error);
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                };
             if sender.send(Ok(Connection { stream, _permit: permit })).await.is_err() {
                 return;
             }
@@ -57,13 +61,21 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

@@ -91,7 +91,9 @@ pub(super) async fn connect(address: &str) -> Result<Client, Ended> {
     // The name is looked up in here, where the limit of connecting does not reach.
     let channel = timeout(2 * CONNECT_WAIT, endpoint.connect()).await??;
     let client = PeerServiceClient::new(channel);
-    Ok(client.max_decoding_message_size(PEER_MESSAGE_BYTES_MAX).max_encoding_message_size(PEER_MESSAGE_BYTES_MAX))
+    Ok(client
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX))
 }
 
 impl Dialler {
@@ -101,8 +103,12 @@ impl Dialler {
             Ended::Away(reason) => {
                 debug!(self.shared.logger, "no stream to a peer"; "stream" => what, "peer" => self.peer, "reason" => reason);
             }
-            Ended::Refused(Fault::OtherIncarnation) => self.shared.fail(FatalError::Replaced { peer: self.peer }),
-            Ended::Refused(fault) => self.introductions.log_once(self.peer, *fault, "a peer refuses this node"),
+            Ended::Refused(Fault::OtherIncarnation) => {
+                self.shared.fail(FatalError::Replaced { peer: self.peer })
+            }
+            Ended::Refused(fault) => {
+                self.introductions.log_once(self.peer, *fault, "a peer refuses this node")
+            }
             Ended::Stranger => (),
         }
     }

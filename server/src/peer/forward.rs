@@ -11,7 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use trefoil_core::limits::{FORWARD_CALLS_MAX, PEER_FRAME_BYTES_MAX};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call};
+use trefoil_proto::internal::v1::{
+    Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call,
+};
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
 use crate::node::work::{Answered, Failure, Work, failure, refusal};
@@ -102,7 +104,15 @@ impl Forward {
     fn begin(&self, call: ForwardCall) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
         let mut state = self.lock();
         let Some(stream) = &state.stream else { return Err(away()) };
-        let full = || (refusal(Reason::Overloaded, "too many calls are on their way to the shard's leader"), Failure::Final);
+        let full = || {
+            (
+                refusal(
+                    Reason::Overloaded,
+                    "too many calls are on their way to the shard's leader",
+                ),
+                Failure::Final,
+            )
+        };
         let (sender, receiver) = oneshot::channel();
         let id = call.id;
         if state.waiting.len() >= FORWARD_CALLS_MAX {
@@ -143,7 +153,10 @@ impl Forward {
 }
 
 fn away() -> (Refusal, Failure) {
-    (refusal(Reason::NotLeader, "the leader of the shard cannot be reached from this node"), Failure::Definite)
+    (
+        refusal(Reason::NotLeader, "the leader of the shard cannot be reached from this node"),
+        Failure::Definite,
+    )
 }
 
 /// A reply without an index was decided by no state machine.
@@ -158,7 +171,10 @@ fn open(peer: NodeId, shard: ShardId, reply: ForwardReply) -> Result<Answered, (
             let position = Position { term, index, ordinal, log_time_ms };
             Ok(Answered { node: peer, shard, position, answer: Answer { answer: Some(answer) } })
         }
-        None => Err((refusal(Reason::Internal, "the leader's answer is of another version"), Failure::Final)),
+        None => Err((
+            refusal(Reason::Internal, "the leader's answer is of another version"),
+            Failure::Final,
+        )),
     }
 }
 
@@ -188,8 +204,12 @@ async fn talk(
     let mut client = dial::connect(&dialler.address).await?;
     let (frames, receiver) = mpsc::channel(FRAMES);
     let greeting = Some(dialler.introductions.greeting(dialler.peer));
-    frames.send(ForwardRequest { greeting, ..ForwardRequest::default() }).await.map_err(|_| hung_up())?;
-    let mut answers = timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
+    frames
+        .send(ForwardRequest { greeting, ..ForwardRequest::default() })
+        .await
+        .map_err(|_| hung_up())?;
+    let mut answers =
+        timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
     forward.open(sender);
     dialler.note_open("forward");
     backoff.reset();

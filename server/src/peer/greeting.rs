@@ -62,11 +62,17 @@ impl Fault {
     fn sentence(self) -> &'static str {
         match self {
             Self::Silent => "a stream between nodes begins with a greeting",
-            Self::OtherCluster => "the sender belongs to another cluster: compare --cluster-token and --initial-cluster",
+            Self::OtherCluster => {
+                "the sender belongs to another cluster: compare --cluster-token and --initial-cluster"
+            }
             Self::OtherProtocol => "the sender speaks another version of the peer protocol",
-            Self::WrongNode => "the stream was meant for another node: compare the addresses in --initial-cluster",
+            Self::WrongNode => {
+                "the stream was meant for another node: compare the addresses in --initial-cluster"
+            }
             Self::UnknownMember => "the sender is no member of this cluster",
-            Self::OtherIncarnation => "the sender has another data directory than the one it was known by",
+            Self::OtherIncarnation => {
+                "the sender has another data directory than the one it was known by"
+            }
             Self::OldStream => "a newer stream of the sender is there",
         }
     }
@@ -145,7 +151,10 @@ impl Introductions {
     }
 
     /// Checks a greeting, and remembers the incarnation of a peer that is met for the first time.
-    pub(crate) async fn check(self: &Arc<Self>, greeting: Option<&Greeting>) -> Result<NodeId, Fault> {
+    pub(crate) async fn check(
+        self: &Arc<Self>,
+        greeting: Option<&Greeting>,
+    ) -> Result<NodeId, Fault> {
         let Some(greeting) = greeting else { return Err(Fault::Silent) };
         let checked = self.check_place(greeting);
         let checked = match checked {
@@ -180,7 +189,11 @@ impl Introductions {
         }
     }
 
-    async fn check_incarnation(self: &Arc<Self>, peer: NodeId, incarnation: u64) -> Result<(), Fault> {
+    async fn check_incarnation(
+        self: &Arc<Self>,
+        peer: NodeId,
+        incarnation: u64,
+    ) -> Result<(), Fault> {
         let this = Arc::clone(self);
         // The first meeting is written to disk.
         let remembered = tokio::task::spawn_blocking(move || {
@@ -226,7 +239,9 @@ impl Introductions {
     pub(crate) async fn all_dialled(&self) {
         let mut dialled = self.dialled.subscribe();
         // The sender lives as long as this.
-        drop(dialled.wait_for(|dialled| self.peers.keys().all(|peer| dialled.contains(peer))).await);
+        drop(
+            dialled.wait_for(|dialled| self.peers.keys().all(|peer| dialled.contains(peer))).await,
+        );
     }
 }
 
@@ -242,7 +257,11 @@ impl Streams {
     /// A stream begins.
     pub(crate) fn begin(&self, peer: NodeId, epoch: u64) -> Result<(), Fault> {
         let live = self.0.get(&peer).ok_or(Fault::UnknownMember)?;
-        if live.fetch_max(epoch, Ordering::Relaxed) < epoch { Ok(()) } else { Err(Fault::OldStream) }
+        if live.fetch_max(epoch, Ordering::Relaxed) < epoch {
+            Ok(())
+        } else {
+            Err(Fault::OldStream)
+        }
     }
 
     /// Whether a stream is still its peer's newest.

@@ -33,14 +33,24 @@ pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut uncertain: Unc
     }
 }
 
-async fn stream(dialler: &Dialler, queue: &Queue, uncertain: &mut Uncertainty, backoff: &mut Backoff) -> Ended {
+async fn stream(
+    dialler: &Dialler,
+    queue: &Queue,
+    uncertain: &mut Uncertainty,
+    backoff: &mut Backoff,
+) -> Ended {
     match talk(dialler, queue, uncertain, backoff).await {
         Ok(()) => Ended::Away("the peer hung up".to_owned()),
         Err(ended) => ended,
     }
 }
 
-async fn talk(dialler: &Dialler, queue: &Queue, uncertain: &mut Uncertainty, backoff: &mut Backoff) -> Result<(), Ended> {
+async fn talk(
+    dialler: &Dialler,
+    queue: &Queue,
+    uncertain: &mut Uncertainty,
+    backoff: &mut Backoff,
+) -> Result<(), Ended> {
     let mut client = dial::connect(&dialler.address).await?;
     let (frames, receiver) = mpsc::channel(FRAMES);
     let greeting = Some(dialler.introductions.greeting(dialler.peer));
