@@ -41,7 +41,11 @@ impl Framed {
                 for (request, reply) in batch.drain(..) {
                     next += 1;
                     sent.lock().unwrap_or_else(PoisonError::into_inner).insert(next, reply);
-                    calls.push(Call { id: next, timeout_ms: 0, operation: Some(call::Operation::Put(request)) });
+                    calls.push(Call {
+                        id: next,
+                        timeout_ms: 0,
+                        operation: Some(call::Operation::Put(request)),
+                    });
                 }
                 if frames.send(OpenRequest { calls, cancel: Vec::new() }).await.is_err() {
                     return;
