@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// A process that ends with this value.
 #[derive(Debug)]
-pub struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -21,7 +21,7 @@ impl Drop for Process {
 impl Process {
     /// CPU seconds of user and system so far.
     #[must_use]
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         let stat =
             std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();
         let fields =
@@ -34,7 +34,7 @@ impl Process {
 
     /// Resident memory in MiB.
     #[must_use]
-    pub fn resident_mib(&self) -> f64 {
+    pub(crate) fn resident_mib(&self) -> f64 {
         let status =
             std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
@@ -44,11 +44,11 @@ impl Process {
 
 /// Three nodes on loopback with their own data directories.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Client endpoints.
-    pub endpoints: Vec<String>,
+    pub(crate) endpoints: Vec<String>,
     /// The processes, in the order of the endpoints.
-    pub nodes: Vec<Process>,
+    pub(crate) nodes: Vec<Process>,
     folder: PathBuf,
 }
 
@@ -65,7 +65,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When the binary cannot be started, or the nodes are not ready within 30 s.
-    pub fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
+    pub(crate) fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
         let folder = parent.join(format!("trefoil-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let ports = free_ports(6)?;
@@ -109,7 +109,7 @@ impl Cluster {
 
     /// CPU seconds of all nodes.
     #[must_use]
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         self.nodes.iter().map(Process::cpu_seconds).sum()
     }
 }
@@ -118,7 +118,7 @@ impl Cluster {
 ///
 /// # Errors
 /// When it does not start.
-pub fn echo() -> io::Result<(Process, String)> {
+pub(crate) fn echo() -> io::Result<(Process, String)> {
     let mut child =
         Command::new(std::env::current_exe()?).arg("echo").stdout(Stdio::piped()).spawn()?;
     let mut port = String::new();

@@ -22,7 +22,7 @@ struct Echo;
 ///
 /// # Errors
 /// When the port cannot be bound, or the transport fails.
-pub async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     {
         use std::io::Write as _;

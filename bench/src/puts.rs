@@ -22,7 +22,7 @@ use crate::{Failure, Out};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub struct Puts {
+pub(crate) struct Puts {
     /// The `trefoil` binary to measure.
     #[arg(long, default_value = "target/release/trefoil")]
     trefoil: PathBuf,
@@ -73,7 +73,7 @@ fn request(key: String, value: Bytes) -> PutRequest {
 ///
 /// # Errors
 /// When the nodes or the echo server do not start, or a put fails.
-pub async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
+pub(crate) async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
     let cluster = Cluster::start(&options.trefoil, &options.folder)?;
     let (server, address) = echo()?;
     let idle = cluster.nodes.iter().map(Process::resident_mib).collect::<Vec<_>>();
