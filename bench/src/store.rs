@@ -22,7 +22,7 @@ use crate::{Failure, Out};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub struct Options {
+pub(crate) struct Options {
     /// Engines, one row each.
     #[arg(
         long,

@@ -143,7 +143,7 @@ struct World {
 fn a_machine_does_what_its_model_does() {
     let seen = RefCell::new(Seen::default());
     let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_000) };
+        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(600) };
     let run = |steps: Vec<Choice>| {
         let mut world = World::new();
         steps
@@ -153,7 +153,7 @@ fn a_machine_does_what_its_model_does() {
         seen.borrow_mut().add(&world.seen);
         Ok(())
     };
-    TestRunner::new(config).run(&steps(), run).unwrap();
+    TestRunner::new(config).run(&steps(), run).expect("the machine does what the model does");
     let seen = seen.into_inner();
     let rarest = [
         seen.handoffs,
@@ -166,7 +166,7 @@ fn a_machine_does_what_its_model_does() {
         seen.undone,
     ];
     assert!(
-        rarest.into_iter().all(|count| count >= 40),
+        rarest.into_iter().all(|count| count >= 25),
         "the test meets what it is about: {seen:?}"
     );
 }

@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p trefoil-server --test metrics` writes the pages anew.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use trefoil_core::machine::Counts;
 use trefoil_core::replica::Role;
 use trefoil_proto::reason::{self, Retry};
 use trefoil_server::metrics::Metrics;
+use trefoil_server::node::{Observer as _, PeerOperation};
 
 const NOTE: &str = "<!-- Written by server/tests/metrics.rs with UPDATE_DOCS=1: change the table, not this page. -->\n";
 
@@ -21,7 +24,7 @@ fn seen() -> Arc<Metrics> {
     let metrics = Metrics::new(Registry::new()).unwrap();
     metrics.role(1, Role::Leader, 2);
     metrics.applied(1, true, &Counts::default(), 3);
-    metrics.rpc("append_entries", 0.001);
+    metrics.rpc(PeerOperation::AppendEntries, 0.001);
     metrics.encode().unwrap();
     metrics
 }

@@ -1,5 +1,7 @@
 //! Three real nodes on loopback: they elect, answer from every side, come and go, and keep strangers out.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test may fail")]
+
 mod node_support;
 
 use std::sync::{Arc, Mutex};
@@ -12,7 +14,9 @@ use trefoil_core::replica::{Role, Tuning};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_server::node::{FatalError, Observer, PeerOperation};
 
-use node_support::{Cluster, SHARDS, WAIT, get, get_query, key_in, put, put_command, shard_of, until};
+use node_support::{
+    Cluster, SHARDS, WAIT, get, get_query, key_in, put, put_command, shard_of, until,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_node_answers_for_every_shard() {
@@ -34,11 +38,12 @@ async fn every_node_answers_for_every_shard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn leaders_are_spread_at_birth() {
+async fn leaders_are_spread() {
     let cluster = Cluster::start(3).await;
-    for shard in 0..=SHARDS {
-        assert_eq!(cluster.handle(1).leader(shard), Some(u64::from(shard) % 3 + 1), "shard {shard}");
-    }
+    until("every shard is led where it prefers", || {
+        (0..=SHARDS).all(|shard| cluster.handle(1).leader(shard) == Some(u64::from(shard) % 3 + 1))
+    })
+    .await;
     cluster.stop_all().await;
 }
 
@@ -81,7 +86,10 @@ async fn calls_go_on_while_nodes_are_restarted_one_after_another() {
         let written = writing.await.unwrap();
         assert!(written > 10, "{written} puts in three seconds");
         for key in [0, written - 1] {
-            assert_eq!(get(cluster.handle(id), &format!("{id}-{key}")).await.unwrap(), Some("v".to_owned()));
+            assert_eq!(
+                get(cluster.handle(id), &format!("{id}-{key}")).await.unwrap(),
+                Some("v".to_owned())
+            );
         }
     }
     cluster.stop_all().await;
@@ -90,7 +98,12 @@ async fn calls_go_on_while_nodes_are_restarted_one_after_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     let mut cluster = Cluster::new(3);
-    cluster.tuning = Tuning { checkpoint_log_bytes: 64 << 10, log_bytes_max: 128 << 10, log_cache_bytes: 16 << 10, ..Tuning::default() };
+    cluster.tuning = Tuning {
+        checkpoint_log_bytes: 1 << 20,
+        log_bytes_max: 2 << 20,
+        log_cache_bytes: 256 << 10,
+        ..Tuning::default()
+    };
     for id in cluster.ids() {
         cluster.run(id).unwrap();
     }
@@ -99,7 +112,7 @@ async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     let behind = cluster.handle(3).status();
     cluster.stop(3).await;
 
-    let text = "x".repeat(4 << 10);
+    let text = "x".repeat(32 << 10);
     for n in 0..300 {
         put(cluster.handle(1), &format!("key-{n}"), &text).await.unwrap();
     }
@@ -107,7 +120,10 @@ async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
         let ahead = cluster.handle(1).status().into_iter().chain(cluster.handle(2).status());
         let cut = |shard: ShardId| {
             let before = behind[shard as usize].status.last_index;
-            ahead.clone().filter(|state| state.shard == shard).all(|state| state.status.first_index > before + 1)
+            ahead
+                .clone()
+                .filter(|state| state.shard == shard)
+                .all(|state| state.status.first_index > before + 1)
         };
         (1..=SHARDS).all(cut)
     })
@@ -121,7 +137,9 @@ async fn a_node_that_was_away_for_long_catches_up_by_snapshot() {
     }
     until("node 3 has applied what the others have", || {
         let (ours, theirs) = (cluster.handle(3).status(), cluster.handle(1).status());
-        ours.iter().zip(&theirs).all(|(ours, theirs)| ours.status.applied_index >= theirs.status.applied_index)
+        ours.iter()
+            .zip(&theirs)
+            .all(|(ours, theirs)| ours.status.applied_index >= theirs.status.applied_index)
     })
     .await;
     // It can lead by what it has.
@@ -158,7 +176,10 @@ async fn all_nodes_stopped_and_started_have_everything() {
     }
     cluster.wait_for_leaders().await;
     for n in 0..50 {
-        assert_eq!(get(cluster.handle(n % 3 + 1), &format!("key-{n}")).await.unwrap(), Some(n.to_string()));
+        assert_eq!(
+            get(cluster.handle(n % 3 + 1), &format!("key-{n}")).await.unwrap(),
+            Some(n.to_string())
+        );
     }
     cluster.stop_all().await;
 }
@@ -171,9 +192,16 @@ async fn a_node_of_another_cluster_is_kept_out() {
     let elsewhere = cluster.root.path().join("elsewhere");
     let config = cluster.config(3, &elsewhere);
     let observer = Arc::new(trefoil_server::node::Unobserved);
-    let (stranger, handle) = trefoil_server::node::start(config, observer, node_support::logger()).unwrap();
-    let refusal = handle.query(1, get_query(&handle, &key_in(1)), Instant::now() + Duration::from_secs(3)).await;
-    assert_eq!(refusal.unwrap_err().reason(), Reason::NoQuorum, "it finds no leader among strangers");
+    let (stranger, handle) =
+        trefoil_server::node::start(config, observer, node_support::logger()).unwrap();
+    let refusal = handle
+        .query(1, get_query(&handle, &key_in(1)), Instant::now() + Duration::from_secs(3))
+        .await;
+    assert_eq!(
+        refusal.unwrap_err().reason(),
+        Reason::NoQuorum,
+        "it finds no leader among strangers"
+    );
     for shard in handle.status() {
         assert_eq!(shard.status.commit_index, trefoil_core::BIRTH_INDEX, "it heard nothing");
     }
@@ -197,7 +225,11 @@ async fn a_node_with_an_emptied_directory_fails_and_says_so() {
     let failure = timeout(WAIT, cluster.node(3).failed()).await.expect("a peer tells it");
     assert!(matches!(failure, FatalError::Replaced { peer: 1 | 2 }), "{failure:?}");
     assert!(failure.to_string().contains("docs/operations.md"));
-    let voted = cluster.handle(3).status().into_iter().any(|state| state.status.commit_index > trefoil_core::BIRTH_INDEX);
+    let voted = cluster
+        .handle(3)
+        .status()
+        .into_iter()
+        .any(|state| state.status.commit_index > trefoil_core::BIRTH_INDEX);
     assert!(!voted, "it took no part");
     assert_eq!(get(cluster.handle(1), "k").await.unwrap(), Some("v".to_owned()));
     cluster.stop_all().await;
@@ -218,10 +250,11 @@ async fn without_a_quorum_calls_end_by_their_deadline_and_say_why() {
     let refusal = handle.command(1, command, began + Duration::from_millis(700)).await.unwrap_err();
     assert_eq!(refusal.reason(), Reason::NoQuorum);
     assert!(began.elapsed() < Duration::from_secs(1));
-    let refusal = handle.query(1, get_query(handle, &key), Instant::now() + Duration::from_millis(300)).await;
+    let refusal =
+        handle.query(1, get_query(handle, &key), Instant::now() + Duration::from_millis(300)).await;
     assert_eq!(refusal.unwrap_err().reason(), Reason::NoQuorum);
     let refusal = handle.transfer_leader(1, 2).await.unwrap_err();
-    assert_eq!(refusal.reason(), Reason::NotLeader.min(refusal.reason()), "{refusal:?}");
+    assert_eq!(refusal.reason(), Reason::NoQuorum);
     assert_eq!(handle.calls_in_flight(), 0);
     cluster.stop_all().await;
 }
@@ -267,7 +300,7 @@ async fn an_observer_sees_roles_applies_syncs_checkpoints_and_exchanges() {
     let recorder = Arc::new(Recorder::default());
     let mut cluster = Cluster::new(3);
     cluster.observer = Arc::clone(&recorder) as Arc<dyn Observer>;
-    cluster.tuning.checkpoint_log_bytes = 4 << 10;
+    cluster.tuning.checkpoint_overlay_bytes = 4 << 10;
     for id in cluster.ids() {
         cluster.run(id).unwrap();
     }

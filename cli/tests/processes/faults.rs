@@ -1,164 +1,160 @@
 //! What was acknowledged survives: kill -9 of leaders under load, of all nodes at once, and a long absence.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Mutex;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
-use trefoil_client::{Client, Message, Value};
+use tokio::time::sleep;
+use trefoil_client::Client;
+use trefoil_client::proto::cluster::v1::ShardStatus;
+use trefoil_sim::check::history::{Action, Outcome};
 
-use crate::support::{Cluster, eventually};
+use crate::record::{Recorded, Recorder};
+use crate::support::{Cluster, Node, eventually};
 
 const KILLS: usize = 5;
 const CALLERS: u64 = 4;
+const KEYS: u64 = 16;
 const OPERATIONS_MIN: usize = 1_000;
-
-/// What was acknowledged.
-#[derive(Default)]
-struct Acknowledged {
-    /// Cache: key to value.
-    puts: BTreeMap<String, String>,
-    /// Queue: message id to value.
-    messages: BTreeMap<String, String>,
-    /// Locks: name to the tokens of its grants, in the order of their answers.
-    tokens: BTreeMap<String, Vec<u64>>,
-    /// When each put was acknowledged.
-    put_at: Vec<Instant>,
-    /// Calls that ended without an answer.
-    unanswered: usize,
-}
-
-type Log = Arc<Mutex<Acknowledged>>;
+const QUEUE: &str = "load";
+/// Longer than a fail-over, and short enough to wait for.
+const LEASE_MS: u64 = 10_000;
 
 /// Callers of all three services, until told to stop.
 struct Load {
     callers: JoinSet<()>,
     stop: Arc<AtomicBool>,
-    log: Log,
+    recorder: Arc<Recorder>,
 }
 
 impl Load {
     async fn start(cluster: &Cluster) -> Self {
-        let (stop, log) = (Arc::new(AtomicBool::new(false)), Log::default());
+        let (stop, recorder) = (Arc::new(AtomicBool::new(false)), Arc::new(Recorder::new()));
+        // One partition, so that the order of its messages can be checked.
+        cluster.client().await.queue(QUEUE).create(1).await.unwrap();
         let mut callers = JoinSet::new();
-        for caller in 0..CALLERS {
+        for id in 0..CALLERS {
             let client = cluster.client().await;
-            callers.spawn(puts(client.clone(), caller, Arc::clone(&stop), Arc::clone(&log)));
-            callers.spawn(messages(client.clone(), caller, Arc::clone(&stop), Arc::clone(&log)));
-            callers.spawn(locks(client, caller, Arc::clone(&stop), Arc::clone(&log)));
+            let run = (Arc::clone(&recorder), client, Arc::clone(&stop));
+            callers.spawn(use_cache(run.clone(), 4 * id));
+            callers.spawn(produce(run.clone(), 4 * id + 1));
+            callers.spawn(consume(run.clone(), 4 * id + 2));
+            callers.spawn(use_locks(run, 4 * id + 3));
         }
-        Self { callers, stop, log }
+        Self { callers, stop, recorder }
     }
 
-    async fn counts(&self) -> [usize; 3] {
-        let log = self.log.lock().await;
-        [log.puts.len(), log.messages.len(), log.tokens.values().map(Vec::len).sum()]
+    /// Acknowledged operations of the cache, the queue and the locks.
+    fn counts(&self) -> [usize; 3] {
+        self.recorder.read(|history| {
+            history.answered().fold([0; 3], |mut counts, (call, ..)| {
+                let service = match call.action {
+                    Action::Put { .. } | Action::Get { .. } | Action::Delete { .. } => 0,
+                    Action::Enqueue { .. } | Action::Dequeue { .. } | Action::Ack { .. } => 1,
+                    _ => 2,
+                };
+                counts[service] += 1;
+                counts
+            })
+        })
     }
 
-    async fn stop(self) -> Acknowledged {
+    /// The longest time without an acknowledged write to the cache since a moment.
+    fn longest_gap(&self, since: u64) -> Duration {
+        let now = self.recorder.now();
+        let mut moments = self.recorder.read(|history| {
+            let writes =
+                history.answered().filter(|(_, _, outcome)| matches!(outcome, Outcome::Put { .. }));
+            writes.map(|(call, ..)| call.ended_at).filter(|at| *at >= since).collect::<Vec<_>>()
+        });
+        moments.extend([since, now]);
+        moments.sort_unstable();
+        Duration::from_micros(moments.windows(2).map(|two| two[1] - two[0]).max().unwrap_or(0))
+    }
+
+    /// Stops the callers, reads the final state and checks the whole history; tells how many ends were not seen.
+    async fn check(self, client: &Client) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         self.callers.join_all().await;
-        std::mem::take(&mut *self.log.lock().await)
+        let audit_from = self.recorder.now();
+        let auditor = self.recorder.client(u64::MAX, client);
+        for key in 0..KEYS {
+            assert!(auditor.get(&key.to_string()).await, "key {key} can be read");
+        }
+        // What a consumer leased without knowing comes back within its lease.
+        while !auditor
+            .dequeue(QUEUE, LEASE_MS + 3_000, 600_000)
+            .await
+            .expect("it answers")
+            .is_empty()
+        {}
+        let (answered, open) = self.recorder.read(|history| {
+            (history.answered().count(), history.calls.iter().filter(|call| call.is_open()).count())
+        });
+        eprintln!("{answered} calls were answered; the end of {open} was not seen");
+        assert_eq!(self.recorder.violations(audit_from), []);
+        open
     }
 }
 
-async fn puts(client: Client, caller: u64, stop: Arc<AtomicBool>, log: Log) {
-    for n in 0.. {
+type Run = (Arc<Recorder>, Client, Arc<AtomicBool>);
+
+async fn use_cache((recorder, client, stop): Run, id: u64) {
+    let cache = recorder.client(id, &client);
+    for n in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let (key, value) = (format!("{caller}/{n}"), format!("value {n}"));
-        let put = client.cache().put(key.clone(), value.clone()).await;
-        let mut log = log.lock().await;
-        match put {
-            Ok(_) => {
-                log.puts.insert(key, value);
-                log.put_at.push(Instant::now());
-            }
-            Err(_) => log.unanswered += 1,
-        }
+        let key = ((n * 7 + id) % KEYS).to_string();
+        match n % 8 {
+            0..=3 => cache.put(&key, &format!("{id}/{n}")).await,
+            7 => cache.delete(&key).await,
+            _ => cache.get(&key).await,
+        };
     }
 }
 
-async fn messages(client: Client, caller: u64, stop: Arc<AtomicBool>, log: Log) {
-    let queue = client.queue("load");
-    for n in 0.. {
+async fn produce((recorder, client, stop): Run, id: u64) {
+    let queue = recorder.client(id, &client);
+    for n in 0_u64.. {
         if stop.load(Ordering::Relaxed) {
             return;
         }
-        let value = format!("{caller}/{n}");
-        let enqueued = queue.enqueue([Message::new(value.clone()).key(format!("key-{n}"))]).await;
-        let mut log = log.lock().await;
-        match enqueued {
-            Ok(ids) => drop(log.messages.insert(ids[0].clone(), value)),
-            Err(_) => log.unanswered += 1,
+        queue.enqueue(QUEUE, &format!("{id}/{n}")).await;
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Takes messages and settles every other one; the others come again.
+async fn consume((recorder, client, stop): Run, id: u64) {
+    let queue = recorder.client(id, &client);
+    while !stop.load(Ordering::Relaxed) {
+        let deliveries = queue.dequeue(QUEUE, 500, LEASE_MS).await.unwrap_or_default();
+        for delivery in deliveries.iter().step_by(2) {
+            queue.ack(QUEUE, delivery).await;
         }
     }
 }
 
-/// All callers take turns on one lock; a grant counts when it was released while it was certainly held.
-async fn locks(client: Client, caller: u64, stop: Arc<AtomicBool>, log: Log) {
-    let name = format!("lock-{}", caller % 2);
-    'sessions: while !stop.load(Ordering::Relaxed) {
+/// All callers take turns on two locks.
+async fn use_locks((recorder, client, stop): Run, id: u64) {
+    let name = format!("lock-{}", id % 8 / 4);
+    let locks = recorder.client(id, &client);
+    while !stop.load(Ordering::Relaxed) {
         let Ok(session) = client.locks().open_session(Duration::from_secs(15)).await else {
-            log.lock().await.unanswered += 1;
             continue;
         };
-        while !stop.load(Ordering::Relaxed) {
-            match session.lock(name.as_str()).wait(Duration::from_secs(5)).acquire().await {
-                Ok(Some(guard)) => {
-                    // Held while it is written down, so that the order written is the order of the grants.
-                    log.lock().await.tokens.entry(name.clone()).or_default().push(guard.token());
-                    guard.release().await.ok();
-                }
-                Ok(None) => {}
-                Err(_) => {
-                    log.lock().await.unanswered += 1;
-                    continue 'sessions;
-                }
-            }
-        }
+        while !stop.load(Ordering::Relaxed) && turn(&locks, session.id(), &name).await {}
     }
 }
 
-/// Everything that was acknowledged is there, and nothing twice that was acknowledged once.
-async fn check(client: &Client, told: &Acknowledged) {
-    for (key, value) in &told.puts {
-        let entry = client.cache().get(key.as_str()).await.unwrap();
-        assert_eq!(entry.map(|entry| entry.value), Some(Value::from(value.as_str())), "{key}");
-    }
-    let mut delivered = BTreeMap::new();
-    loop {
-        let deliveries = client
-            .queue("load")
-            .dequeue()
-            .max(500)
-            .wait(Duration::from_secs(2))
-            .lease(Duration::from_secs(120))
-            .await
-            .unwrap();
-        if deliveries.is_empty() {
-            break;
-        }
-        for delivery in deliveries {
-            let value = delivery.value().as_text().unwrap_or_default().to_owned();
-            assert_eq!(
-                delivered.insert(delivery.message_id().to_owned(), value),
-                None,
-                "a leased message came again"
-            );
-        }
-    }
-    for (id, value) in &told.messages {
-        assert_eq!(delivered.get(id), Some(value), "message {id} was acknowledged");
-    }
-    let values = delivered.values().collect::<BTreeSet<_>>();
-    assert_eq!(values.len(), delivered.len(), "a retried enqueue stored its message once");
-    for (name, tokens) in &told.tokens {
-        assert!(tokens.windows(2).all(|two| two[0] < two[1]), "tokens of {name} rise");
+/// One acquisition and release; false when the session is of no more use.
+async fn turn(locks: &Recorded<'_>, session: u64, name: &str) -> bool {
+    match locks.acquire(session, name, 2_000).await {
+        Some(token) => locks.release(session, name, token).await,
+        // Another held it all the time, or the end was not seen and the session may hold it.
+        None => false,
     }
 }
 
@@ -170,37 +166,21 @@ async fn killing_the_leader_of_most_shards_under_load_loses_nothing() {
     for _ in 0..KILLS {
         sleep(Duration::from_secs(1)).await;
         let leader = cluster.busiest().await;
-        let killed = Instant::now();
+        let killed = load.recorder.now();
         cluster.nodes[leader].kill();
         sleep(Duration::from_secs(4)).await;
-        outages.push(longest_gap(&load.log, killed).await);
+        outages.push(load.longest_gap(killed));
         cluster.nodes[leader].start();
         cluster.ready().await;
     }
     eventually("1,000 operations of each service", async || {
-        load.counts().await.into_iter().all(|count| count >= OPERATIONS_MIN)
+        load.counts().into_iter().all(|count| count >= OPERATIONS_MIN)
     })
     .await;
-    let told = load.stop().await;
     outages.sort();
     eprintln!("longest time without an acknowledged put after each kill -9: {outages:?}");
-    eprintln!(
-        "acknowledged: {} puts, {} messages, {} grants; {} calls without an answer",
-        told.puts.len(),
-        told.messages.len(),
-        told.tokens.values().map(Vec::len).sum::<usize>(),
-        told.unanswered
-    );
-    check(&cluster.client().await, &told).await;
-}
-
-/// The longest time between two acknowledged puts since a moment, or since the last of them.
-async fn longest_gap(log: &Log, since: Instant) -> Duration {
-    let log = log.lock().await;
-    let acknowledged = log.put_at.iter().copied().filter(|at| *at >= since);
-    let moments =
-        std::iter::once(since).chain(acknowledged).chain([Instant::now()]).collect::<Vec<_>>();
-    moments.windows(2).map(|two| two[1] - two[0]).max().unwrap_or_default()
+    eprintln!("acknowledged operations of cache, queue and locks: {:?}", load.counts());
+    load.check(&cluster.client().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -218,9 +198,9 @@ async fn killing_all_nodes_at_once_loses_nothing() {
         node.start();
     }
     cluster.ready().await;
-    let told = load.stop().await;
-    assert!(!told.puts.is_empty() && !told.messages.is_empty() && !told.tokens.is_empty());
-    check(&client, &told).await;
+    sleep(Duration::from_secs(2)).await;
+    assert!(load.counts().into_iter().all(|count| count > 0));
+    load.check(&client).await;
 
     let other = client.locks().open_session(Duration::from_secs(10)).await.unwrap();
     assert!(other.lock("held through it").acquire().await.unwrap().is_none(), "the grant survives");
@@ -234,67 +214,75 @@ async fn a_node_that_stands_still_costs_no_acknowledged_write() {
     let load = Load::start(&cluster).await;
     sleep(Duration::from_secs(1)).await;
     let leader = cluster.busiest().await;
-    let stopped = Instant::now();
+    let stopped = load.recorder.now();
     cluster.nodes[leader].pause();
     sleep(Duration::from_secs(8)).await;
-    let outage = longest_gap(&load.log, stopped).await;
+    let outage = load.longest_gap(stopped);
     cluster.nodes[leader].resume();
     sleep(Duration::from_secs(2)).await;
-    let told = load.stop().await;
     eprintln!("longest time without an acknowledged put after SIGSTOP: {outage:?}");
     assert!(outage < Duration::from_secs(8), "the others take over");
-    check(&cluster.client().await, &told).await;
+    load.check(&cluster.client().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_to_stop_hands_over_without_an_error() {
+    let mut cluster = Cluster::start().await;
+    let load = Load::start(&cluster).await;
+    sleep(Duration::from_secs(1)).await;
+    let leader = cluster.busiest().await;
+    assert_eq!(cluster.nodes[leader].stop().code(), Some(0));
+    sleep(Duration::from_secs(2)).await;
+    let unseen = load.check(&cluster.client().await).await;
+    assert_eq!(unseen, 0, "no client sees an error that one retry does not mend");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_follower_that_was_away_for_long_catches_up_by_snapshot() {
+    const KEY: &str = "big";
     const VALUE_BYTES: usize = 1 << 20;
     let mut cluster = Cluster::start().await;
     let client = cluster.client().await.with_timeout(Duration::from_secs(30));
-    client.cache().put("big", vec![0; 8]).await.unwrap();
-    let shard = client.cache().get("big").await.unwrap().unwrap().header.shard;
-    let seen = cluster.nodes[0].status().await.unwrap();
-    let leader = seen.shards.iter().find(|seen| seen.shard == shard).unwrap().leader_id;
-    let mut away = None;
-    for (n, node) in cluster.nodes.iter().enumerate() {
-        if node.status().await.unwrap().header.unwrap().node_id != leader {
-            away = Some(n);
-        }
+    client.cache().put(KEY, vec![0; 8]).await.unwrap();
+    let shard = client.cache().get(KEY).await.unwrap().unwrap().header.shard;
+    let mut roles = Vec::new();
+    for node in &cluster.nodes {
+        roles.push(seen(node, shard).await.unwrap().role == 2);
     }
-    let away = away.expect("two of three nodes do not lead it");
-    let last_index = async |node: &crate::support::Node| {
-        let status = node.status().await.ok()?;
-        status.shards.into_iter().find(|seen| seen.shard == shard)
-    };
-    let before = last_index(&cluster.nodes[away]).await.unwrap().last_index;
+    let leader = roles.iter().position(|leads| *leads).expect("the shard has a leader");
+    let away = (leader + 1) % cluster.nodes.len();
+    let before = seen(&cluster.nodes[away], shard).await.unwrap().last_index;
     cluster.nodes[away].kill();
 
     // One key again and again: the log grows, the state does not, until the log is cut past what the node had.
-    let leader =
-        cluster.nodes.iter().position(|node| node.name != cluster.nodes[away].name).unwrap();
     let mut written = 0_u64;
     eventually("the log is cut past what the absent node has", async || {
         for _ in 0..16 {
             written += 1;
             let mut value = vec![7; VALUE_BYTES];
             value[..8].copy_from_slice(&written.to_be_bytes());
-            client.cache().put("big", value).await.unwrap();
+            client.cache().put(KEY, value).await.unwrap();
         }
-        last_index(&cluster.nodes[leader]).await.is_some_and(|seen| seen.first_index > before + 1)
+        seen(&cluster.nodes[leader], shard).await.is_some_and(|seen| seen.first_index > before + 1)
     })
     .await;
 
     cluster.nodes[away].start();
     eventually("it has caught up while writes go on", async || {
         written += 1;
-        client.cache().put("big", written.to_be_bytes().to_vec()).await.unwrap();
-        let there = last_index(&cluster.nodes[leader]).await.map(|seen| seen.commit_index);
-        let here = last_index(&cluster.nodes[away]).await;
+        client.cache().put(KEY, written.to_be_bytes().to_vec()).await.unwrap();
+        let there = seen(&cluster.nodes[leader], shard).await;
+        let here = seen(&cluster.nodes[away], shard).await;
         here.zip(there).is_some_and(|(here, there)| {
-            here.first_index > before && here.applied_index + 64 >= there
+            here.first_index > before && here.applied_index + 64 >= there.commit_index
         })
     })
     .await;
-    let entry = client.cache().get("big").await.unwrap().unwrap();
+    let entry = client.cache().get(KEY).await.unwrap().unwrap();
     assert_eq!(entry.value.as_bytes(), written.to_be_bytes());
+}
+
+/// A shard as a node sees it.
+async fn seen(node: &Node, shard: u32) -> Option<ShardStatus> {
+    node.status().await.ok()?.shards.into_iter().find(|seen| seen.shard == shard)
 }

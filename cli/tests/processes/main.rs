@@ -9,6 +9,7 @@
 mod dev;
 mod faults;
 mod lock_run;
+mod record;
 mod refusals;
 mod services;
 mod support;

@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use prometheus::IntGauge;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use trefoil_core::check::invalid;
-use trefoil_core::limits::FRAME_BYTES_MAX;
+use trefoil_core::limits::{
+    FRAME_BYTES_MAX, STREAM_CALLS_MAX, STREAM_REPLIES_MAX, STREAM_WAITING_MAX,
+};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::pipeline::v1 as pipeline;
 use trefoil_proto::pipeline::v1::pipeline_service_server::PipelineService;
@@ -25,17 +27,10 @@ use trefoil_proto::status::to_status;
 
 use super::operation;
 use super::unary::principal;
-use super::{Api, Caller, Outcome, Shards};
+use super::{Api, Caller, Outcome, Phase, Shards, stopping};
 use crate::authorize::Principal;
 use crate::layer::admission::overloaded;
 use crate::layer::oversize::refused;
-
-/// Calls of one stream in flight that do not wait; a further frame is read when some have ended.
-pub const CALLS_PER_STREAM_MAX: usize = 4_096;
-/// Calls of one stream that wait for a lock or a message.
-pub const WAITING_PER_STREAM_MAX: usize = 16_384;
-/// Replies that wait for their frame.
-const REPLIES_WAITING_MAX: usize = 1_024;
 
 /// The pipelined service on one front.
 #[derive(Debug)]
@@ -60,7 +55,7 @@ impl<S: Shards> PipelineService for Pipeline<S> {
         request: Request<Streaming<pipeline::OpenRequest>>,
     ) -> Result<Response<Frames>, Status> {
         let principal = principal(&request);
-        let (sender, replies) = mpsc::channel(REPLIES_WAITING_MAX);
+        let (sender, replies) = mpsc::channel(STREAM_REPLIES_MAX);
         let reader = Reader {
             api: Arc::clone(&self.api),
             principal,
@@ -115,7 +110,7 @@ struct Running {
 
 impl Calls {
     fn has_room(&self) -> bool {
-        self.by_id.len() - self.waiting < CALLS_PER_STREAM_MAX
+        self.by_id.len() - self.waiting < STREAM_CALLS_MAX
     }
 
     fn add(&mut self, id: u64, running: Running) {
@@ -154,6 +149,8 @@ impl Calls {
 
 impl<S: Shards> Reader<S> {
     async fn run(mut self, mut frames: Streaming<pipeline::OpenRequest>) {
+        let mut phase = self.api.phase.subscribe();
+        let mut has_ended = false;
         loop {
             let goes_on = tokio::select! {
                 goes_on = self.calls.next_end(), if !self.calls.running.is_empty() => goes_on,
@@ -167,12 +164,20 @@ impl<S: Shards> Reader<S> {
                     // The client has said all that it had to say, or is gone.
                     Ok(None) | Err(_) => break,
                 },
+                () = ended(&mut phase) => {
+                    has_ended = true;
+                    break;
+                }
             };
             if !goes_on {
                 return;
             }
         }
         while !self.calls.running.is_empty() && self.calls.next_end().await {}
+        if has_ended {
+            // Every call that was read has its reply: the others certainly did not happen.
+            self.replies.send(Err(to_status(&stopping(), false))).await.ok();
+        }
     }
 
     /// Starts the calls of a frame; false when the stream must end.
@@ -207,7 +212,7 @@ impl<S: Shards> Reader<S> {
         let (method, waits, has_request_id) =
             (facts.method, facts.wait_ms > 0, facts.request_id.is_some());
         let handling = self.api.metrics().begin(method);
-        let admitted = if waits && self.calls.waiting >= WAITING_PER_STREAM_MAX {
+        let admitted = if waits && self.calls.waiting >= STREAM_WAITING_MAX {
             Err(overloaded("the stream has too many calls that wait"))
         } else {
             self.api.admission().admit(method.load())
@@ -239,6 +244,11 @@ impl<S: Shards> Reader<S> {
         self.calls.add(id, Running { task, waits, cancelled });
         Ok(())
     }
+}
+
+/// Waits for the end of the node; its sender lives as long as the front.
+async fn ended(phase: &mut watch::Receiver<Phase>) {
+    drop(phase.wait_for(|phase| *phase == Phase::Ended).await);
 }
 
 /// The end of a call, and its code.

@@ -79,7 +79,11 @@ pub(super) fn open(config: &Config) -> Result<Disk, StartError> {
 }
 
 /// The replicas of all shards, in order.
-pub(super) fn replicas(config: &Config, boots: &[Boot], logger: &Logger) -> Result<Vec<Replica>, StartError> {
+pub(super) fn replicas(
+    config: &Config,
+    boots: &[Boot],
+    logger: &Logger,
+) -> Result<Vec<Replica>, StartError> {
     let voters = config.members.iter().map(|member| member.id).collect::<Vec<_>>();
     let mut replicas = Vec::new();
     for (shard, boot) in (0_u32..).zip(boots) {

@@ -1,6 +1,5 @@
 //! The thread that reads old entries from the log for followers that are behind.
 
-
 use trefoil_core::ShardId;
 use trefoil_core::replica::Input;
 

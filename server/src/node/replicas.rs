@@ -76,7 +76,9 @@ struct Inputs {
 
 impl Inputs {
     fn propose(&mut self, proposal: Proposal) {
-        if let Some(Input::Propose(proposals)) = self.commands.and_then(|at| self.inputs.get_mut(at)) {
+        if let Some(Input::Propose(proposals)) =
+            self.commands.and_then(|at| self.inputs.get_mut(at))
+        {
             return proposals.push(proposal);
         }
         self.commands = Some(self.inputs.len());
@@ -103,7 +105,12 @@ impl Turn {
 }
 
 impl Replicas {
-    pub(super) fn new(shared: Arc<Shared>, replicas: Vec<Replica>, workers: Workers, links: Arc<Links>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        replicas: Vec<Replica>,
+        workers: Workers,
+        links: Arc<Links>,
+    ) -> Self {
         let appliers = workers.appliers.iter().map(|_| Vec::new()).collect();
         let mut replicas = Self {
             shared,
@@ -208,12 +215,16 @@ impl Replicas {
         match effect {
             Effect::Send(peer) => self.send(shard, peer),
             Effect::Persist(batch) => self.out.writer.push(writer::Job::Append(shard, batch)),
-            Effect::Compact { to } => self.out.writer.push(writer::Job::Compact(shard, to)),
+            Effect::Compact { to, term } => {
+                self.out.writer.push(writer::Job::Compact { shard, to, term });
+            }
             Effect::Fetch { ticket, first, last, max_bytes } => {
                 self.out.reader.push(reader::Job { shard, ticket, first, last, max_bytes });
             }
             Effect::Apply(range) => self.apply(shard, Task::Apply(range)),
-            Effect::Query { reads, term, now_ms } => self.apply(shard, Task::Query { reads, term, now_ms }),
+            Effect::Query { reads, term, now_ms } => {
+                self.apply(shard, Task::Query { reads, term, now_ms })
+            }
             Effect::CancelQuery(call) => self.apply(shard, Task::Cancel(call)),
             Effect::StepDown { refusal } => self.apply(shard, Task::StepDown(refusal)),
             Effect::Checkpoint => self.apply(shard, Task::Checkpoint),

@@ -11,6 +11,8 @@ use super::threads::{PeerRuntime, Threads};
 
 /// Longest wait for other nodes to take over what this one leads.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(3);
+/// Longest wait for the first word of a new leader.
+const NEW_LEADER_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait for calls in flight to end.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
@@ -73,7 +75,8 @@ async fn hand_over(handle: &Handle) {
         tokio::spawn(async move {
             let done = handle.hand_over(shard, None).await;
             // Whoever asks next is sent to the new leader, once it is known.
-            while done.is_ok() && handle.leader(shard).is_none() {
+            let until = Instant::now() + NEW_LEADER_WAIT;
+            while done.is_ok() && handle.leader(shard).is_none() && Instant::now() < until {
                 sleep(LOOK).await;
             }
             done

@@ -9,9 +9,12 @@ use slog::{Logger, warn};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use trefoil_core::limits::PEER_CONNECTIONS_MAX;
+
+use super::dial::GREETING_WAIT;
 
 /// Pause after an accept that failed, for want of files mostly.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -20,11 +23,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
+    /// Ends a connection that says nothing; none once it has. After that keep-alive watches it.
+    silence: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
 }
 
 /// Accepts for ever.
-pub(super) fn connections(listener: TcpListener, logger: Logger) -> ReceiverStream<std::io::Result<Connection>> {
+pub(super) fn connections(
+    listener: TcpListener,
+    logger: Logger,
+) -> ReceiverStream<std::io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
@@ -34,15 +42,18 @@ pub(super) fn connections(listener: TcpListener, logger: Logger) -> ReceiverStre
                 accepted = listener.accept() => accepted,
                 () = sender.closed() => return,
             };
-            let stream = match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
-                Ok(stream) => stream,
-                Err(error) => {
-                    warn!(logger, "a connection to the peer port was lost"; "error" => %error);
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            };
-            if sender.send(Ok(Connection { stream, _permit: permit })).await.is_err() {
+            let stream =
+                match accepted.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream)) {
+                    Ok(stream) => stream,
+                    Err(error) => {
+                        warn!(logger, "a connection to the peer port was lost"; "error" => %error);
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                };
+            let silence = Some(Box::pin(tokio::time::sleep(GREETING_WAIT)));
+            let connection = Connection { stream, silence, _permit: permit };
+            if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
         }
@@ -57,13 +68,31 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.silence = None;
+        } else if let Some(silence) = &mut self.silence
+            && read.is_pending()
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

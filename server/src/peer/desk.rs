@@ -99,9 +99,11 @@ impl Desk {
         // A broken stream and one that ends are the same: the peer asks for nothing any more.
         while let Ok(Some(request)) = calls.message().await {
             for call in request.calls {
-                let (id, is_command) = (call.id, matches!(call.call, Some(forward_call::Call::Command(_))));
+                let (id, is_command) =
+                    (call.id, matches!(call.call, Some(forward_call::Call::Command(_))));
                 if let Err(refusal) = self.ask(call) {
-                    let outgoing = self.outgoing(encode(id, Reply::Refused(refusal)), is_command, None);
+                    let outgoing =
+                        self.outgoing(encode(id, Reply::Refused(refusal)), is_command, None);
                     if self.replies.send(outgoing).await.is_err() {
                         return;
                     }
@@ -122,7 +124,9 @@ impl Desk {
         let work = match call {
             Some(forward_call::Call::Command(command)) => Work::Command(command),
             Some(forward_call::Call::Query(query)) => Work::Query(query),
-            None => return Err(refusal(Reason::Internal, "the forwarded call is of another version")),
+            None => {
+                return Err(refusal(Reason::Internal, "the forwarded call is of another version"));
+            }
         };
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
@@ -131,7 +135,10 @@ impl Desk {
         // The answer may come before its call is noted: it waits for the lock.
         let mut open = self.lock();
         if open.len() >= FORWARD_CALLS_MAX || open.contains_key(&id) {
-            return Err(refusal(Reason::Overloaded, "the leader of the shard has as many calls of this node as it takes"));
+            return Err(refusal(
+                Reason::Overloaded,
+                "the leader of the shard has as many calls of this node as it takes",
+            ));
         }
         let is_command = matches!(work, Work::Command(_));
         let asked = Asked { desk: Arc::clone(self), id, is_command, permit };
@@ -182,12 +189,17 @@ fn encode(id: u64, reply: Reply) -> ForwardReply {
             answer: Some(answer),
             ordinal: position.ordinal,
         },
-        Reply::Refused(refusal) => ForwardReply { id, answer: Some(refusal.into()), ..ForwardReply::default() },
+        Reply::Refused(refusal) => {
+            ForwardReply { id, answer: Some(refusal.into()), ..ForwardReply::default() }
+        }
     }
 }
 
 /// Gathers replies into frames: [`PEER_FRAME_BYTES_MAX`] before the last one.
-async fn send_replies(mut replies: mpsc::Receiver<Outgoing>, frames: mpsc::Sender<Result<ForwardResponse, Status>>) {
+async fn send_replies(
+    mut replies: mpsc::Receiver<Outgoing>,
+    frames: mpsc::Sender<Result<ForwardResponse, Status>>,
+) {
     while let Ok(permit) = frames.reserve().await {
         let Some(first) = replies.recv().await else { return };
         let mut bytes = first.size;

@@ -91,7 +91,9 @@ pub(super) async fn connect(address: &str) -> Result<Client, Ended> {
     // The name is looked up in here, where the limit of connecting does not reach.
     let channel = timeout(2 * CONNECT_WAIT, endpoint.connect()).await??;
     let client = PeerServiceClient::new(channel);
-    Ok(client.max_decoding_message_size(PEER_MESSAGE_BYTES_MAX).max_encoding_message_size(PEER_MESSAGE_BYTES_MAX))
+    Ok(client
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX))
 }
 
 impl Dialler {
@@ -101,9 +103,21 @@ impl Dialler {
             Ended::Away(reason) => {
                 debug!(self.shared.logger, "no stream to a peer"; "stream" => what, "peer" => self.peer, "reason" => reason);
             }
-            Ended::Refused(Fault::OtherIncarnation) => self.shared.fail(FatalError::Replaced { peer: self.peer }),
-            Ended::Refused(fault) => self.introductions.log_once(self.peer, *fault, "a peer refuses this node"),
+            Ended::Refused(Fault::OtherIncarnation) => {
+                self.shared.fail(FatalError::Replaced { peer: self.peer })
+            }
+            Ended::Refused(fault) => {
+                self.introductions.log_once(self.peer, *fault, "a peer refuses this node")
+            }
             Ended::Stranger => (),
+        }
+    }
+
+    /// Pauses before the next attempt; a peer that comes forward is dialled at once.
+    pub(super) async fn pause(&self, backoff: &mut Backoff) {
+        tokio::select! {
+            () = backoff.pause() => (),
+            () = self.introductions.met(self.peer) => (),
         }
     }
 
@@ -126,7 +140,7 @@ impl Backoff {
         self.0 = PAUSE_MIN;
     }
 
-    pub(super) async fn pause(&mut self) {
+    async fn pause(&mut self) {
         let pause = self.0.mul_f64(rand::rng().random_range(0.5..=1.0));
         self.0 = (self.0 * 2).min(PAUSE_MAX);
         tokio::time::sleep(pause).await;

@@ -11,7 +11,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use trefoil_core::limits::{FORWARD_CALLS_MAX, PEER_FRAME_BYTES_MAX};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call};
+use trefoil_proto::internal::v1::{
+    Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call,
+};
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
 use crate::node::work::{Answered, Failure, Work, failure, refusal};
@@ -102,7 +104,15 @@ impl Forward {
     fn begin(&self, call: ForwardCall) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
         let mut state = self.lock();
         let Some(stream) = &state.stream else { return Err(away()) };
-        let full = || (refusal(Reason::Overloaded, "too many calls are on their way to the shard's leader"), Failure::Final);
+        let full = || {
+            (
+                refusal(
+                    Reason::Overloaded,
+                    "too many calls are on their way to the shard's leader",
+                ),
+                Failure::Final,
+            )
+        };
         let (sender, receiver) = oneshot::channel();
         let id = call.id;
         if state.waiting.len() >= FORWARD_CALLS_MAX {
@@ -143,7 +153,10 @@ impl Forward {
 }
 
 fn away() -> (Refusal, Failure) {
-    (refusal(Reason::NotLeader, "the leader of the shard cannot be reached from this node"), Failure::Definite)
+    (
+        refusal(Reason::NotLeader, "the leader of the shard cannot be reached from this node"),
+        Failure::Definite,
+    )
 }
 
 /// A reply without an index was decided by no state machine.
@@ -158,7 +171,10 @@ fn open(peer: NodeId, shard: ShardId, reply: ForwardReply) -> Result<Answered, (
             let position = Position { term, index, ordinal, log_time_ms };
             Ok(Answered { node: peer, shard, position, answer: Answer { answer: Some(answer) } })
         }
-        None => Err((refusal(Reason::Internal, "the leader's answer is of another version"), Failure::Final)),
+        None => Err((
+            refusal(Reason::Internal, "the leader's answer is of another version"),
+            Failure::Final,
+        )),
     }
 }
 
@@ -170,7 +186,7 @@ pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
         let ended = talk(&dialler, &forward, sender, &mut items, &mut backoff).await;
         forward.close(&mut items);
         dialler.note("forward", &ended.err().unwrap_or_else(hung_up));
-        backoff.pause().await;
+        dialler.pause(&mut backoff).await;
     }
 }
 
@@ -188,8 +204,12 @@ async fn talk(
     let mut client = dial::connect(&dialler.address).await?;
     let (frames, receiver) = mpsc::channel(FRAMES);
     let greeting = Some(dialler.introductions.greeting(dialler.peer));
-    frames.send(ForwardRequest { greeting, ..ForwardRequest::default() }).await.map_err(|_| hung_up())?;
-    let mut answers = timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
+    frames
+        .send(ForwardRequest { greeting, ..ForwardRequest::default() })
+        .await
+        .map_err(|_| hung_up())?;
+    let mut answers =
+        timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
     forward.open(sender);
     dialler.note_open("forward");
     backoff.reset();
@@ -242,5 +262,82 @@ fn put(request: &mut ForwardRequest, item: Item) -> usize {
             request.cancel.push(id);
             size_of::<u64>()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use trefoil_proto::internal::v1::{Command, Done, Query};
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn command() -> Work {
+        Work::Command(Command::default())
+    }
+
+    fn ask(
+        forward: &Arc<Forward>,
+        work: Work,
+    ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
+        let forward = Arc::clone(forward);
+        tokio::spawn(async move { forward.ask(2, 1, &work, soon()).await })
+    }
+
+    fn open_stream(forward: &Forward) -> mpsc::Receiver<Item> {
+        let (sender, items) = mpsc::channel(8);
+        forward.open(sender);
+        items
+    }
+
+    fn reason(end: Result<Answered, (Refusal, Failure)>) -> (Reason, Failure) {
+        end.map_err(|(refusal, failure)| (refusal.reason(), failure)).expect_err("it was refused")
+    }
+
+    #[tokio::test]
+    async fn what_left_may_have_happened_and_what_did_not_leave_did_not() {
+        let forward = Arc::new(Forward::default());
+        let nobody = forward.ask(2, 1, &command(), soon()).await;
+        assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
+
+        let mut items = open_stream(&forward);
+        let (sent, read) = (ask(&forward, command()), ask(&forward, Work::Query(Query::default())));
+        for _ in 0..2 {
+            assert!(matches!(items.recv().await, Some(Item::Call(_))));
+        }
+        let unsent = ask(&forward, command());
+        while items.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        forward.close(&mut items);
+        assert_eq!(reason(sent.await.unwrap()), (Reason::MaybeApplied, Failure::Unknown));
+        assert_eq!(reason(read.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+        assert_eq!(reason(unsent.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+    }
+
+    #[tokio::test]
+    async fn replies_find_their_calls_and_a_dropped_call_is_cancelled() {
+        let forward = Arc::new(Forward::default());
+        let mut items = open_stream(&forward);
+        let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let Some(Item::Call(call)) = items.recv().await else { panic!("a call is sent") };
+            ids.push(call.id);
+        }
+        dropped.abort();
+        let Some(Item::Cancel(cancelled)) = items.recv().await else { panic!("a cancel is sent") };
+        let id = ids.into_iter().find(|id| *id != cancelled).unwrap();
+        let answer = Some(answer::Answer::Done(Done {}).into());
+        let reply =
+            ForwardReply { id, term: 3, index: 20, ordinal: 4, answer, ..ForwardReply::default() };
+        forward.end(id, End::Reply(Box::new(reply)));
+        let answered = kept.await.unwrap().unwrap();
+        assert_eq!((answered.node, answered.position.index, answered.position.ordinal), (2, 20, 4));
     }
 }

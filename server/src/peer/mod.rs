@@ -60,12 +60,29 @@ struct Link {
 }
 
 impl Links {
-    pub(crate) fn new(shared: Arc<Shared>, introductions: Arc<Introductions>, root: PathBuf, runtime: Runtime) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        introductions: Arc<Introductions>,
+        root: PathBuf,
+        runtime: Runtime,
+    ) -> Self {
         let others = shared.members.iter().filter(|member| member.id != shared.node);
-        let link = |address: &String| Link { address: address.clone(), queue: Arc::default(), forward: Arc::default() };
+        let link = |address: &String| Link {
+            address: address.clone(),
+            queue: Arc::default(),
+            forward: Arc::default(),
+        };
         let peers = others.map(|member| (member.id, link(&member.address))).collect();
         let snapshots = Arc::new(Snapshots::new(Arc::clone(&shared), Arc::clone(&introductions)));
-        Self { shared, introductions, peers, snapshots, uncertain: watch::Sender::default(), root, runtime }
+        Self {
+            shared,
+            introductions,
+            peers,
+            snapshots,
+            uncertain: watch::Sender::default(),
+            root,
+            runtime,
+        }
     }
 
     /// Serves the peer port.
@@ -93,7 +110,11 @@ impl Links {
                 peer: *peer,
                 address: link.address.clone(),
             };
-            self.runtime.spawn(raft::keep(dialler.clone(), Arc::clone(&link.queue), self.uncertain.subscribe()));
+            self.runtime.spawn(raft::keep(
+                dialler.clone(),
+                Arc::clone(&link.queue),
+                self.uncertain.subscribe(),
+            ));
             self.runtime.spawn(forward::keep(dialler, Arc::clone(&link.forward)));
         }
     }
@@ -102,7 +123,8 @@ impl Links {
     /// another directory has then said so. Blocks.
     pub(crate) fn wait_for_first_words(&self, longest: Duration) {
         if !self.introductions.formed {
-            let dialled = async { tokio::time::timeout(longest, self.introductions.all_dialled()).await };
+            let dialled =
+                async { tokio::time::timeout(longest, self.introductions.all_dialled()).await };
             // What was not heard by then is heard later.
             drop(self.runtime.block_on(dialled));
         }

@@ -29,18 +29,28 @@ pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut uncertain: Unc
         }
         dialler.note("raft", &ended);
         dialler.introductions.note_dialled(dialler.peer);
-        backoff.pause().await;
+        dialler.pause(&mut backoff).await;
     }
 }
 
-async fn stream(dialler: &Dialler, queue: &Queue, uncertain: &mut Uncertainty, backoff: &mut Backoff) -> Ended {
+async fn stream(
+    dialler: &Dialler,
+    queue: &Queue,
+    uncertain: &mut Uncertainty,
+    backoff: &mut Backoff,
+) -> Ended {
     match talk(dialler, queue, uncertain, backoff).await {
         Ok(()) => Ended::Away("the peer hung up".to_owned()),
         Err(ended) => ended,
     }
 }
 
-async fn talk(dialler: &Dialler, queue: &Queue, uncertain: &mut Uncertainty, backoff: &mut Backoff) -> Result<(), Ended> {
+async fn talk(
+    dialler: &Dialler,
+    queue: &Queue,
+    uncertain: &mut Uncertainty,
+    backoff: &mut Backoff,
+) -> Result<(), Ended> {
     let mut client = dial::connect(&dialler.address).await?;
     let (frames, receiver) = mpsc::channel(FRAMES);
     let greeting = Some(dialler.introductions.greeting(dialler.peer));
@@ -55,10 +65,10 @@ async fn talk(dialler: &Dialler, queue: &Queue, uncertain: &mut Uncertainty, bac
     }
     let endpoint = theirs.map(|greeting| greeting.endpoint).unwrap_or_default();
     dialler.shared.set_endpoint(dialler.peer, endpoint);
-    dialler.introductions.note_dialled(dialler.peer);
     dialler.note_open("raft");
     backoff.reset();
     queue.open();
+    dialler.introductions.note_dialled(dialler.peer);
     uncertain.mark_changed();
     loop {
         let request = tokio::select! {

@@ -67,11 +67,15 @@ impl Receiver {
         }
         let message = decode(message, from, self.shared.node).map_err(Status::invalid_argument)?;
         if message.get_msg_type() != MessageType::MsgSnapshot {
-            return Err(Status::invalid_argument("a message of this type does not travel by this stream"));
+            return Err(Status::invalid_argument(
+                "a message of this type does not travel by this stream",
+            ));
         }
         let busy = self.occupy(shard)?;
         let Ok(_place) = self.places.try_acquire() else {
-            return Err(Status::unavailable("as many snapshots as may be are on their way to this node"));
+            return Err(Status::unavailable(
+                "as many snapshots as may be are on their way to this node",
+            ));
         };
         let metadata = message.get_snapshot().get_metadata();
         let position = (metadata.index, metadata.term);
@@ -86,7 +90,8 @@ impl Receiver {
             (written, busy)
         });
         let fed = feed(stream, sender).await;
-        let (written, _busy) = written.await.map_err(|_| Status::unavailable("the node is stopping"))?;
+        let (written, _busy) =
+            written.await.map_err(|_| Status::unavailable("the node is stopping"))?;
         fed?;
         let generation = written.map_err(|refusal| {
             // What the sender is told holds no paths.
@@ -107,7 +112,10 @@ impl Receiver {
     }
 }
 
-async fn feed(mut stream: Streaming<SnapshotRequest>, chunks: mpsc::Sender<SnapshotChunk>) -> Result<(), Status> {
+async fn feed(
+    mut stream: Streaming<SnapshotRequest>,
+    chunks: mpsc::Sender<SnapshotChunk>,
+) -> Result<(), Status> {
     let silent = |_| Status::deadline_exceeded("the snapshot stalled");
     while let Some(request) = timeout(STALL, stream.message()).await.map_err(silent)?? {
         let Some(Part::Chunk(chunk)) = request.part else {

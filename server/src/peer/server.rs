@@ -18,12 +18,15 @@ use trefoil_core::replica::{Chain, Input, Peer, PeerTime};
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
 use trefoil_proto::internal::v1::{
-    Envelope, ForwardRequest, ForwardResponse, Greeting, RaftRequest, RaftResponse, SnapshotRequest, SnapshotResponse,
+    Envelope, ForwardRequest, ForwardResponse, Greeting, RaftRequest, RaftResponse,
+    SnapshotRequest, SnapshotResponse,
 };
 
 use super::accept;
 use super::desk::Desk;
-use super::dial::{CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW};
+use super::dial::{
+    CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW,
+};
 use super::greeting::{Fault, Introductions, Streams};
 use super::receive::Receiver;
 use crate::node::FatalError;
@@ -74,7 +77,11 @@ struct Incoming {
 }
 
 impl Service {
-    pub(super) fn new(shared: Arc<Shared>, introductions: Arc<Introductions>, root: PathBuf) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        introductions: Arc<Introductions>,
+        root: PathBuf,
+    ) -> Self {
         let streams = Arc::new(Streams::new(shared.members.iter().map(|member| member.id)));
         let receiver = Receiver::new(Arc::clone(&shared), root);
         Self { shared, introductions, streams, uncertain: Arc::default(), receiver }
@@ -101,7 +108,10 @@ impl PeerService for Service {
     type RaftStream = ReceiverStream<Result<RaftResponse, Status>>;
     type ForwardStream = ReceiverStream<Result<ForwardResponse, Status>>;
 
-    async fn raft(&self, request: Request<Streaming<RaftRequest>>) -> Result<Response<Self::RaftStream>, Status> {
+    async fn raft(
+        &self,
+        request: Request<Streaming<RaftRequest>>,
+    ) -> Result<Response<Self::RaftStream>, Status> {
         let mut stream = request.into_inner();
         let greeting = first(&mut stream).await?.greeting;
         let from = self.welcome(greeting.as_ref()).await?;
@@ -109,8 +119,11 @@ impl PeerService for Service {
         self.streams.begin(from, epoch).map_err(Fault::status)?;
         let (answers, receiver) = mpsc::channel(1);
         let answer = RaftResponse { greeting: Some(self.introductions.greeting(from)) };
-        let incoming =
-            Incoming { shared: Arc::clone(&self.shared), uncertain: Arc::clone(&self.uncertain), from };
+        let incoming = Incoming {
+            shared: Arc::clone(&self.shared),
+            uncertain: Arc::clone(&self.uncertain),
+            from,
+        };
         let streams = Arc::clone(&self.streams);
         tokio::spawn(async move {
             // Whoever does not want the answer ends the stream.
@@ -130,7 +143,8 @@ impl PeerService for Service {
     ) -> Result<Response<SnapshotResponse>, Status> {
         let mut stream = request.into_inner();
         let head = first(&mut stream).await?;
-        let Some(trefoil_proto::internal::v1::snapshot_request::Part::Head(head)) = head.part else {
+        let Some(trefoil_proto::internal::v1::snapshot_request::Part::Head(head)) = head.part
+        else {
             return Err(Fault::Silent.status());
         };
         let from = self.welcome(head.greeting.as_ref()).await?;
@@ -138,7 +152,10 @@ impl PeerService for Service {
         Ok(Response::new(SnapshotResponse {}))
     }
 
-    async fn forward(&self, request: Request<Streaming<ForwardRequest>>) -> Result<Response<Self::ForwardStream>, Status> {
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
         let mut stream = request.into_inner();
         let greeting = first(&mut stream).await?.greeting;
         self.welcome(greeting.as_ref()).await?;
@@ -149,7 +166,11 @@ impl PeerService for Service {
 
 impl Incoming {
     /// Takes messages until the stream ends, breaks or gives way to a newer one.
-    async fn listen(&self, mut stream: Streaming<RaftRequest>, is_live: impl Fn() -> bool) -> Result<(), Status> {
+    async fn listen(
+        &self,
+        mut stream: Streaming<RaftRequest>,
+        is_live: impl Fn() -> bool,
+    ) -> Result<(), Status> {
         while let Ok(Some(request)) = stream.message().await {
             if !is_live() {
                 return Err(Fault::OldStream.status());
@@ -175,7 +196,9 @@ impl Incoming {
         let mut known = self.uncertain.lock().unwrap_or_else(PoisonError::into_inner);
         let before = known.insert(self.from, shards.clone()).unwrap_or_default();
         drop(known);
-        for shard in before.symmetric_difference(&shards).filter(|shard| self.shared.table.has(**shard)) {
+        for shard in
+            before.symmetric_difference(&shards).filter(|shard| self.shared.table.has(**shard))
+        {
             let uncertain = shards.contains(shard);
             self.shared.tell(*shard, Input::Uncertain { node: self.from, uncertain });
         }
@@ -213,7 +236,10 @@ pub(super) fn decode(bytes: &[u8], from: NodeId, to: NodeId) -> Result<Message, 
     }
     let mut before = (message.index, message.log_term);
     for entry in message.get_entries() {
-        if Some(entry.index) != before.0.checked_add(1) || entry.term < before.1 || entry.term > message.term {
+        if Some(entry.index) != before.0.checked_add(1)
+            || entry.term < before.1
+            || entry.term > message.term
+        {
             return Err("entries are not in a row");
         }
         before = (entry.index, entry.term);
@@ -228,8 +254,10 @@ mod tests {
     use super::*;
 
     fn append(indexes: &[u64]) -> Message {
-        let mut message = Message { from: 2, to: 1, term: 5, index: 10, log_term: 4, ..Message::default() };
-        let entries = indexes.iter().map(|index| Entry { index: *index, term: 5, ..Entry::default() });
+        let mut message =
+            Message { from: 2, to: 1, term: 5, index: 10, log_term: 4, ..Message::default() };
+        let entries =
+            indexes.iter().map(|index| Entry { index: *index, term: 5, ..Entry::default() });
         message.set_entries(entries.collect::<Vec<_>>().into());
         message
     }

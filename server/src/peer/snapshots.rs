@@ -58,7 +58,8 @@ impl Throttle {
 
 impl Snapshots {
     pub(super) fn new(shared: Arc<Shared>, introductions: Arc<Introductions>) -> Self {
-        let (places, throttle) = (Semaphore::new(SNAPSHOT_STREAMS_MAX), Throttle(tokio::sync::Mutex::default()));
+        let (places, throttle) =
+            (Semaphore::new(SNAPSHOT_STREAMS_MAX), Throttle(tokio::sync::Mutex::default()));
         Self { shared, introductions, open: Mutex::default(), places, throttle }
     }
 
@@ -75,7 +76,13 @@ impl Snapshots {
     }
 
     /// Streams the open snapshot in the background.
-    pub(super) fn send(self: &Arc<Self>, runtime: &Runtime, shard: ShardId, peer: Box<Peer>, address: String) {
+    pub(super) fn send(
+        self: &Arc<Self>,
+        runtime: &Runtime,
+        shard: ShardId,
+        peer: Box<Peer>,
+        address: String,
+    ) {
         let to = peer.message.to;
         let reader = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&(shard, to));
         let Some(reader) = reader else {
@@ -98,7 +105,13 @@ impl Snapshots {
         });
     }
 
-    async fn stream(&self, shard: ShardId, peer: &Peer, reader: Reader, address: &str) -> Result<usize, Ended> {
+    async fn stream(
+        &self,
+        shard: ShardId,
+        peer: &Peer,
+        reader: Reader,
+        address: &str,
+    ) -> Result<usize, Ended> {
         let _place = self.places.acquire().await.map_err(|_| away("the node is stopping"))?;
         let stopwatch = Stopwatch::start();
         let mut client = dial::connect(address).await?;
@@ -121,7 +134,11 @@ impl Snapshots {
         Ok(sent)
     }
 
-    async fn feed(&self, reader: Reader, parts: mpsc::Sender<SnapshotRequest>) -> Result<usize, Ended> {
+    async fn feed(
+        &self,
+        reader: Reader,
+        parts: mpsc::Sender<SnapshotRequest>,
+    ) -> Result<usize, Ended> {
         let (sender, mut chunks) = mpsc::channel::<SnapshotChunk>(CHUNKS);
         let read = tokio::task::spawn_blocking(move || {
             for chunk in reader.chunks() {
@@ -154,7 +171,9 @@ fn away(reason: &str) -> Ended {
 fn reason(ended: &Ended) -> &str {
     match ended {
         Ended::Away(reason) => reason,
-        Ended::Refused(Fault::OtherIncarnation) => "the peer knows this node by another data directory",
+        Ended::Refused(Fault::OtherIncarnation) => {
+            "the peer knows this node by another data directory"
+        }
         Ended::Refused(_) | Ended::Stranger => "the peer refuses this node",
     }
 }

@@ -518,16 +518,21 @@ impl Checkpoint {
         Ok(write.commit()?)
     }
 
-    /// redb gives a file up after a failed write, so room is asked for first: pages are copied, twice at worst.
+    /// redb gives a file up after a failed write, so room is asked for first. Each change may copy a page, and the
+    /// pages that the last checkpoint shows are not free before this one is done.
     fn check_space(&self) -> Result<(), std::io::Error> {
         let Ok(space) = rustix::fs::statvfs(self.file.path.as_ref()) else { return Ok(()) };
-        if space.f_bavail.saturating_mul(space.f_frsize) >= 2 * self.frozen.bytes + SPARE_BYTES {
+        let copied = (self.frozen.changes.len() as u64 * PAGE_BYTES).min(self.file.bytes());
+        let needed = 2 * self.frozen.bytes + copied + SPARE_BYTES;
+        if space.f_bavail.saturating_mul(space.f_frsize) >= needed {
             return Ok(());
         }
         Err(std::io::ErrorKind::StorageFull.into())
     }
 }
 
+/// Bytes of a page of redb.
+const PAGE_BYTES: u64 = 4096;
 /// Room for the pages above the leaves and redb's own bookkeeping.
 const SPARE_BYTES: u64 = 4 << 20;
 

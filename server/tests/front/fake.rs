@@ -118,7 +118,7 @@ impl Fake {
         let ticking = fake.clone();
         tokio::spawn(async move {
             loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
+                sleep(Duration::from_millis(10)).await;
                 let now_ms = ticking.now_ms();
                 for shard in ticking.shards.iter() {
                     let mut shard = shard.lock().unwrap();
@@ -150,7 +150,7 @@ impl Fake {
             if let Some(found) = self.log().into_iter().find(|operation| like(operation)) {
                 return found;
             }
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            sleep(Duration::from_millis(10)).await;
         }
         panic!("no such command within 10 s: {:?}", self.log());
     }

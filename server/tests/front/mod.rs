@@ -1,6 +1,7 @@
 //! A node's front over real sockets, on shards in memory that apply commands to the core's own machines.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
 
 pub mod fake;
 pub mod operations;
@@ -24,9 +25,9 @@ use trefoil_proto::queue::v1::queue_service_client::QueueServiceClient;
 use trefoil_proto::status::from_status;
 use trefoil_server::api::{Api, Settings};
 use trefoil_server::config::Service;
+use trefoil_server::front::{Front, Sockets};
 use trefoil_server::listener::Caps;
 use trefoil_server::metrics::Metrics;
-use trefoil_server::server::{Front, Sockets};
 
 pub use self::fake::Fake;
 

@@ -1,6 +1,7 @@
 //! Clusters of real nodes in one process: loopback sockets, temporary directories, and calls as the server makes them.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test may fail")]
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
@@ -17,7 +18,9 @@ use trefoil_proto::cache::v1::{GetRequest, PutRequest};
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Query, Refusal, answer, query};
-use trefoil_server::node::{Answered, Config, Handle, Member, Node, Observer, StartError, Unobserved, start};
+use trefoil_server::node::{
+    Answered, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
+};
 
 pub(crate) const SHARDS: u32 = 3;
 pub(crate) const WAIT: Duration = Duration::from_secs(20);
@@ -45,7 +48,8 @@ pub(crate) fn logger() -> Logger {
 impl Cluster {
     /// Nobody runs yet, but every address is taken.
     pub(crate) fn new(members: usize) -> Self {
-        let listeners = (0..members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect::<Vec<_>>();
+        let listeners =
+            (0..members).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect::<Vec<_>>();
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
         Self {
             root: TempDir::new().unwrap(),
@@ -82,7 +86,9 @@ impl Cluster {
             address: address.to_string(),
         };
         let at = id as usize - 1;
-        let listener = self.listeners[at].take().unwrap_or_else(|| TcpListener::bind(self.addresses[at]).unwrap());
+        let listener = self.listeners[at]
+            .take()
+            .unwrap_or_else(|| TcpListener::bind(self.addresses[at]).unwrap());
         Config {
             data_dir: data_dir.to_owned(),
             node: id,
@@ -138,7 +144,8 @@ impl Cluster {
     pub(crate) async fn wait_for_leaders(&self) {
         until("every shard has a leader", || {
             (0..=SHARDS).all(|shard| {
-                let leaders = self.running().map(|handle| handle.leader(shard)).collect::<BTreeSet<_>>();
+                let leaders =
+                    self.running().map(|handle| handle.leader(shard)).collect::<BTreeSet<_>>();
                 let leads = |handle: &Handle| leaders == BTreeSet::from([Some(handle.node_id())]);
                 leaders.len() == 1 && self.running().any(leads)
             })
@@ -165,7 +172,12 @@ pub(crate) fn key_in(shard: ShardId) -> String {
     (0..).map(|n| format!("key-{n}")).find(|key| shard_of(key) == shard).unwrap()
 }
 
-pub(crate) fn put_command(handle: &Handle, key: &str, text: &str, request_id: Option<RequestId>) -> Command {
+pub(crate) fn put_command(
+    handle: &Handle,
+    key: &str,
+    text: &str,
+    request_id: Option<RequestId>,
+) -> Command {
     let value = Some(Value { kind: Some(value::Kind::Text(text.to_owned())) });
     let (namespace, key) = ("default".to_owned(), key.to_owned());
     Command {
@@ -173,7 +185,13 @@ pub(crate) fn put_command(handle: &Handle, key: &str, text: &str, request_id: Op
         slot: slot::of_cache("default", &key).into(),
         map_epoch: slot::MAP_EPOCH,
         agent: handle.node_id(),
-        operation: Some(Operation::Put(PutRequest { namespace, key, value, ttl_ms: 0, request_id })),
+        operation: Some(Operation::Put(PutRequest {
+            namespace,
+            key,
+            value,
+            ttl_ms: 0,
+            request_id,
+        })),
     }
 }
 
@@ -194,8 +212,11 @@ pub(crate) async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answer
 
 /// The text of a key; none where it is missing.
 pub(crate) async fn get(handle: &Handle, key: &str) -> Result<Option<String>, Refusal> {
-    let answered = handle.query(shard_of(key), get_query(handle, key), Instant::now() + WAIT).await?;
-    let Some(answer::Answer::Get(got)) = answered.answer.answer else { panic!("a Get answers a Get") };
+    let answered =
+        handle.query(shard_of(key), get_query(handle, key), Instant::now() + WAIT).await?;
+    let Some(answer::Answer::Get(got)) = answered.answer.answer else {
+        panic!("a Get answers a Get")
+    };
     assert_eq!(answered.shard, shard_of(key));
     assert!(answered.position.index > 0);
     match got.value.and_then(|value| value.kind) {
