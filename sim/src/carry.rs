@@ -18,7 +18,7 @@ use crate::disk::{Image, Write};
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::MILLISECOND;
 use crate::network::Lane;
-use crate::node::Task;
+use crate::node::{Caller, Task};
 use crate::world::{World, trace};
 
 impl World {
@@ -296,7 +296,8 @@ impl World {
     }
 
     fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {
-        let Some((client, token, _)) = self.node(node).calls.remove(&call) else { return };
+        let Some(caller) = self.node(node).calls.remove(&call) else { return };
+        let Caller { client, token, floor, .. } = caller;
         match &reply {
             Reply::Answered(position, _) => {
                 trace!(
@@ -306,6 +307,16 @@ impl World {
                     position.ordinal
                 );
                 self.durable(shard, *position);
+                if position.index < floor {
+                    let what = format!(
+                        "n{node}/s{shard} answers call {call} at {}, after {floor}",
+                        position.index
+                    );
+                    self.violations.push(Violation::new(
+                        "an answer sees all that was applied before the call",
+                        what,
+                    ));
+                }
             }
             Reply::Refused(refusal) => {
                 trace!(self, "n{node}/s{shard} refuses call {call}: {}", refusal.reason().name());

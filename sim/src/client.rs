@@ -162,7 +162,10 @@ impl Client {
                 None => self.send(now, pending, shared),
                 // No answer in time.
                 Some((node, token)) => {
-                    self.leaders.remove(&pending.step.request.shard);
+                    // Some clients ask the same node again: it may be one that does not know yet who leads.
+                    if shared.dice.chance(500) {
+                        self.leaders.remove(&pending.step.request.shard);
+                    }
                     Self::may_have_happened(&mut pending, shared);
                     let mut todo = vec![Todo::Cancel { node, token }];
                     todo.extend(self.again(now, pending, Reason::NoQuorum, shared));

@@ -1,13 +1,14 @@
 //! Faults from outside: when they begin, and when they end.
 
 use trefoil_core::limits::TICK_MS;
-use trefoil_core::replica::{Input, Pressure};
+use trefoil_core::replica::{Input, Pressure, Role};
 use trefoil_core::{NodeId, ShardId};
 
 use crate::check::Violation;
 use crate::client::Heard;
 use crate::event::{Event, Local, Mend};
 use crate::knobs::{FaultKind, MILLISECOND, SECOND};
+use crate::node::{Caller, Node};
 use crate::run::Phase;
 use crate::world::{World, trace};
 
@@ -17,7 +18,7 @@ impl World {
             return;
         }
         let kind = *self.shared.dice.pick(&self.shared.knobs.faults);
-        let node = self.shared.dice.between(1, self.setup.nodes);
+        let node = self.any_node();
         let for_us = self.shared.dice.between_doublings(50, 16_000) * MILLISECOND;
         trace!(self, "fault {kind:?} at n{node} for {} ms", for_us / MILLISECOND);
         match kind {
@@ -40,16 +41,7 @@ impl World {
                 let other = self.shared.dice.between(1, self.setup.nodes);
                 self.cut(node, other, for_us);
             }
-            FaultKind::Pause => {
-                self.stats.pauses += 1;
-                let deaf_us = (
-                    self.shared.dice.between(0, SECOND / 10),
-                    self.shared.dice.between(0, SECOND / 10),
-                );
-                let until = self.now + for_us;
-                let host = self.node(node);
-                (host.paused_until, host.deaf_us) = (until, deaf_us);
-            }
+            FaultKind::Pause => self.pause(node, for_us),
             FaultKind::SlowDisk => {
                 self.node(node).sync_floor_us =
                     self.shared.dice.between_doublings(10, 4_000) * MILLISECOND;
@@ -75,6 +67,20 @@ impl World {
         self.soon(calm, Event::NextFault);
     }
 
+    /// Any node, or one that leads: that is where faults hurt.
+    fn any_node(&mut self) -> NodeId {
+        let shard = self.any_shard();
+        let leads = |node: &&Node| {
+            let host = node.hosts.get(&shard);
+            host.is_some_and(|host| {
+                host.replica.status(node.clocks(self.now)).role.role == Role::Leader
+            })
+        };
+        let leader = self.nodes.values().find(leads).map(|node| node.id);
+        let any = self.shared.dice.between(1, self.setup.nodes);
+        leader.filter(|_| self.shared.dice.chance(500)).unwrap_or(any)
+    }
+
     fn any_shard(&mut self) -> ShardId {
         let shard = self.shared.dice.between(0, self.setup.shards.into());
         ShardId::try_from(shard).expect("a small number")
@@ -84,6 +90,19 @@ impl World {
         self.stats.cuts += 1;
         self.network.cut(from, to);
         self.at(self.now + for_us, Event::Mend(Mend::Link(from, to)));
+    }
+
+    /// A process stands still for a while, unless it does so already.
+    fn pause(&mut self, node: NodeId, for_us: u64) {
+        if self.nodes[&node].paused_until > self.now {
+            return;
+        }
+        let mut deaf = || self.shared.dice.between(0, SECOND / 10);
+        let deaf_us = (deaf(), deaf());
+        let until = self.now + for_us;
+        let host = self.node(node);
+        (host.paused_until, host.deaf_us) = (until, deaf_us);
+        self.stats.pauses += 1;
     }
 
     /// A process dies, and starts again after a while.
@@ -103,7 +122,7 @@ impl World {
         trace!(self, "n{node} dies, {kept} of {unsynced} writes kept");
         self.stats.crashes += 1;
         self.stats.lost_tails += u64::from(lost);
-        for (client, token, _) in calls.into_values() {
+        for Caller { client, token, .. } in calls.into_values() {
             let delay = self.shared.knobs.delay_us;
             self.soon(delay, Event::Hear(client, token, Heard::Broken));
         }

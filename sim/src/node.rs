@@ -68,6 +68,19 @@ pub struct Host {
     pub told: BTreeMap<NodeId, (u32, bool)>,
 }
 
+/// Who waits for the answer to a call.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// The client.
+    pub client: u64,
+    /// Its try.
+    pub token: u64,
+    /// The shard that was asked.
+    pub shard: ShardId,
+    /// Highest index that any node had applied when the call came: an answer stands at it or behind it.
+    pub floor: u64,
+}
+
 /// One node.
 #[derive(Debug)]
 pub struct Node {
@@ -91,8 +104,8 @@ pub struct Node {
     pub torn: bool,
     /// Writes that are being synced.
     pub syncing: usize,
-    /// Callers by call: (client, token, shard).
-    pub calls: BTreeMap<CallId, (u64, u64, ShardId)>,
+    /// Who waits for an answer.
+    pub calls: BTreeMap<CallId, Caller>,
     last_call: CallId,
     /// Virtual time at which the boot clock was 0, possibly before the start of the run.
     booted_at_us: i64,
@@ -189,9 +202,9 @@ impl Node {
     }
 
     /// Names a call.
-    pub fn call(&mut self, client: u64, token: u64, shard: ShardId) -> CallId {
+    pub fn call(&mut self, caller: Caller) -> CallId {
         self.last_call += 1;
-        self.calls.insert(self.last_call, (client, token, shard));
+        self.calls.insert(self.last_call, caller);
         self.last_call
     }
 }

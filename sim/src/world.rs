@@ -19,7 +19,7 @@ use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
 use crate::network::Network;
-use crate::node::{Node, Setup};
+use crate::node::{Caller, Node, Setup};
 use crate::roles::{Operator, Role};
 use crate::run::Phase;
 use crate::stats::Stats;
@@ -289,9 +289,10 @@ impl World {
             return self.soon(MILLISECOND, Event::Hear(client, token, Heard::Unreached));
         }
         let Request { shard, body } = request;
+        let floor = self.agreements.ledger_index.get(&shard).copied().unwrap_or_default();
         let now_us = self.now;
         let node = self.node(to);
-        let call = node.call(client, token, shard);
+        let call = node.call(Caller { client, token, shard, floor });
         let deadline_ms = node.clocks(now_us).boot_ms + patience_us / MILLISECOND;
         let input = match body {
             Body::Command(command) => {
@@ -312,7 +313,7 @@ impl World {
     fn hang_up(&mut self, to: NodeId, from: (u64, u64)) {
         let mut calls = self.nodes[&to].calls.iter();
         let Some((call, shard)) =
-            calls.find(|(_, c)| (c.0, c.1) == from).map(|(call, c)| (*call, c.2))
+            calls.find(|(_, c)| (c.client, c.token) == from).map(|(call, c)| (*call, c.shard))
         else {
             return;
         };
