@@ -9,7 +9,9 @@ use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 use trefoil_proto::cache::v1 as api;
 use trefoil_proto::cache::v1::cache_service_server::{CacheService, CacheServiceServer};
-use trefoil_proto::pipeline::v1::pipeline_service_server::{PipelineService, PipelineServiceServer};
+use trefoil_proto::pipeline::v1::pipeline_service_server::{
+    PipelineService, PipelineServiceServer,
+};
 use trefoil_proto::pipeline::v1::{OpenRequest, OpenResponse, Reply, reply};
 
 /// Answers without doing anything.
@@ -20,7 +22,7 @@ struct Echo;
 ///
 /// # Errors
 /// When the port cannot be bound, or the transport fails.
-pub async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     {
         use std::io::Write as _;
@@ -50,7 +52,10 @@ impl CacheService for Echo {
         Err(Status::unimplemented("only puts are answered"))
     }
 
-    async fn delete(&self, _: Request<api::DeleteRequest>) -> Result<Response<api::DeleteResponse>, Status> {
+    async fn delete(
+        &self,
+        _: Request<api::DeleteRequest>,
+    ) -> Result<Response<api::DeleteResponse>, Status> {
         Err(Status::unimplemented("only puts are answered"))
     }
 }
@@ -59,13 +64,20 @@ impl CacheService for Echo {
 impl PipelineService for Echo {
     type OpenStream = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
 
-    async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Self::OpenStream>, Status> {
+    async fn open(
+        &self,
+        request: Request<Streaming<OpenRequest>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
         let mut calls = request.into_inner();
         let (replies, stream) = mpsc::channel(64);
         tokio::spawn(async move {
             while let Some(Ok(frame)) = calls.next().await {
                 let outcome = || Some(reply::Outcome::Put(answer()));
-                let frame = frame.calls.into_iter().map(|call| Reply { id: call.id, outcome: outcome() }).collect();
+                let frame = frame
+                    .calls
+                    .into_iter()
+                    .map(|call| Reply { id: call.id, outcome: outcome() })
+                    .collect();
                 if replies.send(Ok(OpenResponse { replies: frame })).await.is_err() {
                     return;
                 }

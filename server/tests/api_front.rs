@@ -1,5 +1,7 @@
 //! The client port itself: pages, health, reflection, caps and timeouts.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 mod front;
 
 use std::collections::BTreeSet;

@@ -1,5 +1,7 @@
 //! Bad input of every operation, by both ways in: the code, the reason, the field and the limit.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 mod front;
 
 use tonic::Code;

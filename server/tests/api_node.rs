@@ -1,5 +1,7 @@
 //! A whole node in this process, on a real disk, behind its real front.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 mod front;
 
 use std::net::SocketAddr;

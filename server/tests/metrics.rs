@@ -2,6 +2,8 @@
 //!
 //! `UPDATE_DOCS=1 cargo test -p trefoil-server --test metrics` writes the pages anew.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;

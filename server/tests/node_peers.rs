@@ -10,6 +10,8 @@ use std::time::Duration;
 use prost::Message as _;
 use protobuf::Message as _;
 use raft_proto::eraftpb::{Entry, Message, MessageType, Snapshot, SnapshotMetadata};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -54,6 +56,7 @@ async fn client(cluster: &Cluster) -> PeerServiceClient<Channel> {
 }
 
 /// A stream of Raft messages whose greeting was accepted.
+#[derive(Debug)]
 struct Stream {
     requests: mpsc::Sender<RaftRequest>,
     answers: Streaming<RaftResponse>,
@@ -110,26 +113,35 @@ async fn a_greeting_is_checked_before_anything_else() {
         ("unknown-member", Greeting { from: 1, ..right.clone() }),
     ];
     for (expected, wrong) in wrong {
-        let status = open(&cluster, wrong.clone()).await.err().expect("refused");
+        let status = open(&cluster, wrong.clone()).await.expect_err("refused");
         assert_eq!(fault(&status), expected, "{wrong:?}");
     }
     let (requests, receiver) = mpsc::channel(1);
     requests.send(RaftRequest::default()).await.unwrap();
     let silent =
-        client(&cluster).await.raft(ReceiverStream::new(receiver)).await.err().expect("refused");
+        client(&cluster).await.raft(ReceiverStream::new(receiver)).await.expect_err("refused");
     assert_eq!(fault(&silent), "no-greeting");
 
     let first = open(&cluster, right.clone()).await.unwrap();
     let other = open(&cluster, Greeting { incarnation: 98, epoch: 2, ..right.clone() })
         .await
-        .err()
-        .expect("refused");
+        .expect_err("refused");
     assert_eq!(fault(&other), "other-incarnation");
-    let older =
-        open(&cluster, Greeting { epoch: 0, ..right.clone() }).await.err().expect("refused");
+    let older = open(&cluster, Greeting { epoch: 0, ..right.clone() }).await.expect_err("refused");
     assert_eq!(fault(&older), "old-stream");
     drop(first);
     assert_eq!(cluster.handle(1).endpoint_of(IMPOSTOR), Some("http://impostor".to_owned()));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_says_nothing_is_closed() {
+    let mut cluster = Cluster::new(1);
+    cluster.run(1).unwrap();
+    let mut silent = TcpStream::connect(cluster.addresses[0]).await.unwrap();
+    let mut said = Vec::new();
+    let read = timeout(WAIT, silent.read_to_end(&mut said)).await.expect("it is closed");
+    assert!(read.is_err() || said.len() < 100, "nothing but the beginning of HTTP/2 was said");
     cluster.stop_all().await;
 }
 

@@ -43,7 +43,7 @@ impl World {
                     self.soon(5 * MILLISECOND, Event::In(self.process(node), local));
                 }
                 Effect::Checkpoint => self.task(node, shard, Task::Checkpoint),
-                Effect::Compact { to } => {
+                Effect::Compact { to, .. } => {
                     trace!(self, "n{node}/s{shard} cuts its log to {to}");
                     self.stats.compactions += 1;
                     self.node(node).disk.write(shard, Write::Compact(to));

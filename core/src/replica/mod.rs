@@ -293,6 +293,8 @@ impl Replica {
         if !stuck && !self.leadership.abstains(&self.raft.0) {
             self.raft.0.tick();
         }
+        self.reads.sweep();
+        self.pending.sweep();
         let why = refusal(Reason::NoQuorum, "the shard could not confirm its leader in time");
         self.reads.expire(self.now, &why, &mut self.effects);
         let why =

@@ -371,7 +371,7 @@ impl Cluster {
                 let entries = log.range(first..last).map(|(_, entry)| entry.clone()).collect();
                 self.step(node, Input::Fetched { ticket, entries });
             }
-            Effect::Compact { to } => {
+            Effect::Compact { to, .. } => {
                 let disk = self.disks.get_mut(&node).expect("every node has a disk");
                 let term = disk.entries[&to].term;
                 disk.truncated = (to, term);
@@ -437,7 +437,7 @@ impl Cluster {
                 self.note(node, format_args!("reads {first}..{} of its log", last - 1));
             }
             Effect::Checkpoint => self.note(node, format_args!("takes a checkpoint")),
-            Effect::Compact { to } => self.note(node, format_args!("cuts its log to {to}")),
+            Effect::Compact { to, .. } => self.note(node, format_args!("cuts its log to {to}")),
             Effect::OpenSnapshot(to) => self.note(node, format_args!("opens a snapshot for n{to}")),
             Effect::CloseSnapshot(to) => {
                 self.note(node, format_args!("closes the snapshot for n{to}"))

@@ -215,7 +215,9 @@ impl Replicas {
         match effect {
             Effect::Send(peer) => self.send(shard, peer),
             Effect::Persist(batch) => self.out.writer.push(writer::Job::Append(shard, batch)),
-            Effect::Compact { to } => self.out.writer.push(writer::Job::Compact(shard, to)),
+            Effect::Compact { to, term } => {
+                self.out.writer.push(writer::Job::Compact { shard, to, term });
+            }
             Effect::Fetch { ticket, first, last, max_bytes } => {
                 self.out.reader.push(reader::Job { shard, ticket, first, last, max_bytes });
             }

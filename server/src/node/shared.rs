@@ -155,16 +155,21 @@ impl Shared {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// The node cannot go on; the first reason counts.
+    /// The node cannot go on, and answers nobody from now on; the first reason counts.
     pub(crate) fn fail(&self, error: FatalError) {
         self.fatal.send_if_modified(|fatal| {
             if fatal.is_some() {
                 return false;
             }
             crit!(self.logger, "the node cannot go on"; "error" => %error);
+            self.close();
             *fatal = Some(error);
             true
         });
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.fatal.borrow().is_some()
     }
 
     pub(super) fn failure(&self) -> watch::Receiver<Option<FatalError>> {

@@ -148,11 +148,13 @@ impl Threads {
         };
         threads.others.push(spawn("keeper".to_owned(), move || keeper.run())?);
 
-        let replicas = Replicas::new(shared, replicas, workers, Arc::clone(&links));
+        let replicas = Replicas::new(Arc::clone(&shared), replicas, workers, Arc::clone(&links));
         let run = move || {
             // A node with a new directory first hears whether its peers know it by another one.
             links.wait_for_first_words(HOLD);
-            replicas.run();
+            if !shared.has_failed() {
+                replicas.run();
+            }
         };
         threads.replicas.push(spawn("replicas".to_owned(), run)?);
         Ok(threads)

@@ -9,9 +9,12 @@ use slog::{Logger, warn};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::Sleep;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 use trefoil_core::limits::PEER_CONNECTIONS_MAX;
+
+use super::dial::GREETING_WAIT;
 
 /// Pause after an accept that failed, for want of files mostly.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -20,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: TcpStream,
+    /// Ends a connection that says nothing; none once it has. After that keep-alive watches it.
+    silence: Option<Pin<Box<Sleep>>>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -46,7 +51,9 @@ pub(super) fn connections(
                         continue;
                     }
                 };
-            if sender.send(Ok(Connection { stream, _permit: permit })).await.is_err() {
+            let silence = Some(Box::pin(tokio::time::sleep(GREETING_WAIT)));
+            let connection = Connection { stream, silence, _permit: permit };
+            if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
         }
@@ -66,7 +73,17 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.silence = None;
+        } else if let Some(silence) = &mut self.silence
+            && read.is_pending()
+            && silence.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(std::io::ErrorKind::TimedOut.into()));
+        }
+        read
     }
 }
 

@@ -264,3 +264,80 @@ fn put(request: &mut ForwardRequest, item: Item) -> usize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use trefoil_proto::internal::v1::{Command, Done, Query};
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn command() -> Work {
+        Work::Command(Command::default())
+    }
+
+    fn ask(
+        forward: &Arc<Forward>,
+        work: Work,
+    ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
+        let forward = Arc::clone(forward);
+        tokio::spawn(async move { forward.ask(2, 1, &work, soon()).await })
+    }
+
+    fn open_stream(forward: &Forward) -> mpsc::Receiver<Item> {
+        let (sender, items) = mpsc::channel(8);
+        forward.open(sender);
+        items
+    }
+
+    fn reason(end: Result<Answered, (Refusal, Failure)>) -> (Reason, Failure) {
+        end.map_err(|(refusal, failure)| (refusal.reason(), failure)).expect_err("it was refused")
+    }
+
+    #[tokio::test]
+    async fn what_left_may_have_happened_and_what_did_not_leave_did_not() {
+        let forward = Arc::new(Forward::default());
+        let nobody = forward.ask(2, 1, &command(), soon()).await;
+        assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
+
+        let mut items = open_stream(&forward);
+        let (sent, read) = (ask(&forward, command()), ask(&forward, Work::Query(Query::default())));
+        for _ in 0..2 {
+            assert!(matches!(items.recv().await, Some(Item::Call(_))));
+        }
+        let unsent = ask(&forward, command());
+        while items.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        forward.close(&mut items);
+        assert_eq!(reason(sent.await.unwrap()), (Reason::MaybeApplied, Failure::Unknown));
+        assert_eq!(reason(read.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+        assert_eq!(reason(unsent.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+    }
+
+    #[tokio::test]
+    async fn replies_find_their_calls_and_a_dropped_call_is_cancelled() {
+        let forward = Arc::new(Forward::default());
+        let mut items = open_stream(&forward);
+        let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let Some(Item::Call(call)) = items.recv().await else { panic!("a call is sent") };
+            ids.push(call.id);
+        }
+        dropped.abort();
+        let Some(Item::Cancel(cancelled)) = items.recv().await else { panic!("a cancel is sent") };
+        let id = ids.into_iter().find(|id| *id != cancelled).unwrap();
+        let answer = Some(answer::Answer::Done(Done {}).into());
+        let reply =
+            ForwardReply { id, term: 3, index: 20, ordinal: 4, answer, ..ForwardReply::default() };
+        forward.end(id, End::Reply(Box::new(reply)));
+        let answered = kept.await.unwrap().unwrap();
+        assert_eq!((answered.node, answered.position.index, answered.position.ordinal), (2, 20, 4));
+    }
+}

@@ -1,6 +1,7 @@
 //! A node's front over real sockets, on shards in memory that apply commands to the core's own machines.
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
 
 pub mod fake;
 pub mod operations;
