@@ -28,6 +28,10 @@ impl World {
                 Effect::Send(peer) => self.send(node, shard, *peer),
                 Effect::Persist(batch) => {
                     let last = batch.entries.last().map_or(0, |entry| entry.index);
+                    for entry in &batch.entries {
+                        let place = (shard, entry.index, entry.term);
+                        self.agreements.stamped_at.entry(place).or_insert(self.now);
+                    }
                     trace!(self, "n{node}/s{shard} writes batch {} to {last}", batch.number);
                     self.write(node, shard, Write::Batch(batch));
                 }
@@ -217,7 +221,12 @@ impl World {
             let mut applied = host.machine.apply(&mut host.store, index, term, &data);
             host.overlay_bytes += data.len() as u64;
             applied.overlay_bytes = host.overlay_bytes;
-            trace!(self, "n{node}/s{shard} applied {index}@{term} chain {:x}", applied.chain);
+            trace!(
+                self,
+                "n{node}/s{shard} applied {index}@{term} chain {:x} log time {}",
+                applied.chain,
+                applied.log_time_ms
+            );
             self.saw_applied(node, shard, &data, &applied);
             all.push(applied);
         }
@@ -236,6 +245,11 @@ impl World {
             return;
         }
         *last = index;
+        let stamped_at = agreements.stamped_at.get(&(shard, index, applied.term)).copied();
+        if let (Some(at), false) = (stamped_at, data.is_empty()) {
+            self.violations
+                .extend(agreements.log_time.stamped(shard, applied.log_time_ms, at).err());
+        }
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
         self.stats.sessions_expired += counts.sessions_expired;

@@ -53,9 +53,14 @@ impl LogClock {
         self.raise(time.log_time_ms, now);
     }
 
-    /// This replica leads now. Where nobody has followed the time, every replica has restarted, and the wall clock
-    /// says how long that took: never backwards, and not beyond a cap.
-    pub(super) fn lead(&mut self, now: Now) {
+    /// Whether entries may be stamped: a leader that has not followed the time resumes it first.
+    pub(super) fn may_stamp(&self) -> bool {
+        self.continuous
+    }
+
+    /// This replica leads and has applied all that was stamped before. Where nobody has followed the time, every
+    /// replica has restarted, and the wall clock says how long that took: never backwards, and not beyond a cap.
+    pub(super) fn resume(&mut self, now: Now) {
         if !self.continuous && self.wall_ms > 0 {
             // From the stamp itself: the estimate has already moved on by the time since the restart.
             let away = now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX);
@@ -86,20 +91,20 @@ mod tests {
     fn time_goes_on_from_what_was_followed() {
         let mut clock = LogClock::new(1_000, 50_000, now(7, 900_000));
         clock.heard(PeerTime { log_time_ms: 1_500, continuous: true }, now(10, 900_003));
-        clock.lead(now(20, 900_013));
+        clock.resume(now(20, 900_013));
         assert_eq!(clock.read(now(25, 0)), 1_514, "less the begun millisecond");
     }
 
     #[test]
     fn the_wall_clock_counts_only_when_all_have_restarted_and_never_backwards() {
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
-        clock.lead(now(100, 60_000));
+        clock.resume(now(100, 60_000));
         assert_eq!(clock.read(now(100, 0)), 11_000);
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
-        clock.lead(now(100, 10));
+        clock.resume(now(100, 10));
         assert_eq!(clock.read(now(100, 0)), 1_100);
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
-        clock.lead(now(100, u64::MAX));
+        clock.resume(now(100, u64::MAX));
         assert_eq!(clock.read(now(100, 0)), 1_000 + WALL_ADVANCE_MS_MAX);
     }
 
@@ -108,7 +113,7 @@ mod tests {
         let mut clock = LogClock::new(0, 0, now(0, 60_000));
         clock.applied(1_000, 50_000, now(100, 60_100));
         clock.heard(PeerTime { log_time_ms: 1_900, continuous: false }, now(900, 60_900));
-        clock.lead(now(1_000, 61_000));
+        clock.resume(now(1_000, 61_000));
         assert_eq!(clock.read(now(1_000, 61_000)), 12_000);
     }
 

@@ -376,6 +376,9 @@ impl Replica {
     fn take_applied(&mut self, mut applied: Applied) {
         self.clock.applied(applied.log_time_ms, applied.wall_ms, self.now);
         self.raft.0.advance_apply_to(applied.index);
+        if self.leads() && self.raft.0.raft.apply_to_current_term() {
+            self.clock.resume(self.now);
+        }
         self.chains.push_back(Chain { index: applied.index, hash: applied.chain });
         if self.chains.len() > CHAINS_KEPT {
             self.chains.pop_front();
@@ -429,6 +432,7 @@ impl Replica {
         // One entry is written while the next gathers.
         while self.leads()
             && self.ready.may_propose()
+            && self.clock.may_stamp()
             && !self.apply_is_behind()
             && !self.disk.is_full(&self.applied)
         {
@@ -526,7 +530,6 @@ impl Replica {
             self.step_down();
         }
         if role == Role::Leader && (led.role != Role::Leader || led.term != change.term) {
-            self.clock.lead(self.now);
             self.pending.lead(&mut self.effects);
             self.advance_index = 0;
         }
