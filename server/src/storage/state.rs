@@ -494,8 +494,7 @@ impl Checkpoint {
     /// When there is no room: nothing was touched, and the same job may run again. Any other error ends the process.
     pub fn run(&self, bytes_per_second: Option<u64>) -> Result<Written, std::io::Error> {
         self.check_space()?;
-        self.file.pace.limit(bytes_per_second);
-        let written = self.write();
+        let written = self.write(bytes_per_second);
         self.file.pace.limit(None);
         if let Err(error) = written {
             self.file.die(error);
@@ -512,7 +511,7 @@ impl Checkpoint {
         })
     }
 
-    fn write(&self) -> Result<(), redb::Error> {
+    fn write(&self, bytes_per_second: Option<u64>) -> Result<(), redb::Error> {
         let write = self.file.begin_write()?;
         {
             let mut records = write.open_table(RECORDS)?;
@@ -532,6 +531,9 @@ impl Checkpoint {
             }
             facts.insert("bytes", bytes)?;
         }
+        // Not before: a page that leaves redb's buffer early is written again by the commit, with its checksum, and
+        // the kernel makes one write of the two as long as nobody syncs.
+        self.file.pace.limit(bytes_per_second);
         Ok(write.commit()?)
     }
 
