@@ -10,6 +10,9 @@ use crate::internal::v1::Refusal;
 use crate::pipeline::v1::Error;
 use crate::reason::{Code, DOMAIN, Retry};
 
+/// The descriptors of the details of a status, so that reflection can show them.
+pub const DETAIL_DESCRIPTORS: &[u8] = tonic_types::pb::FILE_DESCRIPTOR_SET;
+
 impl From<Code> for GrpcCode {
     fn from(code: Code) -> Self {
         match code {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// A process that ends with this value.
 #[derive(Debug)]
-pub struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -21,17 +21,22 @@ impl Drop for Process {
 impl Process {
     /// CPU seconds of user and system so far.
     #[must_use]
-    pub fn cpu_seconds(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
-        let ticks = |n: usize| fields.get(n).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default();
+    pub(crate) fn cpu_seconds(&self) -> f64 {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();
+        let fields =
+            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
+        let ticks = |n: usize| {
+            fields.get(n).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default()
+        };
         (ticks(11) + ticks(12)) / 100.0
     }
 
     /// Resident memory in MiB.
     #[must_use]
-    pub fn resident_mib(&self) -> f64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
+    pub(crate) fn resident_mib(&self) -> f64 {
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or_default() / 1024.0
     }
@@ -39,11 +44,11 @@ impl Process {
 
 /// Three nodes on loopback with their own data directories.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     /// Client endpoints.
-    pub endpoints: Vec<String>,
+    pub(crate) endpoints: Vec<String>,
     /// The processes, in the order of the endpoints.
-    pub nodes: Vec<Process>,
+    pub(crate) nodes: Vec<Process>,
     folder: PathBuf,
 }
 
@@ -60,15 +65,26 @@ impl Cluster {
     ///
     /// # Errors
     /// When the binary cannot be started, or the nodes are not ready within 30 s.
-    pub fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
+    pub(crate) fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
         let folder = parent.join(format!("trefoil-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder)?;
         let ports = free_ports(6)?;
-        let peers = (0..3).map(|n| format!("n{}=127.0.0.1:{}", n + 1, ports[n + 3])).collect::<Vec<_>>().join(",");
+        let peers = (0..3)
+            .map(|n| format!("n{}=127.0.0.1:{}", n + 1, ports[n + 3]))
+            .collect::<Vec<_>>()
+            .join(",");
         let mut cluster = Self { endpoints: Vec::new(), nodes: Vec::new(), folder };
         for n in 0..3 {
             let child = Command::new(trefoil)
-                .args(["serve", "--name", &format!("n{}", n + 1), "--initial-cluster", &peers, "--cluster-token", "bench"])
+                .args([
+                    "serve",
+                    "--name",
+                    &format!("n{}", n + 1),
+                    "--initial-cluster",
+                    &peers,
+                    "--cluster-token",
+                    "bench",
+                ])
                 .args(["--listen", &format!("127.0.0.1:{}", ports[n]), "--log-level", "warning"])
                 .args(["--peer-listen", &format!("127.0.0.1:{}", ports[n + 3])])
                 .arg("--data-dir")
@@ -93,7 +109,7 @@ impl Cluster {
 
     /// CPU seconds of all nodes.
     #[must_use]
-    pub fn cpu_seconds(&self) -> f64 {
+    pub(crate) fn cpu_seconds(&self) -> f64 {
         self.nodes.iter().map(Process::cpu_seconds).sum()
     }
 }
@@ -102,16 +118,21 @@ impl Cluster {
 ///
 /// # Errors
 /// When it does not start.
-pub fn echo() -> io::Result<(Process, String)> {
-    let mut child = Command::new(std::env::current_exe()?).arg("echo").stdout(Stdio::piped()).spawn()?;
+pub(crate) fn echo() -> io::Result<(Process, String)> {
+    let mut child =
+        Command::new(std::env::current_exe()?).arg("echo").stdout(Stdio::piped()).spawn()?;
     let mut port = String::new();
-    let out = child.stdout.take().ok_or_else(|| io::Error::other("the echo server has no standard output"))?;
+    let out = child
+        .stdout
+        .take()
+        .ok_or_else(|| io::Error::other("the echo server has no standard output"))?;
     BufReader::new(out).read_line(&mut port)?;
     Ok((Process(child), format!("http://127.0.0.1:{}", port.trim())))
 }
 
 fn free_ports(count: usize) -> io::Result<Vec<u16>> {
-    let listeners = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
+    let listeners =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 

@@ -4,12 +4,15 @@ use std::pin::Pin;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use trefoil_proto::cache::v1 as api;
 use trefoil_proto::cache::v1::cache_service_server::{CacheService, CacheServiceServer};
-use trefoil_proto::pipeline::v1::pipeline_service_server::{PipelineService, PipelineServiceServer};
+use trefoil_proto::pipeline::v1::pipeline_service_server::{
+    PipelineService, PipelineServiceServer,
+};
 use trefoil_proto::pipeline::v1::{OpenRequest, OpenResponse, Reply, reply};
 
 /// Answers without doing anything.
@@ -20,7 +23,7 @@ struct Echo;
 ///
 /// # Errors
 /// When the port cannot be bound, or the transport fails.
-pub async fn serve() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     {
         use std::io::Write as _;
@@ -28,10 +31,9 @@ pub async fn serve() -> Result<(), Box<dyn std::error::Error>> {
         std::io::stdout().flush()?;
     }
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .add_service(CacheServiceServer::new(Echo))
         .add_service(PipelineServiceServer::new(Echo).max_decoding_message_size(16 << 20))
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
 }
@@ -50,7 +52,10 @@ impl CacheService for Echo {
         Err(Status::unimplemented("only puts are answered"))
     }
 
-    async fn delete(&self, _: Request<api::DeleteRequest>) -> Result<Response<api::DeleteResponse>, Status> {
+    async fn delete(
+        &self,
+        _: Request<api::DeleteRequest>,
+    ) -> Result<Response<api::DeleteResponse>, Status> {
         Err(Status::unimplemented("only puts are answered"))
     }
 }
@@ -59,13 +64,20 @@ impl CacheService for Echo {
 impl PipelineService for Echo {
     type OpenStream = Pin<Box<dyn Stream<Item = Result<OpenResponse, Status>> + Send>>;
 
-    async fn open(&self, request: Request<Streaming<OpenRequest>>) -> Result<Response<Self::OpenStream>, Status> {
+    async fn open(
+        &self,
+        request: Request<Streaming<OpenRequest>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
         let mut calls = request.into_inner();
         let (replies, stream) = mpsc::channel(64);
         tokio::spawn(async move {
             while let Some(Ok(frame)) = calls.next().await {
                 let outcome = || Some(reply::Outcome::Put(answer()));
-                let frame = frame.calls.into_iter().map(|call| Reply { id: call.id, outcome: outcome() }).collect();
+                let frame = frame
+                    .calls
+                    .into_iter()
+                    .map(|call| Reply { id: call.id, outcome: outcome() })
+                    .collect();
                 if replies.send(Ok(OpenResponse { replies: frame })).await.is_err() {
                     return;
                 }

@@ -18,7 +18,7 @@ type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<()>>>>;
 
 /// One stream to one server.
 #[derive(Clone, Debug)]
-pub struct Framed {
+pub(crate) struct Framed {
     calls: mpsc::Sender<(PutRequest, oneshot::Sender<()>)>,
 }
 
@@ -27,7 +27,7 @@ impl Framed {
     ///
     /// # Errors
     /// When the server does not open it.
-    pub async fn open(channel: Channel) -> Result<Self, tonic::Status> {
+    pub(crate) async fn open(channel: Channel) -> Result<Self, tonic::Status> {
         let (calls, mut queue) = mpsc::channel::<(PutRequest, oneshot::Sender<()>)>(1_024);
         let (frames, stream) = mpsc::channel(16);
         let waiting = Waiting::default();
@@ -41,7 +41,11 @@ impl Framed {
                 for (request, reply) in batch.drain(..) {
                     next += 1;
                     sent.lock().unwrap_or_else(PoisonError::into_inner).insert(next, reply);
-                    calls.push(Call { id: next, timeout_ms: 0, operation: Some(call::Operation::Put(request)) });
+                    calls.push(Call {
+                        id: next,
+                        timeout_ms: 0,
+                        operation: Some(call::Operation::Put(request)),
+                    });
                 }
                 if frames.send(OpenRequest { calls, cancel: Vec::new() }).await.is_err() {
                     return;
@@ -61,7 +65,7 @@ impl Framed {
     }
 
     /// Sends a put and waits for its reply; false when the stream is gone.
-    pub async fn put(&self, request: PutRequest) -> bool {
+    pub(crate) async fn put(&self, request: PutRequest) -> bool {
         let (reply, answer) = oneshot::channel();
         self.calls.send((request, reply)).await.is_ok() && answer.await.is_ok()
     }

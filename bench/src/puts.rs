@@ -22,7 +22,7 @@ use crate::{Failure, Out};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub struct Puts {
+pub(crate) struct Puts {
     /// The `trefoil` binary to measure.
     #[arg(long, default_value = "target/release/trefoil")]
     trefoil: PathBuf,
@@ -73,7 +73,7 @@ fn request(key: String, value: Bytes) -> PutRequest {
 ///
 /// # Errors
 /// When the nodes or the echo server do not start, or a put fails.
-pub async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
+pub(crate) async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
     let cluster = Cluster::start(&options.trefoil, &options.folder)?;
     let (server, address) = echo()?;
     let idle = cluster.nodes.iter().map(Process::resident_mib).collect::<Vec<_>>();
@@ -116,12 +116,15 @@ pub async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
 }
 
 async fn memory(options: &Puts, cluster: &Cluster, client: Client, idle: &[f64], out: &mut Out) {
-    let show = |values: &[f64]| values.iter().map(|mib| format!("{mib:.0}")).collect::<Vec<_>>().join(", ");
+    let show = |values: &[f64]| {
+        values.iter().map(|mib| format!("{mib:.0}")).collect::<Vec<_>>().join(", ")
+    };
     out.line(&format!("resident MiB of idle nodes: {}", show(idle)));
     if options.memory_puts > 0 {
         let load = Load { callers: 256, keys: options.memory_puts, bytes: options.bytes };
         let stop = Stop::Count(options.memory_puts);
-        let (histogram, seconds, failed) = drive(&load, &[Sender::Pipelined(client)], stop, "memory").await;
+        let (histogram, seconds, failed) =
+            drive(&load, &[Sender::Pipelined(client)], stop, "memory").await;
         let after = cluster.nodes.iter().map(Process::resident_mib).collect::<Vec<_>>();
         out.line(&format!(
             "resident MiB after {} more puts in {seconds:.0} s ({failed} failed): {}",
@@ -144,12 +147,21 @@ enum Stop {
 }
 
 /// Runs the callers; returns latencies in us of what was answered, the time in seconds and the number of failures.
-async fn drive(load: &Load, senders: &[Sender], stop: Stop, name: &str) -> (Histogram<u64>, f64, u64) {
+async fn drive(
+    load: &Load,
+    senders: &[Sender],
+    stop: Stop,
+    name: &str,
+) -> (Histogram<u64>, f64, u64) {
     let bar = ProgressBar::new(match stop {
         Stop::After(time) => time.as_secs(),
         Stop::Count(count) => count,
     });
-    bar.set_style(ProgressStyle::default_bar().template("{msg:14} {wide_bar} {pos}/{len}").unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_style(
+        ProgressStyle::default_bar()
+            .template("{msg:14} {wide_bar} {pos}/{len}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar()),
+    );
     bar.set_message(name.to_owned());
     let started = Instant::now();
     let done = Arc::new(AtomicU64::new(0));
@@ -210,7 +222,9 @@ fn call(
             let key = if matches!(stop, Stop::Count(_)) { n } else { key };
             let begun = Instant::now();
             if sender.put(format!("key-{key}"), value.clone()).await {
-                histogram.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+                histogram.saturating_record(
+                    u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX),
+                );
             } else {
                 failed += 1;
             }

@@ -7,6 +7,7 @@ use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use trefoil_server::config::ServeArgs;
+use trefoil_server::server;
 
 use crate::exit::Failure;
 
@@ -23,8 +24,8 @@ pub(crate) struct ServeCommand {
 pub(crate) async fn run(command: ServeCommand) -> Result<ExitCode, Failure> {
     let config = command.args.resolve().map_err(|error| Failure::usage(error.to_string()))?;
     let stop = Stop::listen(command.exit_with_stdin)?;
-    drop((config, stop));
-    Err(Failure::new("not yet"))
+    server::serve(config, stop.wait()).await.map_err(|exit| Failure::new(exit.to_string()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Whatever tells the node to stop.

@@ -13,15 +13,18 @@ struct Version {
     commit: &'static str,
     /// Version of the state machine that entries of the log ask for.
     machine: u32,
+    /// Version of the data directory.
+    directory: u32,
     /// Version of the map from keys to slots to shards.
     slot_map: u32,
 }
 
 pub(crate) fn run(format: Format) -> Result<ExitCode, Failure> {
     let version = Version {
-        version: env!("CARGO_PKG_VERSION"),
-        commit: env!("TREFOIL_COMMIT"),
+        version: trefoil_server::VERSION,
+        commit: trefoil_server::COMMIT,
         machine: trefoil_core::MACHINE_VERSION,
+        directory: trefoil_server::storage::directory::DIRECTORY_FORMAT,
         slot_map: trefoil_core::slot::MAP_EPOCH,
     };
     output::print(format, &version)?;
@@ -34,6 +37,7 @@ impl Report for Version {
             ("trefoil", self.version.to_owned()),
             ("commit", self.commit.to_owned()),
             ("machine", self.machine.to_string()),
+            ("directory", self.directory.to_string()),
             ("slot map", self.slot_map.to_string()),
         ])
     }

@@ -24,7 +24,7 @@ const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// HTTP/2 flow-control windows in bytes.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
-/// Pause after a failed dial: doubled each time.
+/// How long a node is left alone: doubled each time.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -73,7 +73,7 @@ struct Line {
 #[derive(Debug, Default)]
 struct Health {
     failures: u32,
-    dial_after: Option<Instant>,
+    ask_after: Option<Instant>,
 }
 
 /// Why one try got no reply.
@@ -127,9 +127,9 @@ impl Node {
         &self.endpoint
     }
 
-    /// False for a while after a failed dial.
-    pub(crate) fn may_be_dialled(&self) -> bool {
-        lock(&self.health).dial_after.is_none_or(|after| after <= Instant::now())
+    /// False for a while after a failed dial, or after a call that it would not or did not answer.
+    pub(crate) fn may_be_asked(&self) -> bool {
+        lock(&self.health).ask_after.is_none_or(|after| after <= Instant::now())
     }
 
     /// Makes one call, opening the stream first where it is not open.
@@ -176,7 +176,7 @@ impl Node {
                 Ok(stream)
             }
             Err(cause) => {
-                self.pause();
+                self.leave_alone();
                 Err(Error::Unreachable { endpoint: self.endpoint.clone(), cause })
             }
         }
@@ -192,11 +192,18 @@ impl Node {
         Ok(Stream::opened(shared, replies.into_inner(), waits))
     }
 
-    fn pause(&self) {
-        let mut health = lock(&self.health);
+    /// Others are asked for a while, longer each time; a dial that succeeds ends it.
+    pub(crate) fn leave_alone(&self) {
+        let (mut health, now) = (lock(&self.health), Instant::now());
+        match health.ask_after {
+            // The calls that were in flight together fail together, and count once.
+            Some(after) if after > now => return,
+            Some(after) if now - after > PAUSE_MAX => health.failures = 0,
+            Some(_) | None => {}
+        }
         let pause = PAUSE_MIN.saturating_mul(1 << health.failures.min(10)).min(PAUSE_MAX);
         health.failures = health.failures.saturating_add(1);
-        health.dial_after = Some(Instant::now() + pause);
+        health.ask_after = Some(now + pause);
     }
 }
 

@@ -136,6 +136,7 @@ impl Course {
             }
             Failed::Call(Ended::Late) => {
                 self.attempt += 1;
+                node.leave_alone();
                 late(self.timeout)
             }
         };
@@ -170,6 +171,7 @@ impl Course {
             inner.refresh();
         }
         if reason == Reason::Stopping {
+            node.leave_alone();
             self.avoid.push(Arc::clone(node));
         }
         self.last = Some(error);
@@ -217,7 +219,7 @@ fn decides(error: &Error) -> bool {
 fn hint(inner: &Arc<Inner>, refused_by: &Arc<Node>, error: &Error) -> Option<Arc<Node>> {
     let Error::Refused { metadata, .. } = error else { return None };
     let leader = inner.routes.at(metadata.get("leader_endpoint")?)?;
-    (leader.may_be_dialled() && !Arc::ptr_eq(&leader, refused_by)).then_some(leader)
+    (leader.may_be_asked() && !Arc::ptr_eq(&leader, refused_by)).then_some(leader)
 }
 
 fn broken(node: &Node) -> Error {

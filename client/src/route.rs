@@ -101,7 +101,7 @@ impl Routes {
     /// The best node for a scope that is not among those to avoid; all may be avoided, never none returned.
     pub(crate) fn pick(&self, scope: Scope, avoid: &[Arc<Node>]) -> Arc<Node> {
         let table = self.read();
-        let usable = |node: &Arc<Node>| node.may_be_dialled() && !is_in(avoid, node);
+        let usable = |node: &Arc<Node>| node.may_be_asked() && !is_in(avoid, node);
         if let Some(leader) =
             self.shard(scope).and_then(|shard| table.leader(shard)).filter(|node| usable(node))
         {

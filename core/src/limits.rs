@@ -93,9 +93,36 @@ limits! {
     FORWARD_CALLS_MAX: usize = 32_768, "Calls in flight that one node has forwarded to another.";
     FORWARD_REPLY_BYTES_MAX: usize = 64 << 20, "Bytes of replies that wait to be sent to a node that forwarded calls.";
     SNAPSHOT_STREAMS_MAX: usize = 2, "Snapshots that a node sends, and that it receives, at a time.";
+    CHECKPOINT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of a checkpoint that are written in a second, so that the log can sync beside it.";
     SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of snapshots that a node sends in a second.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
     POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";
+
+    CLIENT_CALLS_MAX: usize = 16_384, "Calls of clients that a node works on at a time, beside those that wait.";
+    CLIENT_CALLS_RESERVED: usize = 4_096, "Further ones for health, keep-alive, ack and release.";
+    CLIENT_WAITING_MAX: usize = 32_768, "Calls of clients that wait for a lock or a message on a node.";
+    CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, health watches, reflection.";
+    CLIENT_CLEAN_UPS_MAX: usize = 16_384, "Clean-ups after callers who are gone that a node works on at a time.";
+    STREAM_CALLS_MAX: usize = 4_096, "Calls in flight of one pipelined stream, beside those that wait.";
+    STREAM_WAITING_MAX: usize = 16_384, "Calls of one pipelined stream that wait for a lock or a message.";
+    STREAM_REPLIES_MAX: usize = 1_024, "Replies of one pipelined stream that wait for their frame.";
+    CALL_TIMEOUT_MS: u64 = 10_000, "Time that a call has on a node, beside what it wants to wait, in ms.";
+    CATALOGUES_MAX: usize = 16_384, "Queues that a node remembers.";
+    CONNECTION_STREAMS_MAX: u32 = 256, "HTTP/2 streams of one connection at a time.";
+    CONNECTION_HEADER_BYTES_MAX: u32 = 16 << 10, "Bytes of the headers of one HTTP/2 request.";
+    CONNECTION_WINDOW_BYTES: u32 = 4 << 20, "Bytes that a client may send ahead on one connection.";
+    STREAM_WINDOW_BYTES: u32 = 2 << 20, "Bytes that a client may send ahead on one HTTP/2 stream.";
+    STREAM_SEND_BUFFER_BYTES: usize = 1 << 20, "Bytes of answers that wait for one stream's client to read.";
+    HTTP2_FRAME_BYTES: u32 = 64 << 10, "Bytes of one HTTP/2 frame.";
+    HTTP2_PENDING_RESETS_MAX: usize = 20, "HTTP/2 streams reset before they are taken up; more end the connection.";
+    HTTP2_LOCAL_RESETS_MAX: usize = 256, "HTTP/2 streams reset by the node for a client's faults; more end the connection.";
+    HTTP1_BUFFER_BYTES: usize = 64 << 10, "Bytes of the head of an HTTP/1.1 request.";
+    HEADER_TIMEOUT_MS: u64 = 10_000, "Time for a connection to say its protocol, and for an HTTP/1.1 request's head, in ms.";
+    PING_INTERVAL_MS: u64 = 20_000, "Silence after which a client is asked whether it is there, in ms.";
+    PING_TIMEOUT_MS: u64 = 10_000, "Time for it to answer, in ms.";
+    PAGE_CONNECTIONS_MAX: u64 = 256, "Connections to --metrics-listen.";
+    DRAIN_TIMEOUT_MS: u64 = 5_000, "Time for open requests to end when the node stops, in ms.";
+    STATE_CACHE_BYTES: usize = 256 << 20, "Memory for pages of all state files of a node.";
 
     TICK_MS: u64 = 50, "Raft's tick in ms.";
     HEARTBEAT_TICKS: usize = 2, "Ticks between two heartbeats (100 ms).";
@@ -137,12 +164,10 @@ const _: () = {
         "most room is for every call"
     );
     assert!(
-        PEER_MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX && PEER_MESSAGE_BYTES_MAX < PEER_INBOX_BYTES_MAX,
+        PEER_MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX
+            && PEER_MESSAGE_BYTES_MAX < PEER_INBOX_BYTES_MAX,
         "the largest message finds room"
     );
-    assert!(
-        PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX,
-        "the largest reply finds room"
-    );
+    assert!(PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX, "the largest reply finds room");
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
 };

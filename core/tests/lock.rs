@@ -28,7 +28,7 @@ test_each_path! { in "./core/tests/scripts/lock" => run }
 const SHOWN_MAX: usize = 16;
 
 fn run(path: &Path) {
-    goldenscript::run(&mut Runner::new(), path).unwrap();
+    goldenscript::run(&mut Runner::new(), path).expect("a script runs");
 }
 
 /// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed.
@@ -236,11 +236,13 @@ impl Runner {
         let mut text = String::new();
         for (command, outcome) in commands.iter().zip(&applied.outcomes) {
             match outcome {
-                Outcome::Answered(answer) => writeln!(text, "{}", show(answer)).unwrap(),
+                Outcome::Answered(answer) => {
+                    writeln!(text, "{}", show(answer)).expect("text grows")
+                }
                 Outcome::Waiting(waiter) => {
                     let called =
                         self.waiters.entry(waiter.clone()).or_insert_with(|| waiter_name(command));
-                    writeln!(text, "waits as {called}").unwrap();
+                    writeln!(text, "waits as {called}").expect("text grows");
                 }
             }
         }
@@ -279,6 +281,7 @@ impl Runner {
             let applied = self.harness.apply(Vec::new());
             text.push_str(&self.show(&[], &applied));
             entries += 1;
+            assert!(entries < 1_000, "what is due comes to an end");
         }
         format!("{text}nothing is due after {entries} entries\n")
     }
@@ -390,7 +393,7 @@ impl Runner {
                 "{name}: {holder}, waiting:{}",
                 if shown.is_empty() { " none" } else { &shown }
             )
-            .unwrap();
+            .expect("text grows");
         }
         if text.is_empty() { "no locks\n".to_owned() } else { text }
     }

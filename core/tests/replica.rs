@@ -61,6 +61,8 @@ enum Line {
         #[arg(key)]
         node: Option<NodeId>,
     },
+    /// Time passes for all, and after each tick everything is carried out.
+    Pass(u64),
     /// Messages arrive.
     Deliver,
     /// What was written is synced.
@@ -138,6 +140,12 @@ impl goldenscript::Runner for Runner {
                     cluster.tick(&node.map_or_else(|| cluster.running(), |node| vec![node]));
                 }
             }
+            Line::Pass(count) => {
+                for _ in 0..*count {
+                    cluster.tick(&cluster.running());
+                    settle(cluster)?;
+                }
+            }
             Line::Deliver => drop(cluster.deliver()),
             Line::Persist(node) => drop(cluster.persist(*node)),
             Line::Apply(node) => drop(cluster.apply(*node)),
@@ -161,9 +169,7 @@ impl goldenscript::Runner for Runner {
             Line::Start(node) => cluster.start(*node, false),
             Line::StartUncertain(node) => {
                 cluster.start(*node, true);
-                for peer in cluster.running().into_iter().filter(|peer| peer != node) {
-                    cluster.step(peer, Input::Uncertain { node: *node, uncertain: true });
-                }
+                cluster.tell_uncertain();
             }
             Line::Transfer { node, to } => {
                 let call = self.next_call();
@@ -217,7 +223,8 @@ fn put(call: u64, key: &str, n: u64, deadline_ms: u64) -> Proposal {
 fn get(call: u64, key: &str, deadline_ms: u64) -> Read {
     let slot = slot::of_cache(DEFAULT_NAMESPACE, key).into();
     let request = GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key: key.to_owned() };
-    let query = Query { slot, map_epoch: MAP_EPOCH, agent: 1, query: Some(query::Query::Get(request)) };
+    let query =
+        Query { slot, map_epoch: MAP_EPOCH, agent: 1, query: Some(query::Query::Get(request)) };
     Read { call, query, deadline_ms }
 }
 

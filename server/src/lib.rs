@@ -1,17 +1,20 @@
 //! How Trefoil carries it out: sockets, disks, clocks and threads round the core.
 //!
 //! In reading order: [`config`] and [`logging`] (what a node is told), [`server`] (its parts, and how they begin and
-//! end), [`listener`] and [`layer`] (what a request passes), [`api`] (what it does), [`authorize`], [`pages`],
-//! [`metrics`].
+//! end), [`front`], [`listener`] and [`layer`] (what a request passes), [`api`] (what it does), [`authorize`], [`pages`],
+//! [`metrics`]; then [`node`] (the threads that own replicas, log and state), `peer` (node to node) and [`storage`].
 
 pub mod api;
 pub mod authorize;
 pub mod config;
+pub mod front;
 pub mod layer;
 pub mod listener;
 pub mod logging;
 pub mod metrics;
+pub mod node;
 pub mod pages;
+mod peer;
 pub mod server;
 pub mod storage;
 

@@ -20,33 +20,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower::ServiceExt as _;
+use trefoil_core::limits as l;
 
 use crate::api::unary::PeerAddress;
 use crate::metrics::Metrics;
 
-/// Time in which a connection must say which protocol it speaks, and HTTP/1.1 must send a request's headers.
-pub const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams of one connection at a time.
-const STREAMS_PER_CONNECTION_MAX: u32 = 256;
-/// Bytes of the headers of one request.
-const HEADER_BYTES_MAX: u32 = 16 << 10;
-/// Bytes that a client may send ahead on one stream: a whole frame.
-const STREAM_WINDOW_BYTES: u32 = 2 << 20;
-/// And on all streams of a connection.
-const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
-/// Bytes of one HTTP/2 frame.
-const FRAME_BYTES: u32 = 64 << 10;
-/// Bytes of answers that wait for one stream's client to read.
-const SEND_BUFFER_BYTES: usize = 1 << 20;
-/// Bytes of the headers and the start of an HTTP/1.1 request.
-const HTTP1_BUFFER_BYTES: usize = 64 << 10;
-/// A client that says nothing is asked whether it is there, and must answer.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
-/// Streams that were reset before they were taken up: more of them end the connection (CVE-2023-44487).
-const PENDING_RESETS_MAX: usize = 20;
-/// Streams that this side reset for the client's faults (CVE-2024-2758, CVE-2025-8671).
-const LOCAL_RESETS_MAX: usize = 256;
 /// Pauses after a failed accept: files are short, and only time helps.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -54,13 +32,27 @@ const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// The bytes with which HTTP/2 begins.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// How many connections there may be.
+/// How many connections there may be, and how slow.
 #[derive(Clone, Copy, Debug)]
 pub struct Caps {
     /// All together.
     pub connections: u64,
     /// From one address.
     pub per_address: u64,
+    /// Time in which a connection must say which protocol it speaks, and HTTP/1.1 must send a request's headers.
+    pub header_timeout: Duration,
+}
+
+impl Caps {
+    /// As many connections as these, with the usual patience.
+    #[must_use]
+    pub fn new(connections: u64, per_address: u64) -> Self {
+        Self {
+            connections,
+            per_address,
+            header_timeout: Duration::from_millis(l::HEADER_TIMEOUT_MS),
+        }
+    }
 }
 
 /// An address that is served.
@@ -98,9 +90,11 @@ impl Listener {
                     };
                     let open = Open::new(door, &self.metrics);
                     let (router, logger) = (router.clone(), self.logger.clone());
-                    let stopping = stopping.clone();
+                    let (patience, stopping) = (self.caps.header_timeout, stopping.clone());
                     connections.spawn(async move {
-                        if let Err(error) = connection(stream, address, router, stopping).await {
+                        if let Err(error) =
+                            connection(stream, address, router, patience, stopping).await
+                        {
                             debug!(logger, "connection ended with an error"; "error" => %error);
                         }
                         drop(open);
@@ -131,16 +125,17 @@ async fn connection(
     stream: TcpStream,
     address: SocketAddr,
     router: Router,
+    patience: Duration,
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
-    timeout(HEADER_TIMEOUT, says_its_protocol(&stream)).await??;
+    timeout(patience, says_its_protocol(&stream)).await??;
     let service = router.map_request(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(address));
         request
     });
-    let builder = builder();
+    let builder = builder(patience);
     let connection =
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
@@ -153,30 +148,31 @@ async fn connection(
     Pin::new(&mut connection).await
 }
 
-/// Every limit, also where the default would do: a default may change under us.
-fn builder() -> auto::Builder<TokioExecutor> {
+/// Every limit, also where the default would do: a default may change under us. Resets are bounded for
+/// CVE-2023-44487 and CVE-2025-8671.
+fn builder(patience: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT)
-        .max_buf_size(HTTP1_BUFFER_BYTES)
+        .header_read_timeout(patience)
+        .max_buf_size(l::HTTP1_BUFFER_BYTES)
         .keep_alive(true)
         .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
-        .max_local_error_reset_streams(LOCAL_RESETS_MAX)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_concurrent_streams(l::CONNECTION_STREAMS_MAX)
+        .max_header_list_size(l::CONNECTION_HEADER_BYTES_MAX)
+        .max_pending_accept_reset_streams(l::HTTP2_PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(l::HTTP2_LOCAL_RESETS_MAX)
+        .initial_stream_window_size(l::STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(l::CONNECTION_WINDOW_BYTES)
         .adaptive_window(false)
-        .max_frame_size(FRAME_BYTES)
-        .max_send_buf_size(SEND_BUFFER_BYTES)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
+        .max_frame_size(l::HTTP2_FRAME_BYTES)
+        .max_send_buf_size(l::STREAM_SEND_BUFFER_BYTES)
+        .keep_alive_interval(Duration::from_millis(l::PING_INTERVAL_MS))
+        .keep_alive_timeout(Duration::from_millis(l::PING_TIMEOUT_MS));
     builder
 }
 
@@ -268,7 +264,7 @@ mod tests {
 
     #[test]
     fn both_caps_hold_and_places_come_back() {
-        let doors = Arc::new(Doors::new(Caps { connections: 3, per_address: 2 }));
+        let doors = Arc::new(Doors::new(Caps::new(3, 2)));
         let (one, two) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
         let first = doors.enter(one).unwrap();
         let _second = doors.enter(one).unwrap();

@@ -11,7 +11,6 @@ use crate::config::{LogFormat, LogLevel};
 const LINES_WAITING_MAX: usize = 4_096;
 
 /// The root logger, and a guard that writes out what still waits when it is dropped.
-#[must_use]
 pub fn root(format: LogFormat, level: LogLevel) -> (Logger, AsyncGuard) {
     match format {
         LogFormat::Json => {

@@ -15,6 +15,7 @@ use trefoil_core::machine::Counts;
 use trefoil_core::replica::Role;
 
 use crate::api::method::Method;
+use crate::node::{Observer, PeerOperation};
 
 const PREFIX: &str = "trefoil";
 
@@ -231,9 +232,11 @@ impl Metrics {
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
+}
 
-    /// A shard's role or term changed.
-    pub fn role(&self, shard: ShardId, role: Role, term: u64) {
+/// Counts are the leader's to tell, so that a sum over the nodes is right.
+impl Observer for Metrics {
+    fn role(&self, shard: ShardId, role: Role, term: u64) {
         let label = shard.to_string();
         self.raft_role.with_label_values(&[&label]).set(role as i64);
         self.raft_current_term
@@ -248,8 +251,7 @@ impl Metrics {
         }
     }
 
-    /// An entry was applied. Counts are the leader's to tell, so that a sum over the nodes is right.
-    pub fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, queue_backlog: u64) {
+    fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, queue_backlog: u64) {
         if !is_leader {
             return;
         }
@@ -269,24 +271,20 @@ impl Metrics {
         }
     }
 
-    /// The log was synced.
-    pub fn fsync(&self, seconds: f64) {
+    fn fsync(&self, seconds: f64) {
         self.wal_fsync.observe(seconds);
     }
 
-    /// A checkpoint of this many bytes of changes was written.
-    pub fn checkpoint(&self, seconds: f64, bytes: u64) {
+    fn checkpoint(&self, _: ShardId, seconds: f64, bytes: u64) {
         self.checkpoint.observe(seconds);
         self.checkpoint_bytes.inc_by(bytes);
     }
 
-    /// A peer answered.
-    pub fn rpc(&self, operation: &str, seconds: f64) {
-        self.rpc_latency.with_label_values(&[operation]).observe(seconds);
+    fn rpc(&self, operation: PeerOperation, seconds: f64) {
+        self.rpc_latency.with_label_values(&[operation.name()]).observe(seconds);
     }
 
-    /// A peer that applied the same entries has another state.
-    pub fn diverged(&self) {
+    fn diverged(&self, _: ShardId) {
         self.state_diverged.inc();
     }
 }

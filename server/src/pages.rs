@@ -6,7 +6,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
-use http::{StatusCode, header};
+use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use trefoil_core::{META_SHARD, NodeId};
 
@@ -35,6 +35,16 @@ pub fn router<S: Shards>(api: Arc<Api<S>>) -> Router {
         .route("/readyz", get(readyz::<S>))
         .route("/health", get(health::<S>))
         .with_state(api)
+}
+
+/// A path that is none: gRPC wants UNIMPLEMENTED (12) in an answer that is otherwise in order, everybody else 404.
+pub async fn nothing(headers: HeaderMap) -> Response {
+    let content = headers.get(header::CONTENT_TYPE);
+    if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
+        let headers = [("content-type", "application/grpc"), ("grpc-status", "12")];
+        return (headers, ()).into_response();
+    }
+    (StatusCode::NOT_FOUND, "there is nothing here\n").into_response()
 }
 
 async fn metrics<S: Shards>(State(api): State<Arc<Api<S>>>) -> Response {

@@ -1,147 +1,173 @@
 //! The parts of a node, and how they begin and end.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Router;
-use slog::{Logger, info};
+use prometheus::Registry;
+use slog::{Logger, error, info, warn};
+use thiserror::Error;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{MissedTickBehavior, interval};
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use trefoil_core::limits::STATE_CACHE_BYTES;
+use trefoil_core::replica::Tuning;
 
-use crate::api::{Api, Shards, routes};
-use crate::layer;
-use crate::listener::{Caps, Listener};
-use crate::pages;
+use crate::api::{Api, Settings};
+use crate::config::Config;
+use crate::front::{Front, Sockets};
+use crate::listener::Caps;
+use crate::logging;
+use crate::metrics::Metrics;
+use crate::node::{self, FatalError, Handle, Node, StartError};
 
-/// How often health looks at the shards.
-const HEALTH_INTERVAL: Duration = Duration::from_millis(200);
-/// Time that open requests have to end once the node is stopping.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
-/// Connections to the address of the pages alone.
-const PAGE_CONNECTIONS_MAX: u64 = 256;
-
-/// What clients see of a node: the addresses that it serves.
+/// Every address of a node, bound.
 #[derive(Debug)]
-pub struct Front<S> {
-    api: Arc<Api<S>>,
-    /// True once requests are to end.
-    closing: watch::Sender<bool>,
-    health: HealthReporter,
-    tasks: Vec<JoinHandle<()>>,
-    logger: Logger,
+pub struct Listeners {
+    clients: TcpListener,
+    pages: Option<TcpListener>,
+    peers: std::net::TcpListener,
 }
 
-/// The addresses of a front.
-#[derive(Debug)]
-pub struct Sockets {
-    /// gRPC and pages.
-    pub clients: TcpListener,
-    /// Pages alone.
-    pub pages: Option<TcpListener>,
+/// Why a node has ended: one sentence that says what to do. Its log has it, too.
+#[derive(Debug, Error)]
+pub enum Exit {
+    /// An address cannot be had.
+    #[error("--{flag}: cannot listen on {address}: {error}")]
+    Bind {
+        /// The flag that names it.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        error: std::io::Error,
+    },
+    /// The node did not start.
+    #[error("{0}")]
+    Start(#[from] StartError),
+    /// The node could not go on.
+    #[error("{0}")]
+    Failed(FatalError),
+    /// What was compiled in does not fit together.
+    #[error("cannot serve: {0}")]
+    Internal(String),
 }
 
-impl<S: Shards> Front<S> {
-    /// Serves an API on bound sockets.
+impl Listeners {
+    /// Binds the addresses of a configuration.
     ///
     /// # Errors
-    /// When the descriptors of the services cannot be read.
-    pub async fn start(
-        api: Api<S>,
-        sockets: Sockets,
-        caps: Caps,
-        logger: Logger,
-    ) -> Result<Self, tonic_reflection::server::Error> {
-        let api = Arc::new(api);
-        let health = HealthReporter::new();
-        tell(&health, &api, ServingStatus::NotServing).await;
-        let grpc = routes::routes(&api, health.clone())?.into_axum_router();
-        let pages = pages::router(Arc::clone(&api));
-        let router = layer::stack(grpc, api.metrics(), api.admission()).merge(pages.clone());
-        let closing = watch::Sender::new(false);
-        let serve = |socket, caps, router: Router| {
-            let metrics = Arc::clone(api.metrics());
-            let listener = Listener { socket, caps, metrics, logger: logger.clone() };
-            tokio::spawn(listener.serve(router, closing.subscribe(), DRAIN_TIMEOUT))
+    /// Names the flag and the address.
+    pub async fn bind(config: &Config) -> Result<Self, Exit> {
+        let pages = match config.metrics_listen {
+            Some(address) => Some(bind("metrics-listen", address).await?),
+            None => None,
         };
-        let mut tasks = vec![serve(sockets.clients, caps, router)];
-        if let Some(socket) = sockets.pages {
-            let caps =
-                Caps { connections: PAGE_CONNECTIONS_MAX, per_address: PAGE_CONNECTIONS_MAX };
-            tasks.push(serve(socket, caps, pages));
-        }
-        tasks.push(tokio::spawn(watch_health(
-            health.clone(),
-            Arc::clone(&api),
-            closing.subscribe(),
-        )));
-        Ok(Self { api, closing, health, tasks, logger })
+        let peers = bind("peer-listen", config.peer_listen).await?;
+        let peers = peers.into_std().map_err(|error| Exit::Bind {
+            flag: "peer-listen",
+            address: config.peer_listen,
+            error,
+        })?;
+        Ok(Self { clients: bind("listen", config.listen).await?, pages, peers })
     }
 
-    /// What it serves.
-    pub fn api(&self) -> &Arc<Api<S>> {
-        &self.api
-    }
-
-    /// Says that it serves no longer, so that clients go elsewhere, and ends what waits. Requests are still answered.
-    pub async fn announce_end(&self) {
-        self.api.stop();
-        tell(&self.health, &self.api, ServingStatus::NotServing).await;
-        info!(self.logger, "not serving any more");
-    }
-
-    /// Takes no further connections and requests, and lets those that are open end.
-    pub async fn stop(self) {
-        self.closing.send_replace(true);
-        for task in self.tasks {
-            // A task that panicked has nothing left to wait for.
-            task.await.ok();
-        }
-        info!(self.logger, "clients are disconnected");
+    /// Where clients reach this node: what the configuration says, or else the bound address.
+    fn endpoint(&self, config: &Config) -> String {
+        let bound =
+            || self.clients.local_addr().map_or(config.listen, |address| address).to_string();
+        format!("http://{}", config.advertise.clone().unwrap_or_else(bound))
     }
 }
 
-/// Sets the health of the node and of each service.
-async fn tell<S: Shards>(health: &HealthReporter, api: &Api<S>, status: ServingStatus) {
-    for name in [""].into_iter().chain(routes::served(api)) {
-        health.set_service_status(name, status).await;
-    }
+async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Exit> {
+    TcpListener::bind(address).await.map_err(|error| Exit::Bind { flag, address, error })
 }
 
-/// Keeps the health up to date until the end.
-async fn watch_health<S: Shards>(
-    health: HealthReporter,
-    api: Arc<Api<S>>,
-    mut closing: watch::Receiver<bool>,
-) {
-    let mut ticks = interval(HEALTH_INTERVAL);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut was_ready = false;
-    loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            _ = closing.wait_for(|closing| *closing) => return,
-        }
-        let is_ready = api.is_ready();
-        if is_ready != was_ready {
-            was_ready = is_ready;
-            let status = if is_ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-            tell(&health, &api, status).await;
-        }
-    }
-}
-
-/// Binds an address.
+/// Binds what a configuration names and runs a node with a log and metrics of its own: what `trefoil serve` does.
 ///
 /// # Errors
-/// Names the address.
-pub async fn bind(address: SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
-    })
+/// As [`run`], and when an address cannot be had.
+pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Exit> {
+    // Dropped last, so that every line is written.
+    let (logger, _guard) = logging::root(config.log_format, config.log_level);
+    let listeners = Listeners::bind(&config).await?;
+    run(config, listeners, Registry::new(), logger, shutdown).await
+}
+
+/// Runs a node until `shutdown` completes: then it hands over what it leads, lets what is open end, and writes what
+/// waits.
+///
+/// # Errors
+/// Why the node did not start, or could not go on.
+pub async fn run(
+    config: Config,
+    listeners: Listeners,
+    registry: Registry,
+    logger: Logger,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Exit> {
+    if config.exposed_plaintext {
+        warn!(
+            logger,
+            "an address is not loopback, and nothing is encrypted: keep it in a private network"
+        );
+    }
+    let metrics = Metrics::new(registry).map_err(|error| Exit::Internal(error.to_string()))?;
+    let caps = Caps::new(config.max_connections, config.max_connections_per_address);
+    let settings = Settings {
+        node_name: config.name.clone(),
+        services: config.services.clone(),
+        auto_create_queues: config.auto_create_queues,
+    };
+    let endpoint = listeners.endpoint(&config);
+    let Listeners { clients, pages, peers } = listeners;
+    info!(logger, "starting"; "endpoint" => &endpoint, "commit" => crate::COMMIT);
+    let (node, handle) = start(config, endpoint, peers, &metrics, &logger).await?;
+    let api = Api::new(handle, settings, metrics);
+    let front = Front::start(api, Sockets { clients, pages }, caps, logger.clone())
+        .await
+        .map_err(|error| Exit::Internal(error.to_string()))?;
+    info!(logger, "serving");
+    let failure = tokio::select! {
+        () = shutdown => None,
+        failure = node.failed() => Some(failure),
+    };
+    if let Some(failure) = &failure {
+        error!(logger, "the node cannot go on"; "cause" => %failure);
+    }
+    front.announce_end().await;
+    node.stop().await;
+    front.stop().await;
+    failure.map_or(Ok(()), |failure| Err(Exit::Failed(failure)))
+}
+
+/// Starts the node itself, which reads its log meanwhile.
+async fn start(
+    config: Config,
+    endpoint: String,
+    listener: std::net::TcpListener,
+    metrics: &Arc<Metrics>,
+    logger: &Logger,
+) -> Result<(Node, Handle), Exit> {
+    let members = config.members.into_iter().map(|member| node::Member {
+        id: member.id,
+        name: member.name,
+        address: member.peer_address,
+    });
+    let config = node::Config {
+        data_dir: config.data_dir,
+        node: config.node_id,
+        name: config.name,
+        members: members.collect(),
+        cluster_id: config.cluster_id,
+        shards: config.shards,
+        services: config.services.iter().map(|service| service.name().to_owned()).collect(),
+        listener,
+        endpoint,
+        min_free_bytes: config.min_free_bytes,
+        state_cache_bytes: STATE_CACHE_BYTES,
+        seed: rand::random(),
+        tuning: Tuning::default(),
+    };
+    let (observer, logger) = (Arc::clone(metrics), logger.clone());
+    let started = tokio::task::spawn_blocking(move || node::start(config, observer, logger)).await;
+    Ok(started.map_err(|error| Exit::Internal(error.to_string()))??)
 }

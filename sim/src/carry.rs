@@ -8,7 +8,8 @@ use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::replica::{ApplyRange, Effect, Input, Peer, Read, Reply, Role};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Entry, Manifest, Refusal};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{CancelAcquire, Entry, Manifest, Refusal};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::check::Violation;
@@ -27,6 +28,10 @@ impl World {
                 Effect::Send(peer) => self.send(node, shard, *peer),
                 Effect::Persist(batch) => {
                     let last = batch.entries.last().map_or(0, |entry| entry.index);
+                    for entry in &batch.entries {
+                        let place = (shard, entry.index, entry.term);
+                        self.agreements.stamped_at.entry(place).or_insert(self.now);
+                    }
                     trace!(self, "n{node}/s{shard} writes batch {} to {last}", batch.number);
                     self.write(node, shard, Write::Batch(batch));
                 }
@@ -42,7 +47,7 @@ impl World {
                     self.soon(5 * MILLISECOND, Event::In(self.process(node), local));
                 }
                 Effect::Checkpoint => self.task(node, shard, Task::Checkpoint),
-                Effect::Compact { to } => {
+                Effect::Compact { to, .. } => {
                     trace!(self, "n{node}/s{shard} cuts its log to {to}");
                     self.stats.compactions += 1;
                     self.node(node).disk.write(shard, Write::Compact(to));
@@ -216,7 +221,12 @@ impl World {
             let mut applied = host.machine.apply(&mut host.store, index, term, &data);
             host.overlay_bytes += data.len() as u64;
             applied.overlay_bytes = host.overlay_bytes;
-            trace!(self, "n{node}/s{shard} applied {index}@{term} chain {:x}", applied.chain);
+            trace!(
+                self,
+                "n{node}/s{shard} applied {index}@{term} chain {:x} log time {}",
+                applied.chain,
+                applied.log_time_ms
+            );
             self.saw_applied(node, shard, &data, &applied);
             all.push(applied);
         }
@@ -235,6 +245,11 @@ impl World {
             return;
         }
         *last = index;
+        let stamped_at = agreements.stamped_at.get(&(shard, index, applied.term)).copied();
+        if let (Some(at), false) = (stamped_at, data.is_empty()) {
+            self.violations
+                .extend(agreements.log_time.stamped(shard, applied.log_time_ms, at).err());
+        }
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
         self.stats.sessions_expired += counts.sessions_expired;
@@ -244,6 +259,11 @@ impl World {
         let ledger = &mut self.shared.ledger;
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
+            if let Some(Operation::CancelAcquire(CancelAcquire { waiter: Some(id), .. })) =
+                &command.operation
+            {
+                ledger.taken_back(shard, id);
+            }
             let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
                 Outcome::Answered(answer) => Some(answer),

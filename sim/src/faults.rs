@@ -42,7 +42,13 @@ impl World {
             }
             FaultKind::Pause => {
                 self.stats.pauses += 1;
-                self.node(node).paused_until = self.now + for_us;
+                let deaf_us = (
+                    self.shared.dice.between(0, SECOND / 10),
+                    self.shared.dice.between(0, SECOND / 10),
+                );
+                let until = self.now + for_us;
+                let host = self.node(node);
+                (host.paused_until, host.deaf_us) = (until, deaf_us);
             }
             FaultKind::SlowDisk => {
                 self.node(node).sync_floor_us =
@@ -154,6 +160,7 @@ impl World {
             let now = self.now;
             let host = self.node(node);
             host.paused_until = host.paused_until.min(now);
+            host.deaf_us = (0, 0);
             host.sync_floor_us = 0;
             self.mend(Mend::Start(node));
         }

@@ -109,7 +109,7 @@ impl Knobs {
         Self {
             nodes,
             shards: u32::try_from(dice.between(1, 2)).expect("a small number"),
-            clients: dice.between(5, 10),
+            clients: dice.between(6, 12),
             chaos_us: dice.between(10, 40) * SECOND,
             keys: dice.between(2, 8),
             partitions: u32::try_from(dice.between(1, 3)).expect("a small number"),

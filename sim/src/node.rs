@@ -83,6 +83,8 @@ pub struct Node {
     pub life: u32,
     /// Until when the process stands still.
     pub paused_until: u64,
+    /// How much later it hears peers and clients again: their streams are read in any order then.
+    pub deaf_us: (u64, u64),
     /// What a sync takes at least.
     pub sync_floor_us: u64,
     /// The end of the log was torn at the last crash: it looks as if more could be missing.
@@ -109,6 +111,7 @@ impl Node {
             up: false,
             life: 0,
             paused_until: 0,
+            deaf_us: (0, 0),
             sync_floor_us: 0,
             torn: false,
             syncing: 0,

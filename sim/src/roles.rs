@@ -80,18 +80,14 @@ impl Role {
     /// The role of a client by its number.
     #[must_use]
     pub fn of(client: u64) -> Self {
-        match client % 5 {
+        let locker = |namespace: &str| {
+            Self::Locker(Locker { namespace: namespace.to_owned(), session: None, held: None })
+        };
+        match client % 6 {
             0 => Self::Producer,
             1 => Self::Consumer(Vec::new()),
-            2 => {
-                let namespace = NAMESPACES[usize::from(client % 4 == 0)].to_owned();
-                Self::Locker(Locker { namespace, session: None, held: None })
-            }
-            3 => Self::Locker(Locker {
-                namespace: NAMESPACES[0].to_owned(),
-                session: None,
-                held: None,
-            }),
+            2 => locker(NAMESPACES[0]),
+            4 => locker(NAMESPACES[usize::from(client > 6)]),
             _ => Self::Cacher,
         }
     }
@@ -278,8 +274,13 @@ impl Locker {
             (0, _) => Action::CloseSession { namespace, session },
             // A holder that stands still: its session may expire.
             (1, _) => return Wish::Rest(dice.between(1, 8) * SECOND),
-            (2..=9, Some((lock, token))) => Action::Release { namespace, session, lock, token },
-            (2..=14, None) => {
+            // Of a lock that it need not hold, by a token that need not be its own.
+            (2, _) => {
+                let token = dice.between(0, 20);
+                Action::Release { namespace, session, lock: (*dice.pick(&LOCKS)).to_owned(), token }
+            }
+            (3..=9, Some((lock, token))) => Action::Release { namespace, session, lock, token },
+            (3..=14, None) => {
                 let lock = (*dice.pick(&LOCKS)).to_owned();
                 let wait_ms = if dice.chance(400) { 0 } else { dice.between(1, 3_000) };
                 Action::Acquire { namespace, session, lock, wait_ms }

@@ -13,6 +13,7 @@ use crate::check::Violation;
 use crate::check::agreement::Agreement;
 use crate::check::history::History;
 use crate::check::requests::Ledger;
+use crate::check::time::LogTime;
 use crate::client::{Client, Heard, Shared, Todo};
 use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
@@ -23,6 +24,9 @@ use crate::roles::{Operator, Role};
 use crate::run::Phase;
 use crate::stats::Stats;
 use crate::trace::Trace;
+
+/// What log time may gain on virtual time: the wall clocks of nodes differ.
+const CLOCK_ERROR_US: i64 = 100_000;
 
 /// Everything there is.
 #[derive(Debug)]
@@ -54,6 +58,9 @@ pub(crate) struct Agreements {
     pub(crate) leaders: Agreement,
     pub(crate) entries: Agreement,
     pub(crate) states: Agreement,
+    pub(crate) log_time: LogTime,
+    /// When an entry was first written: that is when it was stamped.
+    pub(crate) stamped_at: BTreeMap<(ShardId, u64, u64), u64>,
     /// Last index of each shard that the ledger knows.
     pub(crate) ledger_index: BTreeMap<ShardId, u64>,
 }
@@ -74,7 +81,7 @@ impl World {
         let knobs = Knobs::draw(&mut dice);
         let setup = Setup { nodes: knobs.nodes, shards: knobs.shards, tuning: knobs.tuning };
         let mut node = |id| {
-            let skew = i64::try_from(dice.between(0, 2_000)).expect("a small number") - 1_000;
+            let skew = i64::try_from(dice.between(0, 4)).expect("a small number") - 2;
             (id, Node::new(id, setup.shards, dice.between(0, 100_000_000), skew))
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
@@ -99,6 +106,8 @@ impl World {
             leaders: Agreement::on_leaders(),
             entries: Agreement::on_entries(),
             states: Agreement::on_states(),
+            log_time: LogTime::new(CLOCK_ERROR_US),
+            stamped_at: BTreeMap::new(),
             ledger_index: BTreeMap::new(),
         };
         let mut world = Self {
@@ -171,15 +180,16 @@ impl World {
         true
     }
 
-    /// Until when the node of an event stands still.
+    /// Until when the node of an event stands still, or does not read the stream that brings it.
     fn standing_still(&self, event: &Event) -> Option<u64> {
-        let node = match event {
-            Event::In(Process { node, .. }, _)
-            | Event::Peer(node, ..)
+        let (node, deaf_us) = match event {
+            Event::In(Process { node, .. }, _) => (node, 0),
+            Event::Peer(node, ..)
             | Event::Stream { to: node, .. }
-            | Event::Uncertain { to: node, .. }
-            | Event::Request { to: node, .. }
-            | Event::HangUp { to: node, .. } => node,
+            | Event::Uncertain { to: node, .. } => (node, self.nodes[node].deaf_us.0),
+            Event::Request { to: node, .. } | Event::HangUp { to: node, .. } => {
+                (node, self.nodes[node].deaf_us.1)
+            }
             Event::Hear(..)
             | Event::Wake(..)
             | Event::NextFault
@@ -187,7 +197,8 @@ impl World {
             | Event::Watch => return None,
         };
         let node = &self.nodes[node];
-        (node.up && node.paused_until > self.now).then_some(node.paused_until)
+        let until = node.paused_until + deaf_us;
+        (node.up && until > self.now).then_some(until)
     }
 
     fn handle(&mut self, event: Event) {

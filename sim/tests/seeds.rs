@@ -1,12 +1,12 @@
-//! Runs seeds: those that once found a fault, and as many others as fit a bounded time.
+//! Runs seeds: those that once found a fault, and a bounded number of others.
 
-use std::time::{Duration, Instant};
+use std::ops::Range;
 
 use trefoil_sim::run::{Report, run};
 use trefoil_sim::stats::Stats;
 
-/// Time for seeds in a test run.
-const BUDGET: Duration = Duration::from_secs(20);
+/// Seeds of a test run: enough to meet every fault, about 20 s of an unoptimised build.
+const SEEDS: Range<u64> = 10_000..10_050;
 
 fn demand(report: &Report) {
     assert!(
@@ -39,19 +39,15 @@ fn the_same_seed_gives_the_same_events() {
 
 #[test]
 fn seeds_keep_every_promise_and_reach_every_fault() {
-    let started = Instant::now();
     let mut total = Stats::default();
-    for seed in 10_000.. {
+    for seed in SEEDS {
         let report = run(seed);
         demand(&report);
         total.add(&report.stats);
-        if started.elapsed() >= BUDGET {
-            break;
-        }
     }
-    assert_eq!(
-        total.missing(),
-        [""; 0],
-        "a batch that never meets these has not tested them: {total}"
+    let missing = total.missing();
+    assert!(
+        missing.is_empty(),
+        "a batch that never meets {missing:?} has not tested them: {total}"
     );
 }

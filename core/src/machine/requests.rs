@@ -143,9 +143,15 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
 
 /// Refusals that a retry may outlive: remembering them would hide the answer of the first try, or of a later one.
 fn keeps_no_answer(answer: &Answer) -> bool {
-    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
-    let reason = refusal.reason();
-    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+    match &answer.answer {
+        Some(answer::Answer::Refusal(refusal)) => {
+            let reason = refusal.reason();
+            reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+        }
+        // A long poll asks again under the same id until there is something.
+        Some(answer::Answer::Dequeue(response)) => response.deliveries.is_empty(),
+        _ => false,
+    }
 }
 
 fn waits(record: &RequestAnswer) -> bool {

@@ -11,7 +11,9 @@ pub(super) struct LogClock {
     log_time_ms: u64,
     /// Boot clock when it was learned.
     at_ms: u64,
-    /// Wall clock stamped with it, in ms since 1970; 0 when there was none.
+    /// Log time of the last stamp, which is what the wall clock below belongs to.
+    stamped_ms: u64,
+    /// Wall clock of the last stamp, in ms since 1970; 0 when there was none.
     wall_ms: u64,
     /// Whether time has been followed since the stamp, here or at a peer that told.
     continuous: bool,
@@ -20,7 +22,13 @@ pub(super) struct LogClock {
 impl LogClock {
     /// Begins after a restart, when the time since the last stamp is not known.
     pub(super) fn new(log_time_ms: u64, wall_ms: u64, now: Now) -> Self {
-        Self { log_time_ms, at_ms: now.boot_ms, wall_ms, continuous: false }
+        Self {
+            log_time_ms,
+            at_ms: now.boot_ms,
+            stamped_ms: log_time_ms,
+            wall_ms,
+            continuous: false,
+        }
     }
 
     /// The estimate at `now`.
@@ -34,6 +42,7 @@ impl LogClock {
 
     /// An applied entry bore this stamp.
     pub(super) fn applied(&mut self, log_time_ms: u64, wall_ms: u64, now: Now) {
+        self.stamped_ms = self.stamped_ms.max(log_time_ms);
         self.wall_ms = self.wall_ms.max(wall_ms);
         self.raise(log_time_ms, now);
     }
@@ -44,27 +53,28 @@ impl LogClock {
         self.raise(time.log_time_ms, now);
     }
 
-    /// This replica leads now. Where nobody has followed the time, every replica has restarted, and the wall clock
-    /// says how long that took: never backwards, and not beyond a cap.
-    pub(super) fn lead(&mut self, now: Now) {
-        if !self.continuous {
-            let known = self.wall_ms > 0;
-            let away = if known {
-                now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX)
-            } else {
-                0
-            };
-            let up = now.boot_ms.saturating_sub(self.at_ms);
-            *self =
-                Self { log_time_ms: self.log_time_ms + away.max(up), at_ms: now.boot_ms, ..*self };
-            self.continuous = true;
+    /// Whether entries may be stamped: a leader that has not followed the time resumes it first.
+    pub(super) fn may_stamp(&self) -> bool {
+        self.continuous
+    }
+
+    /// This replica leads and has applied all that was stamped before. Where nobody has followed the time, every
+    /// replica has restarted, and the wall clock says how long that took: never backwards, and not beyond a cap.
+    pub(super) fn resume(&mut self, now: Now) {
+        if !self.continuous && self.wall_ms > 0 {
+            // From the stamp itself: the estimate has already moved on by the time since the restart.
+            let away = now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX);
+            self.raise(self.stamped_ms.saturating_add(away), now);
         }
+        self.continuous = true;
     }
 
     fn raise(&mut self, log_time_ms: u64, now: Now) {
         if log_time_ms > self.read(now) {
             self.log_time_ms = log_time_ms;
-            self.at_ms = now.boot_ms;
+            // The present millisecond may be nearly over: counted from its begin, two replicas whose milliseconds
+            // begin at different moments would push each other on with every message.
+            self.at_ms = now.boot_ms + 1;
         }
     }
 }
@@ -81,20 +91,42 @@ mod tests {
     fn time_goes_on_from_what_was_followed() {
         let mut clock = LogClock::new(1_000, 50_000, now(7, 900_000));
         clock.heard(PeerTime { log_time_ms: 1_500, continuous: true }, now(10, 900_003));
-        clock.lead(now(20, 900_013));
-        assert_eq!(clock.read(now(25, 0)), 1_515);
+        clock.resume(now(20, 900_013));
+        assert_eq!(clock.read(now(25, 0)), 1_514, "less the begun millisecond");
     }
 
     #[test]
     fn the_wall_clock_counts_only_when_all_have_restarted_and_never_backwards() {
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
-        clock.lead(now(100, 60_000));
+        clock.resume(now(100, 60_000));
         assert_eq!(clock.read(now(100, 0)), 11_000);
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
-        clock.lead(now(100, 10));
+        clock.resume(now(100, 10));
         assert_eq!(clock.read(now(100, 0)), 1_100);
         let mut clock = LogClock::new(1_000, 50_000, now(0, 0));
-        clock.lead(now(100, u64::MAX));
+        clock.resume(now(100, u64::MAX));
         assert_eq!(clock.read(now(100, 0)), 1_000 + WALL_ADVANCE_MS_MAX);
+    }
+
+    #[test]
+    fn time_since_the_restart_is_not_counted_twice() {
+        let mut clock = LogClock::new(0, 0, now(0, 60_000));
+        clock.applied(1_000, 50_000, now(100, 60_100));
+        clock.heard(PeerTime { log_time_ms: 1_900, continuous: false }, now(900, 60_900));
+        clock.resume(now(1_000, 61_000));
+        assert_eq!(clock.read(now(1_000, 61_000)), 12_000);
+    }
+
+    #[test]
+    fn replicas_do_not_push_each_other_on() {
+        let now = |phase_us: u64, at_us: u64| now((at_us + phase_us) / 1_000, 0);
+        let (mut left, mut right) =
+            (LogClock::new(0, 0, now(0, 0)), LogClock::new(0, 0, now(500, 0)));
+        for at_us in (0..1_000_000).step_by(100) {
+            right.heard(left.peer_time(now(0, at_us)), now(500, at_us));
+            left.heard(right.peer_time(now(500, at_us)), now(0, at_us));
+        }
+        let end = left.read(now(0, 1_000_000));
+        assert!((999..=1_001).contains(&end), "{end} ms in a second");
     }
 }

@@ -126,8 +126,8 @@ impl Replica {
         }
         let before = store.first() - 1;
         if to > before && (store.bytes_between(before, to) >= bytes_min || bytes_min <= 1) {
-            self.raft.0.mut_store().compact(to);
-            self.effects.push(Effect::Compact { to });
+            let term = self.raft.0.mut_store().compact(to);
+            self.effects.extend(term.map(|term| Effect::Compact { to, term }));
         }
     }
 

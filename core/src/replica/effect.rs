@@ -105,6 +105,8 @@ pub enum Effect {
     Compact {
         /// Last index to drop.
         to: u64,
+        /// Its term.
+        term: u64,
     },
     /// Open a snapshot of the last checkpoint for a peer; answered by `Input::SnapshotOpened`.
     OpenSnapshot(NodeId),

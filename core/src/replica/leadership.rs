@@ -77,6 +77,10 @@ impl Leadership {
 
     /// raft draws a timeout of its own whenever it resets; ours comes from the seed, one for each term and role.
     pub(super) fn settle(&mut self, raft: &mut RawNode<Log>) {
+        if raft.raft.state == StateRole::Leader && raft.raft.commit_to_current_term() {
+            // Elected where nobody was certain: what it has is what there is.
+            self.uncertain = false;
+        }
         if self.drawn_for == (raft.raft.term, raft.raft.state) {
             raft.raft.set_randomized_election_timeout(self.timeout);
         } else {
@@ -103,9 +107,22 @@ impl Leadership {
         }
     }
 
-    /// Entries of a leader were taken: has this replica caught up with what that leader had committed?
-    pub(super) fn appended(&mut self, raft: &RawNode<Log>, term: u64, commit: u64) {
-        if self.uncertain && term == raft.raft.term && raft.raft.raft_log.committed >= commit {
+    /// Whether a peer was said to have lost the end of its log.
+    pub(super) fn is_uncertain_peer(&self, node: NodeId) -> bool {
+        self.uncertain_peers.contains(&node)
+    }
+
+    /// An append of a leader arrived, with `last` as its last entry or the one before them: has this replica taken
+    /// it, and caught up with what that leader had committed?
+    pub(super) fn appended(
+        &mut self,
+        raft: &RawNode<Log>,
+        term: u64,
+        commit: u64,
+        last: (u64, u64),
+    ) {
+        let log = &raft.raft.raft_log;
+        if term == raft.raft.term && log.match_term(last.0, last.1) && log.committed >= commit {
             self.uncertain = false;
         }
     }

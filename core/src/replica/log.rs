@@ -179,9 +179,9 @@ impl Log {
         }
     }
 
-    /// Forgets entries up to an index.
-    pub(super) fn compact(&mut self, to: u64) {
-        let Some(term) = self.term_at(to) else { return };
+    /// Forgets entries up to an index, and says its term; nothing is forgotten when the log does not have it.
+    pub(super) fn compact(&mut self, to: u64) -> Option<u64> {
+        let term = self.term_at(to)?;
         while self.cached_from() <= to {
             let Some(entry) = self.cache.pop_front() else { break };
             self.cache_bytes -= entry.compute_size() as usize;
@@ -197,6 +197,7 @@ impl Log {
         }
         self.truncated = (to, term);
         self.sizes.cut(to);
+        Some(term)
     }
 
     /// The log is empty after a snapshot.
@@ -377,12 +378,12 @@ mod tests {
             (log.term_at(14), log.term_at(15), log.term_at(18), log.term_at(19)),
             (Some(2), Some(3), Some(3), None)
         );
-        log.compact(15);
+        assert_eq!(log.compact(15), Some(3));
         assert_eq!(
             (log.first(), log.term_at(15), log.term_at(16), log.term_at(14)),
             (16, Some(3), Some(3), None)
         );
-        log.compact(18);
+        assert_eq!(log.compact(18), Some(3));
         assert_eq!((log.first(), log.last, log.term_at(18)), (19, 18, Some(3)));
         log.append(&entries(19..=19, 4));
         assert_eq!(log.term_at(19), Some(4));

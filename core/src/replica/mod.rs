@@ -293,6 +293,8 @@ impl Replica {
         if !stuck && !self.leadership.abstains(&self.raft.0) {
             self.raft.0.tick();
         }
+        self.reads.sweep();
+        self.pending.sweep();
         let why = refusal(Reason::NoQuorum, "the shard could not confirm its leader in time");
         self.reads.expire(self.now, &why, &mut self.effects);
         let why =
@@ -328,11 +330,23 @@ impl Replica {
             MessageType::MsgHeartbeat => self.clamp_commit(&mut message),
             _ => {}
         }
-        let append = message.get_msg_type() == MessageType::MsgAppend;
+        let (kind, from) = (message.get_msg_type(), message.from);
         let (term, commit) = (message.term, message.commit);
+        let prior = (message.index, message.log_term);
+        let last = message.entries.last().map_or(prior, |entry| (entry.index, entry.term));
         // An error here is a message that raft has no use for.
-        if self.raft.0.step(message).is_ok() && append {
-            self.leadership.appended(&self.raft.0, term, commit);
+        if self.raft.0.step(message).is_err() {
+            return;
+        }
+        if kind == MessageType::MsgAppend {
+            self.leadership.appended(&self.raft.0, term, commit, last);
+        }
+        if kind == MessageType::MsgHeartbeatResponse
+            && self.leads()
+            && self.leadership.is_uncertain_peer(from)
+        {
+            // Only an append can make it certain, and without new entries none would come.
+            self.raft.0.raft.send_append(from);
         }
     }
 
@@ -362,6 +376,9 @@ impl Replica {
     fn take_applied(&mut self, mut applied: Applied) {
         self.clock.applied(applied.log_time_ms, applied.wall_ms, self.now);
         self.raft.0.advance_apply_to(applied.index);
+        if self.leads() && self.raft.0.raft.apply_to_current_term() {
+            self.clock.resume(self.now);
+        }
         self.chains.push_back(Chain { index: applied.index, hash: applied.chain });
         if self.chains.len() > CHAINS_KEPT {
             self.chains.pop_front();
@@ -415,6 +432,7 @@ impl Replica {
         // One entry is written while the next gathers.
         while self.leads()
             && self.ready.may_propose()
+            && self.clock.may_stamp()
             && !self.apply_is_behind()
             && !self.disk.is_full(&self.applied)
         {
@@ -512,7 +530,6 @@ impl Replica {
             self.step_down();
         }
         if role == Role::Leader && (led.role != Role::Leader || led.term != change.term) {
-            self.clock.lead(self.now);
             self.pending.lead(&mut self.effects);
             self.advance_index = 0;
         }

@@ -1,6 +1,6 @@
 //! Commands on their way: waiting to be proposed, proposed, and waiting in the state.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
@@ -29,6 +29,8 @@ pub(super) struct Pending {
     proposed: BTreeMap<u64, Proposed>,
     /// Callers of commands that wait in the state; one command sent twice has two.
     waiting: BTreeMap<WaiterId, Vec<CallId>>,
+    /// Calls whose callers went away; they are sorted out all together, once a tick.
+    cancelled: BTreeSet<CallId>,
     /// When commands that were proposed before a step-down are given up as ambiguous, in boot ms.
     give_up_ms: Option<u64>,
 }
@@ -103,6 +105,9 @@ impl Pending {
             }
             let Some((proposal, bytes)) = self.queue.pop_front() else { break };
             self.queue_bytes -= bytes;
+            if self.cancelled.contains(&proposal.call) {
+                continue;
+            }
             if proposal.deadline_ms <= now.boot_ms {
                 let text = "the deadline passed before the command was proposed";
                 effects.push(refuse(proposal.call, refusal(Reason::DeadlinePassed, text)));
@@ -134,13 +139,24 @@ impl Pending {
 
     /// A caller went away.
     pub(super) fn cancel(&mut self, call: CallId) {
-        if let Some(n) = self.queue.iter().position(|(proposal, _)| proposal.call == call)
-            && let Some((_, bytes)) = self.queue.remove(n)
-        {
-            self.queue_bytes -= bytes;
+        self.cancelled.insert(call);
+    }
+
+    /// Forgets the calls whose callers went away.
+    pub(super) fn sweep(&mut self) {
+        let cancelled = std::mem::take(&mut self.cancelled);
+        if cancelled.is_empty() {
+            return;
         }
+        self.queue.retain(|(proposal, bytes)| {
+            let gone = cancelled.contains(&proposal.call);
+            if gone {
+                self.queue_bytes -= bytes;
+            }
+            !gone
+        });
         self.waiting.retain(|_, calls| {
-            calls.retain(|waiting| *waiting != call);
+            calls.retain(|call| !cancelled.contains(call));
             !calls.is_empty()
         });
     }

@@ -3,7 +3,7 @@
 //! Source: D. Ongaro, Consensus: Bridging Theory and Practice (2014), section 6.4. A round's context is never used
 //! again, so that an old heartbeat response cannot confirm a new round.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use trefoil_proto::internal::v1::Refusal;
 
@@ -33,6 +33,8 @@ pub(super) struct Reads {
     /// Wait for log time to reach a value: (due ms, read).
     due: Vec<(u64, Read)>,
     contexts: u64,
+    /// Calls whose callers went away; they are sorted out all together, before reads are asked and once a tick.
+    cancelled: BTreeSet<CallId>,
 }
 
 impl Reads {
@@ -95,6 +97,9 @@ impl Reads {
 
     /// Reads that may be asked now that applies up to `index` were handed out.
     pub(super) fn ready(&mut self, index: u64) -> Vec<Read> {
+        if self.confirmed.front().is_some_and(|(at, _)| *at <= index) {
+            self.sweep();
+        }
         let mut ready = Vec::new();
         while let Some((_, reads)) = self.confirmed.pop_front_if(|(at, _)| *at <= index) {
             ready.extend(reads);
@@ -121,7 +126,15 @@ impl Reads {
 
     /// A caller went away.
     pub(super) fn cancel(&mut self, call: CallId) {
-        self.remove(|read| read.call == call, |_| ());
+        self.cancelled.insert(call);
+    }
+
+    /// Forgets the calls whose callers went away.
+    pub(super) fn sweep(&mut self) {
+        let cancelled = std::mem::take(&mut self.cancelled);
+        if !cancelled.is_empty() {
+            self.remove(|read| cancelled.contains(&read.call), |_| ());
+        }
     }
 
     fn remove(&mut self, mut unwanted: impl FnMut(&Read) -> bool, mut removed: impl FnMut(&Read)) {

@@ -14,7 +14,7 @@ use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position, Shard
 use trefoil_proto::internal::v1::Refusal;
 
 /// The shard of all scripts; with one data shard it holds every slot.
-pub const SHARD: ShardId = 1;
+pub(crate) const SHARD: ShardId = 1;
 
 /// A state that a file holds.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ struct Member {
 
 /// All replicas, and the messages between them.
 #[derive(Debug)]
-pub struct Cluster {
+pub(crate) struct Cluster {
     now_ms: u64,
     voters: Vec<NodeId>,
     tuning: Tuning,
@@ -75,13 +75,18 @@ pub struct Cluster {
 
 impl Cluster {
     /// Newborn replicas 1 to `nodes`; the first is to lead.
-    pub fn new(nodes: u64, tuning: Tuning) -> Self {
+    pub(crate) fn new(nodes: u64, tuning: Tuning) -> Self {
         let mut store = MemoryStore::default();
         Machine::bootstrap(&mut store);
         let at = (BIRTH_INDEX, BIRTH_TERM);
-        let hard_state = HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
-        let disk =
-            Disk { hard_state, truncated: at, entries: BTreeMap::new(), image: Image { store, at } };
+        let hard_state =
+            HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
+        let disk = Disk {
+            hard_state,
+            truncated: at,
+            entries: BTreeMap::new(),
+            image: Image { store, at },
+        };
         let mut cluster = Self {
             now_ms: 1_000,
             voters: (1..=nodes).collect(),
@@ -100,12 +105,12 @@ impl Cluster {
     }
 
     /// Takes the trace since the last time.
-    pub fn take_trace(&mut self) -> String {
+    pub(crate) fn take_trace(&mut self) -> String {
         std::mem::take(&mut self.trace)
     }
 
     /// Starts a replica from its disk.
-    pub fn start(&mut self, node: NodeId, uncertain: bool) {
+    pub(crate) fn start(&mut self, node: NodeId, uncertain: bool) {
         let disk = &self.disks[&node];
         let mut terms = Vec::<(u64, u64)>::new();
         for (index, entry) in &disk.entries {
@@ -145,29 +150,29 @@ impl Cluster {
     }
 
     /// A process dies: only its disk stays.
-    pub fn crash(&mut self, node: NodeId) {
+    pub(crate) fn crash(&mut self, node: NodeId) {
         self.members.remove(&node);
     }
 
     /// Cuts the links of a node in both directions.
-    pub fn isolate(&mut self, node: NodeId) {
+    pub(crate) fn isolate(&mut self, node: NodeId) {
         for other in self.voters.iter().filter(|other| **other != node) {
             self.cut.extend([(node, *other), (*other, node)]);
         }
     }
 
     /// Mends all links.
-    pub fn mend(&mut self) {
+    pub(crate) fn mend(&mut self) {
         self.cut.clear();
     }
 
     /// Loses the messages under way, to one node or to all.
-    pub fn drop_messages(&mut self, to: Option<NodeId>) {
+    pub(crate) fn drop_messages(&mut self, to: Option<NodeId>) {
         self.messages.retain(|(peer, _)| to.is_some_and(|to| peer.message.to != to));
     }
 
     /// Lets a tick of time pass and tells it to these nodes.
-    pub fn tick(&mut self, nodes: &[NodeId]) {
+    pub(crate) fn tick(&mut self, nodes: &[NodeId]) {
         self.now_ms += trefoil_core::limits::TICK_MS;
         for node in nodes {
             self.step(*node, Input::Tick);
@@ -175,23 +180,34 @@ impl Cluster {
     }
 
     /// The nodes that run.
-    pub fn running(&self) -> Vec<NodeId> {
+    pub(crate) fn running(&self) -> Vec<NodeId> {
         self.members.keys().copied().collect()
     }
 
     /// The clock of all nodes, in ms.
-    pub fn now_ms(&self) -> u64 {
+    pub(crate) fn now_ms(&self) -> u64 {
         self.now_ms
     }
 
     /// What a replica says of itself.
-    pub fn status(&self, node: NodeId) -> trefoil_core::replica::Status {
+    pub(crate) fn status(&self, node: NodeId) -> trefoil_core::replica::Status {
         self.members[&node].replica.status(self.now())
     }
 
     /// Whether a replica lost the end of its log.
-    pub fn is_uncertain(&self, node: NodeId) -> bool {
+    pub(crate) fn is_uncertain(&self, node: NodeId) -> bool {
         self.members[&node].replica.is_uncertain()
+    }
+
+    /// Tells all replicas which of them lost the end of their log.
+    pub(crate) fn tell_uncertain(&mut self) {
+        for node in
+            self.running().into_iter().filter(|node| self.is_uncertain(*node)).collect::<Vec<_>>()
+        {
+            for peer in self.running().into_iter().filter(|peer| *peer != node) {
+                self.step(peer, Input::Uncertain { node, uncertain: true });
+            }
+        }
     }
 
     fn now(&self) -> Now {
@@ -199,7 +215,7 @@ impl Cluster {
     }
 
     /// Tells an input to a replica.
-    pub fn step(&mut self, node: NodeId, input: Input) {
+    pub(crate) fn step(&mut self, node: NodeId, input: Input) {
         let now = self.now();
         let Some(member) = self.members.get_mut(&node) else { return };
         for effect in member.replica.step(now, input) {
@@ -208,7 +224,7 @@ impl Cluster {
     }
 
     /// Delivers the messages that are under way now, in order; says whether there were any.
-    pub fn deliver(&mut self) -> bool {
+    pub(crate) fn deliver(&mut self) -> bool {
         let messages = std::mem::take(&mut self.messages);
         let any = !messages.is_empty();
         for (peer, image) in messages {
@@ -233,7 +249,7 @@ impl Cluster {
     }
 
     /// Syncs what a node has written; says whether there was anything.
-    pub fn persist(&mut self, node: NodeId) -> bool {
+    pub(crate) fn persist(&mut self, node: NodeId) -> bool {
         let Some(member) = self.members.get_mut(&node) else { return false };
         let writes = std::mem::take(&mut member.writes);
         let install = member.install.take();
@@ -276,7 +292,7 @@ impl Cluster {
     }
 
     /// Lets the applier of a node do all its work; says whether there was any.
-    pub fn apply(&mut self, node: NodeId) -> bool {
+    pub(crate) fn apply(&mut self, node: NodeId) -> bool {
         let Some(member) = self.members.get_mut(&node) else { return false };
         let tasks = std::mem::take(&mut member.tasks);
         let any = !tasks.is_empty();
@@ -305,7 +321,8 @@ impl Cluster {
             Task::Query { reads, term, now_ms } => {
                 for read in reads {
                     let member = self.members.get_mut(&node).expect("it runs");
-                    let outcome = member.machine.query(&member.store, read.call, &read.query, now_ms);
+                    let outcome =
+                        member.machine.query(&member.store, read.call, &read.query, now_ms);
                     let progress = member.machine.progress();
                     let (index, log_time_ms) = (progress.index, progress.log_time_ms);
                     match outcome {
@@ -314,7 +331,9 @@ impl Cluster {
                             self.show_reply(node, read.call, &Reply::Answered(at, answer));
                         }
                         QueryOutcome::Due(due_ms) => self.step(node, Input::Due { read, due_ms }),
-                        QueryOutcome::Parked => self.note(node, format_args!("call {} waits", read.call)),
+                        QueryOutcome::Parked => {
+                            self.note(node, format_args!("call {} waits", read.call))
+                        }
                     }
                 }
             }
@@ -352,7 +371,7 @@ impl Cluster {
                 let entries = log.range(first..last).map(|(_, entry)| entry.clone()).collect();
                 self.step(node, Input::Fetched { ticket, entries });
             }
-            Effect::Compact { to } => {
+            Effect::Compact { to, .. } => {
                 let disk = self.disks.get_mut(&node).expect("every node has a disk");
                 let term = disk.entries[&to].term;
                 disk.truncated = (to, term);
@@ -390,7 +409,9 @@ impl Cluster {
 
     fn show(&mut self, node: NodeId, effect: &Effect) {
         match effect {
-            Effect::Send(peer) => self.note(node, format_args!("→ {}", show_message(&peer.message))),
+            Effect::Send(peer) => {
+                self.note(node, format_args!("→ {}", show_message(&peer.message)))
+            }
             Effect::SendSnapshot(peer) => {
                 let at = peer.message.get_snapshot().get_metadata();
                 let (to, index, term) = (peer.message.to, at.index, at.term);
@@ -403,8 +424,12 @@ impl Cluster {
             Effect::Apply(range) if range.first == range.last => {
                 self.note(node, format_args!("applies {}", range.first));
             }
-            Effect::Apply(range) => self.note(node, format_args!("applies {}..{}", range.first, range.last)),
-            Effect::Query { reads, .. } => self.note(node, format_args!("asks {} reads", reads.len())),
+            Effect::Apply(range) => {
+                self.note(node, format_args!("applies {}..{}", range.first, range.last))
+            }
+            Effect::Query { reads, .. } => {
+                self.note(node, format_args!("asks {} reads", reads.len()))
+            }
             Effect::CancelQuery(call) => self.note(node, format_args!("cancels call {call}")),
             Effect::StepDown { .. } => self.note(node, format_args!("forgets what a leader keeps")),
             Effect::Reply(call, reply) => self.show_reply(node, *call, reply),
@@ -412,17 +437,28 @@ impl Cluster {
                 self.note(node, format_args!("reads {first}..{} of its log", last - 1));
             }
             Effect::Checkpoint => self.note(node, format_args!("takes a checkpoint")),
-            Effect::Compact { to } => self.note(node, format_args!("cuts its log to {to}")),
+            Effect::Compact { to, .. } => self.note(node, format_args!("cuts its log to {to}")),
             Effect::OpenSnapshot(to) => self.note(node, format_args!("opens a snapshot for n{to}")),
-            Effect::CloseSnapshot(to) => self.note(node, format_args!("closes the snapshot for n{to}")),
+            Effect::CloseSnapshot(to) => {
+                self.note(node, format_args!("closes the snapshot for n{to}"))
+            }
             Effect::InstallSnapshot { index, term, hard_state, .. } => {
                 let HardState { term: own, vote, commit, .. } = hard_state;
-                self.note(node, format_args!("installs {index}@{term} with term {own} vote {vote} commit {commit}"));
+                self.note(
+                    node,
+                    format_args!(
+                        "installs {index}@{term} with term {own} vote {vote} commit {commit}"
+                    ),
+                );
             }
             Effect::DiscardSnapshot { .. } => self.note(node, format_args!("discards a snapshot")),
             Effect::Role(role) => {
-                let leader = role.leader.map_or_else(|| "nobody".to_owned(), |leader| format!("n{leader}"));
-                self.note(node, format_args!("is {:?} of term {}, led by {leader}", role.role, role.term));
+                let leader =
+                    role.leader.map_or_else(|| "nobody".to_owned(), |leader| format!("n{leader}"));
+                self.note(
+                    node,
+                    format_args!("is {:?} of term {}, led by {leader}", role.role, role.term),
+                );
             }
             Effect::Diverged { peer, index } => {
                 self.note(node, format_args!("has another state than n{peer} at {index}"));
@@ -460,7 +496,9 @@ fn show_entries(entries: &[Entry]) -> String {
     match entries {
         [] => String::new(),
         [one] => format!(" {}@{}", one.index, one.term),
-        [first, .., last] => format!(" {}@{}..{}@{}", first.index, first.term, last.index, last.term),
+        [first, .., last] => {
+            format!(" {}@{}..{}@{}", first.index, first.term, last.index, last.term)
+        }
     }
 }
 
@@ -475,7 +513,9 @@ fn show_message(message: &Message) -> String {
         }
         MessageType::MsgAppendResponse => format!(" to {index}{refused}"),
         MessageType::MsgHeartbeat => format!(" commit {commit}"),
-        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => format!(" last {index}@{log_term}"),
+        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+            format!(" last {index}@{log_term}")
+        }
         _ => refused.to_owned(),
     };
     format!("n{to} {name} t{term}{detail}")

@@ -7,18 +7,17 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
+use trefoil_core::limits::CLIENT_CLEAN_UPS_MAX;
 use trefoil_proto::internal::v1::{Refusal, command};
 use trefoil_proto::reason::Retry;
 
 use super::{Api, Shards};
 
-/// Clean-ups at a time. Beyond, a session's or a lease's own end cleans up.
-const CLEAN_UPS_MAX: usize = 16_384;
 /// How long a clean-up is tried.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// Places for clean-ups.
+/// Places for clean-ups. Without one, a session's or a lease's own end cleans up.
 #[derive(Debug)]
 pub(super) struct Background {
     places: Arc<Semaphore>,
@@ -26,7 +25,7 @@ pub(super) struct Background {
 
 impl Default for Background {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(CLEAN_UPS_MAX)) }
+        Self { places: Arc::new(Semaphore::new(CLIENT_CLEAN_UPS_MAX)) }
     }
 }
 

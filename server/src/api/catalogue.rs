@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::time::Instant;
-use trefoil_core::limits::PARTITIONS_DEFAULT;
+use trefoil_core::limits::{CATALOGUES_MAX, PARTITIONS_DEFAULT};
 use trefoil_core::slot::SYSTEM_SLOT;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation as Command;
@@ -13,9 +13,6 @@ use trefoil_proto::internal::v1::{Catalogue, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
 use super::{Api, Context, Shards, expect_answer, other_answer};
-
-/// Queues that a node remembers.
-const REMEMBERED_MAX: usize = 16_384;
 
 /// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
 #[derive(Debug, Default)]
@@ -30,7 +27,7 @@ impl Catalogues {
 
     fn remember(&self, name: String, catalogue: Catalogue) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= REMEMBERED_MAX {
+        if known.len() >= CATALOGUES_MAX {
             // Any of them: it is asked for again.
             known.pop_first();
         }

@@ -190,8 +190,8 @@ impl<S: Shards> Poll<'_, S> {
             sleep(RETRY_PAUSE).await;
         }
         let mut waiting = JoinSet::new();
-        for group in groups.iter().cloned() {
-            let (api, catalogue) = (Arc::clone(self.api), self.catalogue);
+        for group in groups {
+            let (api, catalogue, group) = (Arc::clone(self.api), self.catalogue, group.clone());
             waiting.spawn(async move { api.await_ready(&catalogue, &group, until).await });
         }
         timeout_at(until, waiting.join_next()).await.ok()??.ok()

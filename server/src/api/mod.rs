@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
+use trefoil_core::limits::CALL_TIMEOUT_MS;
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
@@ -39,9 +40,6 @@ use crate::authorize::{Authorizer, Principal, authorize};
 use crate::config::Service;
 use crate::layer::admission::{Admission, Permit};
 use crate::metrics::Metrics;
-
-/// Time that the server gives a call, beside what the call itself wants to wait.
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What handlers must know of the configuration.
 #[derive(Clone, Debug)]
@@ -68,8 +66,18 @@ pub struct Api<S> {
     background: Background,
     /// Where the next poll, and the next message without a key, begins its round.
     round: AtomicUsize,
-    /// True once the node is about to end: what waits is told to go elsewhere.
-    stopping: watch::Sender<bool>,
+    /// How near the end of the node is.
+    phase: watch::Sender<Phase>,
+}
+
+/// How near the end of a node is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// What waits is told to go elsewhere; everything else is still answered.
+    Stopping,
+    /// Nothing is answered any more.
+    Ended,
 }
 
 /// Who calls, and under what conditions.
@@ -113,7 +121,7 @@ impl<S: Shards> Api<S> {
             catalogues: Catalogues::default(),
             background: Background::default(),
             round: AtomicUsize::new(0),
-            stopping: watch::Sender::new(false),
+            phase: watch::Sender::new(Phase::Serving),
         }
     }
 
@@ -145,13 +153,18 @@ impl<S: Shards> Api<S> {
 
     /// Whether every shard has a leader, as far as this node knows, and the node is not about to end.
     pub fn is_ready(&self) -> bool {
-        !*self.stopping.borrow()
+        *self.phase.borrow() == Phase::Serving
             && (0..=self.shards.shards()).all(|shard| self.shards.leader(shard).is_some())
     }
 
     /// The node is about to end: it says that it is not ready, and ends what waits.
     pub fn stop(&self) {
-        self.stopping.send_replace(true);
+        self.phase.send_replace(Phase::Stopping);
+    }
+
+    /// The node has ended: so do the pipelined streams.
+    pub fn end(&self) {
+        self.phase.send_replace(Phase::Ended);
     }
 
     /// Carries out one operation.
@@ -167,7 +180,7 @@ impl<S: Shards> Api<S> {
         let facts = operation::facts(&operation);
         (self.authorizer)(&caller.principal, facts.action, facts.resource)?;
         self.service_is_on(&facts)?;
-        let longest = CALL_TIMEOUT + Duration::from_millis(facts.wait_ms);
+        let longest = Duration::from_millis(CALL_TIMEOUT_MS + facts.wait_ms);
         let deadline =
             Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
         let context = Context { deadline, cancelled: caller.cancelled };
@@ -178,11 +191,11 @@ impl<S: Shards> Api<S> {
         }
         let waiting = self.admission.wait()?;
         drop(caller.permit);
-        let mut stopping = self.stopping.subscribe();
+        let mut phase = self.phase.subscribe();
         let outcome = tokio::select! {
             outcome = self.dispatch(&context, operation) => outcome,
             // The sender lives as long as this front.
-            _ = stopping.wait_for(|stopping| *stopping) => Err(refusal(Reason::Stopping, "the node is stopping")),
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => Err(stopping()),
         };
         drop(waiting);
         outcome
@@ -315,6 +328,10 @@ use expect_answer;
 
 fn other_answer() -> Refusal {
     refusal(Reason::Internal, "a shard answered another question")
+}
+
+fn stopping() -> Refusal {
+    refusal(Reason::Stopping, "the node is stopping")
 }
 
 /// A refusal of the front itself.

@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use prometheus::IntGauge;
 use prost::Message as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use trefoil_core::check::invalid;
-use trefoil_core::limits::FRAME_BYTES_MAX;
+use trefoil_core::limits::{
+    FRAME_BYTES_MAX, STREAM_CALLS_MAX, STREAM_REPLIES_MAX, STREAM_WAITING_MAX,
+};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::pipeline::v1 as pipeline;
 use trefoil_proto::pipeline::v1::pipeline_service_server::PipelineService;
@@ -25,16 +27,10 @@ use trefoil_proto::status::to_status;
 
 use super::operation;
 use super::unary::principal;
-use super::{Api, Caller, Outcome, Shards};
+use super::{Api, Caller, Outcome, Phase, Shards, stopping};
 use crate::authorize::Principal;
 use crate::layer::admission::overloaded;
-
-/// Calls of one stream in flight that do not wait; a further frame is read when some have ended.
-pub const CALLS_PER_STREAM_MAX: usize = 4_096;
-/// Calls of one stream that wait for a lock or a message.
-pub const WAITING_PER_STREAM_MAX: usize = 16_384;
-/// Replies that wait for their frame.
-const REPLIES_WAITING_MAX: usize = 1_024;
+use crate::layer::oversize::refused;
 
 /// The pipelined service on one front.
 #[derive(Debug)]
@@ -59,7 +55,7 @@ impl<S: Shards> PipelineService for Pipeline<S> {
         request: Request<Streaming<pipeline::OpenRequest>>,
     ) -> Result<Response<Frames>, Status> {
         let principal = principal(&request);
-        let (sender, replies) = mpsc::channel(REPLIES_WAITING_MAX);
+        let (sender, replies) = mpsc::channel(STREAM_REPLIES_MAX);
         let reader = Reader {
             api: Arc::clone(&self.api),
             principal,
@@ -93,7 +89,7 @@ impl Drop for Open {
 struct Reader<S> {
     api: Arc<Api<S>>,
     principal: Principal,
-    replies: mpsc::Sender<pipeline::Reply>,
+    replies: mpsc::Sender<Result<pipeline::Reply, Status>>,
     calls: Calls,
 }
 
@@ -114,7 +110,7 @@ struct Running {
 
 impl Calls {
     fn has_room(&self) -> bool {
-        self.by_id.len() - self.waiting < CALLS_PER_STREAM_MAX
+        self.by_id.len() - self.waiting < STREAM_CALLS_MAX
     }
 
     fn add(&mut self, id: u64, running: Running) {
@@ -153,20 +149,35 @@ impl Calls {
 
 impl<S: Shards> Reader<S> {
     async fn run(mut self, mut frames: Streaming<pipeline::OpenRequest>) {
+        let mut phase = self.api.phase.subscribe();
+        let mut has_ended = false;
         loop {
             let goes_on = tokio::select! {
                 goes_on = self.calls.next_end(), if !self.calls.running.is_empty() => goes_on,
                 frame = frames.message(), if self.calls.has_room() => match frame {
                     Ok(Some(frame)) => self.frame(frame).await,
+                    Err(status) if status.code() == Code::OutOfRange => {
+                        // Where nobody listens any more, nothing is left to say.
+                        self.replies.send(Err(refused("frame", FRAME_BYTES_MAX))).await.ok();
+                        return;
+                    }
                     // The client has said all that it had to say, or is gone.
                     Ok(None) | Err(_) => break,
                 },
+                () = ended(&mut phase) => {
+                    has_ended = true;
+                    break;
+                }
             };
             if !goes_on {
                 return;
             }
         }
         while !self.calls.running.is_empty() && self.calls.next_end().await {}
+        if has_ended {
+            // Every call that was read has its reply: the others certainly did not happen.
+            self.replies.send(Err(to_status(&stopping(), false))).await.ok();
+        }
     }
 
     /// Starts the calls of a frame; false when the stream must end.
@@ -182,7 +193,7 @@ impl<S: Shards> Reader<S> {
             }
             let id = call.id;
             if let Err(refusal) = self.start(call)
-                && self.replies.send(reply(id, Err(refusal), false).0).await.is_err()
+                && self.replies.send(Ok(reply(id, Err(refusal), false).0)).await.is_err()
             {
                 return false;
             }
@@ -201,7 +212,7 @@ impl<S: Shards> Reader<S> {
         let (method, waits, has_request_id) =
             (facts.method, facts.wait_ms > 0, facts.request_id.is_some());
         let handling = self.api.metrics().begin(method);
-        let admitted = if waits && self.calls.waiting >= WAITING_PER_STREAM_MAX {
+        let admitted = if waits && self.calls.waiting >= STREAM_WAITING_MAX {
             Err(overloaded("the stream has too many calls that wait"))
         } else {
             self.api.admission().admit(method.load())
@@ -227,12 +238,17 @@ impl<S: Shards> Reader<S> {
             let (reply, code) = reply(id, outcome, has_request_id);
             handling.end(code);
             // Nobody listens any more: what was done stays done.
-            replies.send(reply).await.ok();
+            replies.send(Ok(reply)).await.ok();
             id
         });
         self.calls.add(id, Running { task, waits, cancelled });
         Ok(())
     }
+}
+
+/// Waits for the end of the node; its sender lives as long as the front.
+async fn ended(phase: &mut watch::Receiver<Phase>) {
+    drop(phase.wait_for(|phase| *phase == Phase::Ended).await);
 }
 
 /// The end of a call, and its code.
@@ -258,7 +274,7 @@ fn reply(
 /// The frames of replies of one stream. Dropped, it ends the stream's calls.
 #[derive(Debug)]
 pub struct Frames {
-    replies: mpsc::Receiver<pipeline::Reply>,
+    replies: mpsc::Receiver<Result<pipeline::Reply, Status>>,
     reader: AbortHandle,
     _open: Open,
     frame: Frame,
@@ -283,7 +299,8 @@ impl Stream for Frames {
         let mut has_ended = false;
         while self.frame.bytes < FRAME_BYTES_MAX {
             match self.replies.poll_recv(context) {
-                Poll::Ready(Some(reply)) => {
+                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
+                Poll::Ready(Some(Ok(reply))) => {
                     self.frame.bytes += reply.encoded_len();
                     self.frame.replies.push(reply);
                 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use trefoil_core::check::invalid;
+use trefoil_core::check::{PART_MARK, invalid};
 use trefoil_core::machine::parse_lease_id;
 use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -175,7 +175,8 @@ impl<S: Shards> Api<S> {
 /// The request id of a part of a request. A shard knows a request by its client and sequence, and partitions of one
 /// shard are commands of their own: all but the first go under a client name that no client can have.
 fn derived(id: &RequestId, count: u32) -> RequestId {
-    let client = if count == 0 { id.client.clone() } else { format!("{}#{count}", id.client) };
+    let client =
+        if count == 0 { id.client.clone() } else { format!("{}{PART_MARK}{count}", id.client) };
     RequestId { client, ..id.clone() }
 }
 

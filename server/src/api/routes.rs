@@ -84,6 +84,7 @@ fn reflection<S: Shards>(api: &Api<S>) -> Builder<'static> {
     let listed = served(api).into_iter().chain(of_grpc);
     let builder = Builder::configure()
         .register_encoded_file_descriptor_set(trefoil_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(trefoil_proto::status::DETAIL_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET)

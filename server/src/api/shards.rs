@@ -3,35 +3,11 @@
 use std::future::Future;
 
 use tokio::time::Instant;
-use trefoil_core::replica::Status;
-use trefoil_core::{NodeId, Position, ShardId};
-use trefoil_proto::internal::v1::{Answer, Command, Query, Refusal};
+use trefoil_core::{NodeId, ShardId};
+use trefoil_proto::internal::v1::{Command, Query, Refusal};
 
-/// A call that was decided.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Answered {
-    /// Node that led the shard.
-    pub node: NodeId,
-    /// The shard.
-    pub shard: ShardId,
-    /// Where in its history.
-    pub position: Position,
-    /// What it said; a refusal here is the state machine's, and definite.
-    pub answer: Answer,
-}
-
-/// One shard of this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ShardState {
-    /// Which one.
-    pub shard: ShardId,
-    /// What its replica says of itself.
-    pub status: Status,
-    /// Bytes of the state file.
-    pub state_bytes: u64,
-    /// Bytes of changes since the last checkpoint.
-    pub overlay_bytes: u64,
-}
+use crate::node::Handle;
+pub use crate::node::{Answered, ShardState};
 
 /// A member of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,4 +62,57 @@ pub trait Shards: Clone + Send + Sync + 'static {
 
     /// Number of data shards.
     fn shards(&self) -> u32;
+}
+
+impl Shards for Handle {
+    async fn command(
+        &self,
+        shard: ShardId,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Answered, Refusal> {
+        Self::command(self, shard, command, deadline).await
+    }
+
+    async fn query(
+        &self,
+        shard: ShardId,
+        query: Query,
+        deadline: Instant,
+    ) -> Result<Answered, Refusal> {
+        Self::query(self, shard, query, deadline).await
+    }
+
+    async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), Refusal> {
+        Self::transfer_leader(self, shard, to).await
+    }
+
+    fn status(&self) -> Vec<ShardState> {
+        Self::status(self)
+    }
+
+    fn leader(&self, shard: ShardId) -> Option<NodeId> {
+        Self::leader(self, shard)
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let members = Self::members(self).iter().map(|member| Member {
+            id: member.id,
+            name: member.name.clone(),
+            endpoint: self.endpoint_of(member.id),
+        });
+        members.collect()
+    }
+
+    fn cluster_id(&self) -> [u8; 16] {
+        Self::cluster_id(self)
+    }
+
+    fn node_id(&self) -> NodeId {
+        Self::node_id(self)
+    }
+
+    fn shards(&self) -> u32 {
+        Self::shards(self)
+    }
 }

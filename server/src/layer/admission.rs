@@ -3,19 +3,13 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use trefoil_core::limits::{
+    CLIENT_CALLS_MAX, CLIENT_CALLS_RESERVED, CLIENT_STREAMS_MAX, CLIENT_WAITING_MAX,
+};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
 use crate::api::method::Load;
-
-/// Calls in flight on a node.
-pub const CALLS_MAX: usize = 16_384;
-/// Further calls in flight that keep alive, acknowledge, release or ask for health.
-pub const PRIORITY_CALLS_MAX: usize = 4_096;
-/// Calls of a node that wait for a lock or a message.
-pub const WAITING_CALLS_MAX: usize = 65_536;
-/// Streams of a node, pipelined and others.
-pub const STREAMS_MAX: usize = 16_384;
 
 /// The places of one node.
 #[derive(Debug)]
@@ -36,10 +30,10 @@ impl Default for Admission {
     fn default() -> Self {
         let places = |count| Arc::new(Semaphore::new(count));
         Self {
-            work: places(CALLS_MAX),
-            priority: places(PRIORITY_CALLS_MAX),
-            waiting: places(WAITING_CALLS_MAX),
-            streams: places(STREAMS_MAX),
+            work: places(CLIENT_CALLS_MAX),
+            priority: places(CLIENT_CALLS_RESERVED),
+            waiting: places(CLIENT_WAITING_MAX),
+            streams: places(CLIENT_STREAMS_MAX),
         }
     }
 }
@@ -85,10 +79,11 @@ mod tests {
     #[test]
     fn what_ends_work_has_places_of_its_own() {
         let admission = Admission::default();
-        let work = (0..CALLS_MAX).map(|_| admission.admit(Load::Work).unwrap()).collect::<Vec<_>>();
+        let work =
+            (0..CLIENT_CALLS_MAX).map(|_| admission.admit(Load::Work).unwrap()).collect::<Vec<_>>();
         let refusal = admission.admit(Load::Work).unwrap_err();
         assert_eq!(refusal.reason(), Reason::Overloaded);
-        let priority = (0..PRIORITY_CALLS_MAX)
+        let priority = (0..CLIENT_CALLS_RESERVED)
             .map(|_| admission.admit(Load::Priority).unwrap())
             .collect::<Vec<_>>();
         assert!(admission.admit(Load::Priority).is_err());

@@ -58,7 +58,7 @@ where
 }
 
 /// The gRPC code among headers or trailers.
-fn code(headers: &HeaderMap) -> Option<Code> {
+pub(super) fn code(headers: &HeaderMap) -> Option<Code> {
     Some(Code::from_bytes(headers.get("grpc-status")?.as_bytes()))
 }
 

@@ -3,6 +3,7 @@
 pub mod admission;
 mod deadline;
 mod measure;
+pub(crate) mod oversize;
 mod shed;
 
 use std::sync::Arc;
@@ -19,6 +20,8 @@ pub fn stack(services: Router, metrics: &Arc<Metrics>, admission: &Arc<Admission
         ServiceBuilder::new()
             // Counts a request and its end, whatever the layers below make of it.
             .layer(measure::layer(Arc::clone(metrics)))
+            // Gives a message beyond its limit the reason that clients can read.
+            .layer(oversize::layer())
             // Refuses what is too much before its body is read, but never what ends work.
             .layer(shed::layer(Arc::clone(admission), Arc::clone(metrics)))
             // Tells the handler how long the caller waits: tonic keeps that to itself.

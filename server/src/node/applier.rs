@@ -38,7 +38,11 @@ pub(super) struct Job {
 #[derive(Debug)]
 pub(super) enum Task {
     Apply(ApplyRange),
-    Query { reads: Vec<Read>, term: u64, now_ms: u64 },
+    Query {
+        reads: Vec<Read>,
+        term: u64,
+        now_ms: u64,
+    },
     Cancel(CallId),
     StepDown(Refusal),
     Checkpoint,
@@ -158,15 +162,26 @@ impl Applier {
         while next <= range.last {
             let entries = self.log.entries(shard, next, range.last + 1, READ_BYTES);
             if entries.first().is_none_or(|entry| entry.index != next) {
-                die(format_args!("the log does not hold entry {next} of shard {shard}, which is to be applied"));
+                die(format_args!(
+                    "the log does not hold entry {next} of shard {shard}, which is to be applied"
+                ));
             }
             let first = next;
             next += entries.len() as u64;
-            self.apply_entries(shard, first, entries.into_iter().map(|entry| (entry.term, entry.data)));
+            self.apply_entries(
+                shard,
+                first,
+                entries.into_iter().map(|entry| (entry.term, entry.data)),
+            );
         }
     }
 
-    fn apply_entries(&mut self, shard: ShardId, first: u64, entries: impl Iterator<Item = (u64, Bytes)>) {
+    fn apply_entries(
+        &mut self,
+        shard: ShardId,
+        first: u64,
+        entries: impl Iterator<Item = (u64, Bytes)>,
+    ) {
         let mut all = Vec::new();
         for (index, (term, data)) in (first..).zip(entries) {
             let Owned { machine, store, .. } = self.owned(shard);
@@ -266,8 +281,12 @@ impl Applier {
 
     fn installed(&mut self, shard: ShardId) {
         let Some(install) = self.owned(shard).install.take() else { return };
-        self.step_down(shard, &refusal(Reason::NoQuorum, "the node has taken over another state of the shard"));
-        let opened = StateStore::open_generation(&self.root, shard, install.generation, self.cache_bytes);
+        self.step_down(
+            shard,
+            &refusal(Reason::NoQuorum, "the node has taken over another state of the shard"),
+        );
+        let opened =
+            StateStore::open_generation(&self.root, shard, install.generation, self.cache_bytes);
         let store = opened.unwrap_or_else(|refusal| die(refusal));
         let machine = Machine::open(&store, shard, self.shared.shards);
         let old = self.owned(shard).generation;

@@ -3,23 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use slog::{Logger, o, warn};
+use slog::{Drain as _, Level, LevelFilter, Logger, o, warn};
 use trefoil_core::limits::{MEMBERS_MAX, SHARDS_MAX};
 use trefoil_core::machine::Machine;
 use trefoil_core::replica::{self, Boot, Replica};
-use trefoil_core::{NodeId, ShardId};
+use trefoil_core::{BIRTH_INDEX, NodeId, ShardId};
 
 use super::applier::Owned;
 use super::{Config, StartError, clock};
-use crate::storage::log::BIRTH_GENERATION;
-use crate::storage::state::remove_other_generations;
-use crate::storage::{DataDirectory, EngineLog, Expected, Refusal, StateStore};
+use crate::storage::{self, DataDirectory, EngineLog, Expected, Recovered, Refusal};
 
 /// What the disk held.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) directory: DataDirectory,
-    /// The directory was made just now.
+    /// This node has never said anything to anybody.
     pub(super) new: bool,
     pub(super) log: Arc<EngineLog>,
     /// One for each shard, in order.
@@ -57,8 +55,6 @@ pub(super) fn check_members(config: &mut Config) -> Result<BTreeSet<NodeId>, Sta
 
 /// Opens the data directory, and makes it where it is new.
 pub(super) fn open(config: &Config) -> Result<Disk, StartError> {
-    let root = config.data_dir.as_path();
-    let shards = (0..=config.shards).collect::<Vec<ShardId>>();
     let expected = Expected {
         cluster_id: config.cluster_id,
         node_id: config.node,
@@ -67,43 +63,27 @@ pub(super) fn open(config: &Config) -> Result<Disk, StartError> {
         shards: config.shards,
         services: config.services.clone(),
     };
-    let cache_bytes = config.state_cache_bytes / shards.len();
-    let (mut directory, _, new) = DataDirectory::open(root, &expected)?;
-    if new {
-        for shard in &shards {
-            give_birth(config, *shard, cache_bytes)?;
-        }
-        EngineLog::create(root, &shards)?;
-        directory.formed()?;
-    }
-    let (log, recovered) = EngineLog::open(root, &shards)?;
+    let disk = storage::node::open(&config.data_dir, &expected, config.state_cache_bytes)?;
+    let cache_bytes = config.state_cache_bytes / disk.shards.len();
     let mut boots = Vec::new();
     let mut owned = BTreeMap::new();
-    for mut shard in recovered {
-        let store = StateStore::open_generation(root, shard.shard, shard.generation, cache_bytes)?;
-        store.complete(&mut shard.boot)?;
-        shard.boot.next_due_ms = Machine::next_due_ms(&store);
-        remove_other_generations(root, shard.shard, shard.generation)?;
-        let machine = Machine::open(&store, shard.shard, config.shards);
-        owned.insert(shard.shard, Owned::new(machine, store, shard.generation));
-        boots.push(shard.boot);
+    for (Recovered { shard, mut boot, generation }, store) in disk.shards {
+        boot.next_due_ms = Machine::next_due_ms(&store);
+        let machine = Machine::open(&store, shard, config.shards);
+        owned.insert(shard, Owned::new(machine, store, generation));
+        boots.push(boot);
     }
-    Ok(Disk { directory, new, log: Arc::new(log), boots, owned, cache_bytes })
-}
-
-/// Writes the state with which a shard is born, the same on all nodes.
-fn give_birth(config: &Config, shard: ShardId, cache_bytes: usize) -> Result<(), StartError> {
-    let mut store = StateStore::create(&config.data_dir, shard, BIRTH_GENERATION, cache_bytes)?;
-    Machine::bootstrap(&mut store);
-    if let Some(checkpoint) = store.freeze() {
-        let written = checkpoint.run(None).map_err(|error| StartError::System { what: "with so little disk space", error })?;
-        store.finish(&written);
-    }
-    Ok(())
+    let newborn = |boot: &Boot| boot.last_index == BIRTH_INDEX && boot.hard_state.vote == 0;
+    let new = boots.iter().all(newborn);
+    Ok(Disk { directory: disk.directory, new, log: Arc::new(disk.log), boots, owned, cache_bytes })
 }
 
 /// The replicas of all shards, in order.
-pub(super) fn replicas(config: &Config, boots: &[Boot], logger: &Logger) -> Result<Vec<Replica>, StartError> {
+pub(super) fn replicas(
+    config: &Config,
+    boots: &[Boot],
+    logger: &Logger,
+) -> Result<Vec<Replica>, StartError> {
     let voters = config.members.iter().map(|member| member.id).collect::<Vec<_>>();
     let mut replicas = Vec::new();
     for (shard, boot) in (0_u32..).zip(boots) {
@@ -119,7 +99,10 @@ pub(super) fn replicas(config: &Config, boots: &[Boot], logger: &Logger) -> Resu
             seed: config.seed,
             tuning: config.tuning,
         };
-        let replica = Replica::new(replica, boot, clock::now(), &logger.new(o!("shard" => shard)));
+        // raft tells every step of an election; the replicas' thread tells its outcome.
+        let quiet = LevelFilter::new(logger.new(o!("shard" => shard)), Level::Warning);
+        let quiet = Logger::root(quiet.fuse(), o!());
+        let replica = Replica::new(replica, boot, clock::now(), &quiet);
         replicas.push(replica.map_err(StartError::Storage)?);
     }
     Ok(replicas)

@@ -66,7 +66,10 @@ impl Calls {
         let before = self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
         // A refused permit gives back what it took when it is dropped.
         if calls >= calls_max || before + bytes > bytes_max {
-            return Err(refusal(Reason::Overloaded, "the node has as many calls in flight as it may have"));
+            return Err(refusal(
+                Reason::Overloaded,
+                "the node has as many calls in flight as it may have",
+            ));
         }
         Ok(permit)
     }
@@ -112,7 +115,8 @@ mod tests {
     #[test]
     fn ordinary_calls_leave_the_reserved_share_free() {
         let calls = Calls::default();
-        let ordinary = (0..CALLS_MAX - CALLS_RESERVED).map(|_| calls.admit(Share::Ordinary, 1).unwrap());
+        let ordinary =
+            (0..CALLS_MAX - CALLS_RESERVED).map(|_| calls.admit(Share::Ordinary, 1).unwrap());
         let mut held = ordinary.collect::<Vec<_>>();
         assert_eq!(calls.admit(Share::Ordinary, 1).unwrap_err().reason(), Reason::Overloaded);
         held.push(calls.admit(Share::Reserved, 1).unwrap());

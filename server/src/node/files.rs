@@ -57,7 +57,8 @@ impl Files {
         if let Some(written) = self.write(shard, checkpoint) {
             self.shared.observer.checkpoint(shard, stopwatch.seconds(), bytes);
             let applier = self.workers.applier(shard);
-            self.workers.appliers[applier].send(applier::Job { shard, task: Task::Checkpointed(written) });
+            self.workers.appliers[applier]
+                .send(applier::Job { shard, task: Task::Checkpointed(written) });
         }
     }
 

@@ -52,7 +52,12 @@ impl Handle {
     /// # Errors
     /// The state's own refusals; OVERLOADED before any work; NOT_LEADER or NO_QUORUM when the deadline came and
     /// nothing happened; MAYBE_APPLIED when the end was not seen.
-    pub async fn command(&self, shard: ShardId, command: Command, deadline: Instant) -> Result<Answered, Refusal> {
+    pub async fn command(
+        &self,
+        shard: ShardId,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<Answered, Refusal> {
         self.call(shard, Work::Command(command), deadline).await
     }
 
@@ -60,11 +65,21 @@ impl Handle {
     ///
     /// # Errors
     /// As [`Self::command`], but never MAYBE_APPLIED.
-    pub async fn query(&self, shard: ShardId, query: Query, deadline: Instant) -> Result<Answered, Refusal> {
+    pub async fn query(
+        &self,
+        shard: ShardId,
+        query: Query,
+        deadline: Instant,
+    ) -> Result<Answered, Refusal> {
         self.call(shard, Work::Query(query), deadline).await
     }
 
-    async fn call(&self, shard: ShardId, mut work: Work, deadline: Instant) -> Result<Answered, Refusal> {
+    async fn call(
+        &self,
+        shard: ShardId,
+        mut work: Work,
+        deadline: Instant,
+    ) -> Result<Answered, Refusal> {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
@@ -89,7 +104,9 @@ impl Handle {
                 Failure::Definite => hint = hinted(&why),
             }
             if self.shared.is_closed() {
-                return Err(unseen.unwrap_or_else(|| refusal(Reason::Stopping, "the node is stopping")));
+                return Err(
+                    unseen.unwrap_or_else(|| refusal(Reason::Stopping, "the node is stopping"))
+                );
             }
             let rest = jitter(pause);
             pause = (pause * 2).min(PAUSE_MAX);
@@ -111,11 +128,17 @@ impl Handle {
         hint: Option<NodeId>,
         deadline: Instant,
     ) -> Result<Answered, (Refusal, Failure)> {
-        let leader = hint.filter(|hint| *hint != self.shared.node).or_else(|| self.shared.table.leader(shard));
+        let leader = hint
+            .filter(|hint| *hint != self.shared.node)
+            .or_else(|| self.shared.table.leader(shard));
         let seen = match leader {
             None => return Err((self.shared.unreached(shard), Failure::Definite)),
-            Some(leader) if leader == self.shared.node => timeout_at(deadline, self.ask_here(shard, work, deadline)).await,
-            Some(leader) => timeout_at(deadline, self.links.forward(leader, shard, work, deadline)).await,
+            Some(leader) if leader == self.shared.node => {
+                timeout_at(deadline, self.ask_here(shard, work, deadline)).await
+            }
+            Some(leader) => {
+                timeout_at(deadline, self.links.forward(leader, shard, work, deadline)).await
+            }
         };
         seen.unwrap_or_else(|_| {
             // Too late for another attempt.
@@ -127,7 +150,12 @@ impl Handle {
         })
     }
 
-    async fn ask_here(&self, shard: ShardId, work: &Work, deadline: Instant) -> Result<Answered, (Refusal, Failure)> {
+    async fn ask_here(
+        &self,
+        shard: ShardId,
+        work: &Work,
+        deadline: Instant,
+    ) -> Result<Answered, (Refusal, Failure)> {
         let (sender, receiver) = oneshot::channel();
         let deadline_ms = clock::boot_deadline(deadline);
         let submitted = self.shared.submit(shard, work.clone(), deadline_ms, Waiter::Here(sender));
@@ -150,7 +178,10 @@ impl Handle {
     /// other node did not take over in time.
     pub async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), Refusal> {
         if !self.shared.table.has(shard) {
-            return Err(trefoil_core::check::invalid("shard", format_args!("0 to {}", self.shared.shards)));
+            return Err(trefoil_core::check::invalid(
+                "shard",
+                format_args!("0 to {}", self.shared.shards),
+            ));
         }
         if !self.shared.table.leads(shard) {
             return Err(self.shared.unreached(shard));
@@ -158,7 +189,11 @@ impl Handle {
         self.hand_over(shard, Some(to)).await
     }
 
-    pub(super) async fn hand_over(&self, shard: ShardId, to: Option<NodeId>) -> Result<(), Refusal> {
+    pub(super) async fn hand_over(
+        &self,
+        shard: ShardId,
+        to: Option<NodeId>,
+    ) -> Result<(), Refusal> {
         let (sender, receiver) = oneshot::channel();
         let call = self.shared.calls.open(Waiter::Here(sender));
         let _local = Local { shared: &self.shared, shard, call };
@@ -166,7 +201,9 @@ impl Handle {
         match tokio::time::timeout(TRANSFER_WAIT, receiver).await {
             Ok(Ok(Reply::Answered(..))) => Ok(()),
             Ok(Ok(Reply::Refused(refusal))) => Err(refusal),
-            Ok(Err(_)) | Err(_) => Err(refusal(Reason::NoQuorum, "the other node did not take over in time")),
+            Ok(Err(_)) | Err(_) => {
+                Err(refusal(Reason::NoQuorum, "the other node did not take over in time"))
+            }
         }
     }
 

@@ -44,7 +44,9 @@ impl Keeper {
     fn look_at_space(&mut self) {
         let space = match rustix::fs::statvfs(&self.root) {
             Ok(space) => space.f_bavail.saturating_mul(space.f_frsize),
-            Err(error) => return warn!(self.shared.logger, "free space is unknown"; "error" => %error),
+            Err(error) => {
+                return warn!(self.shared.logger, "free space is unknown"; "error" => %error);
+            }
         };
         // A tenth more is wanted before writes are taken again, so that they do not come and go.
         let slack = if self.disk_low { self.min_free_bytes / 10 } else { 0 };
@@ -67,11 +69,14 @@ impl Keeper {
     fn purge(&self) {
         match self.log.purge() {
             Ok(shards) => shards.into_iter().for_each(|shard| self.press(shard, true)),
-            Err(error) => warn!(self.shared.logger, "old log files could not be removed"; "error" => %error),
+            Err(error) => {
+                warn!(self.shared.logger, "old log files could not be removed"; "error" => %error)
+            }
         }
     }
 
     fn press(&self, shard: ShardId, wants_checkpoint: bool) {
-        self.shared.tell(shard, Input::Pressure(Pressure { disk_low: self.disk_low, wants_checkpoint }));
+        self.shared
+            .tell(shard, Input::Pressure(Pressure { disk_low: self.disk_low, wants_checkpoint }));
     }
 }

@@ -95,7 +95,8 @@ impl<T> Mailbox<T> {
             if left.is_zero() {
                 break;
             }
-            waiting = self.wake.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+            waiting =
+                self.wake.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         Taken { items: std::mem::take(&mut waiting.items), closed: waiting.closed }
     }

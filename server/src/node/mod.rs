@@ -126,7 +126,11 @@ pub enum FatalError {
 ///
 /// # Errors
 /// When the directory is not this node's, is in use or is damaged, or the system refuses something.
-pub fn start(mut config: Config, observer: Arc<dyn Observer>, logger: Logger) -> Result<(Node, Handle), StartError> {
+pub fn start(
+    mut config: Config,
+    observer: Arc<dyn Observer>,
+    logger: Logger,
+) -> Result<(Node, Handle), StartError> {
     let peers = boot::check_members(&mut config)?;
     let logger = logger.new(o!("node" => config.node));
     let disk = boot::open(&config)?;
@@ -148,9 +152,12 @@ pub fn start(mut config: Config, observer: Arc<dyn Observer>, logger: Logger) ->
         logger.clone(),
     ));
     let runtime = threads::PeerRuntime::start()?;
-    let links = Links::new(Arc::clone(&shared), introductions, config.data_dir.clone(), runtime.handle());
+    let links =
+        Links::new(Arc::clone(&shared), introductions, config.data_dir.clone(), runtime.handle());
     let links = Arc::new(links);
-    links.listen(config.listener).map_err(|error| StartError::System { what: "the peer port", error })?;
+    links
+        .listen(config.listener)
+        .map_err(|error| StartError::System { what: "the peer port", error })?;
     links.dial();
     let parts = Parts {
         shared: Arc::clone(&shared),

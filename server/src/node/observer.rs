@@ -21,7 +21,8 @@ pub enum PeerOperation {
 
 impl PeerOperation {
     /// Every operation.
-    pub const ALL: [Self; 4] = [Self::AppendEntries, Self::RequestVote, Self::Snapshot, Self::Heartbeat];
+    pub const ALL: [Self; 4] =
+        [Self::AppendEntries, Self::RequestVote, Self::Snapshot, Self::Heartbeat];
 
     /// The value of the label `op`.
     #[must_use]

@@ -1,7 +1,5 @@
 //! The thread that reads old entries from the log for followers that are behind.
 
-use std::sync::Arc;
-
 use trefoil_core::ShardId;
 use trefoil_core::replica::Input;
 

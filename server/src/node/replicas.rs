@@ -8,9 +8,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slog::error;
+use slog::{error, info};
 use trefoil_core::limits::TICK_MS;
-use trefoil_core::replica::{Effect, Input, Peer, Replica};
+use trefoil_core::replica::{Effect, Input, Peer, Proposal, Read, Replica, Role, RoleChange};
 use trefoil_core::{NodeId, Now, ShardId};
 
 use super::applier::{self, Task};
@@ -75,15 +75,17 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn propose(&mut self, proposal: trefoil_core::replica::Proposal) {
-        if let Some(Input::Propose(proposals)) = self.commands.and_then(|at| self.inputs.get_mut(at)) {
+    fn propose(&mut self, proposal: Proposal) {
+        if let Some(Input::Propose(proposals)) =
+            self.commands.and_then(|at| self.inputs.get_mut(at))
+        {
             return proposals.push(proposal);
         }
         self.commands = Some(self.inputs.len());
         self.inputs.push(Input::Propose(vec![proposal]));
     }
 
-    fn read(&mut self, read: trefoil_core::replica::Read) {
+    fn read(&mut self, read: Read) {
         if let Some(Input::Read(reads)) = self.reads.and_then(|at| self.inputs.get_mut(at)) {
             return reads.push(read);
         }
@@ -103,7 +105,12 @@ impl Turn {
 }
 
 impl Replicas {
-    pub(super) fn new(shared: Arc<Shared>, replicas: Vec<Replica>, workers: Workers, links: Arc<Links>) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        replicas: Vec<Replica>,
+        workers: Workers,
+        links: Arc<Links>,
+    ) -> Self {
         let appliers = workers.appliers.iter().map(|_| Vec::new()).collect();
         let mut replicas = Self {
             shared,
@@ -208,12 +215,16 @@ impl Replicas {
         match effect {
             Effect::Send(peer) => self.send(shard, peer),
             Effect::Persist(batch) => self.out.writer.push(writer::Job::Append(shard, batch)),
-            Effect::Compact { to } => self.out.writer.push(writer::Job::Compact(shard, to)),
+            Effect::Compact { to, term } => {
+                self.out.writer.push(writer::Job::Compact { shard, to, term });
+            }
             Effect::Fetch { ticket, first, last, max_bytes } => {
                 self.out.reader.push(reader::Job { shard, ticket, first, last, max_bytes });
             }
             Effect::Apply(range) => self.apply(shard, Task::Apply(range)),
-            Effect::Query { reads, term, now_ms } => self.apply(shard, Task::Query { reads, term, now_ms }),
+            Effect::Query { reads, term, now_ms } => {
+                self.apply(shard, Task::Query { reads, term, now_ms })
+            }
             Effect::CancelQuery(call) => self.apply(shard, Task::Cancel(call)),
             Effect::StepDown { refusal } => self.apply(shard, Task::StepDown(refusal)),
             Effect::Checkpoint => self.apply(shard, Task::Checkpoint),
@@ -228,13 +239,22 @@ impl Replicas {
                 self.workers.files.send(super::files::Job::Discard { shard, generation });
             }
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
-            Effect::Role(change) => self.shared.observer.role(shard, change.role, change.term),
+            Effect::Role(change) => self.note_role(shard, change),
             Effect::Diverged { peer, index } => {
                 error!(self.shared.logger, "a peer applied the same entries to another state";
                     "shard" => shard, "peer" => peer, "index" => index);
                 self.shared.observer.diverged(shard);
             }
         }
+    }
+
+    fn note_role(&self, shard: ShardId, change: RoleChange) {
+        if change.role == Role::Leader {
+            info!(self.shared.logger, "leads a shard"; "shard" => shard, "term" => change.term);
+        } else if self.shared.table.leads(shard) {
+            info!(self.shared.logger, "leads a shard no longer"; "shard" => shard, "term" => change.term);
+        }
+        self.shared.observer.role(shard, change.role, change.term);
     }
 
     fn apply(&mut self, shard: ShardId, task: Task) {

@@ -13,7 +13,6 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
 use super::calls::{Calls, Waiter};
-use super::clock;
 use super::mailbox::Mailbox;
 use super::observer::Observer;
 use super::table::Table;
@@ -114,16 +113,25 @@ impl Shared {
     }
 
     /// Asks this node's own replica of a shard, once.
-    pub(crate) fn submit(&self, shard: ShardId, work: Work, deadline_ms: u64, waiter: Waiter) -> Result<CallId, Refusal> {
+    pub(crate) fn submit(
+        &self,
+        shard: ShardId,
+        work: Work,
+        deadline_ms: u64,
+        waiter: Waiter,
+    ) -> Result<CallId, Refusal> {
         if self.closed.load(Ordering::Relaxed) {
             return Err(refusal(Reason::Stopping, "the node is stopping"));
         }
         let call = self.calls.open(waiter);
         let event = match work {
-            Work::Command(command) => Event::Propose(shard, Proposal { call, command, deadline_ms }),
+            Work::Command(command) => {
+                Event::Propose(shard, Proposal { call, command, deadline_ms })
+            }
             Work::Query(query) => Event::Read(shard, Read { call, query, deadline_ms }),
         };
-        if self.inbox.offer(event, INBOX_MAX) {
+        // Half of the room is for peers alone: a burst of calls must not cost the leadership.
+        if self.inbox.offer(event, INBOX_MAX / 2) {
             return Ok(call);
         }
         self.calls.close(call);
@@ -147,16 +155,21 @@ impl Shared {
         self.closed.load(Ordering::Relaxed)
     }
 
-    /// The node cannot go on; the first reason counts.
+    /// The node cannot go on, and answers nobody from now on; the first reason counts.
     pub(crate) fn fail(&self, error: FatalError) {
         self.fatal.send_if_modified(|fatal| {
             if fatal.is_some() {
                 return false;
             }
             crit!(self.logger, "the node cannot go on"; "error" => %error);
+            self.close();
             *fatal = Some(error);
             true
         });
+    }
+
+    pub(super) fn has_failed(&self) -> bool {
+        self.fatal.borrow().is_some()
     }
 
     pub(super) fn failure(&self) -> watch::Receiver<Option<FatalError>> {
@@ -168,7 +181,8 @@ impl Shared {
         let Some(leader) = self.table.leader(shard) else {
             return refusal(Reason::NoQuorum, "the shard has no leader with a quorum");
         };
-        let mut refusal = refusal(Reason::NotLeader, "this node could not reach the leader of the shard");
+        let mut refusal =
+            refusal(Reason::NotLeader, "this node could not reach the leader of the shard");
         refusal.metadata.insert("leader".to_owned(), leader.to_string());
         if let Some(endpoint) = self.endpoint_of(leader) {
             refusal.metadata.insert("leader_endpoint".to_owned(), endpoint);

@@ -11,6 +11,8 @@ use super::threads::{PeerRuntime, Threads};
 
 /// Longest wait for other nodes to take over what this one leads.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(3);
+/// Longest wait for the first word of a new leader.
+const NEW_LEADER_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait for calls in flight to end.
 const DRAIN_WAIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
@@ -57,7 +59,8 @@ impl Node {
         }
         let ended = tokio::task::spawn_blocking(move || {
             threads.stop();
-            drop(runtime);
+            runtime.stop();
+            handle.links.release();
         });
         ended.await.expect("a panic of a thread ends the process");
         info!(logger, "the node is stopped");
@@ -72,7 +75,8 @@ async fn hand_over(handle: &Handle) {
         tokio::spawn(async move {
             let done = handle.hand_over(shard, None).await;
             // Whoever asks next is sent to the new leader, once it is known.
-            while done.is_ok() && handle.leader(shard).is_none() {
+            let until = Instant::now() + NEW_LEADER_WAIT;
+            while done.is_ok() && handle.leader(shard).is_none() && Instant::now() < until {
                 sleep(LOOK).await;
             }
             done

@@ -41,7 +41,8 @@ impl Table {
     /// The replica says something new.
     pub(crate) fn set_status(&self, shard: ShardId, status: Status) {
         let Some(mut state) = self.state(shard) else { return };
-        let moved = state.status.role.leader != status.role.leader || state.status.role.role != status.role.role;
+        let moved = state.status.role.leader != status.role.leader
+            || state.status.role.role != status.role.role;
         state.status = status;
         drop(state);
         if moved {
@@ -72,7 +73,8 @@ impl Table {
     }
 
     pub(crate) fn all(&self) -> Vec<ShardState> {
-        let copy = |state: &Mutex<ShardState>| *state.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy =
+            |state: &Mutex<ShardState>| *state.lock().unwrap_or_else(PoisonError::into_inner);
         self.shards.iter().map(copy).collect()
     }
 

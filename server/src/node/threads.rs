@@ -14,10 +14,10 @@ use super::applier::{Applier, Owned};
 use super::files::Files;
 use super::keeper::Keeper;
 use super::mailbox::Mailbox;
+use super::reader;
 use super::replicas::{Replicas, Workers};
 use super::shared::Shared;
 use super::writer::Writer;
-use super::{clock, reader};
 use crate::peer::Links;
 use crate::storage::EngineLog;
 
@@ -25,6 +25,9 @@ use crate::storage::EngineLog;
 const APPLIERS_MAX: usize = 2;
 /// Longest wait of a new node for its peers' first word.
 const HOLD: Duration = Duration::from_secs(1);
+
+/// Longest wait for a file that a stream is reading or writing.
+const STREAMS_WAIT: Duration = Duration::from_secs(1);
 
 /// What the threads begin with.
 #[derive(Debug)]
@@ -71,16 +74,22 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
     spawned.map_err(|error| StartError::System { what: "a thread", error })
 }
 
+fn workers() -> Workers {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let applier = |_| Arc::new(Mailbox::new("applier"));
+    Workers {
+        writer: Arc::new(Mailbox::new("log-writer")),
+        reader: Arc::new(Mailbox::new("log-reader")),
+        appliers: (0..cores.min(APPLIERS_MAX)).map(applier).collect(),
+        files: Arc::new(Mailbox::new("checkpoint")),
+    }
+}
+
 impl Threads {
     pub(super) fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { shared, links, log, mut owned, replicas, root, min_free_bytes, cache_bytes } = parts;
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let workers = Workers {
-            writer: Arc::new(Mailbox::new("log-writer")),
-            reader: Arc::new(Mailbox::new("log-reader")),
-            appliers: (0..cores.min(APPLIERS_MAX)).map(|_| Arc::new(Mailbox::new("applier"))).collect(),
-            files: Arc::new(Mailbox::new("checkpoint")),
-        };
+        let Parts { shared, links, log, mut owned, replicas, root, min_free_bytes, cache_bytes } =
+            parts;
+        let workers = workers();
         let keeper = Arc::new(Mailbox::new("keeper"));
         let mut threads = Self {
             shared: Arc::clone(&shared),
@@ -105,26 +114,47 @@ impl Threads {
             threads.others.push(spawn(format!("applier-{n}"), move || applier.run())?);
         }
         let (jobs, writer_log) = (Arc::clone(&workers.writer), Arc::clone(&log));
-        let writer = Writer { shared: Arc::clone(&shared), log: writer_log, jobs, workers: workers.clone(), mark_due: None };
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            log: writer_log,
+            jobs,
+            workers: workers.clone(),
+            mark_due: None,
+        };
         threads.writers.push(spawn("log-writer".to_owned(), move || writer.run())?);
 
-        let (reader_shared, reader_log, jobs) = (Arc::clone(&shared), Arc::clone(&log), Arc::clone(&workers.reader));
+        let (reader_shared, reader_log, jobs) =
+            (Arc::clone(&shared), Arc::clone(&log), Arc::clone(&workers.reader));
         let read = move || reader::run(&reader_shared, &reader_log, &jobs);
         threads.others.push(spawn("log-reader".to_owned(), read)?);
 
         let (jobs, root_of_files) = (Arc::clone(&workers.files), root.clone());
-        let files = Files { shared: Arc::clone(&shared), root: root_of_files, jobs, workers: workers.clone() };
+        let files = Files {
+            shared: Arc::clone(&shared),
+            root: root_of_files,
+            jobs,
+            workers: workers.clone(),
+        };
         threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
 
         let stop = Arc::clone(&keeper);
-        let keeper = Keeper { shared: Arc::clone(&shared), log, root, min_free_bytes, stop, disk_low: false };
+        let keeper = Keeper {
+            shared: Arc::clone(&shared),
+            log,
+            root,
+            min_free_bytes,
+            stop,
+            disk_low: false,
+        };
         threads.others.push(spawn("keeper".to_owned(), move || keeper.run())?);
 
-        let replicas = Replicas::new(shared, replicas, workers, Arc::clone(&links));
+        let replicas = Replicas::new(Arc::clone(&shared), replicas, workers, Arc::clone(&links));
         let run = move || {
             // A node with a new directory first hears whether its peers know it by another one.
             links.wait_for_first_words(HOLD);
-            replicas.run();
+            if !shared.has_failed() {
+                replicas.run();
+            }
         };
         threads.replicas.push(spawn("replicas".to_owned(), run)?);
         Ok(threads)
@@ -159,9 +189,22 @@ pub(super) struct PeerRuntime(Option<tokio::runtime::Runtime>);
 impl PeerRuntime {
     pub(super) fn start() -> Result<Self, StartError> {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
-        let runtime = builder.worker_threads(2).max_blocking_threads(16).thread_name("peer").enable_all().build();
-        let runtime = runtime.map_err(|error| StartError::System { what: "the runtime of the peers", error })?;
+        let runtime = builder
+            .worker_threads(2)
+            .max_blocking_threads(16)
+            .thread_name("peer")
+            .enable_all()
+            .build();
+        let runtime = runtime
+            .map_err(|error| StartError::System { what: "the runtime of the peers", error })?;
         Ok(Self(Some(runtime)))
+    }
+
+    /// Ends every stream and closes the peer port. Blocks.
+    pub(super) fn stop(mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_timeout(STREAMS_WAIT);
+        }
     }
 
     pub(super) fn handle(&self) -> tokio::runtime::Handle {

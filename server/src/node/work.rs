@@ -56,11 +56,17 @@ impl Work {
 
     pub(crate) fn share(&self) -> Share {
         use Operation as O;
-        let Self::Command(Command { operation: Some(operation), .. }) = self else { return Share::Ordinary };
+        let Self::Command(Command { operation: Some(operation), .. }) = self else {
+            return Share::Ordinary;
+        };
         match operation {
-            O::KeepAlive(_) | O::CloseSession(_) | O::Release(_) | O::CancelAcquire(_) => Share::Reserved,
+            O::KeepAlive(_) | O::CloseSession(_) | O::Release(_) | O::CancelAcquire(_) => {
+                Share::Reserved
+            }
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
-            O::OpenSession(_) | O::Acquire(_) | O::CreateQueue(_) | O::OpenPartition(_) => Share::Ordinary,
+            O::OpenSession(_) | O::Acquire(_) | O::CreateQueue(_) | O::OpenPartition(_) => {
+                Share::Ordinary
+            }
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
         }
     }
@@ -71,9 +77,13 @@ impl Work {
         command.request_id.is_some() || command.operation.as_ref().is_some_and(is_idempotent)
     }
 
-    /// Marks the next attempt as one more, so that a shard that does not know the client does not execute it.
+    /// Marks the next attempt as one more, so that a shard that does not know the client does not execute it. Not
+    /// where that does no harm: the cancel of an Acquire goes by the attempt that its client made.
     pub(crate) fn count_attempt(&mut self) {
-        if let Self::Command(Command { request_id: Some(id), .. }) = self {
+        if let Self::Command(Command { request_id: Some(id), operation: Some(operation), .. }) =
+            self
+            && !is_idempotent(operation)
+        {
             id.attempt = id.attempt.saturating_add(1);
         }
     }
@@ -81,7 +91,9 @@ impl Work {
     /// What to say of an attempt whose end was not seen.
     pub(crate) fn unseen(&self) -> Refusal {
         match self {
-            Self::Command(_) => refusal(Reason::MaybeApplied, "the end of the command was not seen"),
+            Self::Command(_) => {
+                refusal(Reason::MaybeApplied, "the end of the command was not seen")
+            }
             Self::Query(_) => refusal(Reason::NoQuorum, "the end of the query was not seen"),
         }
     }
@@ -91,7 +103,11 @@ impl Work {
 fn is_idempotent(operation: &Operation) -> bool {
     use Operation as O;
     match operation {
-        O::Acquire(_) | O::KeepAlive(_) | O::CancelAcquire(_) | O::CreateQueue(_) | O::OpenPartition(_) => true,
+        O::Acquire(_)
+        | O::KeepAlive(_)
+        | O::CancelAcquire(_)
+        | O::CreateQueue(_)
+        | O::OpenPartition(_) => true,
         O::OpenSession(_) | O::CloseSession(_) | O::Release(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
@@ -113,9 +129,15 @@ pub(crate) fn refusal(reason: Reason, message: &str) -> Refusal {
 }
 
 /// The answer in a reply. A refusal by the state machine is final; any other says by its reason what it is.
-pub(crate) fn open_reply(node: NodeId, shard: ShardId, reply: Reply) -> Result<Answered, (Refusal, Failure)> {
+pub(crate) fn open_reply(
+    node: NodeId,
+    shard: ShardId,
+    reply: Reply,
+) -> Result<Answered, (Refusal, Failure)> {
     match reply {
-        Reply::Answered(_, Answer { answer: Some(answer::Answer::Refusal(refusal)) }) => Err((refusal, Failure::Final)),
+        Reply::Answered(_, Answer { answer: Some(answer::Answer::Refusal(refusal)) }) => {
+            Err((refusal, Failure::Final))
+        }
         Reply::Answered(position, answer) => Ok(Answered { node, shard, position, answer }),
         Reply::Refused(refusal) => {
             let failure = failure(refusal.reason());
@@ -128,7 +150,7 @@ pub(crate) fn open_reply(node: NodeId, shard: ShardId, reply: Reply) -> Result<A
 mod tests {
     use trefoil_proto::cache::v1::PutRequest;
     use trefoil_proto::common::v1::RequestId;
-    use trefoil_proto::lock::v1::KeepAliveRequest;
+    use trefoil_proto::lock::v1::{AcquireRequest, KeepAliveRequest};
 
     use super::*;
 
@@ -140,11 +162,21 @@ mod tests {
     fn only_what_is_safe_is_repeated_after_an_unknown_end() {
         let put = command(Operation::Put(PutRequest::default()));
         assert!(!Work::Command(put.clone()).is_repeatable());
-        let request_id = Some(RequestId { client: "c".to_owned(), sequence: 1, ..RequestId::default() });
+        let request_id =
+            Some(RequestId { client: "c".to_owned(), sequence: 1, ..RequestId::default() });
         let mut named = Work::Command(Command { request_id, ..put });
         assert!(named.is_repeatable());
         named.count_attempt();
-        assert!(matches!(&named, Work::Command(Command { request_id: Some(id), .. }) if id.attempt == 1));
+        assert!(
+            matches!(&named, Work::Command(Command { request_id: Some(id), .. }) if id.attempt == 1)
+        );
+        let request_id = Some(RequestId { sequence: 1, ..RequestId::default() });
+        let acquire = command(Operation::Acquire(AcquireRequest::default()));
+        let mut acquire = Work::Command(Command { request_id, ..acquire });
+        acquire.count_attempt();
+        assert!(
+            matches!(&acquire, Work::Command(Command { request_id: Some(id), .. }) if id.attempt == 0)
+        );
         let renewal = Work::Command(command(Operation::KeepAlive(KeepAliveRequest::default())));
         assert!(renewal.is_repeatable());
         assert_eq!(renewal.share(), Share::Reserved);
@@ -156,7 +188,10 @@ mod tests {
         let lost = refusal(Reason::NotLeader, "elsewhere");
         let decided = open_reply(1, 2, Reply::Answered(Position::default(), lost.clone().into()));
         assert_eq!(decided.unwrap_err(), (lost.clone(), Failure::Final));
-        assert_eq!(open_reply(1, 2, Reply::Refused(lost.clone())).unwrap_err(), (lost, Failure::Definite));
+        assert_eq!(
+            open_reply(1, 2, Reply::Refused(lost.clone())).unwrap_err(),
+            (lost, Failure::Definite)
+        );
         assert_eq!(failure(Reason::MaybeApplied), Failure::Unknown);
         assert_eq!(failure(Reason::DeadlinePassed), Failure::Final);
     }

@@ -27,8 +27,12 @@ const FULL_PAUSE: Duration = Duration::from_millis(200);
 #[derive(Debug)]
 pub(super) enum Job {
     Append(ShardId, PersistBatch),
-    Compact(ShardId, u64),
-    /// The shard, whose log had lost its end, has caught up.
+    Compact {
+        shard: ShardId,
+        to: u64,
+        term: u64,
+    },
+    /// The shard has caught up: the doubt about the end of its log is over.
     Trust(ShardId),
     /// A snapshot becomes the state of a shard; its applier is told when that is synced.
     Install(LogWrite, ShardId),
@@ -80,11 +84,11 @@ impl Writer {
                     writes.push(write);
                 }
                 Job::Trust(shard) => self.log.trust(shard),
-                Job::Compact(shard, to) => {
+                Job::Compact { shard, to, term } => {
                     // A cut stays in its place among the writes of its shard.
                     self.write(&mut writes, &mut done);
                     bytes = 0;
-                    self.compact(shard, to);
+                    self.log.compact(shard, to, term);
                 }
             }
             if bytes >= WRITE_BYTES {
@@ -129,16 +133,10 @@ impl Writer {
                 Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
                 Done::Installed(shard) => {
                     let applier = self.workers.applier(shard);
-                    self.workers.appliers[applier].send(applier::Job { shard, task: Task::InstallWritten });
+                    self.workers.appliers[applier]
+                        .send(applier::Job { shard, task: Task::InstallWritten });
                 }
             }
-        }
-    }
-
-    fn compact(&self, shard: ShardId, to: u64) {
-        // The entry is there: the core cuts only what was applied, and each cut goes further than the one before.
-        if let Some(entry) = self.log.entries(shard, to, to + 1, 1).first() {
-            self.log.compact(shard, to, entry.term);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use slog::{Logger, warn};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Status};
 use trefoil_core::NodeId;
@@ -62,11 +62,17 @@ impl Fault {
     fn sentence(self) -> &'static str {
         match self {
             Self::Silent => "a stream between nodes begins with a greeting",
-            Self::OtherCluster => "the sender belongs to another cluster: compare --cluster-token and --initial-cluster",
+            Self::OtherCluster => {
+                "the sender belongs to another cluster: compare --cluster-token and --initial-cluster"
+            }
             Self::OtherProtocol => "the sender speaks another version of the peer protocol",
-            Self::WrongNode => "the stream was meant for another node: compare the addresses in --initial-cluster",
+            Self::WrongNode => {
+                "the stream was meant for another node: compare the addresses in --initial-cluster"
+            }
             Self::UnknownMember => "the sender is no member of this cluster",
-            Self::OtherIncarnation => "the sender has another data directory than the one it was known by",
+            Self::OtherIncarnation => {
+                "the sender has another data directory than the one it was known by"
+            }
             Self::OldStream => "a newer stream of the sender is there",
         }
     }
@@ -94,8 +100,9 @@ pub(crate) struct Introductions {
     /// Whether this node has data of an earlier run.
     pub(crate) formed: bool,
     incarnation: u64,
-    peers: BTreeSet<NodeId>,
-    directory: Mutex<DataDirectory>,
+    peers: BTreeMap<NodeId, Notify>,
+    /// None once the node is stopped.
+    directory: Mutex<Option<DataDirectory>>,
     epoch: AtomicU64,
     /// Each fault of each peer is logged once.
     logged: Mutex<BTreeSet<(NodeId, Fault)>>,
@@ -119,8 +126,8 @@ impl Introductions {
             endpoint,
             formed,
             incarnation: directory.identity().incarnation,
-            peers,
-            directory: Mutex::new(directory),
+            peers: peers.into_iter().map(|peer| (peer, Notify::new())).collect(),
+            directory: Mutex::new(Some(directory)),
             // It rises over restarts as long as the wall clock does; a stream that has ended stands in nobody's way.
             epoch: AtomicU64::new(clock::wall_us()),
             logged: Mutex::default(),
@@ -144,7 +151,10 @@ impl Introductions {
     }
 
     /// Checks a greeting, and remembers the incarnation of a peer that is met for the first time.
-    pub(crate) async fn check(self: &Arc<Self>, greeting: Option<&Greeting>) -> Result<NodeId, Fault> {
+    pub(crate) async fn check(
+        self: &Arc<Self>,
+        greeting: Option<&Greeting>,
+    ) -> Result<NodeId, Fault> {
         let Some(greeting) = greeting else { return Err(Fault::Silent) };
         let checked = self.check_place(greeting);
         let checked = match checked {
@@ -152,7 +162,12 @@ impl Introductions {
             Err(fault) => Err(fault),
         };
         match checked {
-            Ok(()) => Ok(greeting.from),
+            Ok(()) => {
+                if let Some(met) = self.peers.get(&greeting.from) {
+                    met.notify_waiters();
+                }
+                Ok(greeting.from)
+            }
             Err(fault) => {
                 self.log_once(greeting.from, fault, "refused a peer");
                 Err(fault)
@@ -167,34 +182,51 @@ impl Introductions {
             Err(Fault::OtherCluster)
         } else if greeting.to != self.node {
             Err(Fault::WrongNode)
-        } else if self.peers.contains(&greeting.from) {
+        } else if self.peers.contains_key(&greeting.from) {
             Ok(())
         } else {
             Err(Fault::UnknownMember)
         }
     }
 
-    async fn check_incarnation(self: &Arc<Self>, peer: NodeId, incarnation: u64) -> Result<(), Fault> {
+    async fn check_incarnation(
+        self: &Arc<Self>,
+        peer: NodeId,
+        incarnation: u64,
+    ) -> Result<(), Fault> {
         let this = Arc::clone(self);
         // The first meeting is written to disk.
         let remembered = tokio::task::spawn_blocking(move || {
             let mut directory = this.directory.lock().unwrap_or_else(PoisonError::into_inner);
-            directory.remember_peer(peer, incarnation)
+            directory.as_mut().map(|directory| directory.remember_peer(peer, incarnation))
         });
         match remembered.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Fault::OtherIncarnation),
-            // The runtime is stopping.
-            Err(_) => Err(Fault::OldStream),
+            Ok(Some(Ok(()))) => Ok(()),
+            Ok(Some(Err(_))) => Err(Fault::OtherIncarnation),
+            // The node is stopping.
+            Ok(None) | Err(_) => Err(Fault::OldStream),
         }
+    }
+
+    /// Lets go of the data directory: another process may have it.
+    pub(crate) fn release(&self) {
+        drop(self.directory.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
     /// Logs a fault the first time that it is seen with this peer.
     pub(crate) fn log_once(&self, peer: NodeId, fault: Fault, what: &'static str) {
         // Ids of strangers are not remembered one by one.
-        let known = if self.peers.contains(&peer) { peer } else { 0 };
+        let known = if self.peers.contains_key(&peer) { peer } else { 0 };
         if self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert((known, fault)) {
             warn!(self.logger, "{what}"; "peer" => peer, "fault" => fault.name(), "reason" => fault.sentence());
+        }
+    }
+
+    /// Waits until a peer introduces itself.
+    pub(crate) async fn met(&self, peer: NodeId) {
+        match self.peers.get(&peer) {
+            Some(met) => met.notified().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -207,7 +239,9 @@ impl Introductions {
     pub(crate) async fn all_dialled(&self) {
         let mut dialled = self.dialled.subscribe();
         // The sender lives as long as this.
-        drop(dialled.wait_for(|dialled| dialled.is_superset(&self.peers)).await);
+        drop(
+            dialled.wait_for(|dialled| self.peers.keys().all(|peer| dialled.contains(peer))).await,
+        );
     }
 }
 
@@ -223,7 +257,11 @@ impl Streams {
     /// A stream begins.
     pub(crate) fn begin(&self, peer: NodeId, epoch: u64) -> Result<(), Fault> {
         let live = self.0.get(&peer).ok_or(Fault::UnknownMember)?;
-        if live.fetch_max(epoch, Ordering::Relaxed) < epoch { Ok(()) } else { Err(Fault::OldStream) }
+        if live.fetch_max(epoch, Ordering::Relaxed) < epoch {
+            Ok(())
+        } else {
+            Err(Fault::OldStream)
+        }
     }
 
     /// Whether a stream is still its peer's newest.
@@ -235,7 +273,8 @@ impl Streams {
     pub(crate) fn end(&self, peer: NodeId, epoch: u64) {
         if let Some(live) = self.0.get(&peer) {
             // Where a newer one has begun, that one stays.
-            drop(live.compare_exchange(epoch, 0, Ordering::Relaxed, Ordering::Relaxed));
+            let ended = |live: u64| (live == epoch).then_some(0);
+            live.fetch_update(Ordering::Relaxed, Ordering::Relaxed, ended).ok();
         }
     }
 }

@@ -34,7 +34,9 @@ impl Latencies {
                 let last = message.get_entries().last().map_or(message.index, |entry| entry.index);
                 (PeerOperation::AppendEntries, last)
             }
-            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => (PeerOperation::RequestVote, 0),
+            MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
+                (PeerOperation::RequestVote, 0)
+            }
             MessageType::MsgHeartbeat => (PeerOperation::Heartbeat, 0),
             _ => return,
         };
@@ -46,10 +48,16 @@ impl Latencies {
     }
 
     /// A message arrives: how long what it answers took, where that was timed.
-    pub(crate) fn received(&mut self, shard: ShardId, message: &Message) -> Option<(PeerOperation, f64)> {
+    pub(crate) fn received(
+        &mut self,
+        shard: ShardId,
+        message: &Message,
+    ) -> Option<(PeerOperation, f64)> {
         let operation = match message.get_msg_type() {
             MessageType::MsgAppendResponse => PeerOperation::AppendEntries,
-            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => PeerOperation::RequestVote,
+            MessageType::MsgRequestVoteResponse | MessageType::MsgRequestPreVoteResponse => {
+                PeerOperation::RequestVote
+            }
             MessageType::MsgHeartbeatResponse => PeerOperation::Heartbeat,
             _ => return None,
         };
@@ -78,15 +86,27 @@ mod tests {
     fn an_append_is_answered_when_its_last_entry_is() {
         let mut latencies = Latencies::default();
         let mut append = message(MessageType::MsgAppend, 10);
-        append.set_entries(vec![Entry { index: 11, ..Entry::default() }, Entry { index: 12, ..Entry::default() }].into());
+        append.set_entries(
+            vec![Entry { index: 11, ..Entry::default() }, Entry { index: 12, ..Entry::default() }]
+                .into(),
+        );
         latencies.sent(1, &append);
         latencies.sent(1, &message(MessageType::MsgAppend, 13));
         assert_eq!(latencies.received(1, &message(MessageType::MsgAppendResponse, 11)), None);
-        assert_eq!(latencies.received(0, &message(MessageType::MsgAppendResponse, 12)), None, "another shard");
-        let (operation, seconds) = latencies.received(1, &message(MessageType::MsgAppendResponse, 12)).unwrap();
+        assert_eq!(
+            latencies.received(0, &message(MessageType::MsgAppendResponse, 12)),
+            None,
+            "another shard"
+        );
+        let (operation, seconds) =
+            latencies.received(1, &message(MessageType::MsgAppendResponse, 12)).unwrap();
         assert_eq!(operation, PeerOperation::AppendEntries);
         assert!((0.0..1.0).contains(&seconds));
-        assert_eq!(latencies.received(1, &message(MessageType::MsgAppendResponse, 13)), None, "answered once");
+        assert_eq!(
+            latencies.received(1, &message(MessageType::MsgAppendResponse, 13)),
+            None,
+            "answered once"
+        );
     }
 
     #[test]

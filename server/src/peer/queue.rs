@@ -56,10 +56,12 @@ impl Queue {
     /// Queues a message; false when it is dropped, for want of a stream or of room.
     #[must_use]
     pub(super) fn offer(&self, shard: ShardId, peer: Box<Peer>) -> bool {
-        let entries = peer.message.get_entries().iter().map(|entry| entry.data.len() + 32).sum::<usize>();
+        let entries =
+            peer.message.get_entries().iter().map(|entry| entry.data.len() + 32).sum::<usize>();
         let bytes = entries + 128;
         let mut lanes = self.lock();
-        let full = lanes.urgent.len() + lanes.bulk.len() >= PEER_QUEUE_MAX || lanes.bytes + bytes > PEER_QUEUE_BYTES_MAX;
+        let full = lanes.urgent.len() + lanes.bulk.len() >= PEER_QUEUE_MAX
+            || lanes.bytes + bytes > PEER_QUEUE_BYTES_MAX;
         if !lanes.open || full {
             return false;
         }
@@ -132,13 +134,16 @@ mod tests {
         let mut message = Message::default();
         message.set_msg_type(kind);
         if data > 0 {
-            message.set_entries(vec![Entry { data: vec![1; data].into(), ..Entry::default() }].into());
+            message
+                .set_entries(vec![Entry { data: vec![1; data].into(), ..Entry::default() }].into());
         }
         Box::new(Peer { message, ..Peer::default() })
     }
 
     fn kinds(envelopes: &[Envelope]) -> Vec<MessageType> {
-        let parse = |envelope: &Envelope| Message::parse_from_bytes(&envelope.message).unwrap().get_msg_type();
+        let parse = |envelope: &Envelope| {
+            Message::parse_from_bytes(&envelope.message).unwrap().get_msg_type()
+        };
         envelopes.iter().map(parse).collect()
     }
 
@@ -152,7 +157,10 @@ mod tests {
         }
         assert!(queue.offer(1, message(MessageType::MsgHeartbeat, 0)));
         let first = queue.frame().await;
-        assert_eq!(kinds(&first), [MessageType::MsgHeartbeat, MessageType::MsgAppend, MessageType::MsgAppend]);
+        assert_eq!(
+            kinds(&first),
+            [MessageType::MsgHeartbeat, MessageType::MsgAppend, MessageType::MsgAppend]
+        );
         assert_eq!(kinds(&queue.frame().await), [MessageType::MsgAppend]);
     }
 
@@ -160,10 +168,15 @@ mod tests {
     fn a_full_queue_drops() {
         let queue = Queue::default();
         queue.open();
-        let taken = (0..100).take_while(|_| queue.offer(0, message(MessageType::MsgAppend, 1 << 20))).count();
+        let taken = (0..100)
+            .take_while(|_| queue.offer(0, message(MessageType::MsgAppend, 1 << 20)))
+            .count();
         assert!((32..100).contains(&taken), "{taken} messages of a MiB fit");
         queue.close();
         queue.open();
-        assert!(queue.offer(0, message(MessageType::MsgAppend, 1 << 20)), "what waited is gone with its stream");
+        assert!(
+            queue.offer(0, message(MessageType::MsgAppend, 1 << 20)),
+            "what waited is gone with its stream"
+        );
     }
 }

@@ -1,7 +1,7 @@
 //! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
 //!
 //! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
-//! never cut off), [`state`] (a file under changes in memory), [`snapshot`].
+//! never cut off), [`state`] (a file under changes in memory), [`snapshot`], [`node`] (all of it at the start).
 
 pub mod directory;
 mod durable;
@@ -10,6 +10,7 @@ pub mod files;
 pub mod log;
 pub mod mark;
 mod merge;
+pub mod node;
 mod pace;
 pub mod snapshot;
 pub mod state;

@@ -8,9 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
-use trefoil_core::machine::Machine;
-use trefoil_server::storage::log::BIRTH_GENERATION;
-use trefoil_server::storage::{DataDirectory, EngineLog, Expected, Recovered, Refusal, StateStore};
+use trefoil_server::storage::node::Disk;
+use trefoil_server::storage::{Expected, Refusal};
 
 type Inner = DefaultFileSystem;
 type InnerHandle = <Inner as FileSystem>::Handle;
@@ -220,36 +219,9 @@ pub fn scratch() -> tempfile::TempDir {
     made.or_else(|_| tempfile::tempdir()).unwrap()
 }
 
-/// What a node has on disk. The directory, which is locked, is dropped last.
-pub struct Node {
-    pub shards: Vec<(Recovered, StateStore)>,
-    pub log: EngineLog,
-    pub directory: DataDirectory,
-}
-
 /// Opens the disk of a node as a node does.
-pub fn open_node(path: &Path, expected: &Expected) -> Result<Node, Refusal> {
-    const CACHE_BYTES: usize = 1 << 20;
-    let (mut directory, identity, new) = DataDirectory::open(path, expected)?;
-    let shards = (0..=identity.shards).collect::<Vec<_>>();
-    if new {
-        for &shard in &shards {
-            let mut store = StateStore::create(path, shard, BIRTH_GENERATION, CACHE_BYTES)?;
-            Machine::bootstrap(&mut store);
-            store.freeze().unwrap().run(None).unwrap();
-        }
-        EngineLog::create(path, &shards)?;
-        directory.formed()?;
-    }
-    let (log, recovered) = EngineLog::open(path, &shards)?;
-    let open = |mut recovered: Recovered| {
-        let store =
-            StateStore::open_generation(path, recovered.shard, recovered.generation, CACHE_BYTES)?;
-        store.complete(&mut recovered.boot)?;
-        Ok((recovered, store))
-    };
-    let shards = recovered.into_iter().map(open).collect::<Result<_, Refusal>>()?;
-    Ok(Node { shards, log, directory })
+pub fn open_node(path: &Path, expected: &Expected) -> Result<Disk, Refusal> {
+    trefoil_server::storage::node::open(path, expected, 1 << 20)
 }
 
 /// A small generator, so that a test does the same each time.

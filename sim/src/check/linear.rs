@@ -13,6 +13,13 @@ use super::history::{Action, Call, History, OPEN, Outcome};
 /// Steps of the search for one key after which it gives up.
 pub const STEPS_MAX: u64 = 2_000_000;
 
+/// How much earlier than by the clients' clock a value may be gone, in microseconds: when every replica has
+/// restarted the wall clocks of the nodes decide, and those differ a little.
+const WALL_ERROR_US: u64 = 100_000;
+
+/// Steps shown with one that fits nowhere.
+const SHOWN_MAX: usize = 12;
+
 const INVARIANT: &str = "the cache is linearizable";
 
 /// What a call does to a register, and what it told.
@@ -50,8 +57,8 @@ impl<'a> Step<'a> {
         }
         let kind = match (&call.action, outcome) {
             (Action::Put { value, ttl_ms, .. }, _) => {
-                let gone_from = (*ttl_ms > 0)
-                    .then(|| call.called_at.saturating_add(ttl_ms.saturating_mul(1_000)));
+                let life_us = ttl_ms.saturating_mul(1_000).saturating_sub(WALL_ERROR_US);
+                let gone_from = (*ttl_ms > 0).then(|| call.called_at.saturating_add(life_us));
                 Kind::Put { value, gone_from }
             }
             (Action::Delete { .. }, Some(Outcome::Deleted { version })) => {
@@ -99,9 +106,8 @@ pub fn check(history: &History, steps_max: u64) -> Vec<Violation> {
         let steps = without_unseen(steps);
         match search(&steps, steps_max) {
             Verdict::Linearizable => {}
-            Verdict::Not(stuck) => {
-                found.push(Violation::new(INVARIANT, format!("key {key}, about {stuck:?}")))
-            }
+            Verdict::Not(stuck) => found
+                .push(Violation::new(INVARIANT, format!("key {key}: {}", around(&steps, &stuck)))),
             Verdict::Unknown => {
                 let what = format!(
                     "key {key}: no verdict within {steps_max} steps of {} calls",
@@ -115,7 +121,7 @@ pub fn check(history: &History, steps_max: u64) -> Vec<Violation> {
 }
 
 /// Leaves out writes without a known end whose value nobody saw: they can stand behind everything else. A deletion
-/// tells whether there was a value, so with deletions they stay.
+/// tells whether there was a value, so with deletions they stay; and so do values that may have expired unseen.
 fn without_unseen(steps: Vec<Step<'_>>) -> Vec<Step<'_>> {
     if steps.iter().any(|step| matches!(step.kind, Kind::Delete { .. })) {
         return steps;
@@ -126,10 +132,30 @@ fn without_unseen(steps: Vec<Step<'_>>) -> Vec<Step<'_>> {
     });
     let seen = seen.collect::<BTreeSet<_>>();
     let keep = |step: &Step<'_>| match step.kind {
-        Kind::Put { value, .. } => step.ended_at != OPEN || seen.contains(value),
+        Kind::Put { value, gone_from } => {
+            step.ended_at != OPEN || gone_from.is_some() || seen.contains(value)
+        }
         Kind::Get { .. } | Kind::Delete { .. } => true,
     };
     steps.into_iter().filter(keep).collect()
+}
+
+/// A step and those before it, by their ends.
+fn around(steps: &[Step<'_>], stuck: &Step<'_>) -> String {
+    let mut before =
+        steps.iter().filter(|step| step.called_at <= stuck.ended_at).collect::<Vec<_>>();
+    before.sort_by_key(|step| (step.ended_at, step.called_at));
+    let shown = before.len().saturating_sub(SHOWN_MAX);
+    let lines = before[shown..].iter().map(|step| {
+        let end = if step.ended_at == OPEN { "?".to_owned() } else { step.ended_at.to_string() };
+        format!("\n  {}..{end} {:?}", step.called_at, step.kind)
+    });
+    format!(
+        "no order has {:?} called at {}, after{}",
+        stuck.kind,
+        stuck.called_at,
+        lines.collect::<String>()
+    )
 }
 
 enum Verdict<'a> {
@@ -253,14 +279,21 @@ mod tests {
 
     #[test]
     fn an_expired_value_may_be_gone_and_never_comes_back() {
-        let action = Action::Put { key: "a".to_owned(), value: "1".to_owned(), ttl_ms: 1 };
+        let action = Action::Put { key: "a".to_owned(), value: "1".to_owned(), ttl_ms: 1_000 };
         let write = answered(1, 2, 0, action, version());
-        let early = answered(500, 501, 0, get("a"), missed());
+        let early = answered(800_000, 800_001, 0, get("a"), missed());
         assert!(!verdict([write.clone(), early]), "gone before its time");
-        let miss = answered(1_500, 1_501, 0, get("a"), missed());
+        let miss = answered(1_500_000, 1_500_001, 0, get("a"), missed());
         assert!(verdict([write.clone(), miss.clone()]));
-        let back = answered(1_600, 1_601, 0, get("a"), got("1", 0));
+        let back = answered(1_600_000, 1_600_001, 0, get("a"), got("1", 0));
         assert!(!verdict([write, miss, back]));
+    }
+
+    #[test]
+    fn a_value_that_expired_unseen_may_have_replaced_another() {
+        let action = Action::Put { key: "a".to_owned(), value: "2".to_owned(), ttl_ms: 1 };
+        let miss = answered(1_500, 1_501, 0, get("a"), missed());
+        assert!(verdict([answered(1, 2, 0, put("a", "1"), version()), open(3, action), miss]));
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::history::{Action, Call, History, Outcome, Place};
 const RISE: &str = "fencing tokens of a lock rise with its grants";
 const ONE: &str = "a grant belongs to one session";
 const EXCLUSIVE: &str = "a lock has one holder at each index";
+const HOLDER: &str = "only the session that holds a lock releases it";
 const DEAD: &str = "a closed session acquires nothing";
 
 /// (namespace, lock).
@@ -65,6 +66,7 @@ pub fn check(history: &History) -> Vec<Violation> {
         }
         dead(history, *name, grants, &mut found);
     }
+    released(history, &grants, &mut found);
     found
 }
 
@@ -138,6 +140,31 @@ fn took_effect_by(call: &Call, next: &Grant<'_>) -> bool {
         Some((_, Outcome::Refused(_))) => false,
         Some((place, _)) => !place.exact || place.position.index <= next.place.position.index,
         None => call.is_open(),
+    }
+}
+
+/// A release tells the token of a grant that its session had.
+fn released(
+    history: &History,
+    grants: &BTreeMap<Name<'_>, Vec<Grant<'_>>>,
+    found: &mut Vec<Violation>,
+) {
+    for (call, _, outcome) in history.answered() {
+        let Action::Release { namespace, session, lock, token } = &call.action else { continue };
+        let own =
+            |grant: &Grant<'_>| grant.session == *session && (*token == 0 || grant.token == *token);
+        let granted = grants
+            .get(&(namespace.as_str(), lock.as_str()))
+            .is_some_and(|grants| grants.iter().any(own));
+        // A grant that nobody was told of.
+        let unseen = history.calls.iter().any(|call| {
+            call.is_open()
+                && matches!(&call.action, Action::Acquire { session: other, lock: name, .. }
+                    if other == session && name == lock)
+        });
+        if *outcome == Outcome::Released && !granted && !unseen {
+            found.push(Violation::new(HOLDER, format!("{call:?}")));
+        }
     }
 }
 
@@ -218,6 +245,13 @@ mod tests {
         );
         let late = [session(10, 1, 1_000), acquire(20, 1, 1), acquire(40, 2, 2), release(50, 1, 1)];
         assert_eq!(first(late), Some(EXCLUSIVE));
+    }
+
+    #[test]
+    fn a_release_by_another_session_is_found() {
+        let calls = [session(10, 1, 1_000), acquire(20, 1, 1)];
+        assert_eq!(first(calls.clone().into_iter().chain([release(30, 2, 1)])), Some(HOLDER));
+        assert_eq!(first(calls.into_iter().chain([release(30, 1, 7)])), Some(HOLDER));
     }
 
     #[test]

@@ -13,6 +13,7 @@ pub mod order;
 pub mod queue;
 pub mod register;
 pub mod requests;
+pub mod time;
 
 use std::fmt;
 

@@ -83,6 +83,11 @@ impl Ledger {
         Err(Violation::new(SAME, format!("{id:?} on shard {shard}: {first:?}, then {answer:?}")))
     }
 
+    /// The effect of a request was taken back by another: it may be answered otherwise from now on.
+    pub fn taken_back(&mut self, shard: ShardId, id: &RequestId) {
+        self.answers.remove(&(shard, id.client.clone(), id.sequence));
+    }
+
     /// A client sends a submission, possibly again after a definite refusal: what it was told before is void.
     pub fn sent(&mut self, shard: ShardId, id: &RequestId) {
         self.told.remove(&((shard, id.client.clone(), id.sequence), id.attempt));
@@ -119,12 +124,17 @@ impl Ledger {
     }
 }
 
-/// Refusals that are not remembered: a later try may be answered otherwise.
+/// Answers that are not remembered, because they changed nothing and a later try may be answered otherwise.
 #[must_use]
 pub fn is_forgotten(answer: &Answer) -> bool {
-    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
-    let reason = refusal.reason();
-    reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+    match &answer.answer {
+        Some(answer::Answer::Refusal(refusal)) => {
+            let reason = refusal.reason();
+            reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+        }
+        Some(answer::Answer::Dequeue(response)) => response.deliveries.is_empty(),
+        _ => false,
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,118 @@
+//! `trefoil lock run`: one command at a time, and the next one after the TTL when the first dies with its holder.
+
+use std::fs;
+use std::path::Path;
+use std::process::Child;
+use std::time::Duration;
+
+use rustix::process::{Signal, kill_process};
+use tokio::time::{Instant, sleep};
+
+use crate::support::{Cluster, eventually, is_alive, pid, run, trefoil};
+
+/// Writes its token when it starts and again when it ends.
+fn script(file: &Path, seconds: &str) -> String {
+    let file = file.display();
+    format!(
+        "echo start $TREFOIL_FENCING_TOKEN $$ >> {file}; sleep {seconds}; echo end $TREFOIL_FENCING_TOKEN >> {file}"
+    )
+}
+
+fn start(cluster: &Cluster, file: &Path, ttl: &str, seconds: &str) -> Child {
+    let script = script(file, seconds);
+    trefoil(cluster, &["lock", "run", "job", "--ttl", ttl, "--", "sh", "-c", &script])
+        .spawn()
+        .unwrap()
+}
+
+/// Lines of the file: the word, the token, the pid of a start.
+fn lines(file: &Path) -> Vec<(String, u64, u32)> {
+    let text = fs::read_to_string(file).unwrap_or_default();
+    let line = |line: &str| {
+        let mut words = line.split(' ');
+        let word = words.next()?.to_owned();
+        Some((
+            word,
+            words.next()?.parse().ok()?,
+            words.next().map_or(0, |id| id.parse().unwrap_or(0)),
+        ))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+#[tokio::test]
+async fn the_second_command_starts_after_the_first_has_ended() {
+    let cluster = Cluster::start().await;
+    let file = cluster.dir().join("ran");
+    let mut first = start(&cluster, &file, "10s", "1");
+    eventually("the first runs", async || lines(&file).len() == 1).await;
+    let mut second = start(&cluster, &file, "10s", "0");
+    assert!(first.wait().unwrap().success());
+    assert!(second.wait().unwrap().success());
+    let ran = lines(&file);
+    let words = ran.iter().map(|(word, ..)| word.as_str()).collect::<Vec<_>>();
+    assert_eq!(words, ["start", "end", "start", "end"]);
+    assert!(ran[0].1 == ran[1].1 && ran[2].1 == ran[3].1 && ran[2].1 > ran[0].1, "{ran:?}");
+
+    let (code, ..) = run(&cluster, &["lock", "run", "job", "--", "sh", "-c", "exit 7"]);
+    assert_eq!(code, 7, "the code is the command's");
+    let (code, _, error) = run(&cluster, &["lock", "run", "job", "--", "no-such-command"]);
+    assert_eq!(code, 127, "{error}");
+}
+
+#[tokio::test]
+async fn a_holder_that_is_killed_gives_way_after_its_ttl_to_a_larger_token() {
+    const TTL: Duration = Duration::from_secs(3);
+    let cluster = Cluster::start().await;
+    let file = cluster.dir().join("ran");
+    let mut first = start(&cluster, &file, "3s", "60");
+    eventually("the first runs", async || lines(&file).len() == 1).await;
+    let mut second = start(&cluster, &file, "3s", "0");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(lines(&file).len(), 1, "the second waits");
+
+    let killed = Instant::now();
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert!(second.wait().unwrap().success());
+    let elapsed = killed.elapsed();
+    let ran = lines(&file);
+    assert!(ran[1].1 > ran[0].1, "{ran:?}");
+    assert!(
+        elapsed >= TTL * 2 / 3 - Duration::from_millis(500),
+        "the renewed session lived on for {elapsed:?}"
+    );
+    assert!(elapsed <= TTL + Duration::from_secs(5), "it took {elapsed:?}");
+    // Nobody was left to end the first command.
+    let orphan = ran[0].2;
+    if is_alive(orphan) {
+        kill_process(pid(orphan), Signal::KILL).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn signals_reach_the_command_and_a_lost_lock_kills_it() {
+    let mut cluster = Cluster::start().await;
+    let file = cluster.dir().join("ran");
+    let trap = format!(
+        "trap 'echo end 0 >> {0}; exit 5' TERM; echo start 0 $$ >> {0}; while :; do sleep 0.1; done",
+        file.display()
+    );
+    let mut held =
+        trefoil(&cluster, &["lock", "run", "job", "--", "sh", "-c", &trap]).spawn().unwrap();
+    eventually("it runs", async || lines(&file).len() == 1).await;
+    kill_process(pid(held.id()), Signal::TERM).unwrap();
+    assert_eq!(held.wait().unwrap().code(), Some(5));
+    assert_eq!(lines(&file).len(), 2, "the command had the signal");
+
+    let mut held = start(&cluster, &file, "2s", "60");
+    eventually("it runs again", async || lines(&file).len() == 3).await;
+    let command = lines(&file)[2].2;
+    for node in &mut cluster.nodes {
+        node.kill();
+    }
+    let lost = Instant::now();
+    assert_eq!(held.wait().unwrap().code(), Some(1));
+    assert!(lost.elapsed() < Duration::from_secs(4), "{:?}", lost.elapsed());
+    assert!(!is_alive(command), "the command is dead before anybody else can hold the lock");
+}

@@ -1,0 +1,15 @@
+//! Real `trefoil` processes on loopback: started, killed, stopped, restarted, and asked.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stderr,
+    reason = "a test says what is wrong by failing, and measurements are for people"
+)]
+
+mod dev;
+mod faults;
+mod lock_run;
+mod record;
+mod refusals;
+mod services;
+mod support;

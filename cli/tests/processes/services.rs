@@ -1,0 +1,147 @@
+//! A fresh cluster serves all three services, through the client and through the command line.
+
+use std::time::Duration;
+
+use serde_json::Value as Json;
+use trefoil_client::{LineState, Message, Reason};
+
+use crate::support::{Cluster, eventually, run};
+
+#[tokio::test]
+async fn all_three_services_through_the_client() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+
+    let cache = client.cache();
+    let stored = cache.put("greeting", "hello").ttl(Duration::from_secs(60)).await.unwrap();
+    assert_eq!(stored.state, LineState::Modified);
+    let entry = cache.get("greeting").await.unwrap().expect("it was put");
+    assert_eq!((entry.value.as_text(), entry.version), (Some("hello"), stored.version));
+    assert!(entry.ttl.is_some_and(|ttl| ttl <= Duration::from_secs(60)));
+    assert!(cache.delete("greeting").await.unwrap());
+    assert!(!cache.delete("greeting").await.unwrap());
+    assert_eq!(cache.get("greeting").await.unwrap(), None);
+
+    let session = client.locks().open_session(Duration::from_secs(5)).owner("first").await.unwrap();
+    let other = client.locks().open_session(Duration::from_secs(5)).owner("second").await.unwrap();
+    let guard = session.lock("printer").acquire().await.unwrap().expect("it is free");
+    assert!(other.lock("printer").acquire().await.unwrap().is_none());
+    let waiting = tokio::spawn(other.lock("printer").wait(Duration::from_secs(10)).acquire());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let token = guard.token();
+    guard.release().await.unwrap();
+    let second = waiting.await.unwrap().unwrap().expect("it was released");
+    assert!(second.token() > token);
+    second.release().await.unwrap();
+    session.close().await.unwrap();
+    let refused = client.locks().release(other.id(), "printer", 0).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::NotHolder));
+
+    let queue = client.queue("jobs");
+    assert!(queue.create(4).await.unwrap());
+    assert!(!queue.create(4).await.unwrap());
+    let clash = queue.create(5).await.unwrap_err();
+    assert_eq!(clash.reason(), Some(Reason::QueueExists));
+    let messages = (0..20).map(|n| {
+        Message::new(format!("job {n}")).key(format!("key-{}", n % 5)).header("n", n.to_string())
+    });
+    let ids = queue.enqueue(messages).await.unwrap();
+    assert_eq!(ids.len(), 20);
+    let mut got = Vec::new();
+    while got.len() < 20 {
+        let deliveries = queue.dequeue().max(7).wait(Duration::from_secs(5)).await.unwrap();
+        assert!(!deliveries.is_empty(), "{} of 20 came", got.len());
+        for delivery in deliveries {
+            assert_eq!(delivery.delivery_count(), 1);
+            assert_eq!(
+                delivery.value().as_text(),
+                Some(format!("job {}", delivery.headers()["n"]).as_str())
+            );
+            delivery.ack().await.unwrap();
+            got.push(delivery.message_id().to_owned());
+        }
+    }
+    let mut sorted = (ids, got);
+    sorted.0.sort();
+    sorted.1.sort();
+    assert_eq!(sorted.0, sorted.1);
+    assert!(queue.dequeue().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn leadership_moves_when_it_is_asked_for_and_calls_follow() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.cache().put("k", "v").await.unwrap();
+    let header = client.cache().get("k").await.unwrap().unwrap().header;
+    let leader = async || {
+        let nodes = client.cluster().status().await;
+        let shards = nodes.into_iter().filter_map(|node| node.status.ok()).flat_map(|node| {
+            let id = node.header.map_or(0, |header| header.node_id);
+            node.shards.into_iter().map(move |shard| (id, shard))
+        });
+        shards
+            .filter(|(_, shard)| shard.shard == header.shard && shard.role == 2)
+            .map(|(id, _)| id)
+            .next()
+    };
+    let before = leader().await.expect("the shard has a leader");
+    let after = before % 3 + 1;
+    client.cluster().transfer_leader(header.shard, after).await.unwrap();
+    eventually("the other node leads", async || leader().await == Some(after)).await;
+    client.cache().put("k", "w").await.unwrap();
+    let entry = client.cache().get("k").await.unwrap().unwrap();
+    assert_eq!(entry.value.as_text(), Some("w"));
+    assert!(entry.header.term > header.term);
+}
+
+#[tokio::test]
+async fn all_three_services_through_the_command_line() {
+    let cluster = Cluster::start().await;
+    let json = |arguments: &[&str]| {
+        let (code, out, err) = run(&cluster, &[arguments, &["-o", "json"]].concat());
+        (
+            code,
+            serde_json::from_str::<Json>(&out)
+                .unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}")),
+        )
+    };
+
+    let (code, put) = json(&["cache", "put", "k", "v", "--ttl", "60s"]);
+    assert_eq!((code, put["version"].as_u64().is_some()), (0, true));
+    let (code, get) = json(&["cache", "get", "k"]);
+    assert_eq!((code, get["value"].as_str()), (0, Some("v")));
+    assert_eq!(run(&cluster, &["cache", "get", "k", "--raw"]), (0, "v".to_owned(), String::new()));
+    assert_eq!(json(&["cache", "delete", "k"]).0, 0);
+    assert_eq!(json(&["cache", "get", "k"]).0, 2);
+
+    assert_eq!(json(&["queue", "create", "q", "--partitions", "1"]).0, 0);
+    let (code, enqueued) = json(&["queue", "enqueue", "q", "one", "two", "--key", "a"]);
+    assert_eq!((code, enqueued["message_ids"].as_array().map(Vec::len)), (0, Some(2)));
+    let (code, dequeued) = json(&["queue", "dequeue", "q", "--max", "5", "--wait", "5s"]);
+    let deliveries = dequeued["deliveries"].as_array().unwrap();
+    assert_eq!((code, deliveries.len(), deliveries[0]["value"].as_str()), (0, 2, Some("one")));
+    for delivery in deliveries {
+        assert_eq!(json(&["queue", "ack", "q", delivery["lease_id"].as_str().unwrap()]).0, 0);
+    }
+    assert_eq!(json(&["queue", "dequeue", "q"]).0, 2);
+
+    let (code, held) = json(&["lock", "acquire", "l", "--ttl", "60s"]);
+    assert_eq!(code, 0);
+    assert_eq!(json(&["lock", "acquire", "l"]).0, 2);
+    let (session, token) = (held["session_id"].to_string(), held["fencing_token"].to_string());
+    assert_eq!(json(&["lock", "release", "l", "--session", &session, "--token", &token]).0, 0);
+    let (code, again) = json(&["lock", "acquire", "l"]);
+    assert!(
+        code == 0 && again["fencing_token"].as_u64() > held["fencing_token"].as_u64(),
+        "{again}"
+    );
+
+    let (code, status) = json(&["status"]);
+    assert_eq!((code, status["nodes"].as_array().map(Vec::len)), (0, Some(3)));
+    assert_eq!(status["shards"].as_array().map(Vec::len), Some(7));
+    assert_eq!(json(&["health"]).0, 0);
+    let (code, ping) = json(&["bench", "ping", "--count", "50", "--concurrency", "4"]);
+    assert_eq!((code, ping["cluster"]["successes"].as_u64()), (0, Some(150)));
+    assert_eq!(ping["nodes"].as_array().map(Vec::len), Some(3));
+}

@@ -1,0 +1,517 @@
+//! Random commands of several sessions against an executable model of the lock service and of request ids.
+//!
+//! Each entry is applied by two machines, one of which is opened again from its store now and then: they must say
+//! the same and have the same digest. The records are checked after every entry, and nothing may be left at the end.
+
+#[path = "support/lock_model.rs"]
+mod lock_model;
+#[path = "support/lock_state.rs"]
+mod lock_state;
+mod support;
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use trefoil_core::limits::REQUEST_CLIENT_IDLE_MS;
+use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId};
+use trefoil_core::slot;
+use trefoil_proto::common::v1::RequestId;
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, answer};
+use trefoil_proto::lock::v1 as api;
+
+use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat};
+use self::lock_state::LockState;
+use self::support::{Harness, command};
+
+const NAMESPACES: [&str; 2] = ["x", "y"];
+const LOCKS: [&str; 3] = ["a", "b", "ab"];
+const CLIENTS: [&str; 2] = ["c", "d"];
+
+/// What happens; numbers pick from what there is at that time.
+#[derive(Clone, Debug)]
+enum Step {
+    Open {
+        ttl_ms: u64,
+    },
+    KeepAlive {
+        session: usize,
+    },
+    Close {
+        session: usize,
+    },
+    Acquire {
+        session: usize,
+        lock: usize,
+        wait_ms: u64,
+    },
+    Release {
+        session: usize,
+        lock: usize,
+        token: Token,
+    },
+    /// A holder releases what it holds.
+    ReleaseHeld {
+        held: usize,
+    },
+    /// A command is sent again, with its request id where it has one.
+    Retry {
+        sent: usize,
+    },
+    /// The caller of an acquire is gone: that of its newest attempt, or of the one before.
+    Cancel {
+        sent: usize,
+        is_late: bool,
+    },
+    /// A client has seen all its answers but the newest few.
+    Acknowledge {
+        client: usize,
+        kept: u64,
+    },
+    /// The entry ends, and log time moves.
+    Advance {
+        ms: u64,
+    },
+    NewTerm,
+    Reopen,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Token {
+    Any,
+    Right,
+    Wrong,
+}
+
+/// A step, the namespace that it is in, and the client whose request id it carries, if any.
+type Choice = (Step, usize, Option<usize>);
+
+fn steps() -> impl Strategy<Value = Vec<Choice>> {
+    let session = || 0..6_usize;
+    let lock = || 0..LOCKS.len();
+    let wait_ms = prop_oneof![1 => Just(0), 4 => 1..4_000_u64];
+    let token = prop_oneof![Just(Token::Any), Just(Token::Right), Just(Token::Wrong)];
+    let step = prop_oneof![
+        6 => (300..6_000_u64).prop_map(|ttl_ms| Step::Open { ttl_ms }),
+        4 => session().prop_map(|session| Step::KeepAlive { session }),
+        2 => session().prop_map(|session| Step::Close { session }),
+        24 => (session(), lock(), wait_ms).prop_map(|(session, lock, wait_ms)| Step::Acquire { session, lock, wait_ms }),
+        3 => (session(), lock(), token).prop_map(|(session, lock, token)| Step::Release { session, lock, token }),
+        8 => (0..4_usize).prop_map(|held| Step::ReleaseHeld { held }),
+        8 => (0..10_usize).prop_map(|sent| Step::Retry { sent }),
+        5 => (0..10_usize, any::<bool>()).prop_map(|(sent, is_late)| Step::Cancel { sent, is_late }),
+        5 => (0..CLIENTS.len(), 0..4_u64).prop_map(|(client, kept)| Step::Acknowledge { client, kept }),
+        14 => (0..900_u64).prop_map(|ms| Step::Advance { ms }),
+        1 => Just(Step::NewTerm),
+        1 => Just(Step::Reopen),
+    ];
+    let namespace = prop_oneof![5 => Just(0_usize), 1 => Just(1)];
+    let client = prop_oneof![Just(None), (0..CLIENTS.len()).prop_map(Some)];
+    vec((step, namespace, client), 1..160)
+}
+
+/// How often what the test is about has happened.
+#[derive(Debug, Default)]
+struct Seen {
+    handoffs: u64,
+    timeouts: u64,
+    expired: u64,
+    expired_waits: u64,
+    reattached: u64,
+    recalled: u64,
+    forgotten: u64,
+    undone: u64,
+}
+
+struct World {
+    model: Model,
+    machine: Harness,
+    twin: Harness,
+    seats: BTreeMap<Seat, WaiterId>,
+    /// What was sent so far, as it was sent last.
+    sent: Vec<Command>,
+    pending: Vec<Command>,
+    sequences: [u64; CLIENTS.len()],
+    floors: [u64; CLIENTS.len()],
+    seen: Seen,
+}
+
+#[test]
+fn a_machine_does_what_its_model_does() {
+    let seen = RefCell::new(Seen::default());
+    let config =
+        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(600) };
+    let run = |steps: Vec<Choice>| {
+        let mut world = World::new();
+        steps
+            .into_iter()
+            .for_each(|(step, namespace, client)| world.step(&step, namespace, client));
+        world.finish();
+        seen.borrow_mut().add(&world.seen);
+        Ok(())
+    };
+    TestRunner::new(config).run(&steps(), run).expect("the machine does what the model does");
+    let seen = seen.into_inner();
+    let rarest = [
+        seen.handoffs,
+        seen.timeouts,
+        seen.expired,
+        seen.expired_waits,
+        seen.reattached,
+        seen.recalled,
+        seen.forgotten,
+        seen.undone,
+    ];
+    assert!(
+        rarest.into_iter().all(|count| count >= 25),
+        "the test meets what it is about: {seen:?}"
+    );
+}
+
+impl World {
+    fn new() -> Self {
+        let (machine, twin) = (Harness::new(1), Harness::new(1));
+        let mut world = Self {
+            model: Model::default(),
+            machine,
+            twin,
+            seats: BTreeMap::new(),
+            sent: Vec::new(),
+            pending: Vec::new(),
+            sequences: [0; CLIENTS.len()],
+            floors: [0; CLIENTS.len()],
+            seen: Seen::default(),
+        };
+        for namespace in NAMESPACES {
+            for ttl_ms in [2_000, 5_000, 20_000] {
+                let namespace = namespace.to_owned();
+                world.send(
+                    Operation::OpenSession(api::OpenSessionRequest {
+                        namespace,
+                        ttl_ms,
+                        ..Default::default()
+                    }),
+                    None,
+                );
+            }
+        }
+        world.entry();
+        world
+    }
+
+    fn step(&mut self, step: &Step, namespace: usize, client: Option<usize>) {
+        match step {
+            Step::Advance { ms } => {
+                self.entry();
+                self.machine.now_ms += ms;
+                self.twin.now_ms += ms;
+            }
+            Step::NewTerm => {
+                self.entry();
+                let (applied, twin) = (self.machine.new_term(), self.twin.new_term());
+                self.model.begin(self.machine.now_ms, true);
+                self.check(&applied, &twin, &[]);
+            }
+            Step::Reopen => self.twin.machine = Machine::open(&self.twin.store, 1, 1),
+            Step::Acknowledge { client, kept } => {
+                let floor = (self.sequences[*client] + 1).saturating_sub(*kept);
+                self.floors[*client] = self.floors[*client].max(floor);
+            }
+            Step::Retry { sent } => {
+                if let Some(n) = self.pick_sent(*sent, |_| true) {
+                    if let Some(id) = &mut self.sent[n].request_id {
+                        id.attempt += 1;
+                    }
+                    self.pending.push(self.sent[n].clone());
+                }
+            }
+            Step::Cancel { sent, is_late } => self.cancel(*sent, *is_late),
+            _ => {
+                if let Some(operation) = self.operation(step, NAMESPACES[namespace]) {
+                    self.send(operation, client);
+                }
+            }
+        }
+    }
+
+    fn operation(&self, step: &Step, namespace: &str) -> Option<Operation> {
+        let last = self.model.last_session.get(namespace).copied().unwrap_or(0);
+        let session = |pick: &usize| last.saturating_sub(*pick as u64);
+        let namespace = namespace.to_owned();
+        Some(match step {
+            Step::Open { ttl_ms } => Operation::OpenSession(api::OpenSessionRequest {
+                namespace,
+                ttl_ms: *ttl_ms,
+                ..Default::default()
+            }),
+            Step::KeepAlive { session: pick } => {
+                Operation::KeepAlive(api::KeepAliveRequest { namespace, session_id: session(pick) })
+            }
+            Step::Close { session: pick } => {
+                let session_id = session(pick);
+                Operation::CloseSession(api::CloseSessionRequest {
+                    namespace,
+                    session_id,
+                    request_id: None,
+                })
+            }
+            Step::Acquire { session: pick, lock, wait_ms } => {
+                Operation::Acquire(api::AcquireRequest {
+                    namespace,
+                    session_id: session(pick),
+                    name: LOCKS[*lock].to_owned(),
+                    wait_ms: *wait_ms,
+                    request_id: None,
+                })
+            }
+            Step::Release { session: pick, lock, token } => {
+                let name = (namespace, LOCKS[*lock].to_owned());
+                let held = self.model.held().into_iter().find(|held| held.0 == name);
+                let right =
+                    held.and_then(|held| self.model.tokens.get(&held.2).copied()).unwrap_or(0);
+                let token = match token {
+                    Token::Any => 0,
+                    Token::Right => right,
+                    Token::Wrong => right + 1_000_000,
+                };
+                release(name, session(pick), token)
+            }
+            Step::ReleaseHeld { held } => {
+                let all = self.model.held();
+                let (name, session_id, _) = all.get(held % all.len().max(1))?.clone();
+                release(name, session_id, 0)
+            }
+            _ => return None,
+        })
+    }
+
+    fn cancel(&mut self, sent: usize, is_late: bool) {
+        let is_acquire =
+            |command: &Command| matches!(command.operation, Some(Operation::Acquire(_)));
+        let Some(n) = self.pick_sent(sent, is_acquire) else { return };
+        let Some(Operation::Acquire(request)) = self.sent[n].operation.clone() else { return };
+        let mut waiter = self.sent[n].request_id.clone();
+        if let Some(id) = &mut waiter {
+            id.attempt = id.attempt.saturating_sub(u32::from(is_late));
+        }
+        let (namespace, name) = (request.namespace, request.name);
+        let cancel = CancelAcquire {
+            namespace: namespace.clone(),
+            session_id: request.session_id,
+            name,
+            waiter,
+        };
+        let slot = slot::of_locks(&namespace);
+        self.pending.push(command(slot, 1, None, Operation::CancelAcquire(cancel)));
+    }
+
+    /// One of the last commands.
+    fn pick_sent(&self, back: usize, wanted: impl Fn(&Command) -> bool) -> Option<usize> {
+        let wanted = (0..self.sent.len()).rev().filter(|n| wanted(&self.sent[*n]));
+        wanted.take(10).nth(back)
+    }
+
+    fn send(&mut self, operation: Operation, client: Option<usize>) {
+        let namespace = match &operation {
+            Operation::OpenSession(request) => &request.namespace,
+            Operation::KeepAlive(request) => &request.namespace,
+            Operation::CloseSession(request) => &request.namespace,
+            Operation::Acquire(request) => &request.namespace,
+            Operation::Release(request) => &request.namespace,
+            other => panic!("{other:?} is none of the lock service"),
+        };
+        let slot = slot::of_locks(namespace);
+        let request_id = client.map(|client| {
+            self.sequences[client] += 1;
+            let sequence = self.sequences[client];
+            let first_unacknowledged = self.floors[client].min(sequence);
+            RequestId {
+                client: CLIENTS[client].to_owned(),
+                sequence,
+                first_unacknowledged,
+                attempt: 0,
+            }
+        });
+        let command = command(slot, 1, request_id, operation);
+        self.sent.push(command.clone());
+        self.pending.push(command);
+    }
+
+    /// Applies what is pending as one entry.
+    fn entry(&mut self) {
+        let commands = std::mem::take(&mut self.pending);
+        let (applied, twin) =
+            (self.machine.apply(commands.clone()), self.twin.apply(commands.clone()));
+        self.model.begin(self.machine.now_ms, false);
+        self.check(&applied, &twin, &commands);
+    }
+
+    fn check(&mut self, applied: &Applied, twin: &Applied, commands: &[Command]) {
+        assert_eq!(applied, twin, "two machines say the same");
+        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
+        LockState::read(&self.machine.store).check(self.machine.now_ms);
+        let grants_before = self.model.grants.len();
+        let expected = commands.iter().map(|command| self.expect(command)).collect::<Vec<_>>();
+        assert_eq!(applied.outcomes.len(), expected.len());
+        for ((outcome, expected), command) in applied.outcomes.iter().zip(&expected).zip(commands) {
+            match (outcome, expected) {
+                (Outcome::Answered(answer), Expected::Answer(said)) => self.same(answer, said),
+                (Outcome::Waiting(waiter), Expected::Waits(seat)) => {
+                    let known = self.seats.entry(*seat).or_insert_with(|| waiter.clone());
+                    assert_eq!(known, waiter, "a retry waits at the same place");
+                }
+                _ => panic!("{command:?} is answered {outcome:?}, not {expected:?}"),
+            }
+        }
+        self.check_settled(applied);
+        for grant in grants_before..self.model.grants.len() {
+            let token =
+                self.model.tokens.get(&grant).copied().expect("every grant is told to somebody");
+            let lock = &self.model.grants[grant];
+            let earlier =
+                self.model.tokens.iter().filter(|(other, _)| self.model.grants[**other] == *lock);
+            let rises =
+                earlier.filter(|(other, _)| **other < grant).all(|(_, other)| *other < token);
+            assert!(rises, "tokens of a lock rise");
+        }
+        assert_eq!(applied.counts, self.model.counts);
+        self.seen.expired += applied.counts.sessions_expired;
+    }
+
+    fn expect(&mut self, command: &Command) -> Expected {
+        let seats = self.model.seats;
+        let is_retry = command.request_id.as_ref().is_some_and(|id| id.attempt > 0);
+        let expected = self.model.command(command);
+        match &expected {
+            Expected::Waits(seat) if *seat < seats => self.seen.reattached += 1,
+            Expected::Answer(Said::Refused(reason, _)) if reason.name() == "REQUEST_FORGOTTEN" => {
+                self.seen.forgotten += 1;
+            }
+            Expected::Answer(_) if is_retry => self.seen.recalled += 1,
+            _ => {}
+        }
+        expected
+    }
+
+    fn check_settled(&mut self, applied: &Applied) {
+        let mut expected = self.model.settled.clone();
+        for settled in &applied.settled {
+            let id = settled.request_id.as_ref().map(|id| (id.client.clone(), id.sequence));
+            let seat = self
+                .seats
+                .iter()
+                .find(|(_, waiter)| **waiter == settled.waiter)
+                .map(|(seat, _)| *seat);
+            let place =
+                expected.iter().position(|expected| expected.seat == seat && expected.id == id);
+            let expected = expected.remove(place.expect("what is settled should be"));
+            self.same(&settled.answer, &expected.answer);
+            match (expected.seat, expected.answer) {
+                (None, _) => self.seen.undone += 1,
+                (Some(_), Said::Granted(_)) => self.seen.handoffs += 1,
+                (Some(_), Said::Held(_)) => self.seen.timeouts += 1,
+                (Some(_), _) => self.seen.expired_waits += 1,
+            }
+        }
+        assert!(expected.is_empty(), "these should be settled: {expected:?}");
+    }
+
+    /// Whether the machine says what the model says; a grant's token is learned where it is told first.
+    fn same(&mut self, answer: &Answer, said: &Said) {
+        use answer::Answer as A;
+        let matches = match (answer.answer.as_ref().expect("an answer says something"), said) {
+            (A::OpenSession(opened), Said::Session(id)) => opened.session_id == *id,
+            (A::KeepAlive(alive), Said::Alive(ms)) => alive.remaining_ms == *ms,
+            (A::CloseSession(closed), Said::Closed(released)) => closed.released == *released,
+            (A::Acquire(acquire), Said::Granted(grant)) => {
+                acquire.acquired
+                    && acquire.holder_token == 0
+                    && self.is_token(*grant, acquire.fencing_token)
+            }
+            (A::Acquire(acquire), Said::Held(holder)) => {
+                let no_grant = !acquire.acquired && acquire.fencing_token == 0;
+                no_grant
+                    && holder.map_or(acquire.holder_token == 0, |grant| {
+                        self.is_token(grant, acquire.holder_token)
+                    })
+            }
+            (A::Release(_), Said::Released) | (A::Done(_), Said::Done) => true,
+            (A::Refusal(refusal), Said::Refused(reason, holder)) => {
+                let token = refusal
+                    .metadata
+                    .get("holder_token")
+                    .map(|token| token.parse().expect("a number"));
+                let same_holder = match (token, holder) {
+                    (Some(token), Some(grant)) => self.is_token(*grant, token),
+                    (token, holder) => token.is_none() && holder.is_none(),
+                };
+                refusal.reason() == *reason && same_holder
+            }
+            _ => false,
+        };
+        assert!(
+            matches,
+            "the machine says {answer:?}, the model {said:?}, tokens {:?}",
+            self.model.tokens
+        );
+    }
+
+    fn is_token(&mut self, grant: Grant, token: u64) -> bool {
+        token > 0 && *self.model.tokens.entry(grant).or_insert(token) == token
+    }
+
+    /// All sessions are closed and the clients idle: only the counters are left.
+    fn finish(&mut self) {
+        self.entry();
+        for (namespace, session_id) in self.model.sessions() {
+            self.send(
+                Operation::CloseSession(api::CloseSessionRequest {
+                    namespace,
+                    session_id,
+                    request_id: None,
+                }),
+                None,
+            );
+        }
+        self.entry();
+        for harness in [&mut self.machine, &mut self.twin] {
+            harness.advance(REQUEST_CLIENT_IDLE_MS);
+            harness.advance(REQUEST_CLIENT_IDLE_MS);
+        }
+        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
+        let state = LockState::read(&self.machine.store);
+        state.check(self.machine.now_ms);
+        let left = self.machine.store.records.len();
+        assert_eq!(
+            (state.namespaces.len(), left),
+            (NAMESPACES.len(), NAMESPACES.len() + 1),
+            "nothing is left over"
+        );
+    }
+}
+
+impl Seen {
+    fn add(&mut self, other: &Self) {
+        self.handoffs += other.handoffs;
+        self.timeouts += other.timeouts;
+        self.expired += other.expired;
+        self.expired_waits += other.expired_waits;
+        self.reattached += other.reattached;
+        self.recalled += other.recalled;
+        self.forgotten += other.forgotten;
+        self.undone += other.undone;
+    }
+}
+
+fn release((namespace, name): (String, String), session_id: u64, fencing_token: u64) -> Operation {
+    Operation::Release(api::ReleaseRequest {
+        namespace,
+        session_id,
+        name,
+        fencing_token,
+        request_id: None,
+    })
+}

@@ -1,0 +1,343 @@
+//! Calls to one peer for shards that it leads: one stream, replies matched by id.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use prost::Message as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use trefoil_core::limits::{FORWARD_CALLS_MAX, PEER_FRAME_BYTES_MAX};
+use trefoil_core::{NodeId, Position, ShardId};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{
+    Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call,
+};
+
+use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
+use crate::node::work::{Answered, Failure, Work, failure, refusal};
+
+/// Frames on their way to the transport.
+const FRAMES: usize = 4;
+/// Calls that a frame takes at most.
+const FRAME_CALLS: usize = 1_024;
+
+/// The calls to one peer.
+#[derive(Debug, Default)]
+pub(super) struct Forward {
+    state: Mutex<State>,
+    last: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Where calls go; none while there is no stream.
+    stream: Option<mpsc::Sender<Item>>,
+    waiting: HashMap<u64, oneshot::Sender<End>>,
+}
+
+#[derive(Debug)]
+enum Item {
+    Call(Box<ForwardCall>),
+    Cancel(u64),
+}
+
+/// How a forwarded call ended.
+#[derive(Debug)]
+enum End {
+    Reply(Box<ForwardReply>),
+    /// The stream was lost before the call left.
+    NotSent,
+}
+
+/// A call that waits; given up when it is dropped.
+struct Waiting<'a> {
+    forward: &'a Forward,
+    id: u64,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut state = self.forward.lock();
+        if state.waiting.remove(&self.id).is_some()
+            && let Some(stream) = &state.stream
+        {
+            // Where there is no room, the call ends by its own deadline.
+            drop(stream.try_send(Item::Cancel(self.id)));
+        }
+    }
+}
+
+impl Forward {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the peer once. A call that did not leave did not happen; one whose stream is lost may have.
+    pub(super) async fn ask(
+        &self,
+        peer: NodeId,
+        shard: ShardId,
+        work: &Work,
+        deadline: Instant,
+    ) -> Result<Answered, (Refusal, Failure)> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let call = match work.clone() {
+            Work::Command(command) => forward_call::Call::Command(command),
+            Work::Query(query) => forward_call::Call::Query(query),
+        };
+        let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
+        let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+        let receiver = self.begin(ForwardCall { id, shard, timeout_ms, call: Some(call) })?;
+        let _waiting = Waiting { forward: self, id };
+        match receiver.await {
+            Ok(End::Reply(reply)) => open(peer, shard, *reply),
+            Ok(End::NotSent) => Err(away()),
+            Err(_) => match work {
+                Work::Command(_) => Err((work.unseen(), Failure::Unknown)),
+                Work::Query(_) => Err(away()),
+            },
+        }
+    }
+
+    fn begin(&self, call: ForwardCall) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
+        let mut state = self.lock();
+        let Some(stream) = &state.stream else { return Err(away()) };
+        let full = || {
+            (
+                refusal(
+                    Reason::Overloaded,
+                    "too many calls are on their way to the shard's leader",
+                ),
+                Failure::Final,
+            )
+        };
+        let (sender, receiver) = oneshot::channel();
+        let id = call.id;
+        if state.waiting.len() >= FORWARD_CALLS_MAX {
+            return Err(full());
+        }
+        match stream.try_send(Item::Call(Box::new(call))) {
+            Ok(()) => (),
+            Err(mpsc::error::TrySendError::Full(_)) => return Err(full()),
+            Err(mpsc::error::TrySendError::Closed(_)) => return Err(away()),
+        }
+        state.waiting.insert(id, sender);
+        Ok(receiver)
+    }
+
+    fn open(&self, stream: mpsc::Sender<Item>) {
+        self.lock().stream = Some(stream);
+    }
+
+    fn end(&self, id: u64, end: End) {
+        let waiting = self.lock().waiting.remove(&id);
+        if let Some(sender) = waiting {
+            // A caller that has gone away wants no answer.
+            drop(sender.send(end));
+        }
+    }
+
+    /// The stream is gone: what had not left did not happen, the rest ends unseen.
+    fn close(&self, items: &mut mpsc::Receiver<Item>) {
+        self.lock().stream = None;
+        items.close();
+        while let Ok(item) = items.try_recv() {
+            if let Item::Call(call) = item {
+                self.end(call.id, End::NotSent);
+            }
+        }
+        self.lock().waiting.clear();
+    }
+}
+
+fn away() -> (Refusal, Failure) {
+    (
+        refusal(Reason::NotLeader, "the leader of the shard cannot be reached from this node"),
+        Failure::Definite,
+    )
+}
+
+/// A reply without an index was decided by no state machine.
+fn open(peer: NodeId, shard: ShardId, reply: ForwardReply) -> Result<Answered, (Refusal, Failure)> {
+    let ForwardReply { term, index, log_time_ms, answer, ordinal, .. } = reply;
+    match answer.and_then(|answer| answer.answer) {
+        Some(answer::Answer::Refusal(refusal)) => {
+            let failure = if index == 0 { failure(refusal.reason()) } else { Failure::Final };
+            Err((refusal, failure))
+        }
+        Some(answer) => {
+            let position = Position { term, index, ordinal, log_time_ms };
+            Ok(Answered { node: peer, shard, position, answer: Answer { answer: Some(answer) } })
+        }
+        None => Err((
+            refusal(Reason::Internal, "the leader's answer is of another version"),
+            Failure::Final,
+        )),
+    }
+}
+
+/// Keeps a stream to the peer for ever.
+pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
+    let mut backoff = Backoff::new();
+    loop {
+        let (sender, mut items) = mpsc::channel(FORWARD_CALLS_MAX);
+        let ended = talk(&dialler, &forward, sender, &mut items, &mut backoff).await;
+        forward.close(&mut items);
+        dialler.note("forward", &ended.err().unwrap_or_else(hung_up));
+        dialler.pause(&mut backoff).await;
+    }
+}
+
+fn hung_up() -> Ended {
+    Ended::Away("the peer hung up".to_owned())
+}
+
+async fn talk(
+    dialler: &Dialler,
+    forward: &Forward,
+    sender: mpsc::Sender<Item>,
+    items: &mut mpsc::Receiver<Item>,
+    backoff: &mut Backoff,
+) -> Result<(), Ended> {
+    let mut client = dial::connect(&dialler.address).await?;
+    let (frames, receiver) = mpsc::channel(FRAMES);
+    let greeting = Some(dialler.introductions.greeting(dialler.peer));
+    frames
+        .send(ForwardRequest { greeting, ..ForwardRequest::default() })
+        .await
+        .map_err(|_| hung_up())?;
+    let mut answers =
+        timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
+    forward.open(sender);
+    dialler.note_open("forward");
+    backoff.reset();
+    loop {
+        tokio::select! {
+            answer = answers.message() => {
+                let Some(answer) = answer? else { return Ok(()) };
+                for reply in answer.replies {
+                    forward.end(reply.id, End::Reply(Box::new(reply)));
+                }
+            }
+            next = next(&frames, items) => {
+                let (permit, item) = next.ok_or_else(hung_up)?;
+                permit.send(frame(item, items));
+            }
+        }
+    }
+}
+
+/// Room for a frame first, then a call for it: a call that waits for room has not left.
+async fn next<'a>(
+    frames: &'a mpsc::Sender<ForwardRequest>,
+    items: &mut mpsc::Receiver<Item>,
+) -> Option<(mpsc::Permit<'a, ForwardRequest>, Item)> {
+    let permit = frames.reserve().await.ok()?;
+    Some((permit, items.recv().await?))
+}
+
+/// Gathers what waits: [`PEER_FRAME_BYTES_MAX`] before the last call.
+fn frame(first: Item, items: &mut mpsc::Receiver<Item>) -> ForwardRequest {
+    let mut request = ForwardRequest::default();
+    let mut bytes = put(&mut request, first);
+    while bytes < PEER_FRAME_BYTES_MAX
+        && request.calls.len() + request.cancel.len() < FRAME_CALLS
+        && let Ok(item) = items.try_recv()
+    {
+        bytes += put(&mut request, item);
+    }
+    request
+}
+
+fn put(request: &mut ForwardRequest, item: Item) -> usize {
+    match item {
+        Item::Call(call) => {
+            let bytes = call.encoded_len();
+            request.calls.push(*call);
+            bytes
+        }
+        Item::Cancel(id) => {
+            request.cancel.push(id);
+            size_of::<u64>()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use trefoil_proto::internal::v1::{Command, Done, Query};
+
+    use super::*;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    fn command() -> Work {
+        Work::Command(Command::default())
+    }
+
+    fn ask(
+        forward: &Arc<Forward>,
+        work: Work,
+    ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
+        let forward = Arc::clone(forward);
+        tokio::spawn(async move { forward.ask(2, 1, &work, soon()).await })
+    }
+
+    fn open_stream(forward: &Forward) -> mpsc::Receiver<Item> {
+        let (sender, items) = mpsc::channel(8);
+        forward.open(sender);
+        items
+    }
+
+    fn reason(end: Result<Answered, (Refusal, Failure)>) -> (Reason, Failure) {
+        end.map_err(|(refusal, failure)| (refusal.reason(), failure)).expect_err("it was refused")
+    }
+
+    #[tokio::test]
+    async fn what_left_may_have_happened_and_what_did_not_leave_did_not() {
+        let forward = Arc::new(Forward::default());
+        let nobody = forward.ask(2, 1, &command(), soon()).await;
+        assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
+
+        let mut items = open_stream(&forward);
+        let (sent, read) = (ask(&forward, command()), ask(&forward, Work::Query(Query::default())));
+        for _ in 0..2 {
+            assert!(matches!(items.recv().await, Some(Item::Call(_))));
+        }
+        let unsent = ask(&forward, command());
+        while items.is_empty() {
+            tokio::task::yield_now().await;
+        }
+        forward.close(&mut items);
+        assert_eq!(reason(sent.await.unwrap()), (Reason::MaybeApplied, Failure::Unknown));
+        assert_eq!(reason(read.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+        assert_eq!(reason(unsent.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+    }
+
+    #[tokio::test]
+    async fn replies_find_their_calls_and_a_dropped_call_is_cancelled() {
+        let forward = Arc::new(Forward::default());
+        let mut items = open_stream(&forward);
+        let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let Some(Item::Call(call)) = items.recv().await else { panic!("a call is sent") };
+            ids.push(call.id);
+        }
+        dropped.abort();
+        let Some(Item::Cancel(cancelled)) = items.recv().await else { panic!("a cancel is sent") };
+        let id = ids.into_iter().find(|id| *id != cancelled).unwrap();
+        let answer = Some(answer::Answer::Done(Done {}).into());
+        let reply =
+            ForwardReply { id, term: 3, index: 20, ordinal: 4, answer, ..ForwardReply::default() };
+        forward.end(id, End::Reply(Box::new(reply)));
+        let answered = kept.await.unwrap().unwrap();
+        assert_eq!((answered.node, answered.position.index, answered.position.ordinal), (2, 20, 4));
+    }
+}

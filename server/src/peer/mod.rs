@@ -1,0 +1,180 @@
+//! Node to node: Raft messages, forwarded calls and snapshots, each on streams of their own.
+//!
+//! [`Links`] is what this node sends with; [`server`] is what it hears. Every stream begins with a [`greeting`].
+//! Raft messages may be lost (`raft`, `queue`), a forwarded call has an end that its caller learns (`forward`, and
+//! `desk` at the other side), a snapshot arrives whole or not at all (`snapshots`, and `receive`).
+
+mod accept;
+mod desk;
+mod dial;
+mod forward;
+mod greeting;
+pub(crate) mod latency;
+mod queue;
+mod raft;
+mod receive;
+mod server;
+mod snapshots;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle as Runtime;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use trefoil_core::replica::Peer;
+use trefoil_core::{NodeId, ShardId};
+use trefoil_proto::internal::v1::Refusal;
+
+use self::forward::Forward;
+use self::queue::Queue;
+use self::snapshots::Snapshots;
+use crate::node::shared::Shared;
+use crate::node::work::{Answered, Failure, Work};
+use crate::storage::snapshot::Reader;
+
+pub(crate) use self::desk::Asked;
+pub(crate) use self::greeting::Introductions;
+
+/// The links of this node to its peers.
+#[derive(Debug)]
+pub(crate) struct Links {
+    shared: Arc<Shared>,
+    introductions: Arc<Introductions>,
+    peers: BTreeMap<NodeId, Link>,
+    snapshots: Arc<Snapshots>,
+    /// Shards of this node whose log lost its end: peers are told.
+    uncertain: watch::Sender<BTreeSet<ShardId>>,
+    root: PathBuf,
+    runtime: Runtime,
+}
+
+#[derive(Debug)]
+struct Link {
+    address: String,
+    queue: Arc<Queue>,
+    forward: Arc<Forward>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        introductions: Arc<Introductions>,
+        root: PathBuf,
+        runtime: Runtime,
+    ) -> Self {
+        let others = shared.members.iter().filter(|member| member.id != shared.node);
+        let link = |address: &String| Link {
+            address: address.clone(),
+            queue: Arc::default(),
+            forward: Arc::default(),
+        };
+        let peers = others.map(|member| (member.id, link(&member.address))).collect();
+        let snapshots = Arc::new(Snapshots::new(Arc::clone(&shared), Arc::clone(&introductions)));
+        Self {
+            shared,
+            introductions,
+            peers,
+            snapshots,
+            uncertain: watch::Sender::default(),
+            root,
+            runtime,
+        }
+    }
+
+    /// Serves the peer port.
+    pub(crate) fn listen(&self, listener: TcpListener) -> std::io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = {
+            let _runtime = self.runtime.enter();
+            tokio::net::TcpListener::from_std(listener)?
+        };
+        let service = server::Service::new(
+            Arc::clone(&self.shared),
+            Arc::clone(&self.introductions),
+            self.root.clone(),
+        );
+        self.runtime.spawn(server::serve(Arc::clone(&self.shared), service, listener));
+        Ok(())
+    }
+
+    /// Keeps a stream for Raft and one for calls to every peer.
+    pub(crate) fn dial(&self) {
+        for (peer, link) in &self.peers {
+            let dialler = dial::Dialler {
+                shared: Arc::clone(&self.shared),
+                introductions: Arc::clone(&self.introductions),
+                peer: *peer,
+                address: link.address.clone(),
+            };
+            self.runtime.spawn(raft::keep(
+                dialler.clone(),
+                Arc::clone(&link.queue),
+                self.uncertain.subscribe(),
+            ));
+            self.runtime.spawn(forward::keep(dialler, Arc::clone(&link.forward)));
+        }
+    }
+
+    /// A node without a past waits until each peer was dialled once, for so long at most: one that knows this node by
+    /// another directory has then said so. Blocks.
+    pub(crate) fn wait_for_first_words(&self, longest: Duration) {
+        if !self.introductions.formed {
+            let dialled =
+                async { tokio::time::timeout(longest, self.introductions.all_dialled()).await };
+            // What was not heard by then is heard later.
+            drop(self.runtime.block_on(dialled));
+        }
+    }
+
+    /// Queues a Raft message; false when it is dropped.
+    #[must_use]
+    pub(crate) fn send(&self, shard: ShardId, peer: Box<Peer>) -> bool {
+        self.peers.get(&peer.message.to).is_some_and(|link| link.queue.offer(shard, peer))
+    }
+
+    /// Tells the peers which shards of this node have lost the end of their log.
+    pub(crate) fn tell_uncertain(&self, shards: &BTreeSet<ShardId>) {
+        self.uncertain.send_replace(shards.clone());
+    }
+
+    /// Asks the node that leads a shard, once.
+    pub(crate) async fn forward(
+        &self,
+        to: NodeId,
+        shard: ShardId,
+        work: &Work,
+        deadline: Instant,
+    ) -> Result<Answered, (Refusal, Failure)> {
+        match self.peers.get(&to) {
+            Some(link) => link.forward.ask(to, shard, work, deadline).await,
+            None => Err((self.shared.unreached(shard), Failure::Definite)),
+        }
+    }
+
+    /// Keeps a snapshot open until it is sent or closed.
+    pub(crate) fn put_snapshot(&self, shard: ShardId, to: NodeId, reader: Reader) {
+        self.snapshots.put(shard, to, reader);
+    }
+
+    /// Streams the open snapshot; the replica is told how that ended.
+    pub(crate) fn send_snapshot(&self, shard: ShardId, peer: Box<Peer>) {
+        let to = peer.message.to;
+        if let Some(link) = self.peers.get(&to) {
+            self.snapshots.send(&self.runtime, shard, peer, link.address.clone());
+        }
+    }
+
+    /// Lets go of the data directory and of every open file. Nothing is sent or heard any more.
+    pub(crate) fn release(&self) {
+        self.snapshots.close_all();
+        self.introductions.release();
+    }
+
+    pub(crate) fn close_snapshot(&self, shard: ShardId, to: NodeId) {
+        self.snapshots.close(shard, to);
+    }
+}

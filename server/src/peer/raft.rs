@@ -1,0 +1,93 @@
+//! The stream of Raft messages to one peer.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use trefoil_core::ShardId;
+use trefoil_core::replica::Input;
+use trefoil_proto::internal::v1::{RaftRequest, Uncertain};
+
+use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
+use super::queue::Queue;
+
+/// Frames on their way to the transport. Few, because a heartbeat waits behind them.
+const FRAMES: usize = 2;
+
+type Uncertainty = watch::Receiver<BTreeSet<ShardId>>;
+
+/// Keeps a stream to the peer for ever.
+pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut uncertain: Uncertainty) {
+    let mut backoff = Backoff::new();
+    loop {
+        let ended = stream(&dialler, &queue, &mut uncertain, &mut backoff).await;
+        queue.close();
+        for shard in dialler.shared.all_shards() {
+            dialler.shared.tell(shard, Input::Unreachable(dialler.peer));
+        }
+        dialler.note("raft", &ended);
+        dialler.introductions.note_dialled(dialler.peer);
+        dialler.pause(&mut backoff).await;
+    }
+}
+
+async fn stream(
+    dialler: &Dialler,
+    queue: &Queue,
+    uncertain: &mut Uncertainty,
+    backoff: &mut Backoff,
+) -> Ended {
+    match talk(dialler, queue, uncertain, backoff).await {
+        Ok(()) => Ended::Away("the peer hung up".to_owned()),
+        Err(ended) => ended,
+    }
+}
+
+async fn talk(
+    dialler: &Dialler,
+    queue: &Queue,
+    uncertain: &mut Uncertainty,
+    backoff: &mut Backoff,
+) -> Result<(), Ended> {
+    let mut client = dial::connect(&dialler.address).await?;
+    let (frames, receiver) = mpsc::channel(FRAMES);
+    let greeting = Some(dialler.introductions.greeting(dialler.peer));
+    send(&frames, RaftRequest { greeting, ..RaftRequest::default() }).await?;
+    let request = client.raft(ReceiverStream::new(receiver));
+    let mut answers = timeout(GREETING_WAIT, request).await??.into_inner();
+    let answer = timeout(GREETING_WAIT, answers.message()).await??;
+    let theirs = answer.and_then(|answer| answer.greeting);
+    match dialler.introductions.check(theirs.as_ref()).await {
+        Ok(peer) if peer == dialler.peer => (),
+        _ => return Err(Ended::Stranger),
+    }
+    let endpoint = theirs.map(|greeting| greeting.endpoint).unwrap_or_default();
+    dialler.shared.set_endpoint(dialler.peer, endpoint);
+    dialler.note_open("raft");
+    backoff.reset();
+    queue.open();
+    dialler.introductions.note_dialled(dialler.peer);
+    uncertain.mark_changed();
+    loop {
+        let request = tokio::select! {
+            answer = answers.message() => match answer? {
+                // Nothing follows the greeting; what does is of a later version.
+                Some(_) => continue,
+                None => return Ok(()),
+            },
+            // The sender lives as long as the node.
+            _ = uncertain.changed() => {
+                let shards = uncertain.borrow_and_update().iter().copied().collect();
+                RaftRequest { uncertain: Some(Uncertain { shards }), ..RaftRequest::default() }
+            }
+            envelopes = queue.frame() => RaftRequest { envelopes, ..RaftRequest::default() },
+        };
+        send(&frames, request).await?;
+    }
+}
+
+async fn send(frames: &mpsc::Sender<RaftRequest>, request: RaftRequest) -> Result<(), Ended> {
+    frames.send(request).await.map_err(|_| Ended::Away("the peer hung up".to_owned()))
+}

@@ -1,0 +1,284 @@
+//! What this node hears on its peer port.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use protobuf::Message as _;
+use raft_proto::eraftpb::{Message, MessageType};
+use slog::warn;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+use trefoil_core::limits::{PEER_HEADERS_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
+use trefoil_core::replica::{Chain, Input, Peer, PeerTime};
+use trefoil_core::{NodeId, ShardId};
+use trefoil_proto::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
+use trefoil_proto::internal::v1::{
+    Envelope, ForwardRequest, ForwardResponse, Greeting, RaftRequest, RaftResponse,
+    SnapshotRequest, SnapshotResponse,
+};
+
+use super::accept;
+use super::desk::Desk;
+use super::dial::{
+    CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW,
+};
+use super::greeting::{Fault, Introductions, Streams};
+use super::receive::Receiver;
+use crate::node::FatalError;
+use crate::node::shared::Shared;
+
+/// Streams of one connection.
+const STREAMS_MAX: u32 = 16;
+/// Bytes of an HTTP/2 frame.
+const HTTP_FRAME_BYTES: u32 = 64 << 10;
+
+/// Serves the peer port until the runtime ends.
+pub(super) async fn serve(shared: Arc<Shared>, service: Service, listener: TcpListener) {
+    let connections = accept::connections(listener, shared.logger.clone());
+    let service = PeerServiceServer::new(service)
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
+    let served = Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_frame_size(HTTP_FRAME_BYTES)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .http2_max_header_list_size(PEER_HEADERS_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(16))
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .add_service(service)
+        .serve_with_incoming(connections)
+        .await;
+    let reason = served.map_or_else(|error| error.to_string(), |()| "it ended".to_owned());
+    shared.fail(FatalError::PeerPort(reason));
+}
+
+#[derive(Debug)]
+pub(super) struct Service {
+    shared: Arc<Shared>,
+    introductions: Arc<Introductions>,
+    streams: Arc<Streams>,
+    /// Shards whose log lost its end, by peer.
+    uncertain: Arc<Mutex<BTreeMap<NodeId, BTreeSet<ShardId>>>>,
+    receiver: Receiver,
+}
+
+/// One stream of Raft messages.
+struct Incoming {
+    shared: Arc<Shared>,
+    uncertain: Arc<Mutex<BTreeMap<NodeId, BTreeSet<ShardId>>>>,
+    from: NodeId,
+}
+
+impl Service {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        introductions: Arc<Introductions>,
+        root: PathBuf,
+    ) -> Self {
+        let streams = Arc::new(Streams::new(shared.members.iter().map(|member| member.id)));
+        let receiver = Receiver::new(Arc::clone(&shared), root);
+        Self { shared, introductions, streams, uncertain: Arc::default(), receiver }
+    }
+
+    /// The peer that a greeting introduces; its address for clients is noted.
+    async fn welcome(&self, greeting: Option<&Greeting>) -> Result<NodeId, Status> {
+        let from = self.introductions.check(greeting).await.map_err(Fault::status)?;
+        if let Some(greeting) = greeting {
+            self.shared.set_endpoint(from, greeting.endpoint.clone());
+        }
+        Ok(from)
+    }
+}
+
+/// The first message of a stream, which must come at once.
+async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+    let first = timeout(GREETING_WAIT, stream.message()).await;
+    first.map_err(|_| Fault::Silent.status())??.ok_or_else(|| Fault::Silent.status())
+}
+
+#[tonic::async_trait]
+impl PeerService for Service {
+    type RaftStream = ReceiverStream<Result<RaftResponse, Status>>;
+    type ForwardStream = ReceiverStream<Result<ForwardResponse, Status>>;
+
+    async fn raft(
+        &self,
+        request: Request<Streaming<RaftRequest>>,
+    ) -> Result<Response<Self::RaftStream>, Status> {
+        let mut stream = request.into_inner();
+        let greeting = first(&mut stream).await?.greeting;
+        let from = self.welcome(greeting.as_ref()).await?;
+        let epoch = greeting.map_or(0, |greeting| greeting.epoch);
+        self.streams.begin(from, epoch).map_err(Fault::status)?;
+        let (answers, receiver) = mpsc::channel(1);
+        let answer = RaftResponse { greeting: Some(self.introductions.greeting(from)) };
+        let incoming = Incoming {
+            shared: Arc::clone(&self.shared),
+            uncertain: Arc::clone(&self.uncertain),
+            from,
+        };
+        let streams = Arc::clone(&self.streams);
+        tokio::spawn(async move {
+            // Whoever does not want the answer ends the stream.
+            if answers.send(Ok(answer)).await.is_ok()
+                && let Err(status) = incoming.listen(stream, || streams.is_live(from, epoch)).await
+            {
+                drop(answers.send(Err(status)).await);
+            }
+            streams.end(from, epoch);
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<SnapshotRequest>>,
+    ) -> Result<Response<SnapshotResponse>, Status> {
+        let mut stream = request.into_inner();
+        let head = first(&mut stream).await?;
+        let Some(trefoil_proto::internal::v1::snapshot_request::Part::Head(head)) = head.part
+        else {
+            return Err(Fault::Silent.status());
+        };
+        let from = self.welcome(head.greeting.as_ref()).await?;
+        self.receiver.receive(from, head.shard, &head.message, stream).await?;
+        Ok(Response::new(SnapshotResponse {}))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<Streaming<ForwardRequest>>,
+    ) -> Result<Response<Self::ForwardStream>, Status> {
+        let mut stream = request.into_inner();
+        let greeting = first(&mut stream).await?.greeting;
+        self.welcome(greeting.as_ref()).await?;
+        let frames = Desk::open(Arc::clone(&self.shared), stream);
+        Ok(Response::new(ReceiverStream::new(frames)))
+    }
+}
+
+impl Incoming {
+    /// Takes messages until the stream ends, breaks or gives way to a newer one.
+    async fn listen(
+        &self,
+        mut stream: Streaming<RaftRequest>,
+        is_live: impl Fn() -> bool,
+    ) -> Result<(), Status> {
+        while let Ok(Some(request)) = stream.message().await {
+            if !is_live() {
+                return Err(Fault::OldStream.status());
+            }
+            if let Some(uncertain) = request.uncertain {
+                self.note_uncertain(uncertain.shards.into_iter().collect());
+            }
+            for envelope in request.envelopes {
+                let bytes = envelope.message.len();
+                let shard = envelope.shard;
+                let peer = open(&self.shared, self.from, envelope).map_err(|reason| {
+                    warn!(self.shared.logger, "a peer sent what raft does not; its stream is closed";
+                        "peer" => self.from, "shard" => shard, "reason" => reason);
+                    Status::invalid_argument(reason)
+                })?;
+                self.shared.receive(shard, Box::new(peer), bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn note_uncertain(&self, shards: BTreeSet<ShardId>) {
+        let mut known = self.uncertain.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = known.insert(self.from, shards.clone()).unwrap_or_default();
+        drop(known);
+        for shard in
+            before.symmetric_difference(&shards).filter(|shard| self.shared.table.has(**shard))
+        {
+            let uncertain = shards.contains(shard);
+            self.shared.tell(*shard, Input::Uncertain { node: self.from, uncertain });
+        }
+    }
+}
+
+/// Decodes a message and sees that raft can take it.
+fn open(shared: &Shared, from: NodeId, envelope: Envelope) -> Result<Peer, &'static str> {
+    if !shared.table.has(envelope.shard) {
+        return Err("there is no such shard");
+    }
+    let message = decode(&envelope.message, from, shared.node)?;
+    match message.get_msg_type() {
+        MessageType::MsgAppend
+        | MessageType::MsgAppendResponse
+        | MessageType::MsgRequestVote
+        | MessageType::MsgRequestVoteResponse
+        | MessageType::MsgRequestPreVote
+        | MessageType::MsgRequestPreVoteResponse
+        | MessageType::MsgHeartbeat
+        | MessageType::MsgHeartbeatResponse
+        | MessageType::MsgTimeoutNow => (),
+        _ => return Err("a message of this type does not travel by this stream"),
+    }
+    let time = PeerTime { log_time_ms: envelope.log_time_ms, continuous: envelope.continuous };
+    let chain = Chain { index: envelope.chain_index, hash: envelope.chain };
+    Ok(Peer { message, time, chain })
+}
+
+/// Decodes a message of raft that `from` sent to this node.
+pub(super) fn decode(bytes: &[u8], from: NodeId, to: NodeId) -> Result<Message, &'static str> {
+    let message = Message::parse_from_bytes(bytes).map_err(|_| "a message cannot be decoded")?;
+    if message.from != from || message.to != to {
+        return Err("a message is of another sender or for another receiver");
+    }
+    let mut before = (message.index, message.log_term);
+    for entry in message.get_entries() {
+        if Some(entry.index) != before.0.checked_add(1)
+            || entry.term < before.1
+            || entry.term > message.term
+        {
+            return Err("entries are not in a row");
+        }
+        before = (entry.index, entry.term);
+    }
+    Ok(message)
+}
+
+#[cfg(test)]
+mod tests {
+    use raft_proto::eraftpb::Entry;
+
+    use super::*;
+
+    fn append(indexes: &[u64]) -> Message {
+        let mut message =
+            Message { from: 2, to: 1, term: 5, index: 10, log_term: 4, ..Message::default() };
+        let entries =
+            indexes.iter().map(|index| Entry { index: *index, term: 5, ..Entry::default() });
+        message.set_entries(entries.collect::<Vec<_>>().into());
+        message
+    }
+
+    fn check(message: &Message) -> Result<Message, &'static str> {
+        decode(&message.write_to_bytes().unwrap(), 2, 1)
+    }
+
+    #[test]
+    fn only_what_raft_sends_is_taken() {
+        assert!(check(&append(&[11, 12])).is_ok());
+        for wrong in [&[12][..], &[11, 13], &[10]] {
+            assert!(check(&append(wrong)).is_err(), "entries {wrong:?} after index 10");
+        }
+        let mut old = append(&[11]);
+        old.term = 4;
+        assert!(check(&old).is_err(), "an entry of a later term than its message");
+        assert!(decode(&append(&[]).write_to_bytes().unwrap(), 3, 1).is_err(), "another sender");
+        assert!(decode(&append(&[]).write_to_bytes().unwrap(), 2, 3).is_err(), "another receiver");
+        assert!(decode(&[0xff; 9], 2, 1).is_err(), "no message at all");
+        let last = Message { index: u64::MAX, ..append(&[0]) };
+        assert!(check(&last).is_err(), "an index that cannot be followed");
+    }
+}

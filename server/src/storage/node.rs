@@ -1,0 +1,60 @@
+//! Everything that a node has on disk, opened together at its start.
+
+use std::path::Path;
+
+use trefoil_core::machine::Machine;
+use trefoil_core::{META_SHARD, ShardId};
+
+use super::fault::Refusal;
+use super::log::BIRTH_GENERATION;
+use super::state::remove_other_generations;
+use super::{DataDirectory, EngineLog, Expected, Recovered, StateStore};
+
+/// What a node has on disk. The directory, which is locked, is dropped last.
+#[derive(Debug)]
+pub struct Disk {
+    /// Log and state of each shard, the meta shard first.
+    pub shards: Vec<(Recovered, StateStore)>,
+    /// The Raft log of all shards.
+    pub log: EngineLog,
+    /// The directory; it is locked until this is dropped.
+    pub directory: DataDirectory,
+}
+
+/// Opens the data directory of a node; an empty one becomes the directory of a newborn node. `cache_bytes` is
+/// shared by the state files of all shards.
+///
+/// # Errors
+/// One line that says what is wrong and what to do.
+pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk, Refusal> {
+    let (mut directory, identity, new) = DataDirectory::open(path, expected)?;
+    let shards = (META_SHARD..=identity.shards).collect::<Vec<_>>();
+    let cache_bytes = cache_bytes / shards.len();
+    if new {
+        for &shard in &shards {
+            give_birth(path, shard, cache_bytes)?;
+        }
+        EngineLog::create(path, &shards)?;
+        directory.formed()?;
+    }
+    let (log, recovered) = EngineLog::open(path, &shards)?;
+    let mut open = Vec::with_capacity(shards.len());
+    for mut recovered in recovered {
+        let store =
+            StateStore::open_generation(path, recovered.shard, recovered.generation, cache_bytes)?;
+        store.complete(&mut recovered.boot)?;
+        remove_other_generations(path, recovered.shard, recovered.generation)?;
+        open.push((recovered, store));
+    }
+    Ok(Disk { shards: open, log, directory })
+}
+
+fn give_birth(path: &Path, shard: ShardId, cache_bytes: usize) -> Result<(), Refusal> {
+    let mut store = StateStore::create(path, shard, BIRTH_GENERATION, cache_bytes)?;
+    Machine::bootstrap(&mut store);
+    let checkpoint = store.freeze().expect("a machine is born with a record");
+    checkpoint
+        .run(None)
+        .map(drop)
+        .map_err(|error| Refusal::io("write the state below", path, &error))
+}

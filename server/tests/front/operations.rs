@@ -1,0 +1,96 @@
+//! One of each operation, and the check that it is.
+
+use std::collections::BTreeSet;
+
+use trefoil_proto::cache::v1 as cache;
+use trefoil_proto::cluster::v1 as cluster;
+use trefoil_proto::common::v1::{RequestId, Value, value};
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::pipeline::v1::call::Operation;
+use trefoil_proto::queue::v1 as queue;
+use trefoil_server::api::method::{Load, Method};
+use trefoil_server::api::operation;
+
+pub fn text(text: &str) -> Option<Value> {
+    Some(Value { kind: Some(value::Kind::Text(text.to_owned())) })
+}
+
+pub fn id(sequence: u64) -> Option<RequestId> {
+    Some(RequestId { client: "tests".to_owned(), sequence, ..RequestId::default() })
+}
+
+pub fn open_session(ttl_ms: u64) -> lock::OpenSessionRequest {
+    lock::OpenSessionRequest { ttl_ms, ..Default::default() }
+}
+
+pub fn acquire(session_id: u64, name: &str, wait_ms: u64) -> lock::AcquireRequest {
+    lock::AcquireRequest { session_id, name: name.to_owned(), wait_ms, ..Default::default() }
+}
+
+pub fn release(session_id: u64, name: &str) -> lock::ReleaseRequest {
+    lock::ReleaseRequest { session_id, name: name.to_owned(), ..Default::default() }
+}
+
+pub fn create_queue(queue: &str, partitions: u32) -> queue::CreateQueueRequest {
+    queue::CreateQueueRequest { queue: queue.to_owned(), partitions, ..Default::default() }
+}
+
+pub fn message(key: &str, value: &str) -> queue::Message {
+    queue::Message { key: key.to_owned(), value: text(value), ..Default::default() }
+}
+
+pub fn enqueue(queue: &str, messages: Vec<queue::Message>) -> queue::EnqueueRequest {
+    queue::EnqueueRequest { queue: queue.to_owned(), messages, ..Default::default() }
+}
+
+pub fn dequeue(queue: &str, max_messages: u32, wait_ms: u64) -> queue::DequeueRequest {
+    queue::DequeueRequest { queue: queue.to_owned(), max_messages, wait_ms, ..Default::default() }
+}
+
+pub fn ack(queue: &str, lease_id: &str) -> queue::AckRequest {
+    let (queue, lease_id) = (queue.to_owned(), lease_id.to_owned());
+    queue::AckRequest { queue, lease_id, ..Default::default() }
+}
+
+pub fn put(key: &str, value: &str) -> cache::PutRequest {
+    cache::PutRequest { key: key.to_owned(), value: text(value), ..Default::default() }
+}
+
+pub fn get(key: &str) -> cache::GetRequest {
+    cache::GetRequest { key: key.to_owned(), ..Default::default() }
+}
+
+pub fn delete(key: &str) -> cache::DeleteRequest {
+    cache::DeleteRequest { key: key.to_owned(), ..Default::default() }
+}
+
+/// A good request of every operation.
+pub fn one_of_each() -> Vec<Operation> {
+    let session = 1;
+    let all = vec![
+        Operation::OpenSession(open_session(60_000)),
+        Operation::KeepAlive(lock::KeepAliveRequest { session_id: session, ..Default::default() }),
+        Operation::Acquire(acquire(session, "l", 0)),
+        Operation::Release(release(session, "l")),
+        Operation::CloseSession(lock::CloseSessionRequest {
+            session_id: session,
+            ..Default::default()
+        }),
+        Operation::CreateQueue(create_queue("q", 1)),
+        Operation::Enqueue(enqueue("q", vec![message("k", "v")])),
+        Operation::Dequeue(dequeue("q", 1, 0)),
+        Operation::Ack(ack("q", "0-1-1")),
+        Operation::Put(put("k", "v")),
+        Operation::Get(get("k")),
+        Operation::Delete(delete("k")),
+        Operation::Status(cluster::StatusRequest {}),
+        Operation::TransferLeader(cluster::TransferLeaderRequest { shard: 0, to_node_id: 1 }),
+    ];
+    let there = all.iter().map(operation::method).collect::<BTreeSet<_>>();
+    let of_ours = Method::ALL
+        .iter()
+        .copied()
+        .filter(|method| method.service().starts_with("trefoil.") && method.load() != Load::Stream);
+    assert_eq!(there, of_ours.collect(), "an operation is missing here");
+    all
+}

@@ -1,0 +1,155 @@
+//! The list of metrics, and the pages of the documentation that are made from tables.
+//!
+//! `UPDATE_DOCS=1 cargo test -p trefoil-server --test metrics` writes the pages anew.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something is wrong")]
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+
+use prometheus::Registry;
+use prometheus::proto::MetricFamily;
+use trefoil_core::limits;
+use trefoil_core::machine::Counts;
+use trefoil_core::replica::Role;
+use trefoil_proto::reason::{self, Retry};
+use trefoil_server::metrics::Metrics;
+use trefoil_server::node::{Observer as _, PeerOperation};
+
+const NOTE: &str = "<!-- Written by server/tests/metrics.rs with UPDATE_DOCS=1: change the table, not this page. -->\n";
+
+/// Metrics of a node that has seen everything once, so that every family shows.
+fn seen() -> Arc<Metrics> {
+    let metrics = Metrics::new(Registry::new()).unwrap();
+    metrics.role(1, Role::Leader, 2);
+    metrics.applied(1, true, &Counts::default(), 3);
+    metrics.rpc(PeerOperation::AppendEntries, 0.001);
+    metrics.encode().unwrap();
+    metrics
+}
+
+fn labels(family: &MetricFamily) -> String {
+    let first = family.get_metric().first().expect("a family has a metric");
+    let labels = first.get_label().iter().map(|label| format!("`{}`", label.name()));
+    labels.collect::<Vec<_>>().join(", ")
+}
+
+fn kind(family: &MetricFamily) -> String {
+    format!("{:?}", family.get_field_type()).to_lowercase()
+}
+
+/// Compares a page with what the tables say, or writes it.
+fn hold(page: &str, text: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs").join(page);
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        std::fs::write(&path, text).unwrap();
+    }
+    let found = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == text, "docs/{page} is not what the table says: run with UPDATE_DOCS=1");
+}
+
+#[test]
+fn every_metric_is_documented() {
+    let mut text = format!(
+        "# Metrics\n\n{NOTE}\nEvery node serves them at `/metrics` of its client port, and of `--metrics-listen`.\n\
+         Counts of locks, queues and the cache's expiry are told by the leader of each shard alone: add them up over \
+         the nodes.\n\n\
+         | name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
+    );
+    for family in seen().registry().gather() {
+        let (name, help) = (family.name(), family.help());
+        writeln!(text, "| `{name}` | {} | {} | {help} |", kind(&family), labels(&family)).unwrap();
+    }
+    hold("metrics.md", &text);
+}
+
+#[test]
+fn the_list_is_what_dashboards_know() {
+    let names = seen().registry().gather().iter().map(|f| f.name().to_owned()).collect::<Vec<_>>();
+    let golden = "
+        trefoil_build_info trefoil_cache_expired_total trefoil_cache_hits_total trefoil_cache_misses_total
+        trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
+        trefoil_connections trefoil_connections_refused_total trefoil_grpc_server_handled_total
+        trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_leases_expired_total
+        trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_released_total
+        trefoil_pipeline_streams trefoil_process_resident_memory_bytes trefoil_queue_acked_total
+        trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag trefoil_raft_current_term
+        trefoil_raft_role trefoil_rpc_latency_seconds trefoil_sessions_expired_total
+        trefoil_state_diverged_total trefoil_wal_fsync_seconds";
+    assert_eq!(names, golden.split_whitespace().collect::<Vec<_>>());
+}
+
+#[test]
+fn names_and_help_follow_the_rules_of_prometheus() {
+    for family in seen().registry().gather() {
+        let (name, kind) = (family.name(), kind(&family));
+        assert!(family.help().ends_with('.'), "{name} has no sentence of help");
+        assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+        assert_eq!(name.ends_with("_seconds"), kind == "histogram", "{name} is a {kind}");
+    }
+}
+
+#[test]
+fn only_the_leader_tells_lag_and_counts() {
+    let metrics = Metrics::new(Registry::new()).unwrap();
+    let counts = Counts { enqueued: 5, ..Counts::default() };
+    let shows = |line: &str| metrics.encode().unwrap().lines().any(|shown| shown == line);
+    metrics.role(1, Role::Follower, 4);
+    metrics.applied(1, false, &counts, 5);
+    assert!(
+        shows("trefoil_raft_role{shard=\"1\"} 0")
+            && shows("trefoil_raft_current_term{shard=\"1\"} 4")
+    );
+    assert!(shows("trefoil_queue_enqueued_total 0"));
+    assert!(!metrics.encode().unwrap().contains("trefoil_queue_lag{"));
+
+    metrics.role(1, Role::Leader, 5);
+    metrics.applied(1, true, &counts, 7);
+    assert!(shows("trefoil_queue_enqueued_total 5") && shows("trefoil_queue_lag{shard=\"1\"} 7"));
+
+    metrics.role(1, Role::Follower, 6);
+    // The applier may be behind the change.
+    metrics.applied(1, true, &counts, 8);
+    assert!(!metrics.encode().unwrap().contains("trefoil_queue_lag{"));
+}
+
+#[test]
+fn every_reason_is_documented() {
+    let mut text = format!(
+        "# Errors\n\n{NOTE}\nEvery error carries a `google.rpc.ErrorInfo` with domain `{}` and one of these reasons. \
+         Its metadata names the facts,\nsuch as `field` and `limit`.\n\n\
+         | reason | gRPC code | retry | meaning |\n| --- | --- | --- | --- |\n",
+        reason::DOMAIN
+    );
+    for reason in reason::ALL {
+        let row = reason.row();
+        let retry = match row.retry {
+            Retry::Never => "no",
+            Retry::Freely => "yes",
+            Retry::WithRequestId => "with the same request id",
+        };
+        let code = tonic::Code::from(row.code);
+        writeln!(text, "| `{}` | {code:?} | {retry} | {} |", reason.name(), row.meaning).unwrap();
+    }
+    hold("errors.md", &text);
+}
+
+#[test]
+fn every_limit_is_documented() {
+    let mut text = format!(
+        "# Limits\n\n{NOTE}\nThey are compiled in; `core/src/limits.rs` holds them and their relations.\n\n\
+         | limit | value | meaning |\n| --- | ---: | --- |\n"
+    );
+    for limit in limits::ALL {
+        writeln!(text, "| `{}` | {} | {} |", limit.name, thousands(limit.value), limit.meaning)
+            .unwrap();
+    }
+    hold("limits.md", &text);
+}
+
+fn thousands(number: u64) -> String {
+    let digits = number.to_string();
+    let groups = digits.as_bytes().rchunks(3).rev();
+    groups.map(|group| String::from_utf8_lossy(group)).collect::<Vec<_>>().join(",")
+}
