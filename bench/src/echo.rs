@@ -4,8 +4,9 @@ use std::pin::Pin;
 
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_stream::{Stream, StreamExt as _};
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 use trefoil_proto::cache::v1 as api;
 use trefoil_proto::cache::v1::cache_service_server::{CacheService, CacheServiceServer};
@@ -30,10 +31,9 @@ pub(crate) async fn serve() -> Result<(), Box<dyn std::error::Error>> {
         std::io::stdout().flush()?;
     }
     tonic::transport::Server::builder()
-        .tcp_nodelay(true)
         .add_service(CacheServiceServer::new(Echo))
         .add_service(PipelineServiceServer::new(Echo).max_decoding_message_size(16 << 20))
-        .serve_with_incoming(TcpListenerStream::new(listener))
+        .serve_with_incoming(TcpIncoming::from(listener).with_nodelay(Some(true)))
         .await?;
     Ok(())
 }

@@ -62,6 +62,9 @@ impl From<Error> for Failure {
             Error::Refused { reason: Reason::NoQuorum | Reason::NotLeader, .. } => {
                 "Look at `trefoil status`: more than half of the nodes must run and reach each other.".to_owned()
             }
+            Error::Refused { reason: Reason::InvalidField, .. } => {
+                "docs/limits.md lists every limit; --help says what the command takes.".to_owned()
+            }
             Error::Refused { reason, .. } => reason.row().meaning.to_owned(),
             _ => "Compare `trefoil version` here and on the nodes.".to_owned(),
         };

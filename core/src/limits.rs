@@ -75,7 +75,8 @@ limits! {
     CHECKPOINT_OVERLAY_BYTES: u64 = 32 << 20, "Bytes of changed state in memory that ask for a checkpoint.";
     OVERLAY_BYTES_MAX: u64 = 128 << 20, "Bytes of changed state in memory at which a shard takes no more writes until a checkpoint is done.";
     CHECKPOINT_AGE_MS: u64 = 300_000, "Age of a checkpoint that asks for the next, in ms.";
-    LOG_BYTES_PER_SHARD_MAX: u64 = 256 << 20, "Bytes of log that a slow follower may hold back before it needs a snapshot.";
+    LOG_BYTES_PER_SHARD_MAX: u64 = 256 << 20, "Bytes of log that a slow follower may hold back before it needs a snapshot; less where many shards share the log.";
+    LOG_PURGE_BYTES: u64 = 512 << 20, "Bytes of the log files of a node above which old ones are removed; all shards together stay below it.";
     PEER_FRAME_BYTES_MAX: usize = 256 << 10, "Bytes of a peer frame, before its last message.";
     PEER_MESSAGE_BYTES_MAX: usize = 4 << 20, "Bytes of one message on the peer port.";
     SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";

@@ -29,7 +29,7 @@ const ROUNDS_MAX: usize = 100;
 const PATIENCE_MS: u64 = 60_000;
 
 fn run(path: &Path) {
-    goldenscript::run(&mut Runner { cluster: None, calls: 0 }, path).unwrap();
+    goldenscript::run(&mut Runner { cluster: None, calls: 0 }, path).expect("the script runs");
 }
 
 /// A line of a script.

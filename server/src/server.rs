@@ -165,7 +165,7 @@ async fn start(
         min_free_bytes: config.min_free_bytes,
         state_cache_bytes: STATE_CACHE_BYTES,
         seed: rand::random(),
-        tuning: Tuning::default(),
+        tuning: Tuning::for_shards(config.shards),
     };
     let (observer, logger) = (Arc::clone(metrics), logger.clone());
     let started = tokio::task::spawn_blocking(move || node::start(config, observer, logger)).await;

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 use prost::Message as _;
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
-use trefoil_core::replica::{ApplyRange, Effect, Input, Peer, Read, Reply, Role};
+use trefoil_core::replica::{ApplyRange, Effect, Input, Peer, Read, Reply, Role, RoleChange};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
@@ -76,20 +76,7 @@ impl World {
                     self.stats.snapshots_discarded += 1;
                     self.node(node).disk.discard(shard, generation);
                 }
-                Effect::Role(change) => {
-                    trace!(
-                        self,
-                        "n{node}/s{shard} is {:?} of term {}, leader {:?}",
-                        change.role,
-                        change.term,
-                        change.leader
-                    );
-                    if change.role == Role::Leader {
-                        self.stats.leaders += 1;
-                        let seen = self.agreements.leaders.saw(shard, change.term, node, node);
-                        self.violations.extend(seen.err());
-                    }
-                }
+                Effect::Role(change) => self.note_role(node, shard, change),
                 Effect::Diverged { peer, index } => {
                     let what =
                         format!("n{node}/s{shard} says that n{peer} has another state at {index}");
@@ -99,6 +86,16 @@ impl World {
                     ));
                 }
             }
+        }
+    }
+
+    fn note_role(&mut self, node: NodeId, shard: ShardId, change: RoleChange) {
+        let RoleChange { role, term, leader } = change;
+        trace!(self, "n{node}/s{shard} is {role:?} of term {term}, leader {leader:?}");
+        if role == Role::Leader {
+            self.stats.leaders += 1;
+            let seen = self.agreements.leaders.saw(shard, term, node, node);
+            self.violations.extend(seen.err());
         }
     }
 

@@ -50,6 +50,7 @@ pub struct Shared {
 
 /// What a client wants the world to do.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are a few at a time")]
 pub enum Todo {
     /// Send a request to a node.
     Send {

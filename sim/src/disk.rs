@@ -24,7 +24,7 @@ impl Image {
     /// Copies a state.
     #[must_use]
     pub fn new(store: &MemoryStore, machine: &Machine) -> Self {
-        Self { store: store.clone(), progress: machine.progress().clone() }
+        Self { store: store.clone(), progress: *machine.progress() }
     }
 
     /// The state with which every shard is born.

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use tempfile::TempDir;
 use trefoil_client::Client;
 
-use crate::support::{TREFOIL, clean, eventually, free_ports, is_alive, pid};
+use crate::support::{TREFOIL, alone, clean, eventually, free_ports, is_alive, pid};
 
 struct Dev {
     process: Child,
@@ -65,6 +65,7 @@ impl Drop for Dev {
 
 #[tokio::test]
 async fn its_nodes_end_with_it_and_their_data_stays() {
+    let _alone = alone().await;
     let dir = TempDir::new().unwrap();
     let listen = free_ports(3).iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
 

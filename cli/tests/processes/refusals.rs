@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use crate::support::{Cluster, TREFOIL, clean};
+use crate::support::{Cluster, Node, TREFOIL, clean};
 
 #[test]
 fn wrong_usage_exits_with_64_and_names_the_flag() {
@@ -40,32 +40,33 @@ fn nobody_there_is_told_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn another_directory_than_its_own_is_refused() {
+async fn a_directory_that_is_not_its_own_is_refused_with_what_to_do() {
     let mut cluster = Cluster::start().await;
+    let refused = |node: &Node, flags: &[(&str, &str)], because: &str| {
+        let (code, error) = node.start_refused(flags);
+        assert_eq!(code, Some(1), "{error}");
+        assert!(error.contains(because), "{because}: {error}");
+    };
+    let elsewhere = ("127.0.0.1:0", "127.0.0.1:0");
+    let beside = [("--listen", elsewhere.0), ("--peer-listen", elsewhere.1)];
+    refused(&cluster.nodes[0], &beside, "is in use by another process");
+    refused(&cluster.nodes[0], &[], "Address already in use");
 
-    // A second process on the directory of a running node.
-    let (status, error) = cluster.nodes[0].start_refused(&[
-        "--listen",
-        "127.0.0.1:0",
-        "--peer-listen",
-        "127.0.0.1:0",
-    ]);
-    assert_ne!(status.code(), Some(0), "{error}");
-    assert!(error.contains("in use"), "{error}");
-
-    // The directory of another node.
-    let first = cluster.nodes[0].data_dir.clone();
+    let own = cluster.nodes[0].data_dir.clone();
     assert_eq!(cluster.nodes[0].stop().code(), Some(0));
-    let other = cluster.nodes[1].start_refused(&["--data-dir", first.to_str().unwrap()]);
-    assert_ne!(other.0.code(), Some(0), "{}", other.1);
+    let of_first = ("--data-dir", own.to_str().unwrap());
+    refused(&cluster.nodes[1], &[beside[0], beside[1], of_first], "belongs to node n1");
+    refused(&cluster.nodes[0], &[("--shards", "3")], "was made with --shards 6, not 3");
+    refused(&cluster.nodes[0], &[("--services", "lock")], "--services");
+    refused(&cluster.nodes[0], &[("--cluster-token", "other")], "belongs to cluster");
 
-    // What is fixed when a cluster is formed.
-    let shards = cluster.nodes[0].start_refused(&["--shards", "3"]);
-    assert_ne!(shards.0.code(), Some(0), "{}", shards.1);
-    assert!(shards.1.contains("shards"), "{}", shards.1);
+    // Emptied: it may have voted and acknowledged with what is gone.
+    let saved = own.with_extension("saved");
+    fs::rename(&own, &saved).unwrap();
+    refused(&cluster.nodes[0], &[], "knows this node by another data directory");
 
-    // An emptied directory of a formed cluster.
-    fs::remove_dir_all(&first).unwrap();
-    let (status, error) = cluster.nodes[0].start_refused(&[]);
-    assert_ne!(status.code(), Some(0), "{error}");
+    fs::remove_dir_all(&own).unwrap();
+    fs::rename(&saved, &own).unwrap();
+    cluster.nodes[0].start();
+    cluster.ready().await;
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::Value as Json;
 use trefoil_client::{LineState, Message, Reason};
 
-use crate::support::{Cluster, run};
+use crate::support::{Cluster, eventually, run};
 
 #[tokio::test]
 async fn all_three_services_through_the_client() {
@@ -66,6 +66,33 @@ async fn all_three_services_through_the_client() {
     sorted.1.sort();
     assert_eq!(sorted.0, sorted.1);
     assert!(queue.dequeue().await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn leadership_moves_when_it_is_asked_for_and_calls_follow() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    client.cache().put("k", "v").await.unwrap();
+    let header = client.cache().get("k").await.unwrap().unwrap().header;
+    let leader = async || {
+        let nodes = client.cluster().status().await;
+        let shards = nodes.into_iter().filter_map(|node| node.status.ok()).flat_map(|node| {
+            let id = node.header.map_or(0, |header| header.node_id);
+            node.shards.into_iter().map(move |shard| (id, shard))
+        });
+        shards
+            .filter(|(_, shard)| shard.shard == header.shard && shard.role == 2)
+            .map(|(id, _)| id)
+            .next()
+    };
+    let before = leader().await.expect("the shard has a leader");
+    let after = before % 3 + 1;
+    client.cluster().transfer_leader(header.shard, after).await.unwrap();
+    eventually("the other node leads", async || leader().await == Some(after)).await;
+    client.cache().put("k", "w").await.unwrap();
+    let entry = client.cache().get("k").await.unwrap().unwrap();
+    assert_eq!(entry.value.as_text(), Some("w"));
+    assert!(entry.header.term > header.term);
 }
 
 #[tokio::test]

@@ -25,6 +25,11 @@ const LOG_LINES: usize = 25;
 /// Clusters of several tests at once would only measure how they disturb each other.
 static ALONE: Mutex<()> = Mutex::const_new(());
 
+/// The right to run processes.
+pub(crate) async fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().await
+}
+
 /// A running cluster. Dropped, its processes are killed and its data goes.
 pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
@@ -55,7 +60,7 @@ impl Cluster {
 
     /// Nodes that are not started yet, with further flags.
     pub(crate) async fn prepare(size: usize, flags: &[&str]) -> Self {
-        let alone = ALONE.lock().await;
+        let alone = alone().await;
         let dir = TempDir::new().unwrap();
         let ports = free_ports(2 * size);
         let name = |n: usize| format!("n{}", n + 1);
@@ -141,12 +146,18 @@ impl Node {
         self.process = Some(clean(&mut command).spawn().unwrap());
     }
 
-    /// Starts it and waits for its end: for starts that are refused.
-    pub(crate) fn start_refused(&self, flags: &[&str]) -> (ExitStatus, String) {
+    /// Starts it with other values of some flags and waits for its end: for starts that are refused.
+    pub(crate) fn start_refused(&self, flags: &[(&str, &str)]) -> (Option<i32>, String) {
+        let mut arguments = self.arguments.clone();
+        for (flag, value) in flags {
+            match arguments.iter().position(|argument| argument == flag) {
+                Some(at) => (*value).clone_into(&mut arguments[at + 1]),
+                None => arguments.extend([(*flag).to_owned(), (*value).to_owned()]),
+            }
+        }
         let mut command = Command::new(TREFOIL);
-        command.args(&self.arguments).args(flags).stdin(Stdio::null());
-        let output = clean(&mut command).output().unwrap();
-        (output.status, String::from_utf8_lossy(&output.stderr).into_owned())
+        let output = clean(&mut command).args(arguments).stdin(Stdio::null()).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     }
 
     /// kill -9.

@@ -37,6 +37,19 @@ pub struct Tuning {
     pub log_bytes_max: u64,
 }
 
+impl Tuning {
+    /// For a node with this many data shards: together they leave room in the log that they share.
+    #[must_use]
+    pub fn for_shards(shards: u32) -> Self {
+        let share = limits::LOG_PURGE_BYTES / (u64::from(shards) + 1);
+        Self {
+            checkpoint_log_bytes: limits::CHECKPOINT_LOG_BYTES.min(share / 2),
+            log_bytes_max: limits::LOG_BYTES_PER_SHARD_MAX.min(share),
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Tuning {
     fn default() -> Self {
         Self {

@@ -9,6 +9,7 @@ use raft_engine::{
     Command, Config, Engine, Error, LogBatch, MessageExt, ReadableSize, RecoveryMode,
 };
 use raft_proto::eraftpb::{Entry, HardState};
+use trefoil_core::limits::LOG_PURGE_BYTES;
 use trefoil_core::replica::Boot;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
@@ -45,7 +46,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { file_bytes: 64 << 20, purge_bytes: 512 << 20, boot: mark::boot_id() }
+        Self { file_bytes: 64 << 20, purge_bytes: LOG_PURGE_BYTES, boot: mark::boot_id() }
     }
 }
 

@@ -16,6 +16,7 @@ use redb::{
 };
 use trefoil_core::ShardId;
 use trefoil_core::key::{Key, Kind};
+use trefoil_core::machine::Machine;
 use trefoil_core::replica::Boot;
 use trefoil_core::store::Store;
 use trefoil_proto::internal::v1::Progress;
@@ -299,6 +300,7 @@ impl StateStore {
         boot.applied = (progress.index, progress.term);
         boot.log_time_ms = progress.log_time_ms;
         boot.wall_ms = progress.wall_ms;
+        boot.next_due_ms = Machine::next_due_ms(self);
         Ok(())
     }
 
@@ -334,14 +336,24 @@ impl StateStore {
     }
 
     fn change(&mut self, key: Bytes, value: Option<Bytes>) {
-        let size = |value: Option<&Bytes>| value.map_or(0, Bytes::len) as u64;
-        let fixed = (key.len() + CHANGE_BYTES) as u64;
-        self.overlay_bytes += size(value.as_ref());
-        match self.overlay.insert(key, value) {
-            Some(old) => self.overlay_bytes -= size(old.as_ref()),
-            None => self.overlay_bytes += fixed,
+        self.overlay_bytes += change_bytes(&key, value.as_ref());
+        if let Some(old) = self.overlay.insert(key.clone(), value) {
+            self.overlay_bytes -= change_bytes(&key, old.as_ref());
         }
     }
+
+    /// Whether a key has a value in the layers below the overlay.
+    fn is_below(&self, key: &[u8]) -> bool {
+        match self.frozen.as_ref().and_then(|frozen| frozen.changes.get(key)) {
+            Some(change) => change.is_some(),
+            None => self.base.get(key).unwrap_or_else(|error| self.file.die(error)).is_some(),
+        }
+    }
+}
+
+/// Bytes of a change in memory.
+fn change_bytes(key: &Bytes, value: Option<&Bytes>) -> u64 {
+    (key.len() + CHANGE_BYTES + value.map_or(0, Bytes::len)) as u64
 }
 
 impl Store for StateStore {
@@ -372,7 +384,12 @@ impl Store for StateStore {
     }
 
     fn delete(&mut self, key: &[u8]) {
-        self.change(Bytes::copy_from_slice(key), None);
+        if self.is_below(key) {
+            self.change(Bytes::copy_from_slice(key), None);
+        } else if let Some((key, old)) = self.overlay.remove_entry(key) {
+            // Nothing is left to hide: what came and went since the last checkpoint leaves no trace for scans to pass.
+            self.overlay_bytes -= change_bytes(&key, old.as_ref());
+        }
     }
 }
 
