@@ -140,7 +140,8 @@ async fn all_three_services_through_the_command_line() {
     let (code, status) = json(&["status"]);
     assert_eq!((code, status["nodes"].as_array().map(Vec::len)), (0, Some(3)));
     assert_eq!(status["shards"].as_array().map(Vec::len), Some(7));
-    assert_eq!(json(&["health"]).0, 0);
+    // On a busy machine a shard may be electing its leader just now.
+    eventually("the node is healthy", async || json(&["health"]).0 == 0).await;
     let (code, ping) = json(&["bench", "ping", "--count", "50", "--concurrency", "4"]);
     assert_eq!((code, ping["cluster"]["successes"].as_u64()), (0, Some(150)));
     assert_eq!(ping["nodes"].as_array().map(Vec::len), Some(3));
