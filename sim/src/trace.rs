@@ -6,7 +6,7 @@ use std::fmt;
 use xxhash_rust::xxh3::Xxh3;
 
 /// Lines that are kept.
-const LINES_MAX: usize = 400_000;
+const LINES_MAX: usize = 400;
 
 /// The events of a run.
 #[derive(Clone)]

@@ -210,7 +210,9 @@ impl World {
                 }
             }
             Event::Peer(to, shard, peer) => {
-                trace!(self, "s{shard} {} arrives", Brief(&peer.message));
+                let followed = if peer.time.continuous { "" } else { "?" };
+                let time = peer.time.log_time_ms;
+                trace!(self, "s{shard} {} at log time {time}{followed}", Brief(&peer.message));
                 self.step(to, shard, Input::Peer(peer));
             }
             Event::Stream { from, to, shard, peer, image } => {

@@ -47,10 +47,21 @@ impl LogClock {
         self.raise(log_time_ms, now);
     }
 
-    /// A peer told its estimate.
+    /// The leader told its estimate, which is the one that counts: a higher one of our own is older than what the
+    /// leader has stamped, and to come back to it later would end early what those entries set.
+    pub(super) fn follow(&mut self, time: PeerTime, now: Now) {
+        if time.continuous {
+            self.continuous = true;
+            self.set(time.log_time_ms, now);
+        }
+    }
+
+    /// A peer that has applied all that this replica has in its log told its estimate. It counts where this replica
+    /// has not followed the time itself.
     pub(super) fn heard(&mut self, time: PeerTime, now: Now) {
-        self.continuous |= time.continuous;
-        self.raise(time.log_time_ms, now);
+        if !self.continuous {
+            self.follow(time, now);
+        }
     }
 
     /// Whether entries may be stamped: a leader that has not followed the time resumes it first.
@@ -71,11 +82,15 @@ impl LogClock {
 
     fn raise(&mut self, log_time_ms: u64, now: Now) {
         if log_time_ms > self.read(now) {
-            self.log_time_ms = log_time_ms;
-            // The present millisecond may be nearly over: counted from its begin, two replicas whose milliseconds
-            // begin at different moments would push each other on with every message.
-            self.at_ms = now.boot_ms + 1;
+            self.set(log_time_ms, now);
         }
+    }
+
+    fn set(&mut self, log_time_ms: u64, now: Now) {
+        self.log_time_ms = log_time_ms;
+        // The present millisecond may be nearly over: counted from its begin, two replicas whose milliseconds begin
+        // at different moments would push each other on with every message.
+        self.at_ms = now.boot_ms + 1;
     }
 }
 
@@ -118,15 +133,28 @@ mod tests {
     }
 
     #[test]
-    fn replicas_do_not_push_each_other_on() {
+    fn leaders_in_turn_do_not_push_each_other_on() {
         let now = |phase_us: u64, at_us: u64| now((at_us + phase_us) / 1_000, 0);
         let (mut left, mut right) =
             (LogClock::new(0, 0, now(0, 0)), LogClock::new(0, 0, now(500, 0)));
+        left.resume(now(0, 0));
         for at_us in (0..1_000_000).step_by(100) {
-            right.heard(left.peer_time(now(0, at_us)), now(500, at_us));
-            left.heard(right.peer_time(now(500, at_us)), now(0, at_us));
+            right.follow(left.peer_time(now(0, at_us)), now(500, at_us));
+            left.follow(right.peer_time(now(500, at_us)), now(0, at_us));
         }
-        let end = left.read(now(0, 1_000_000));
-        assert!((999..=1_001).contains(&end), "{end} ms in a second");
+        assert!(left.read(now(0, 1_000_000)) <= 1_001);
+    }
+
+    #[test]
+    fn only_the_leader_moves_a_clock_that_has_followed_the_time() {
+        let told = |log_time_ms, continuous| PeerTime { log_time_ms, continuous };
+        let mut clock = LogClock::new(0, 0, now(0, 0));
+        clock.heard(told(9_000, false), now(200, 0));
+        assert_eq!(clock.read(now(200, 0)), 200, "a peer that knows no better");
+        clock.heard(told(1_000, true), now(200, 0));
+        clock.heard(told(9_000, true), now(201, 0));
+        assert_eq!(clock.read(now(201, 0)), 1_000);
+        clock.follow(told(900, true), now(300, 0));
+        assert_eq!(clock.read(now(300, 0)), 900, "the leader's counts, be it less");
     }
 }

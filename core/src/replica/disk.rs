@@ -196,8 +196,8 @@ impl Replica {
     }
 
     pub(super) fn snapshot_received(&mut self, peer: Peer, generation: u64) {
-        let Peer { message, time, .. } = peer;
-        self.clock.heard(time, self.now);
+        let Peer { message, time, chain } = peer;
+        self.hear_time(&message, time, chain.index);
         let index = message.get_snapshot().get_metadata().index;
         let known = self.config.voters.contains(&message.from) && message.to == self.config.node;
         let taken = known && self.raft.0.step(message).is_ok();

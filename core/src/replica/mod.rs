@@ -309,7 +309,7 @@ impl Replica {
         if !self.config.voters.contains(&message.from) || message.to != self.config.node {
             return;
         }
-        self.clock.heard(time, self.now);
+        self.hear_time(&message, time, chain.index);
         self.leadership.heard(message.from, self.now);
         self.compare(message.from, chain);
         match message.get_msg_type() {
@@ -360,6 +360,20 @@ impl Replica {
             if self.raft.0.request_snapshot().is_err() {
                 slog::debug!(self.logger, "no snapshot could be asked for yet");
             }
+        }
+    }
+
+    /// The leader that stamps is the clock of its shard. What another replica reckons may be more, from before the
+    /// last stamps: to come back to it would end early what those stamps set.
+    fn hear_time(&mut self, message: &Message, time: PeerTime, applied: u64) {
+        let of_leader = matches!(
+            message.get_msg_type(),
+            MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
+        );
+        if of_leader && message.term >= self.raft.0.raft.term {
+            self.clock.follow(time, self.now);
+        } else if applied >= self.raft.0.raft.raft_log.last_index() {
+            self.clock.heard(time, self.now);
         }
     }
 

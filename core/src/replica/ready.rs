@@ -234,7 +234,7 @@ impl Replica {
             Input::Due { read, .. } => self.take_reads(vec![read]),
             Input::Transfer { call, to } => self.transfer(call, to),
             Input::Cancel(call) => self.effects.push(Effect::CancelQuery(call)),
-            Input::Peer(peer) => self.clock.heard(peer.time, self.now),
+            Input::Peer(peer) => self.hear_time(&peer.message, peer.time, peer.chain.index),
             Input::Applied(all) => {
                 for applied in all {
                     self.pending.applied(applied, &mut self.effects);
