@@ -1,37 +1,22 @@
 //! Who may do what: the one function that every call passes, whichever way it came.
+//!
+//! A call is decided about where it enters the cluster, and again by the node that leads its shard when it was
+//! forwarded there: [`Access`] travels with it, and covers no other command than the one that was asked for.
 
 use std::net::SocketAddr;
 
-use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::command::Operation;
+pub use trefoil_proto::internal::v1::{Access, Action};
+use trefoil_proto::internal::v1::{Refusal, query};
+
+use crate::node::work::{Work, refusal};
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Principal {
     /// Where the call came from; nobody logs in yet.
     pub address: Option<SocketAddr>,
-}
-
-/// What a caller wants to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Open, renew or close a session.
-    UseSession,
-    /// Acquire or release a lock.
-    UseLock,
-    /// Create a queue by name.
-    CreateQueue,
-    /// Store messages, and create their queue where that is on.
-    Enqueue,
-    /// Lease and acknowledge messages.
-    Consume,
-    /// Read a value.
-    ReadValue,
-    /// Store or remove a value.
-    WriteValue,
-    /// See the state of the cluster.
-    ReadStatus,
-    /// Change who leads.
-    MoveLeader,
 }
 
 /// What it is done to.
@@ -64,6 +49,18 @@ pub enum Resource<'a> {
     Cluster,
 }
 
+impl<'a> Resource<'a> {
+    /// Namespace and name; empty where there is none.
+    fn names(self) -> (&'a str, &'a str) {
+        match self {
+            Self::Namespace(namespace) => (namespace, ""),
+            Self::Lock { namespace, name } | Self::Queue { namespace, name } => (namespace, name),
+            Self::Key { namespace, key } => (namespace, key),
+            Self::Cluster => ("", ""),
+        }
+    }
+}
+
 /// Decides about one call.
 pub type Authorizer = fn(&Principal, Action, Resource<'_>) -> Result<(), Refusal>;
 
@@ -73,4 +70,162 @@ pub type Authorizer = fn(&Principal, Action, Resource<'_>) -> Result<(), Refusal
 /// None so far; later PERMISSION_DENIED.
 pub fn authorize(_: &Principal, _: Action, _: Resource<'_>) -> Result<(), Refusal> {
     Ok(())
+}
+
+/// What travels with a call that was allowed.
+pub(crate) fn access(principal: &Principal, action: Action, resource: Resource<'_>) -> Access {
+    let (namespace, name) = resource.names();
+    Access {
+        address: principal.address.map(|address| address.to_string()).unwrap_or_default(),
+        action: action.into(),
+        namespace: namespace.to_owned(),
+        name: name.to_owned(),
+    }
+}
+
+/// Decides about a call that another node took in and forwarded.
+///
+/// # Errors
+/// PERMISSION_DENIED when it says nothing of its caller, or asks for something else than it was allowed to.
+pub(crate) fn forwarded(
+    authorizer: Authorizer,
+    access: Option<&Access>,
+    work: &Work,
+) -> Result<(), Refusal> {
+    let denied = |message: &str| refusal(Reason::PermissionDenied, message);
+    let access = access.ok_or_else(|| denied("the forwarded call does not say who asks"))?;
+    if !covers(access, work) {
+        return Err(denied("the forwarded call is not what its caller was allowed to do"));
+    }
+    let address = match access.address.as_str() {
+        "" => None,
+        text => Some(text.parse().map_err(|_| denied("the caller's address is malformed"))?),
+    };
+    authorizer(&Principal { address }, access.action(), resource(access))
+}
+
+fn resource(access: &Access) -> Resource<'_> {
+    let (namespace, name) = (access.namespace.as_str(), access.name.as_str());
+    match access.action() {
+        Action::UseSession => Resource::Namespace(namespace),
+        Action::UseLock => Resource::Lock { namespace, name },
+        Action::CreateQueue | Action::Enqueue | Action::Consume => {
+            Resource::Queue { namespace, name }
+        }
+        Action::ReadValue | Action::WriteValue => Resource::Key { namespace, key: name },
+        Action::Unspecified | Action::ReadStatus | Action::MoveLeader => Resource::Cluster,
+    }
+}
+
+/// Whether a command or query belongs to what was allowed. Partitions know their queue by its id alone.
+fn covers(access: &Access, work: &Work) -> bool {
+    use Action as A;
+    use Operation as O;
+    let (actions, names): (&[Action], _) = match work {
+        Work::Command(command) => match &command.operation {
+            Some(O::OpenSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
+            Some(O::KeepAlive(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
+            Some(O::CloseSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
+            Some(O::Acquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::CancelAcquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::CreateQueue(r)) => {
+                (&[A::CreateQueue, A::Enqueue], Some((&r.namespace, r.queue.as_str())))
+            }
+            Some(O::OpenPartition(_) | O::EnqueueTo(_)) => (&[A::Enqueue], None),
+            Some(O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_)) => (&[A::Consume], None),
+            Some(O::Put(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
+            Some(O::Delete(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
+            None => (&[], None),
+        },
+        Work::Query(query) => match &query.query {
+            Some(query::Query::Get(r)) => (&[A::ReadValue], Some((&r.namespace, r.key.as_str()))),
+            Some(query::Query::FindQueue(r)) => {
+                (&[A::Enqueue, A::Consume], Some((&r.namespace, r.queue.as_str())))
+            }
+            Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
+            None => (&[], None),
+        },
+    };
+    actions.contains(&access.action())
+        && names
+            .is_none_or(|(namespace, name)| *namespace == access.namespace && name == access.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_proto::internal::v1::{Command, Query};
+
+    use super::*;
+
+    const ACTIONS: [Action; 9] = [
+        Action::UseSession,
+        Action::UseLock,
+        Action::CreateQueue,
+        Action::Enqueue,
+        Action::Consume,
+        Action::ReadValue,
+        Action::WriteValue,
+        Action::ReadStatus,
+        Action::MoveLeader,
+    ];
+
+    fn covered_by(work: &Work) -> Vec<Action> {
+        let access = |action: &Action| Access { action: (*action).into(), ..Access::default() };
+        ACTIONS.into_iter().filter(|action| covers(&access(action), work)).collect()
+    }
+
+    fn command(operation: Operation) -> Work {
+        Work::Command(Command { operation: Some(operation), ..Command::default() })
+    }
+
+    fn asked(query: query::Query) -> Work {
+        Work::Query(Query { query: Some(query), ..Query::default() })
+    }
+
+    #[test]
+    fn each_command_and_query_needs_its_own_leave() {
+        use Action as A;
+        use Operation as O;
+        use query::Query as Q;
+        for (work, actions) in [
+            (command(O::OpenSession(Default::default())), vec![A::UseSession]),
+            (command(O::KeepAlive(Default::default())), vec![A::UseSession]),
+            (command(O::CloseSession(Default::default())), vec![A::UseSession]),
+            (command(O::Acquire(Default::default())), vec![A::UseLock]),
+            (command(O::Release(Default::default())), vec![A::UseLock]),
+            (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
+            (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
+            (command(O::OpenPartition(Default::default())), vec![A::Enqueue]),
+            (command(O::EnqueueTo(Default::default())), vec![A::Enqueue]),
+            (command(O::DequeueFrom(Default::default())), vec![A::Consume]),
+            (command(O::AckLease(Default::default())), vec![A::Consume]),
+            (command(O::ReturnLeases(Default::default())), vec![A::Consume]),
+            (command(O::Put(Default::default())), vec![A::WriteValue]),
+            (command(O::Delete(Default::default())), vec![A::WriteValue]),
+            (asked(Q::Get(Default::default())), vec![A::ReadValue]),
+            (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
+            (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),
+            (Work::Command(Command::default()), vec![]),
+            (Work::Query(Query::default()), vec![]),
+        ] {
+            assert_eq!(covered_by(&work), actions, "{work:?}");
+        }
+    }
+
+    #[test]
+    fn what_travels_is_what_was_decided_about() {
+        let principal = Principal { address: Some("[::1]:7001".parse().unwrap()) };
+        for (action, on) in [
+            (Action::UseSession, Resource::Namespace("a")),
+            (Action::UseLock, Resource::Lock { namespace: "a", name: "b" }),
+            (Action::Consume, Resource::Queue { namespace: "a", name: "b" }),
+            (Action::WriteValue, Resource::Key { namespace: "a", key: "b" }),
+            (Action::MoveLeader, Resource::Cluster),
+        ] {
+            let access = access(&principal, action, on);
+            assert_eq!((access.address.as_str(), access.action()), ("[::1]:7001", action));
+            assert_eq!(resource(&access), on);
+        }
+    }
 }

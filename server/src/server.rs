@@ -11,6 +11,7 @@ use trefoil_core::limits::STATE_CACHE_BYTES;
 use trefoil_core::replica::Tuning;
 
 use crate::api::{Api, Settings};
+use crate::authorize::authorize;
 use crate::config::Config;
 use crate::front::{Front, Sockets};
 use crate::listener::Caps;
@@ -165,6 +166,7 @@ async fn start(
         min_free_bytes: config.min_free_bytes,
         state_cache_bytes: STATE_CACHE_BYTES,
         seed: rand::random(),
+        authorizer: authorize,
         tuning: Tuning::for_shards(config.shards),
     };
     let (observer, logger) = (Arc::clone(metrics), logger.clone());

@@ -12,10 +12,13 @@ use trefoil_core::ShardId;
 use trefoil_core::machine::Counts;
 use trefoil_core::replica::{Role, Tuning};
 use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::node::{FatalError, Observer, PeerOperation};
 
+use trefoil_server::authorize::{Action, Principal, Resource};
+
 use node_support::{
-    Cluster, SHARDS, WAIT, get, get_query, key_in, put, put_command, shard_of, until,
+    Cluster, SHARDS, WAIT, ask, get, get_query, key_in, put, put_command, shard_of, until,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -75,7 +78,8 @@ async fn calls_go_on_while_nodes_are_restarted_one_after_another() {
                     attempt: 0,
                 };
                 let command = put_command(&writer, &key, "v", Some(request_id));
-                writer.command(shard_of(&key), command, Instant::now() + WAIT).await.unwrap();
+                let ask = ask(Action::WriteValue, &key, WAIT);
+                writer.command(shard_of(&key), command, &ask).await.unwrap();
                 written += 1;
             }
             written
@@ -195,7 +199,11 @@ async fn a_node_of_another_cluster_is_kept_out() {
     let (stranger, handle) =
         trefoil_server::node::start(config, observer, node_support::logger()).unwrap();
     let refusal = handle
-        .query(1, get_query(&handle, &key_in(1)), Instant::now() + Duration::from_secs(3))
+        .query(
+            1,
+            get_query(&handle, &key_in(1)),
+            &ask(Action::ReadValue, &key_in(1), Duration::from_secs(3)),
+        )
         .await;
     assert_eq!(
         refusal.unwrap_err().reason(),
@@ -212,6 +220,46 @@ async fn a_node_of_another_cluster_is_kept_out() {
     cluster.run(3).unwrap();
     cluster.wait_for_leaders().await;
     assert_eq!(get(cluster.handle(3), &key_in(1)).await.unwrap(), Some("v".to_owned()));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_decides_again_about_a_forwarded_call() {
+    fn deny_secrets(_: &Principal, action: Action, on: Resource<'_>) -> Result<(), Refusal> {
+        match on {
+            Resource::Key { key, .. }
+                if key.starts_with("secret") && action == Action::ReadValue =>
+            {
+                Err(Refusal { reason: Reason::PermissionDenied.into(), ..Refusal::default() })
+            }
+            _ => Ok(()),
+        }
+    }
+    let mut cluster = Cluster::new(3);
+    cluster.authorizer = deny_secrets;
+    for id in cluster.ids() {
+        cluster.run(id).unwrap();
+    }
+    cluster.wait_for_leaders().await;
+    let shard = shard_of("secret");
+    let leader = cluster.handle(1).leader(shard).unwrap();
+    let follower = cluster.handle(leader % 3 + 1);
+    put(follower, "secret", "v").await.unwrap();
+
+    let denied = get(follower, "secret").await.unwrap_err();
+    assert_eq!(denied.reason(), Reason::PermissionDenied, "the policy of the leader");
+    // Leave for one thing is no leave for another.
+    for other in [
+        ask(Action::WriteValue, "another", WAIT),
+        ask(Action::ReadValue, "secret", WAIT),
+        ask(Action::Unspecified, "secret", WAIT),
+    ] {
+        let command = put_command(follower, "secret", "w", None);
+        let denied = follower.command(shard, command, &other).await.unwrap_err();
+        assert_eq!(denied.reason(), Reason::PermissionDenied, "{other:?}");
+    }
+    let there = get(cluster.handle(leader), "secret").await.unwrap();
+    assert_eq!(there, Some("v".to_owned()), "no denied call had an effect");
     cluster.stop_all().await;
 }
 
@@ -247,11 +295,19 @@ async fn without_a_quorum_calls_end_by_their_deadline_and_say_why() {
     let (handle, key) = (cluster.handle(1), key_in(1));
     let began = Instant::now();
     let command = put_command(handle, &key, "v", None);
-    let refusal = handle.command(1, command, began + Duration::from_millis(700)).await.unwrap_err();
+    let refusal = handle
+        .command(1, command, &ask(Action::WriteValue, &key, Duration::from_millis(700)))
+        .await
+        .unwrap_err();
     assert_eq!(refusal.reason(), Reason::NoQuorum);
     assert!(began.elapsed() < Duration::from_secs(1));
-    let refusal =
-        handle.query(1, get_query(handle, &key), Instant::now() + Duration::from_millis(300)).await;
+    let refusal = handle
+        .query(
+            1,
+            get_query(handle, &key),
+            &ask(Action::ReadValue, &key, Duration::from_millis(300)),
+        )
+        .await;
     assert_eq!(refusal.unwrap_err().reason(), Reason::NoQuorum);
     let refusal = handle.transfer_leader(1, 2).await.unwrap_err();
     assert_eq!(refusal.reason(), Reason::NoQuorum);

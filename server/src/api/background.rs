@@ -8,10 +8,10 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use trefoil_core::limits::CLIENT_CLEAN_UPS_MAX;
-use trefoil_proto::internal::v1::{Refusal, command};
+use trefoil_proto::internal::v1::{Access, Refusal, command};
 use trefoil_proto::reason::Retry;
 
-use super::{Api, Shards};
+use super::{Api, Ask, Shards};
 
 /// How long a clean-up is tried.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,14 +48,15 @@ impl<S: Shards> Api<S> {
         self: &Arc<Self>,
         slot: u16,
         operation: command::Operation,
+        access: &Arc<Access>,
         pause: Duration,
     ) {
-        let api = Arc::clone(self);
+        let (api, access) = (Arc::clone(self), Arc::clone(access));
         self.background.spawn(async move {
             sleep(pause).await;
-            let deadline = Instant::now() + CLEAN_UP_TIMEOUT;
-            while let Err(refusal) = api.command(slot, None, operation.clone(), deadline).await {
-                if !may_help(&refusal) || Instant::now() + RETRY_PAUSE >= deadline {
+            let ask = Ask { access, deadline: Instant::now() + CLEAN_UP_TIMEOUT };
+            while let Err(refusal) = api.command(slot, None, operation.clone(), &ask).await {
+                if !may_help(&refusal) || Instant::now() + RETRY_PAUSE >= ask.deadline {
                     return;
                 }
                 sleep(RETRY_PAUSE).await;

@@ -15,7 +15,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<cache::PutResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let id = request.request_id.take();
-        expect_answer!(self.command(slot, id, Command::Put(request), context.deadline).await?, Put)
+        expect_answer!(self.command(slot, id, Command::Put(request), &context.ask).await?, Put)
     }
 
     pub(super) async fn get(
@@ -25,7 +25,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<cache::GetResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let response =
-            expect_answer!(self.query(slot, Query::Get(request), context.deadline).await?, Get)?;
+            expect_answer!(self.query(slot, Query::Get(request), &context.ask).await?, Get)?;
         let counter =
             if response.hit { &self.metrics.cache_hits } else { &self.metrics.cache_misses };
         counter.inc();
@@ -40,7 +40,7 @@ impl<S: Shards> Api<S> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let id = request.request_id.take();
         expect_answer!(
-            self.command(slot, id, Command::Delete(request), context.deadline).await?,
+            self.command(slot, id, Command::Delete(request), &context.ask).await?,
             Delete
         )
     }

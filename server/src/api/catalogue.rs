@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use tokio::time::Instant;
 use trefoil_core::limits::{CATALOGUES_MAX, PARTITIONS_DEFAULT};
 use trefoil_core::slot::SYSTEM_SLOT;
 use trefoil_proto::common::v1::Reason;
@@ -12,7 +11,7 @@ use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{Catalogue, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
-use super::{Api, Context, Shards, expect_answer, other_answer};
+use super::{Api, Ask, Context, Shards, expect_answer, other_answer};
 
 /// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
 #[derive(Debug, Default)]
@@ -52,7 +51,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<CreateQueueResponse, Refusal> {
         let id = request.request_id.take();
         let command = Command::CreateQueue(request);
-        expect_answer!(self.command(SYSTEM_SLOT, id, command, context.deadline).await?, CreateQueue)
+        expect_answer!(self.command(SYSTEM_SLOT, id, command, &context.ask).await?, CreateQueue)
     }
 
     /// What the meta shard knows of a queue.
@@ -60,14 +59,14 @@ impl<S: Shards> Api<S> {
         &self,
         namespace: &str,
         queue: &str,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Catalogue, Refusal> {
         let name = full_name(namespace, queue);
         if let Some(catalogue) = self.catalogues.find(&name) {
             return Ok(catalogue);
         }
         let query = FindQueue { namespace: namespace.to_owned(), queue: queue.to_owned() };
-        let decided = self.query(SYSTEM_SLOT, Query::FindQueue(query), deadline).await?;
+        let decided = self.query(SYSTEM_SLOT, Query::FindQueue(query), ask).await?;
         let answer::Answer::Catalogue(catalogue) = decided.answer else {
             return Err(other_answer());
         };
@@ -80,9 +79,9 @@ impl<S: Shards> Api<S> {
         &self,
         namespace: &str,
         queue: &str,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Catalogue, Refusal> {
-        match self.find_queue(namespace, queue, deadline).await {
+        match self.find_queue(namespace, queue, ask).await {
             Err(refusal)
                 if refusal.reason() == Reason::UnknownQueue && self.settings.auto_create_queues => {
             }
@@ -94,10 +93,10 @@ impl<S: Shards> Api<S> {
             partitions: PARTITIONS_DEFAULT,
             request_id: None,
         };
-        match self.command(SYSTEM_SLOT, None, Command::CreateQueue(request), deadline).await {
+        match self.command(SYSTEM_SLOT, None, Command::CreateQueue(request), ask).await {
             // Somebody else was faster.
             Err(refusal) if refusal.reason() != Reason::QueueExists => Err(refusal),
-            _ => self.find_queue(namespace, queue, deadline).await,
+            _ => self.find_queue(namespace, queue, ask).await,
         }
     }
 

@@ -22,7 +22,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::queue::v1::{Delivery, DequeueRequest, DequeueResponse};
 
 use super::background::may_help;
-use super::{Api, Context, Decided, Shards, other_answer, refusal};
+use super::{Api, Ask, Context, Decided, Shards, other_answer, refusal};
 
 /// A poll asks again this often: a hint that went to a consumer who then took nothing is not repeated.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -62,9 +62,9 @@ impl<S: Shards> Api<S> {
         let began = Instant::now();
         let DequeueRequest { namespace, queue, max_messages, wait_ms, lease_ms, request_id } =
             request;
-        let latest = context.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
+        let latest = context.ask.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
         let until = (began + Duration::from_millis(wait_ms)).min(latest);
-        let catalogue = self.find_queue(&namespace, &queue, context.deadline).await?;
+        let catalogue = self.find_queue(&namespace, &queue, &context.ask).await?;
         let groups = self.groups(&catalogue);
         let is_retry = request_id.as_ref().is_some_and(|id| id.attempt > 0);
         let keep = request_id.is_some();
@@ -131,20 +131,20 @@ impl<S: Shards> Api<S> {
         catalogue: &Catalogue,
         group: &Group,
         wait: bool,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<(Vec<u32>, ResponseHeader), Refusal> {
         let query =
             AwaitReady { queue_id: catalogue.queue_id, partitions: group.partitions.clone(), wait };
         let Decided { header, answer } =
-            self.query(group.slot, Query::AwaitReady(query), deadline).await?;
+            self.query(group.slot, Query::AwaitReady(query), ask).await?;
         let answer::Answer::Ready(ready) = answer else { return Err(other_answer()) };
         Ok((ready.partitions, header))
     }
 
     /// Waits until a shard has something, however often its leader changes meanwhile.
-    async fn await_ready(&self, catalogue: &Catalogue, group: &Group, until: Instant) -> Group {
+    async fn await_ready(&self, catalogue: &Catalogue, group: &Group, ask: &Ask) -> Group {
         loop {
-            match timeout(ASK_AGAIN, self.ready(catalogue, group, true, until)).await {
+            match timeout(ASK_AGAIN, self.ready(catalogue, group, true, ask)).await {
                 Ok(Ok((partitions, _))) if !partitions.is_empty() => {
                     return Group { slot: group.slot, partitions };
                 }
@@ -161,10 +161,10 @@ impl<S: Shards> Poll<'_, S> {
         self.unasked = None;
         let mut asked = JoinSet::new();
         for (place, group) in groups.iter().cloned().enumerate() {
-            let (api, catalogue, deadline) =
-                (Arc::clone(self.api), self.catalogue, self.context.deadline);
+            let (api, catalogue, ask) =
+                (Arc::clone(self.api), self.catalogue, self.context.ask.clone());
             asked.spawn(async move {
-                (place, group.slot, api.ready(&catalogue, &group, false, deadline).await)
+                (place, group.slot, api.ready(&catalogue, &group, false, &ask).await)
             });
         }
         let mut answers = asked.join_all().await;
@@ -192,7 +192,8 @@ impl<S: Shards> Poll<'_, S> {
         let mut waiting = JoinSet::new();
         for group in groups {
             let (api, catalogue, group) = (Arc::clone(self.api), self.catalogue, group.clone());
-            waiting.spawn(async move { api.await_ready(&catalogue, &group, until).await });
+            let ask = Ask { deadline: until, ..self.context.ask.clone() };
+            waiting.spawn(async move { api.await_ready(&catalogue, &group, &ask).await });
         }
         timeout_at(until, waiting.join_next()).await.ok()??.ok()
     }
@@ -210,13 +211,13 @@ impl<S: Shards> Poll<'_, S> {
             lease_ms: self.lease_ms,
             catalogue_version: self.catalogue.version,
         });
-        let (api, slot, deadline) = (Arc::clone(self.api), group.slot, self.context.deadline);
+        let (api, slot, ask) = (Arc::clone(self.api), group.slot, self.context.ask.clone());
         let id = self.request_id.clone();
         let mut grants = self.grants.empty();
         let (sender, receiver) = oneshot::channel();
         // On its own, so that a grant is seen even when the caller is gone.
         tokio::spawn(async move {
-            let end = match api.command(slot, id, command, deadline).await {
+            let end = match api.command(slot, id, command, &ask).await {
                 Ok(Decided { header, answer: answer::Answer::Dequeue(response) }) => {
                     grants.deliveries = response.deliveries;
                     Ok((header, grants))
@@ -297,7 +298,7 @@ impl<S: Shards> Drop for Grants<S> {
         }
         for (slot, leases) in by_shard.into_values() {
             let command = Command::ReturnLeases(ReturnLeases { queue_id, leases });
-            self.api.clean_up(slot, command, Duration::ZERO);
+            self.api.clean_up(slot, command, &self.context.ask.access, Duration::ZERO);
         }
     }
 }

@@ -26,7 +26,7 @@ impl<S: Shards> Api<S> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
         expect_answer!(
-            self.command(slot, id, Command::OpenSession(request), context.deadline).await?,
+            self.command(slot, id, Command::OpenSession(request), &context.ask).await?,
             OpenSession
         )
     }
@@ -38,7 +38,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<lock::KeepAliveResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
         expect_answer!(
-            self.command(slot, None, Command::KeepAlive(request), context.deadline).await?,
+            self.command(slot, None, Command::KeepAlive(request), &context.ask).await?,
             KeepAlive
         )
     }
@@ -51,7 +51,7 @@ impl<S: Shards> Api<S> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
         expect_answer!(
-            self.command(slot, id, Command::CloseSession(request), context.deadline).await?,
+            self.command(slot, id, Command::CloseSession(request), &context.ask).await?,
             CloseSession
         )
     }
@@ -74,7 +74,7 @@ impl<S: Shards> Api<S> {
                 waiter: id.clone(),
             }),
         };
-        let decided = self.command(slot, id, Command::Acquire(request), context.deadline).await;
+        let decided = self.command(slot, id, Command::Acquire(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Acquire)
     }
@@ -87,7 +87,7 @@ impl<S: Shards> Api<S> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
         expect_answer!(
-            self.command(slot, id, Command::Release(request), context.deadline).await?,
+            self.command(slot, id, Command::Release(request), &context.ask).await?,
             Release
         )
     }
@@ -132,6 +132,7 @@ impl<S: Shards> Drop for Abandoned<'_, S> {
             Some(_) => COME_BACK,
             None => Duration::ZERO,
         };
-        self.api.clean_up(slot, Command::CancelAcquire(cancel), pause);
+        let access = &self.context.ask.access;
+        self.api.clean_up(slot, Command::CancelAcquire(cancel), access, pause);
     }
 }

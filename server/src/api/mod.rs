@@ -35,8 +35,8 @@ pub use trefoil_proto::pipeline::v1::reply::Outcome;
 use self::background::Background;
 use self::catalogue::Catalogues;
 use self::operation::{Facts, Operation};
-pub use self::shards::{Answered, Member, ShardState, Shards};
-use crate::authorize::{Authorizer, Principal, authorize};
+pub use self::shards::{Answered, Ask, Member, ShardState, Shards};
+use crate::authorize::{Authorizer, Principal, access, authorize};
 use crate::config::Service;
 use crate::layer::admission::{Admission, Permit};
 use crate::metrics::Metrics;
@@ -97,7 +97,7 @@ pub struct Caller {
 /// What a handler needs beside its request.
 #[derive(Clone, Debug)]
 struct Context {
-    deadline: Instant,
+    ask: Ask,
     /// See [`Caller::cancelled`].
     cancelled: Option<Arc<AtomicBool>>,
 }
@@ -183,7 +183,8 @@ impl<S: Shards> Api<S> {
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + facts.wait_ms);
         let deadline =
             Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
-        let context = Context { deadline, cancelled: caller.cancelled };
+        let access = Arc::new(access(&caller.principal, facts.action, facts.resource));
+        let context = Context { ask: Ask { access, deadline }, cancelled: caller.cancelled };
         if facts.wait_ms == 0 {
             let outcome = self.dispatch(&context, operation).await;
             drop(caller.permit);
@@ -253,7 +254,7 @@ impl<S: Shards> Api<S> {
         slot: u16,
         request_id: Option<RequestId>,
         operation: command::Operation,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Decided, Refusal> {
         let command = Command {
             request_id,
@@ -262,19 +263,14 @@ impl<S: Shards> Api<S> {
             agent: self.shards.node_id(),
             operation: Some(operation),
         };
-        self.decided(self.shards.command(self.shard(slot), command, deadline).await?)
+        self.decided(self.shards.command(self.shard(slot), command, ask).await?)
     }
 
     /// Asks the shard of a slot.
-    async fn query(
-        &self,
-        slot: u16,
-        query: query::Query,
-        deadline: Instant,
-    ) -> Result<Decided, Refusal> {
+    async fn query(&self, slot: u16, query: query::Query, ask: &Ask) -> Result<Decided, Refusal> {
         let agent = self.shards.node_id();
         let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query: Some(query) };
-        self.decided(self.shards.query(self.shard(slot), query, deadline).await?)
+        self.decided(self.shards.query(self.shard(slot), query, ask).await?)
     }
 
     fn shard(&self, slot: u16) -> ShardId {

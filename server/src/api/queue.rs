@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use tokio::time::Instant;
 use trefoil_core::check::{PART_MARK, invalid};
 use trefoil_core::machine::parse_lease_id;
 use trefoil_core::slot;
@@ -14,7 +13,7 @@ use trefoil_proto::internal::v1::{AckLease, Catalogue, EnqueueTo, OpenPartition,
 use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
 use trefoil_proto::reason::Retry;
 
-use super::{Api, Context, Shards, expect_answer, refusal};
+use super::{Api, Ask, Context, Shards, expect_answer, refusal};
 
 /// What of a batch goes to one partition.
 struct Part {
@@ -32,21 +31,20 @@ impl<S: Shards> Api<S> {
         request: EnqueueRequest,
     ) -> Result<EnqueueResponse, Refusal> {
         let EnqueueRequest { namespace, queue, messages, request_id } = request;
-        let deadline = context.deadline;
-        let catalogue = self.find_or_create_queue(&namespace, &queue, deadline).await?;
+        let ask = &context.ask;
+        let catalogue = self.find_or_create_queue(&namespace, &queue, ask).await?;
         let mut message_ids = vec![String::new(); messages.len()];
         let mut parts = self.parts(&catalogue, messages, request_id.as_ref());
         let ends = if parts.len() == 1 {
             let part = parts.remove(0);
             let places = part.places.clone();
-            vec![(places, self.enqueue_to(&catalogue, part, deadline).await)]
+            vec![(places, self.enqueue_to(&catalogue, part, ask).await)]
         } else {
             let mut running = JoinSet::new();
             for part in parts {
-                let (api, places) = (Arc::clone(self), part.places.clone());
-                running.spawn(
-                    async move { (places, api.enqueue_to(&catalogue, part, deadline).await) },
-                );
+                let (api, ask, places) = (Arc::clone(self), ask.clone(), part.places.clone());
+                running
+                    .spawn(async move { (places, api.enqueue_to(&catalogue, part, &ask).await) });
             }
             running.join_all().await
         };
@@ -110,15 +108,14 @@ impl<S: Shards> Api<S> {
         &self,
         catalogue: &Catalogue,
         part: Part,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<EnqueueResponse, Refusal> {
         let Part { partition, request_id, messages, places: _ } = part;
         let slot = self.slot_of(catalogue, partition);
         let &Catalogue { queue_id, version: catalogue_version, .. } = catalogue;
         let command =
             Command::EnqueueTo(EnqueueTo { queue_id, partition, catalogue_version, messages });
-        let decided = match self.command(slot, request_id.clone(), command.clone(), deadline).await
-        {
+        let decided = match self.command(slot, request_id.clone(), command.clone(), ask).await {
             Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => {
                 let open = Command::OpenPartition(OpenPartition {
                     queue_id,
@@ -126,11 +123,11 @@ impl<S: Shards> Api<S> {
                     catalogue_version,
                 });
                 // To open it again is no error, so an open end is none either: what follows shows it.
-                match self.command(slot, None, open, deadline).await {
+                match self.command(slot, None, open, ask).await {
                     Err(refusal) if refusal.reason() != Reason::MaybeApplied => {
                         return Err(refusal);
                     }
-                    _ => self.command(slot, request_id, command, deadline).await?,
+                    _ => self.command(slot, request_id, command, ask).await?,
                 }
             }
             end => end?,
@@ -146,8 +143,7 @@ impl<S: Shards> Api<S> {
         let lease_id = parse_lease_id(&request.lease_id);
         let (partition, sequence, lease) =
             lease_id.ok_or_else(|| invalid("lease_id", "the lease_id of a delivery"))?;
-        let catalogue =
-            self.find_queue(&request.namespace, &request.queue, context.deadline).await?;
+        let catalogue = self.find_queue(&request.namespace, &request.queue, &context.ask).await?;
         let unknown = || refusal(Reason::UnknownMessage, "the queue has no such message");
         if partition >= catalogue.partitions {
             return Err(unknown());
@@ -159,7 +155,7 @@ impl<S: Shards> Api<S> {
             lease,
         });
         let slot = self.slot_of(&catalogue, partition);
-        match self.command(slot, request.request_id, command, context.deadline).await {
+        match self.command(slot, request.request_id, command, &context.ask).await {
             // Nothing was ever stored there.
             Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => Err(unknown()),
             Err(refusal) => Err(self.heed(&request.namespace, &request.queue, refusal)),

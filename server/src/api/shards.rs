@@ -2,12 +2,11 @@
 
 use std::future::Future;
 
-use tokio::time::Instant;
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::{Command, Query, Refusal};
 
 use crate::node::Handle;
-pub use crate::node::{Answered, ShardState};
+pub use crate::node::{Answered, Ask, ShardState};
 
 /// A member of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,7 +26,7 @@ pub trait Shards: Clone + Send + Sync + 'static {
         &self,
         shard: ShardId,
         command: Command,
-        deadline: Instant,
+        ask: &Ask,
     ) -> impl Future<Output = Result<Answered, Refusal>> + Send;
 
     /// Reads, linearizably. A dropped future ends a long poll.
@@ -35,7 +34,7 @@ pub trait Shards: Clone + Send + Sync + 'static {
         &self,
         shard: ShardId,
         query: Query,
-        deadline: Instant,
+        ask: &Ask,
     ) -> impl Future<Output = Result<Answered, Refusal>> + Send;
 
     /// Hands a shard that this node leads to another node.
@@ -69,18 +68,13 @@ impl Shards for Handle {
         &self,
         shard: ShardId,
         command: Command,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, Refusal> {
-        Self::command(self, shard, command, deadline).await
+        Self::command(self, shard, command, ask).await
     }
 
-    async fn query(
-        &self,
-        shard: ShardId,
-        query: Query,
-        deadline: Instant,
-    ) -> Result<Answered, Refusal> {
-        Self::query(self, shard, query, deadline).await
+    async fn query(&self, shard: ShardId, query: Query, ask: &Ask) -> Result<Answered, Refusal> {
+        Self::query(self, shard, query, ask).await
     }
 
     async fn transfer_leader(&self, shard: ShardId, to: NodeId) -> Result<(), Refusal> {

@@ -14,7 +14,7 @@ use trefoil_proto::internal::v1::{Command, Query, Refusal};
 use super::calls::Waiter;
 use super::shared::Shared;
 use super::table::ShardState;
-use super::work::{Answered, Failure, Work, open_reply, refusal};
+use super::work::{Answered, Ask, Failure, Work, open_reply, refusal};
 use super::{Member, clock};
 use crate::peer::Links;
 
@@ -56,9 +56,9 @@ impl Handle {
         &self,
         shard: ShardId,
         command: Command,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, Refusal> {
-        self.call(shard, Work::Command(command), deadline).await
+        self.call(shard, Work::Command(command), ask).await
     }
 
     /// Asks a linearizable query. Dropping the future gives it up.
@@ -69,17 +69,12 @@ impl Handle {
         &self,
         shard: ShardId,
         query: Query,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, Refusal> {
-        self.call(shard, Work::Query(query), deadline).await
+        self.call(shard, Work::Query(query), ask).await
     }
 
-    async fn call(
-        &self,
-        shard: ShardId,
-        mut work: Work,
-        deadline: Instant,
-    ) -> Result<Answered, Refusal> {
+    async fn call(&self, shard: ShardId, mut work: Work, ask: &Ask) -> Result<Answered, Refusal> {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
@@ -90,7 +85,7 @@ impl Handle {
         let mut hint = None;
         loop {
             moves.mark_unchanged();
-            let (why, failure) = match self.attempt(shard, &work, hint.take(), deadline).await {
+            let (why, failure) = match self.attempt(shard, &work, hint.take(), ask).await {
                 Ok(answered) => return Ok(answered),
                 Err(failed) => failed,
             };
@@ -110,7 +105,7 @@ impl Handle {
             }
             let rest = jitter(pause);
             pause = (pause * 2).min(PAUSE_MAX);
-            if Instant::now() + rest >= deadline {
+            if Instant::now() + rest >= ask.deadline {
                 return Err(unseen.unwrap_or_else(|| self.shared.unreached(shard)));
             }
             tokio::select! {
@@ -126,7 +121,7 @@ impl Handle {
         shard: ShardId,
         work: &Work,
         hint: Option<NodeId>,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, (Refusal, Failure)> {
         let leader = hint
             .filter(|hint| *hint != self.shared.node)
@@ -134,10 +129,10 @@ impl Handle {
         let seen = match leader {
             None => return Err((self.shared.unreached(shard), Failure::Definite)),
             Some(leader) if leader == self.shared.node => {
-                timeout_at(deadline, self.ask_here(shard, work, deadline)).await
+                timeout_at(ask.deadline, self.ask_here(shard, work, ask.deadline)).await
             }
             Some(leader) => {
-                timeout_at(deadline, self.links.forward(leader, shard, work, deadline)).await
+                timeout_at(ask.deadline, self.links.forward(leader, shard, work, ask)).await
             }
         };
         seen.unwrap_or_else(|_| {

@@ -35,13 +35,14 @@ use trefoil_core::replica::Tuning;
 
 use self::shared::{Place, Shared};
 use self::threads::Parts;
+use crate::authorize::Authorizer;
 use crate::peer::{Introductions, Links};
 
 pub use self::handle::Handle;
 pub use self::observer::{Observer, PeerOperation, Unobserved};
 pub use self::stop::Node;
 pub use self::table::ShardState;
-pub use self::work::Answered;
+pub use self::work::{Answered, Ask};
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub struct Config {
     pub state_cache_bytes: usize,
     /// Seed of the election timeouts.
     pub seed: u64,
+    /// Decides about calls that other nodes forward.
+    pub authorizer: Authorizer,
     /// Sizes that tests make small.
     pub tuning: Tuning,
 }
@@ -140,6 +143,7 @@ pub fn start(
         members: config.members.clone(),
         shards: config.shards,
         endpoint: config.endpoint.clone(),
+        authorizer: config.authorizer,
     };
     let shared = Arc::new(Shared::new(place, observer, logger.clone()));
     let replicas = boot::replicas(&config, &disk.boots, &logger)?;

@@ -18,6 +18,7 @@ use super::observer::Observer;
 use super::table::Table;
 use super::work::{Work, refusal};
 use super::{FatalError, Member};
+use crate::authorize::Authorizer;
 
 /// Something for the thread that owns the replicas.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(crate) struct Shared {
     pub(crate) shards: u32,
     /// Where clients reach each node, as its greeting said.
     pub(crate) endpoints: Mutex<BTreeMap<NodeId, String>>,
+    /// Decides about calls that peers forward.
+    pub(crate) authorizer: Authorizer,
     pub(crate) calls: Calls,
     pub(crate) table: Table,
     pub(crate) observer: Arc<dyn Observer>,
@@ -57,17 +60,19 @@ pub(super) struct Place {
     pub(super) members: Vec<Member>,
     pub(super) shards: u32,
     pub(super) endpoint: String,
+    pub(super) authorizer: Authorizer,
 }
 
 impl Shared {
     pub(super) fn new(place: Place, observer: Arc<dyn Observer>, logger: Logger) -> Self {
-        let Place { cluster_id, node, members, shards, endpoint } = place;
+        let Place { cluster_id, node, members, shards, endpoint, authorizer } = place;
         Self {
             cluster_id,
             node,
             members,
             shards,
             endpoints: Mutex::new(BTreeMap::from([(node, endpoint)])),
+            authorizer,
             calls: Calls::default(),
             table: Table::new(shards),
             observer,

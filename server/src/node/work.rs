@@ -1,11 +1,14 @@
 //! What a call asks of a shard, and what may be done about an attempt that failed.
 
+use std::sync::Arc;
+
 use prost::Message as _;
+use tokio::time::Instant;
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, Command, Query, Refusal, answer};
+use trefoil_proto::internal::v1::{Access, Answer, Command, Query, Refusal, answer};
 
 /// What a shard answered, and where it was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,6 +21,15 @@ pub struct Answered {
     pub position: Position,
     /// The answer; never a refusal.
     pub answer: Answer,
+}
+
+/// On whose behalf a shard is asked, and until when.
+#[derive(Clone, Debug)]
+pub struct Ask {
+    /// What the caller was allowed to do.
+    pub access: Arc<Access>,
+    /// When the caller gives up.
+    pub deadline: Instant,
 }
 
 /// A command or a query.

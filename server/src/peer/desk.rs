@@ -17,6 +17,7 @@ use trefoil_proto::internal::v1::{
     ForwardCall, ForwardReply, ForwardRequest, ForwardResponse, Refusal, forward_call,
 };
 
+use crate::authorize;
 use crate::node::calls::{Permit, Waiter};
 use crate::node::clock;
 use crate::node::shared::Shared;
@@ -120,7 +121,7 @@ impl Desk {
 
     /// Asks this node's own replica; a refusal here means that it was not asked.
     fn ask(self: &Arc<Self>, call: ForwardCall) -> Result<(), Refusal> {
-        let ForwardCall { id, shard, timeout_ms, call } = call;
+        let ForwardCall { id, shard, timeout_ms, call, access } = call;
         let work = match call {
             Some(forward_call::Call::Command(command)) => Work::Command(command),
             Some(forward_call::Call::Query(query)) => Work::Query(query),
@@ -128,6 +129,7 @@ impl Desk {
                 return Err(refusal(Reason::Internal, "the forwarded call is of another version"));
             }
         };
+        authorize::forwarded(self.shared.authorizer, access.as_ref(), &work)?;
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }

@@ -16,7 +16,7 @@ use trefoil_proto::internal::v1::{
 };
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
-use crate::node::work::{Answered, Failure, Work, failure, refusal};
+use crate::node::work::{Answered, Ask, Failure, Work, failure, refusal};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -80,16 +80,18 @@ impl Forward {
         peer: NodeId,
         shard: ShardId,
         work: &Work,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, (Refusal, Failure)> {
-        let left = deadline.saturating_duration_since(Instant::now());
+        let left = ask.deadline.saturating_duration_since(Instant::now());
         let call = match work.clone() {
             Work::Command(command) => forward_call::Call::Command(command),
             Work::Query(query) => forward_call::Call::Query(query),
         };
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let receiver = self.begin(ForwardCall { id, shard, timeout_ms, call: Some(call) })?;
+        let access = Some((*ask.access).clone());
+        let receiver =
+            self.begin(ForwardCall { id, shard, timeout_ms, call: Some(call), access })?;
         let _waiting = Waiting { forward: self, id };
         match receiver.await {
             Ok(End::Reply(reply)) => open(peer, shard, *reply),
@@ -273,8 +275,8 @@ mod tests {
 
     use super::*;
 
-    fn soon() -> Instant {
-        Instant::now() + Duration::from_secs(5)
+    fn soon() -> Ask {
+        Ask { access: Arc::default(), deadline: Instant::now() + Duration::from_secs(5) }
     }
 
     fn command() -> Work {
@@ -286,7 +288,7 @@ mod tests {
         work: Work,
     ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
         let forward = Arc::clone(forward);
-        tokio::spawn(async move { forward.ask(2, 1, &work, soon()).await })
+        tokio::spawn(async move { forward.ask(2, 1, &work, &soon()).await })
     }
 
     fn open_stream(forward: &Forward) -> mpsc::Receiver<Item> {
@@ -302,7 +304,7 @@ mod tests {
     #[tokio::test]
     async fn what_left_may_have_happened_and_what_did_not_leave_did_not() {
         let forward = Arc::new(Forward::default());
-        let nobody = forward.ask(2, 1, &command(), soon()).await;
+        let nobody = forward.ask(2, 1, &command(), &soon()).await;
         assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
 
         let mut items = open_stream(&forward);

@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
-use tokio::time::Instant;
 use trefoil_core::replica::Peer;
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::Refusal;
@@ -33,7 +32,7 @@ use self::forward::Forward;
 use self::queue::Queue;
 use self::snapshots::Snapshots;
 use crate::node::shared::Shared;
-use crate::node::work::{Answered, Failure, Work};
+use crate::node::work::{Answered, Ask, Failure, Work};
 use crate::storage::snapshot::Reader;
 
 pub(crate) use self::desk::Asked;
@@ -147,10 +146,10 @@ impl Links {
         to: NodeId,
         shard: ShardId,
         work: &Work,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, (Refusal, Failure)> {
         match self.peers.get(&to) {
-            Some(link) => link.forward.ask(to, shard, work, deadline).await,
+            Some(link) => link.forward.ask(to, shard, work, ask).await,
             None => Err((self.shared.unreached(shard), Failure::Definite)),
         }
     }

@@ -15,7 +15,7 @@ use trefoil_core::{BIRTH_TERM, CallId, MACHINE_VERSION, NodeId, Position, ShardI
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Entry, Query, Refusal};
-use trefoil_server::api::{Answered, Member, ShardState, Shards};
+use trefoil_server::api::{Answered, Ask, Member, ShardState, Shards};
 
 /// Log time at which the shards' first term has outlived its grace.
 const BEGIN_MS: u64 = 10_000;
@@ -185,7 +185,7 @@ impl Shards for Fake {
         &self,
         shard: ShardId,
         command: Command,
-        deadline: Instant,
+        ask: &Ask,
     ) -> Result<Answered, Refusal> {
         let fault = self.fault.lock().unwrap().as_ref().and_then(|fault| fault(shard, &command));
         if let Some(reason) = fault.filter(|reason| *reason != Reason::MaybeApplied) {
@@ -211,18 +211,13 @@ impl Shards for Fake {
             return Err(refusal(Reason::MaybeApplied));
         }
         sleep(Duration::from_millis(self.delay_ms.load(Ordering::Relaxed))).await;
-        match timeout_at(deadline, receiver).await {
+        match timeout_at(ask.deadline, receiver).await {
             Ok(Ok(end)) => Ok(self.answered(shard, end)),
             Ok(Err(_)) | Err(_) => Err(refusal(Reason::MaybeApplied)),
         }
     }
 
-    async fn query(
-        &self,
-        shard: ShardId,
-        query: Query,
-        deadline: Instant,
-    ) -> Result<Answered, Refusal> {
+    async fn query(&self, shard: ShardId, query: Query, ask: &Ask) -> Result<Answered, Refusal> {
         if self.leaderless.load(Ordering::Relaxed) {
             return Err(refusal(Reason::NoQuorum));
         }
@@ -251,7 +246,7 @@ impl Shards for Fake {
             }
         };
         let _cancel = Cancel(self, shard, call);
-        match timeout_at(deadline, receiver).await {
+        match timeout_at(ask.deadline, receiver).await {
             Ok(Ok(end)) => Ok(self.answered(shard, end)),
             Ok(Err(_)) | Err(_) => Err(refusal(Reason::DeadlinePassed)),
         }

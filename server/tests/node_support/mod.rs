@@ -18,8 +18,9 @@ use trefoil_proto::cache::v1::{GetRequest, PutRequest};
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Query, Refusal, answer, query};
+use trefoil_server::authorize::{Access, Action, Authorizer, authorize};
 use trefoil_server::node::{
-    Answered, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
+    Answered, Ask, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
 };
 
 pub(crate) const SHARDS: u32 = 3;
@@ -31,6 +32,7 @@ pub(crate) struct Cluster {
     pub(crate) cluster_id: [u8; 16],
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) tuning: Tuning,
+    pub(crate) authorizer: Authorizer,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) nodes: Vec<Option<(Node, Handle)>>,
     listeners: Vec<Option<TcpListener>>,
@@ -56,6 +58,7 @@ impl Cluster {
             cluster_id: *b"a test's cluster",
             addresses,
             tuning: Tuning::default(),
+            authorizer: authorize,
             observer: Arc::new(Unobserved),
             nodes: (0..members).map(|_| None).collect(),
             listeners: listeners.into_iter().map(Some).collect(),
@@ -102,6 +105,7 @@ impl Cluster {
             min_free_bytes: 0,
             state_cache_bytes: 8 << 20,
             seed: 7,
+            authorizer: self.authorizer,
             tuning: self.tuning,
         }
     }
@@ -205,15 +209,27 @@ pub(crate) fn get_query(handle: &Handle, key: &str) -> Query {
     }
 }
 
+/// Asks as a client that may do this to a key of the cache.
+pub(crate) fn ask(action: Action, key: &str, wait: Duration) -> Ask {
+    let access = Access {
+        action: action.into(),
+        namespace: "default".to_owned(),
+        name: key.to_owned(),
+        ..Access::default()
+    };
+    Ask { access: access.into(), deadline: Instant::now() + wait }
+}
+
 pub(crate) async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answered, Refusal> {
     let command = put_command(handle, key, text, None);
-    handle.command(shard_of(key), command, Instant::now() + WAIT).await
+    handle.command(shard_of(key), command, &ask(Action::WriteValue, key, WAIT)).await
 }
 
 /// The text of a key; none where it is missing.
 pub(crate) async fn get(handle: &Handle, key: &str) -> Result<Option<String>, Refusal> {
-    let answered =
-        handle.query(shard_of(key), get_query(handle, key), Instant::now() + WAIT).await?;
+    let answered = handle
+        .query(shard_of(key), get_query(handle, key), &ask(Action::ReadValue, key, WAIT))
+        .await?;
     let Some(answer::Answer::Get(got)) = answered.answer.answer else {
         panic!("a Get answers a Get")
     };
