@@ -61,6 +61,8 @@ pub(crate) struct Replica {
     pub(crate) lag: u64,
     pub(crate) log_bytes: u64,
     pub(crate) state_bytes: u64,
+    /// It lost the end of its log and has not caught up since.
+    pub(crate) uncertain: bool,
 }
 
 pub(crate) async fn run(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
@@ -177,6 +179,7 @@ impl Replica {
             lag: commit_index.saturating_sub(seen.applied_index),
             log_bytes: seen.log_bytes,
             state_bytes: seen.state_bytes,
+            uncertain: seen.uncertain,
         }
     }
 }
@@ -227,7 +230,10 @@ impl Report for Status {
                     .find(|replica| replica.node_id == node.id && node.error.is_none());
                 replica.map_or_else(
                     || "-".to_owned(),
-                    |replica| format!("{} (lag {})", replica.role, replica.lag),
+                    |replica| {
+                        let doubt = if replica.uncertain { ", uncertain" } else { "" };
+                        format!("{} (lag {}{doubt})", replica.role, replica.lag)
+                    },
                 )
             }));
             row

@@ -14,6 +14,7 @@ use trefoil_core::replica::PersistBatch;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 use trefoil_server::storage::fault::on_fault;
 use trefoil_server::storage::log::Options;
+use trefoil_server::storage::mark;
 use trefoil_server::storage::{EngineLog, LogStore, LogWrite, Recovered, Refusal};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -412,6 +413,32 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
         recovered.iter().map(|shard| shard.boot.uncertain).collect::<Vec<_>>(),
         [true, false]
     );
+}
+
+#[test]
+fn a_vote_is_below_the_durable_mark_before_it_is_told() {
+    let root = scratch();
+    let files = Arc::new(DefaultFileSystem);
+    EngineLog::create_with(root.path(), &SHARDS, OPTIONS, files).unwrap();
+    let (log, _) = open(root.path(), OPTIONS).unwrap();
+    let vote = |term, vote, commit| {
+        let hard_state = Some(hard_state((term, vote, commit)));
+        LogWrite::Append(SHARDS[1], PersistBatch { hard_state, ..PersistBatch::default() })
+    };
+    let mut ends = Vec::new();
+    for write in [vote(7, 2, 10), vote(7, 2, 11), vote(8, 0, 11), vote(8, 3, 11), vote(8, 3, 12)] {
+        log.write(&[write]).unwrap();
+        ends.push(log.mark().spans[0].end);
+    }
+    // What the power took: the slot that was written after the last sync.
+    let path = root.path().join("log.mark");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let counter = |at: usize| u64::from_le_bytes(bytes[at + 8..at + 16].try_into().unwrap());
+    let newest = if counter(0) > counter(4096) { 0 } else { 4096 };
+    bytes[newest..newest + 88].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    let (_, synced) = mark::File::open(&path, 1).unwrap();
+    assert_eq!(synced.spans[0].end, ends[3], "of {ends:?}");
 }
 
 #[test]

@@ -93,6 +93,9 @@ pub struct Status {
     pub log_bytes: u64,
     /// Estimate of log time in ms.
     pub log_time_ms: u64,
+    /// A bad tail of the log was cut off and the replica has not caught up since: it abstains from elections while
+    /// the others are a majority.
+    pub uncertain: bool,
 }
 
 impl Replica {
@@ -191,10 +194,11 @@ impl Replica {
             checkpoint_index: self.disk.checkpoint_index(),
             log_bytes: raft.store().bytes(),
             log_time_ms: self.clock.read(now),
+            uncertain: self.is_uncertain(),
         }
     }
 
-    /// Whether a bad tail of the log was cut off and the replica has not caught up since.
+    /// See [`Status::uncertain`].
     #[must_use]
     pub fn is_uncertain(&self) -> bool {
         self.leadership.is_uncertain()

@@ -77,5 +77,6 @@ fn shard_status(state: &ShardState) -> cluster::ShardStatus {
         state_bytes: state.state_bytes,
         overlay_bytes: state.overlay_bytes,
         log_time_ms: status.log_time_ms,
+        uncertain: status.uncertain,
     }
 }

@@ -198,7 +198,8 @@ impl Replicas {
     /// Tells everybody else what a replica looks like now.
     fn show(&mut self, shard: ShardId, now: Now) {
         let replica = self.replica(shard);
-        let (status, uncertain) = (replica.status(now), replica.is_uncertain());
+        let status = replica.status(now);
+        let uncertain = status.uncertain;
         self.shared.table.set_status(shard, status);
         if uncertain != self.uncertain.contains(&shard) {
             if uncertain {

@@ -97,6 +97,15 @@ pub fn parse(name: &str) -> Option<(Queue, u64)> {
     Some((queue, number.parse().ok()?))
 }
 
+/// The name of a log file, as [`parse`] reads it.
+pub fn name(queue: Queue, file: u64) -> String {
+    let suffix = match queue {
+        Queue::Append => "raftlog",
+        Queue::Rewrite => "rewrite",
+    };
+    format!("{file:016}.{suffix}")
+}
+
 impl<F: FileSystem> FileSystem for Guarded<F> {
     type Handle = GuardedHandle<F>;
     type Reader = F::Reader;

@@ -1,5 +1,6 @@
 //! The Raft log of all shards in one raft-engine: one batch and one sync for every shard that has something to write.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,12 +11,12 @@ use raft_engine::{
 };
 use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::limits::LOG_PURGE_BYTES;
-use trefoil_core::replica::Boot;
+use trefoil_core::replica::{Boot, PersistBatch};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
 use super::fault::{Refusal, die, is_no_space};
 use super::files::{Guard, Guarded};
-use super::mark::{self, Mark, Queue};
+use super::mark::{self, Mark, Place, Queue};
 use super::{DataDirectory, LogStore, LogWrite, Recovered, durable};
 
 /// Keys of a shard beside its entries.
@@ -70,8 +71,11 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     /// old value of a key as soon as a new one is written, synced or not.
     pending: Mutex<Vec<Pending>>,
     /// Held while a batch is written: what was pending must not come after what was written later.
-    turn: Mutex<()>,
+    turn: Mutex<Votes>,
 }
+
+/// Term and vote that each shard wrote last.
+type Votes = BTreeMap<ShardId, (u64, u64)>;
 
 /// What can wait for the next batch.
 #[derive(Clone, Copy, Debug)]
@@ -223,7 +227,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
 
     /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
     #[must_use]
-    pub fn cuts(&self) -> Vec<(Queue, mark::Place)> {
+    pub fn cuts(&self) -> Vec<(Queue, Place)> {
         self.guard.cuts()
     }
 
@@ -355,7 +359,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
 
 impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     fn write(&self, writes: &[LogWrite]) -> Result<(), std::io::Error> {
-        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut votes = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let mut batch = LogBatch::with_capacity(2 * writes.len());
         let pending = std::mem::take(&mut *self.pending());
         for pending in &pending {
@@ -364,11 +368,16 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
         for write in writes {
             self.fill(&mut batch, write);
         }
-        self.engine.write(&mut batch, true).map(drop).map_err(|error| {
+        self.engine.write(&mut batch, true).map_err(|error| {
             let error = self.no_space(error);
             self.pending().splice(..0, pending);
             error
-        })
+        })?;
+        if note_votes(&mut votes, writes) {
+            // A vote that rots above the mark would be cut off as a torn tail, and might be given a second time.
+            self.sync_mark();
+        }
+        Ok(())
     }
 
     fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry> {
@@ -413,6 +422,18 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     }
 }
 
+/// Whether a vote is among the writes that its shard did not write before.
+fn note_votes(votes: &mut Votes, writes: &[LogWrite]) -> bool {
+    let mut is_new = false;
+    for write in writes {
+        if let LogWrite::Append(shard, PersistBatch { hard_state: Some(state), .. }) = write {
+            let vote = (state.term, state.vote);
+            is_new |= votes.insert(*shard, vote) != Some(vote) && state.vote != 0;
+        }
+    }
+    is_new
+}
+
 /// raft-engine keeps 0 for itself.
 fn region(shard: ShardId) -> u64 {
     u64::from(shard) + 1
@@ -453,11 +474,13 @@ fn decode_pair(bytes: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*index), u64::from_le_bytes(term.try_into().ok()?)))
 }
 
-fn damaged(path: &Path, refused: Option<(Queue, mark::Place)>, error: &Error) -> Refusal {
-    let place = refused.map_or(String::new(), |(queue, place)| {
-        format!(" at offset {} of file {} of the {queue:?} queue", place.offset, place.file)
-            .to_lowercase()
-    });
+fn damaged(path: &Path, refused: Option<(Queue, Place)>, error: &Error) -> Refusal {
+    let (path, place) = match refused {
+        Some((queue, Place { file, offset })) => {
+            (path.join(super::files::name(queue, file)), format!(" at offset {offset}"))
+        }
+        None => (path.to_owned(), String::new()),
+    };
     Refusal(format!(
         "{} is damaged{place} where it was acknowledged; nothing was changed: replace this node by a new one ({error})",
         path.display()
@@ -468,7 +491,7 @@ fn damaged(path: &Path, refused: Option<(Queue, mark::Place)>, error: &Error) ->
 /// raft-engine would ignore what lies before a gap.
 fn check_files(path: &Path, mark: &Mark) -> Result<(), Refusal> {
     let entries = std::fs::read_dir(path).map_err(|error| Refusal::io("read", path, &error))?;
-    let mut files = [std::collections::BTreeMap::new(), std::collections::BTreeMap::new()];
+    let mut files = [BTreeMap::new(), BTreeMap::new()];
     for entry in entries {
         let entry = entry.map_err(|error| Refusal::io("read", path, &error))?;
         if let Some((queue, file)) = entry.file_name().to_str().and_then(super::files::parse) {
