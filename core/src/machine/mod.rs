@@ -269,7 +269,11 @@ impl Machine {
         Scope {
             txn: Txn::new(store),
             now_ms: self.progress.log_time_ms,
-            grace_until_ms: self.progress.term_started_at_ms.saturating_add(limits::TERM_GRACE_MS),
+            grace_until_ms: if crate::mutant!(NoGrace) {
+                0
+            } else {
+                self.progress.term_started_at_ms.saturating_add(limits::TERM_GRACE_MS)
+            },
             slot,
             agent,
             output: Output::default(),
@@ -366,6 +370,12 @@ impl Machine {
     fn finish(&mut self, mut scope: Scope<'_>, applied: &mut Applied) {
         requests::settle(&mut scope);
         let Scope { txn, output, .. } = scope;
+        if crate::mutant!(LocalState)
+            && let Some((key, _)) = output.lines.first()
+            && self.directory.read(key, 0) == trefoil_proto::cache::v1::LineState::Exclusive
+        {
+            self.progress.chain += 1;
+        }
         txn.commit(&mut self.progress.chain);
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);

@@ -114,7 +114,9 @@ impl Replica {
     /// need, as far as the limit allows: a peer beyond it gets a snapshot.
     fn cut(&mut self, bytes_min: u64) {
         let store = self.raft.0.store();
-        let mut to = self.disk.checkpoint.min(self.applied.index).min(self.disk.pin());
+        let checkpoint =
+            if crate::mutant!(CutToApplied) { u64::MAX } else { self.disk.checkpoint };
+        let mut to = checkpoint.min(self.applied.index).min(self.disk.pin());
         if self.leads() && store.bytes() <= self.config.tuning.log_bytes_max {
             for voter in self.config.voters.iter().filter(|voter| **voter != self.config.node) {
                 if self.leadership.was_heard(*voter, self.now, l::PEER_SILENCE_MS) {
@@ -173,7 +175,9 @@ impl Replica {
 
     pub(super) fn snapshot_sent(&mut self, to: NodeId, ok: bool) {
         let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raft.0.report_snapshot(to, status);
+        if !crate::mutant!(SilentSnapshot) {
+            self.raft.0.report_snapshot(to, status);
+        }
         self.forget_snapshot(to);
     }
 

@@ -72,6 +72,12 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let (namespace, id) = (take_text(&mut rest), rest.get_u64());
     let mut space = Space::new(scope, &namespace);
+    if crate::mutant!(TimerDecides)
+        && let Some(mut session) = space.session(id)
+    {
+        session.ended = true;
+        space.put_session(id, &session);
+    }
     if space.is_over(id) {
         space.sweep(id);
     } else if let Some(session) = space.session(id) {
@@ -110,7 +116,10 @@ impl Space<'_, '_> {
     /// Renews a session that lives, as every command of its client does, and answers what remains in ms. One that
     /// was renewed within a quarter of its TTL is left as it is.
     pub(super) fn renew(&mut self, id: u64) -> Result<u64, Refusal> {
-        let mut session = self.living(id)?;
+        let mut session = match self.session(id) {
+            Some(session) if crate::mutant!(DeadRenewal) => session,
+            _ => self.living(id)?,
+        };
         let now_ms = self.scope.now_ms;
         if now_ms.saturating_sub(session.renewed_at_ms) >= session.ttl_ms / 4 {
             session.renewed_at_ms = now_ms;
