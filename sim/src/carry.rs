@@ -99,7 +99,7 @@ impl World {
             let last = self.nodes[&node].hosts.get(&shard).map_or(0, |host| {
                 host.replica.status(self.nodes[&node].clocks(self.now)).last_index
             });
-            let applied = self.agreements.applied_index(shard);
+            let applied = self.agreements.applied_before(shard, term);
             self.violations.extend(completeness::check(shard, node, term, last, applied));
         }
     }

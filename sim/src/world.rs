@@ -81,6 +81,12 @@ impl Agreements {
     pub(crate) fn applied_index(&self, shard: ShardId) -> u64 {
         self.ledger_index.get(&shard).copied().unwrap_or_default()
     }
+
+    /// Highest index of a shard that was applied anywhere, of an entry of an earlier term.
+    pub(crate) fn applied_before(&self, shard: ShardId, term: u64) -> u64 {
+        let of_shard = self.terms.range((shard, 0)..=(shard, u64::MAX));
+        of_shard.rev().find(|(_, of)| **of < term).map_or(0, |((_, index), _)| *index)
+    }
 }
 
 /// Writes a line of the trace.
