@@ -138,14 +138,13 @@ pub fn find(
 ) -> Vec<Option<u64>> {
     let found = Mutex::new(vec![None; mutants.len()]);
     let next = Mutex::new(0..mutants.len());
-    let lock = |next: &Mutex<std::ops::Range<usize>>| -> Option<usize> {
-        let mut next: MutexGuard<'_, _> = next.lock().unwrap_or_else(PoisonError::into_inner);
-        next.next()
+    let take = |next: &Mutex<std::ops::Range<usize>>| {
+        next.lock().unwrap_or_else(PoisonError::into_inner).next()
     };
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                while let Some(n) = lock(&next) {
+                while let Some(n) = take(&next) {
                     let mutant = mutants[n];
                     trefoil_core::mutants::put(Some(mutant));
                     let killer = (first..first + most).find_map(|seed| {

@@ -100,6 +100,8 @@ impl World {
                 host.replica.status(self.nodes[&node].clocks(self.now)).last_index
             });
             let applied = self.agreements.applied_before(shard, term);
+            let led = self.agreements.led.entry(shard).or_default();
+            *led = term.max(*led);
             self.violations.extend(completeness::check(shard, node, term, last, applied));
         }
     }
@@ -249,6 +251,8 @@ impl World {
         }
         *last = index;
         agreements.terms.insert((shard, index), applied.term);
+        let led = agreements.led.get(&shard).copied().unwrap_or_default();
+        agreements.applied_by.insert((shard, led), index);
         self.saw_time(shard, data, applied);
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;

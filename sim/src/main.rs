@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use trefoil_sim::batch::{Batch, Limits};
-use trefoil_sim::run::{Report, run};
+use trefoil_sim::run::{Report, run_keeping};
 
 /// Seconds between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -75,7 +75,7 @@ fn run_seed(seed: u64, #[allow(unused_variables, reason = "mutants are a feature
         let mutant = trefoil_core::mutants::named(name);
         trefoil_core::mutants::put(Some(mutant.expect("the name of a mutant")));
     }
-    run(seed)
+    run_keeping(seed, arguments.lines)
 }
 
 fn one(seed: u64, arguments: &Arguments) -> ExitCode {

@@ -13,7 +13,7 @@ use crate::event::Event;
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::roles::Role;
 use crate::stats::Stats;
-use crate::trace::Trace;
+use crate::trace::{self, Trace};
 use crate::world::{World, trace};
 
 /// How long clients may take to end their calls, and replicas to catch up, once faults are over.
@@ -73,7 +73,13 @@ pub struct Report {
 /// Runs a seed to its end, or to the first broken promise. A panic of the code under test is one.
 #[must_use]
 pub fn run(seed: u64) -> Report {
-    let trace = Rc::new(RefCell::new(Trace::default()));
+    run_keeping(seed, trace::LINES)
+}
+
+/// [`run`], with so many of the last lines of the trace.
+#[must_use]
+pub fn run_keeping(seed: u64, lines: usize) -> Report {
+    let trace = Rc::new(RefCell::new(Trace::keeping(lines)));
     let shared = Rc::clone(&trace);
     let ran = catch_unwind(AssertUnwindSafe(move || {
         let mut world = World::new(seed, shared);

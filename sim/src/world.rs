@@ -64,6 +64,10 @@ pub(crate) struct Agreements {
     pub(crate) logs: Matching,
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
+    /// Highest term of each shard that had a leader.
+    pub(crate) led: BTreeMap<ShardId, u64>,
+    /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
+    pub(crate) applied_by: BTreeMap<(ShardId, u64), u64>,
     /// Terms of applied entries.
     pub(crate) terms: BTreeMap<(ShardId, u64), u64>,
     /// Terms in which a leader may have gone on by its wall clock.
@@ -82,10 +86,10 @@ impl Agreements {
         self.ledger_index.get(&shard).copied().unwrap_or_default()
     }
 
-    /// Highest index of a shard that was applied anywhere, of an entry of an earlier term.
+    /// Highest index of a shard that was applied anywhere before this term had a leader.
     pub(crate) fn applied_before(&self, shard: ShardId, term: u64) -> u64 {
-        let of_shard = self.terms.range((shard, 0)..=(shard, u64::MAX));
-        of_shard.rev().find(|(_, of)| **of < term).map_or(0, |((_, index), _)| *index)
+        let before = self.applied_by.range((shard, 0)..(shard, term));
+        before.map(|(_, index)| *index).max().unwrap_or_default()
     }
 }
 
@@ -141,6 +145,8 @@ impl World {
             logs: Matching::default(),
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
+            led: BTreeMap::new(),
+            applied_by: BTreeMap::new(),
             terms: BTreeMap::new(),
             resumed: BTreeSet::new(),
             last_stamp: BTreeMap::new(),

@@ -6,8 +6,8 @@ use super::Violation;
 
 const INVARIANT: &str = "a leader has every committed entry";
 
-/// A node began to lead a term with a log up to `last`, when `applied` was the highest index applied anywhere of an
-/// earlier term. That the entries are the same ones is [`super::agreement`]'s.
+/// A node began to lead a term with a log up to `last`, when `applied` was the highest index applied anywhere before
+/// this term or a later one had a leader. That the entries are the same ones is [`super::agreement`]'s.
 #[must_use]
 pub fn check(
     shard: ShardId,
