@@ -58,6 +58,7 @@ limits! {
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
     TERM_GRACE_MS: u64 = 2_000, "Log time from the start of a term within which no session expires, in ms.";
+    WAITER_CLAIM_MS: u64 = 2_400, "Log time within which a waiting Acquire must be sent again after its caller or the leader was lost, in ms; until then its lock waits for it.";
     TIMERS_PER_ENTRY_MAX: usize = 1_000, "Timers that fire in one entry.";
     TIMER_KEYS_PER_ENTRY_MAX: usize = 10_000, "Keys that the timers of one entry write before the others are left to the next entry.";
     KEYS_PER_COMMAND_MAX: usize = 1_000, "Keys that one step of a command touches; larger work goes on in later entries.";
@@ -171,4 +172,5 @@ const _: () = {
     );
     assert!(PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX, "the largest reply finds room");
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
+    assert!(WAITER_CLAIM_MS >= 2 * 1_200, "a caller finds the new leader in time");
 };

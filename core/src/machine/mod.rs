@@ -26,6 +26,7 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::lock::caller_lost;
 pub use self::queue::{lease_id, parse_lease_id};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
@@ -120,8 +121,11 @@ struct Scope<'a> {
     txn: Txn<'a>,
     /// Log time of the entry in ms.
     now_ms: u64,
-    /// No session expires before this log time.
-    grace_until_ms: u64,
+    /// Index and term of the entry.
+    index: u64,
+    term: u64,
+    /// Log time of the first stamped entry of the term.
+    term_started_ms: u64,
     /// Slot of the command; every record that it touches begins with it.
     slot: u16,
     /// Node that the client spoke to.
@@ -269,7 +273,9 @@ impl Machine {
         Scope {
             txn: Txn::new(store),
             now_ms: self.progress.log_time_ms,
-            grace_until_ms: self.progress.term_started_at_ms.saturating_add(limits::TERM_GRACE_MS),
+            index: self.progress.index,
+            term: self.progress.term,
+            term_started_ms: self.progress.term_started_at_ms,
             slot,
             agent,
             output: Output::default(),
@@ -351,6 +357,7 @@ impl Machine {
             Operation::Acquire(request) => lock::acquire(scope, request, request_id),
             Operation::Release(request) => lock::release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
+            Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
             Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
             Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),

@@ -298,7 +298,10 @@ impl Replica {
             self.raft.0.tick();
         }
         self.reads.sweep();
-        self.pending.sweep();
+        self.pending.sweep(self.applied.index);
+        if self.leads() {
+            self.pending.propose_lost(self.config.node);
+        }
         let why = refusal(Reason::NoQuorum, "the shard could not confirm its leader in time");
         self.reads.expire(self.now, &why, &mut self.effects);
         let why =

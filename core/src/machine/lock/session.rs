@@ -7,7 +7,7 @@ use trefoil_proto::lock::v1 as api;
 use super::super::{Ruling, Scope, Verdict, timers};
 use super::{STEP_MAX, Space, limit_reached, session_expired, take_text, timer_rest};
 use crate::key::Kind;
-use crate::limits::SESSIONS_PER_NAMESPACE_MAX;
+use crate::limits::{SESSIONS_PER_NAMESPACE_MAX, TERM_GRACE_MS};
 use crate::store::prefix_end;
 
 pub(in super::super) fn open_session(
@@ -83,7 +83,8 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
 impl Space<'_, '_> {
     /// When a session expires: never within the grace of a term, because its renewals may have had no leader.
     fn due_ms(&self, session: &Session) -> u64 {
-        session.renewed_at_ms.saturating_add(session.ttl_ms).max(self.scope.grace_until_ms)
+        let grace_until_ms = self.scope.term_started_ms.saturating_add(TERM_GRACE_MS);
+        session.renewed_at_ms.saturating_add(session.ttl_ms).max(grace_until_ms)
     }
 
     pub(super) fn is_living(&self, session: &Session) -> bool {
