@@ -61,7 +61,9 @@ limits! {
     WAITER_CLAIM_MS: u64 = 2_400, "Log time within which a waiting Acquire must be sent again after its caller or the leader was lost, in ms; until then its lock waits for it.";
     TIMERS_PER_ENTRY_MAX: usize = 1_000, "Timers that fire in one entry.";
     TIMER_KEYS_PER_ENTRY_MAX: usize = 10_000, "Keys that the timers of one entry write before the others are left to the next entry.";
-    KEYS_PER_COMMAND_MAX: usize = 1_000, "Keys that one step of a command touches; larger work goes on in later entries.";
+    KEYS_PER_COMMAND_MAX: usize = 1_280, "Keys that one command writes; larger work goes on in later entries.";
+    DELIVERIES_MAX: usize = 250, "Deliveries of a Dequeue from one shard.";
+    ANSWERS_FORGOTTEN_MAX: usize = 250, "Answers that one command forgets because its client has acknowledged them.";
     WALL_ADVANCE_MS_MAX: u64 = 3_600_000, "Log time added at most from the wall clock when every replica has restarted, in ms.";
 
     ENTRY_BYTES_MAX: usize = 1 << 20, "Bytes of commands gathered into one entry; a single command may be larger.";
@@ -141,6 +143,14 @@ const _: () = {
         "one item fits a request"
     );
     assert!(BATCH_BYTES_MAX < REQUEST_BYTES_MAX, "a full batch fits a request");
+    assert!(
+        BATCH_ITEMS_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
+        "a full batch and what remembers it fit a command"
+    );
+    assert!(
+        4 * DELIVERIES_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
+        "the deliveries of a command, each with its records Ready, Lease, Partition and its timer, fit it"
+    );
     assert!(
         REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX,
         "the largest entry fits a peer message"

@@ -105,6 +105,9 @@ pub struct Applied {
     pub overlay_bytes: u64,
 }
 
+/// Records that the digest reads at once.
+const DIGEST_PAGE: usize = 1_000;
+
 /// How a read ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QueryOutcome {
@@ -373,6 +376,7 @@ impl Machine {
     fn finish(&mut self, mut scope: Scope<'_>, applied: &mut Applied) {
         requests::settle(&mut scope);
         let Scope { txn, output, .. } = scope;
+        debug_assert!(txn.keys_written() <= limits::KEYS_PER_COMMAND_MAX, "a command is bounded");
         txn.commit(&mut self.progress.chain);
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
@@ -432,7 +436,7 @@ impl Machine {
         let mut hash = Xxh3::new();
         let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
         loop {
-            let page = store.scan(&start, &end, limits::KEYS_PER_COMMAND_MAX);
+            let page = store.scan(&start, &end, DIGEST_PAGE);
             for (key, value) in &page {
                 hash.update(&(key.len() as u64).to_be_bytes());
                 hash.update(key);
@@ -440,7 +444,7 @@ impl Machine {
                 hash.update(value);
             }
             match page.last() {
-                Some((last, _)) if page.len() == limits::KEYS_PER_COMMAND_MAX => {
+                Some((last, _)) if page.len() == DIGEST_PAGE => {
                     start = last.to_vec();
                     start.push(0);
                 }

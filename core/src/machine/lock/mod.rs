@@ -21,12 +21,12 @@ pub(super) use self::handoff::waiter_due;
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
 use super::{Scope, WaiterId, refuse, refuse_with};
 use crate::key::{Key, Kind};
-use crate::limits::{KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
+use crate::limits::{ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
 use crate::{check, slot};
 
 /// Claims and waiters that one step may end. Each costs at most ten keys: its lock, waiter, timer, two claims, two
 /// sessions, the answer of its request id, the client of that, and the namespace.
-const STEP_MAX: usize = KEYS_PER_COMMAND_MAX / 10;
+const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 10;
 
 /// Bytes of a key before what the service adds: slot and kind.
 const KEY_HEAD: usize = 2 + 1;
