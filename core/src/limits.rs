@@ -126,6 +126,9 @@ limits! {
     PING_TIMEOUT_MS: u64 = 10_000, "Time for it to answer, in ms.";
     PAGE_CONNECTIONS_MAX: u64 = 256, "Connections to --metrics-listen.";
     DRAIN_TIMEOUT_MS: u64 = 5_000, "Time for open requests to end when the node stops, in ms.";
+    RESERVE_BYTES: u64 = 32 << 20, "Bytes of the disk that a node holds back for acks, releases and deletes on a full one.";
+    STATE_RECLAIM_BYTES_MIN: u64 = 64 << 20, "Bytes of a state file below which it is never written anew.";
+    STATE_RECLAIM_FACTOR: u64 = 4, "A state file that is this many times as large as what it holds is written anew by the next checkpoint.";
     STATE_CACHE_BYTES: usize = 256 << 20, "Memory for pages of all state files of a node.";
 
     TICK_MS: u64 = 50, "Raft's tick in ms.";

@@ -456,6 +456,7 @@ impl Replica {
             && self.clock.may_stamp()
             && !self.apply_is_behind()
             && !self.disk.is_full(&self.applied)
+            && !self.holds_back()
         {
             let batch = self.pending.next_batch(self.now, &mut self.effects);
             if batch.is_empty() && !self.should_advance() {
@@ -485,8 +486,13 @@ impl Replica {
             let index = self.raft.0.raft.raft_log.last_index();
             self.advance_index = index;
             self.ready.proposed();
+            self.disk.proposed();
             self.pending.proposed(index, term, &batch);
         }
+    }
+
+    fn holds_back(&self) -> bool {
+        self.disk.holds_back(self.raft.0.store().bytes(), self.config.tuning.log_bytes_max)
     }
 
     /// Whether log time has to move although nobody proposes anything.

@@ -353,6 +353,9 @@ impl<F: FileSystem + 'static> EngineLog<F> {
                 batch.add_command(region(*shard), Command::Clean);
                 put_base(batch, *shard, hard_state, *truncated, *generation);
             }
+            LogWrite::Move { shard, generation } => {
+                put_generation(batch, region(*shard), *generation);
+            }
         }
     }
 }
@@ -458,6 +461,10 @@ fn put_base(
     let region = region(shard);
     put(batch, region, HARD_STATE, encode_message(hard_state));
     put(batch, region, TRUNCATED, encode_pair(truncated));
+    put_generation(batch, region, generation);
+}
+
+fn put_generation(batch: &mut LogBatch, region: u64, generation: u64) {
     put(batch, region, GENERATION, generation.to_le_bytes().to_vec());
 }
 
