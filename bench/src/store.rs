@@ -16,7 +16,7 @@ use hdrhistogram::Histogram;
 use rand::{RngCore as _, SeedableRng as _};
 use trefoil_core::store::Store as _;
 use trefoil_server::storage::StateStore;
-use trefoil_server::storage::state::Written;
+use trefoil_server::storage::checkpoint::Written;
 
 use crate::{Failure, Out};
 
@@ -134,7 +134,7 @@ impl State {
         match self {
             Self::Redb { store, rate } => {
                 let (checkpoint, rate) = (store.freeze()?, *rate);
-                Some(Box::new(move || Ok(Some(checkpoint.run(rate)?))))
+                Some(Box::new(move || Ok(Some(checkpoint.write_in_place(rate)?))))
             }
             Self::Fjall { database, records, ingest, changes, bytes } => {
                 let changes = std::mem::take(changes);
@@ -163,7 +163,7 @@ impl State {
 
     fn finish(&mut self, written: Option<Written>) {
         if let (Self::Redb { store, .. }, Some(written)) = (self, written) {
-            store.finish(&written);
+            store.finish(written);
         }
     }
 

@@ -58,9 +58,12 @@ limits! {
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
     TERM_GRACE_MS: u64 = 2_000, "Log time from the start of a term within which no session expires, in ms.";
+    WAITER_CLAIM_MS: u64 = 2_400, "Log time within which a waiting Acquire must be sent again after its caller or the leader was lost, in ms; until then its lock waits for it.";
     TIMERS_PER_ENTRY_MAX: usize = 1_000, "Timers that fire in one entry.";
     TIMER_KEYS_PER_ENTRY_MAX: usize = 10_000, "Keys that the timers of one entry write before the others are left to the next entry.";
-    KEYS_PER_COMMAND_MAX: usize = 1_000, "Keys that one step of a command touches; larger work goes on in later entries.";
+    KEYS_PER_COMMAND_MAX: usize = 1_280, "Keys that one command writes; larger work goes on in later entries.";
+    DELIVERIES_MAX: usize = 250, "Deliveries of a Dequeue from one shard.";
+    ANSWERS_FORGOTTEN_MAX: usize = 250, "Answers that one command forgets because its client has acknowledged them.";
     WALL_ADVANCE_MS_MAX: u64 = 3_600_000, "Log time added at most from the wall clock when every replica has restarted, in ms.";
 
     ENTRY_BYTES_MAX: usize = 1 << 20, "Bytes of commands gathered into one entry; a single command may be larger.";
@@ -123,6 +126,9 @@ limits! {
     PING_TIMEOUT_MS: u64 = 10_000, "Time for it to answer, in ms.";
     PAGE_CONNECTIONS_MAX: u64 = 256, "Connections to --metrics-listen.";
     DRAIN_TIMEOUT_MS: u64 = 5_000, "Time for open requests to end when the node stops, in ms.";
+    RESERVE_BYTES: u64 = 32 << 20, "Bytes of the disk that a node holds back for acks, releases and deletes on a full one.";
+    STATE_RECLAIM_BYTES_MIN: u64 = 64 << 20, "Bytes of a state file below which it is never written anew.";
+    STATE_RECLAIM_FACTOR: u64 = 4, "A state file that is this many times as large as what it holds is written anew by the next checkpoint.";
     STATE_CACHE_BYTES: usize = 256 << 20, "Memory for pages of all state files of a node.";
 
     TICK_MS: u64 = 50, "Raft's tick in ms.";
@@ -140,6 +146,14 @@ const _: () = {
         "one item fits a request"
     );
     assert!(BATCH_BYTES_MAX < REQUEST_BYTES_MAX, "a full batch fits a request");
+    assert!(
+        BATCH_ITEMS_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
+        "a full batch and what remembers it fit a command"
+    );
+    assert!(
+        4 * DELIVERIES_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
+        "the deliveries of a command, each with its records Ready, Lease, Partition and its timer, fit it"
+    );
     assert!(
         REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX,
         "the largest entry fits a peer message"
@@ -171,4 +185,5 @@ const _: () = {
     );
     assert!(PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX, "the largest reply finds room");
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
+    assert!(WAITER_CLAIM_MS >= 2 * 1_200, "a caller finds the new leader in time");
 };

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use test_each_file::test_each_path;
 use trefoil_core::key::{Key, Kind};
-use trefoil_core::machine::{Applied, Counts, Machine, Outcome, Settled, WaiterId};
+use trefoil_core::machine::{Applied, Counts, Machine, Outcome, Settled, WaiterId, caller_lost};
 use trefoil_core::slot;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, answer};
@@ -68,6 +68,12 @@ enum Line {
         name: String,
         #[arg(key)]
         id: Option<String>,
+    },
+    /// Nobody is left to take the answer of a wait, so called, as of so many entries ago.
+    Lose {
+        waiter: String,
+        #[arg(key, optional)]
+        ago: u64,
     },
     /// One session acquires locks name-1 to name-n, all in one entry; only the last answer is shown.
     AcquireMany {
@@ -157,6 +163,7 @@ impl goldenscript::Runner for Runner {
                 self.harness.now_ms += ms;
                 String::new()
             }
+            Line::Lose { waiter, ago } => self.lose(waiter, *ago)?,
             Line::Settle => self.settle(),
             Line::NewTerm => {
                 let applied = self.harness.new_term();
@@ -213,6 +220,13 @@ impl Runner {
             }
             None => self.entry(vec![command]),
         }
+    }
+
+    fn lose(&mut self, waiter: &str, ago: u64) -> Result<String, Box<dyn Error>> {
+        let called = self.waiters.iter().find(|(_, called)| *called == waiter);
+        let (waiter, _) = called.ok_or("nobody waits so")?;
+        let (slot, operation) = caller_lost(waiter, self.harness.machine.progress().index - ago);
+        Ok(self.command(command(slot, 1, None, operation)))
     }
 
     fn entry(&mut self, commands: Vec<Command>) -> String {

@@ -16,7 +16,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use trefoil_core::limits::REQUEST_CLIENT_IDLE_MS;
-use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId};
+use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId, caller_lost};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
@@ -66,6 +66,11 @@ enum Step {
         sent: usize,
         is_late: bool,
     },
+    /// Nobody is there any more to take the answer of a wait, as its leader saw it now or so many entries ago.
+    Lose {
+        seat: usize,
+        ago: u64,
+    },
     /// A client has seen all its answers but the newest few.
     Acknowledge {
         client: usize,
@@ -105,7 +110,8 @@ fn steps() -> impl Strategy<Value = Vec<Choice>> {
         5 => (0..10_usize, any::<bool>()).prop_map(|(sent, is_late)| Step::Cancel { sent, is_late }),
         5 => (0..CLIENTS.len(), 0..4_u64).prop_map(|(client, kept)| Step::Acknowledge { client, kept }),
         14 => (0..900_u64).prop_map(|ms| Step::Advance { ms }),
-        1 => Just(Step::NewTerm),
+        5 => (0..6_usize, 0..3_u64).prop_map(|(seat, ago)| Step::Lose { seat, ago }),
+        2 => Just(Step::NewTerm),
         1 => Just(Step::Reopen),
     ];
     let namespace = prop_oneof![5 => Just(0_usize), 1 => Just(1)];
@@ -131,6 +137,8 @@ struct World {
     machine: Harness,
     twin: Harness,
     seats: BTreeMap<Seat, WaiterId>,
+    /// What is applied.
+    index: u64,
     /// What was sent so far, as it was sent last.
     sent: Vec<Command>,
     pending: Vec<Command>,
@@ -179,6 +187,7 @@ impl World {
             machine,
             twin,
             seats: BTreeMap::new(),
+            index: 0,
             sent: Vec::new(),
             pending: Vec::new(),
             sequences: [0; CLIENTS.len()],
@@ -212,7 +221,7 @@ impl World {
             Step::NewTerm => {
                 self.entry();
                 let (applied, twin) = (self.machine.new_term(), self.twin.new_term());
-                self.model.begin(self.machine.now_ms, true);
+                self.model.begin(applied.index, self.machine.now_ms, true);
                 self.check(&applied, &twin, &[]);
             }
             Step::Reopen => self.twin.machine = Machine::open(&self.twin.store, 1, 1),
@@ -229,6 +238,12 @@ impl World {
                 }
             }
             Step::Cancel { sent, is_late } => self.cancel(*sent, *is_late),
+            Step::Lose { seat, ago } => {
+                if let Some(waiter) = self.seats.values().rev().nth(*seat) {
+                    let (slot, operation) = caller_lost(waiter, self.index.saturating_sub(*ago));
+                    self.pending.push(command(slot, 1, None, operation));
+                }
+            }
             _ => {
                 if let Some(operation) = self.operation(step, NAMESPACES[namespace]) {
                     self.send(operation, client);
@@ -345,12 +360,13 @@ impl World {
         let commands = std::mem::take(&mut self.pending);
         let (applied, twin) =
             (self.machine.apply(commands.clone()), self.twin.apply(commands.clone()));
-        self.model.begin(self.machine.now_ms, false);
+        self.model.begin(applied.index, self.machine.now_ms, false);
         self.check(&applied, &twin, &commands);
     }
 
     fn check(&mut self, applied: &Applied, twin: &Applied, commands: &[Command]) {
         assert_eq!(applied, twin, "two machines say the same");
+        self.index = applied.index;
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
         LockState::read(&self.machine.store).check(self.machine.now_ms);
         let grants_before = self.model.grants.len();
@@ -360,6 +376,9 @@ impl World {
             match (outcome, expected) {
                 (Outcome::Answered(answer), Expected::Answer(said)) => self.same(answer, said),
                 (Outcome::Waiting(waiter), Expected::Waits(seat)) => {
+                    if let (_, Operation::LoseCaller(place)) = caller_lost(waiter, 0) {
+                        self.model.places.insert((place.namespace, place.ordinal), *seat);
+                    }
                     let known = self.seats.entry(*seat).or_insert_with(|| waiter.clone());
                     assert_eq!(known, waiter, "a retry waits at the same place");
                 }

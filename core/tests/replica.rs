@@ -93,6 +93,9 @@ enum Line {
         #[arg(key)]
         to: Option<NodeId>,
     },
+    /// Snapshots stay on their way until they may arrive.
+    HoldSnapshots,
+    LetSnapshotsArrive,
     Isolate(NodeId),
     Mend,
     Crash(NodeId),
@@ -163,6 +166,8 @@ impl goldenscript::Runner for Runner {
                 self.step(*node, Input::Read(gets));
             }
             Line::Lose { to } => cluster.drop_messages(*to),
+            Line::HoldSnapshots => cluster.holds_snapshots = true,
+            Line::LetSnapshotsArrive => cluster.holds_snapshots = false,
             Line::Isolate(node) => cluster.isolate(*node),
             Line::Mend => cluster.mend(),
             Line::Crash(node) => cluster.crash(*node),

@@ -136,7 +136,8 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_)) => (&[A::Consume], None),
             Some(O::Put(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
             Some(O::Delete(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
-            None => (&[], None),
+            // A leader proposes it itself.
+            Some(O::LoseCaller(_)) | None => (&[], None),
         },
         Work::Query(query) => match &query.query {
             Some(query::Query::Get(r)) => (&[A::ReadValue], Some((&r.namespace, r.key.as_str()))),
@@ -195,6 +196,7 @@ mod tests {
             (command(O::Acquire(Default::default())), vec![A::UseLock]),
             (command(O::Release(Default::default())), vec![A::UseLock]),
             (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
+            (command(O::LoseCaller(Default::default())), vec![]),
             (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
             (command(O::OpenPartition(Default::default())), vec![A::Enqueue]),
             (command(O::EnqueueTo(Default::default())), vec![A::Enqueue]),

@@ -57,6 +57,8 @@ pub struct Metrics {
     wal_fsync: Histogram,
     checkpoint: Histogram,
     checkpoint_bytes: IntCounter,
+    disk_free: IntGauge,
+    disk_low: IntGauge,
     handled: IntCounterVec,
     /// One for each of [`Method::ALL`], in that order.
     methods: Vec<MethodMetrics>,
@@ -199,6 +201,8 @@ impl Metrics {
             wal_fsync: r.histogram("wal_fsync_seconds", "Time to write and sync one batch of the Raft log.", DISK_SECONDS)?,
             checkpoint: r.histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS)?,
             checkpoint_bytes: r.counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.")?,
+            disk_free: r.gauge("disk_free_bytes", "Free bytes of the disk that holds the data directory.")?,
+            disk_low: r.gauge("disk_low", "1 while so little of the disk is free that this node, as a leader, refuses what takes room.")?,
             handled,
             methods,
             calls_shed: r.counter("calls_shed_total", "Calls refused before any work because too many were in flight.")?,
@@ -278,6 +282,11 @@ impl Observer for Metrics {
     fn checkpoint(&self, _: ShardId, seconds: f64, bytes: u64) {
         self.checkpoint.observe(seconds);
         self.checkpoint_bytes.inc_by(bytes);
+    }
+
+    fn disk(&self, free_bytes: u64, low: bool) {
+        self.disk_free.set(i64::try_from(free_bytes).unwrap_or(i64::MAX));
+        self.disk_low.set(i64::from(low));
     }
 
     fn rpc(&self, operation: PeerOperation, seconds: f64) {

@@ -343,6 +343,9 @@ impl Observer for Recorder {
     fn checkpoint(&self, _: ShardId, _: f64, bytes: u64) {
         self.note(format!("checkpoint {}", bytes > 0));
     }
+    fn disk(&self, free_bytes: u64, low: bool) {
+        self.note(format!("disk {} {low}", free_bytes > 0));
+    }
     fn rpc(&self, operation: PeerOperation, _: f64) {
         self.note(format!("rpc {}", operation.name()));
     }
@@ -371,6 +374,7 @@ async fn an_observer_sees_roles_applies_syncs_checkpoints_and_exchanges() {
         "applied false",
         "fsync true",
         "checkpoint true",
+        "disk true false",
         "rpc append_entries",
         "rpc request_vote",
         "rpc heartbeat",

@@ -256,6 +256,31 @@ fn nothing_acknowledged_is_lost_when_the_power_goes_anywhere() {
 }
 
 #[test]
+fn what_a_killed_process_did_not_sync_is_durable_before_anything_rests_on_it() {
+    let run = run(7, 60);
+    run.moments(|images, mark, _, _| {
+        let root = run.put(&images.killed(0), mark);
+        let recorder = Recorder::new(&root.path().join("log.mark"));
+        let (log, recovered) =
+            EngineLog::open_with(root.path(), &SHARDS, OPTIONS, Arc::new(recorder.clone()))
+                .unwrap();
+        let found = read(&log, &recovered);
+        let mark = std::fs::read(root.path().join("log.mark")).unwrap();
+        // Nothing was written since, so nobody asked for a sync; then the power goes.
+        let mut images = images.moved(run.root.path(), root.path());
+        for (step, _) in recorder.steps() {
+            images.step(&step);
+        }
+        drop(log);
+        let again = scratch();
+        restore(root.path(), again.path(), &images.durable());
+        std::fs::write(again.path().join("log.mark"), mark).unwrap();
+        let (log, recovered) = open(again.path(), AFTER_POWER_LOSS).unwrap();
+        assert_eq!(read(&log, &recovered), found);
+    });
+}
+
+#[test]
 fn purging_moves_what_is_needed_and_removes_files() {
     let run = run(5, 400);
     let removed = run.steps.iter().filter(|(step, _)| matches!(step, Step::Delete(_))).count();

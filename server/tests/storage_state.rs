@@ -47,8 +47,8 @@ fn everything(store: &impl Store) -> Vec<(Bytes, Bytes)> {
 
 fn checkpoint(store: &mut StateStore) {
     if let Some(checkpoint) = store.freeze() {
-        let written = checkpoint.run(None).unwrap();
-        store.finish(&written);
+        let written = checkpoint.write_in_place(None).unwrap();
+        store.finish(written);
     }
 }
 
@@ -97,10 +97,10 @@ proptest! {
                 }
                 Act::Freeze => job = store.freeze().or(job),
                 Act::Run => if let Some(job) = job.take() {
-                    written = Some(job.run(None).unwrap());
+                    written = Some(job.write_in_place(None).unwrap());
                 },
                 Act::Finish => if let Some(written) = written.take() {
-                    store.finish(&written);
+                    store.finish(written);
                 },
                 Act::Get(key) => prop_assert_eq!(store.get(&[key]), map.get(&[key])),
                 Act::Scan(start, end, limit) => {
@@ -125,8 +125,8 @@ fn overlay_bytes_return_to_nothing_after_a_checkpoint() {
     store.put(Bytes::from_static(b"l"), vec![1; 10].into());
     assert_eq!(store.overlay_bytes(), 2 * one, "what is being written counts until it is there");
     assert!(store.freeze().is_none(), "one checkpoint at a time");
-    let written = first.run(None).unwrap();
-    store.finish(&written);
+    let written = first.write_in_place(None).unwrap();
+    store.finish(written);
     assert_eq!(store.overlay_bytes(), one);
     checkpoint(&mut store);
     assert_eq!(store.overlay_bytes(), 0);
@@ -505,10 +505,10 @@ fn a_paced_checkpoint_keeps_to_its_rate() {
     }
     let job = store.freeze().unwrap();
     let begun = std::time::Instant::now();
-    let written = job.run(Some(4 << 20)).unwrap();
+    let written = job.write_in_place(Some(4 << 20)).unwrap();
     let took = begun.elapsed();
     assert!(took.as_millis() > 200, "a megabyte at 4 MiB a second took {took:?}");
-    store.finish(&written);
+    store.finish(written);
     assert_eq!(everything(&store).len(), 1_000);
 }
 

@@ -15,11 +15,13 @@ use trefoil_proto::internal::v1::{CancelAcquire, Entry, Refusal};
 use trefoil_server::storage::LogWrite;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::check::{Violation, completeness, quorum};
+use crate::check::lives::Times;
+use crate::check::{Violation, ballot, completeness, quorum};
 use crate::client::Heard;
 use crate::disk::Write;
 use crate::event::{Event, Local};
 use crate::knobs::MILLISECOND;
+use crate::lives::Lives;
 use crate::network::Lane;
 use crate::node::{Caller, Task};
 use crate::world::{World, trace};
@@ -92,6 +94,11 @@ impl World {
     fn note_role(&mut self, node: NodeId, shard: ShardId, change: RoleChange) {
         let RoleChange { role, term, leader } = change;
         trace!(self, "n{node}/s{shard} is {role:?} of term {term}, leader {leader:?}");
+        let alone = self.setup.nodes == 1;
+        if let Some(host) = self.node(node).hosts.get_mut(&shard) {
+            let found = host.ballot.note(term, role == Role::Candidate, alone);
+            self.violations.extend(found.map(|_| ballot::violation(shard, node, term)));
+        }
         if role == Role::Leader {
             self.stats.leaders += 1;
             let seen = self.agreements.leaders.saw(shard, term, node, node);
@@ -129,6 +136,12 @@ impl World {
         if let Some(host) = self.node(node).hosts.get_mut(&shard) {
             let current = peer.message.term >= host.replica.status(now).role.term;
             host.followed |= peer.time.continuous && of_leader && current;
+            let kind = peer.message.get_msg_type();
+            if (kind == MessageType::MsgRequestPreVoteResponse && !peer.message.reject)
+                || kind == MessageType::MsgTimeoutNow
+            {
+                host.ballot.asked();
+            }
         }
     }
 
@@ -222,7 +235,11 @@ impl World {
                 let what = format!("n{node}/s{shard} applies {index}@{term}");
                 self.violations.push(Violation::new("what is applied is persisted", what));
             }
-            let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
+            let first = index == self.agreements.ledger_index.get(&shard).map_or(index, |last| last + 1);
+            let shards = self.setup.shards;
+            let host = self.nodes.get_mut(&node).and_then(|node| node.hosts.get_mut(&shard));
+            let Some(host) = host else { return };
+            let lives = first.then(|| Lives::of(&host.store, shard, shards));
             let mut applied = host.machine.apply(&mut host.store, index, term, &data);
             host.overlay_bytes += data.len() as u64;
             applied.overlay_bytes = host.changed_bytes();
@@ -232,14 +249,21 @@ impl World {
                 applied.chain,
                 applied.log_time_ms
             );
-            self.saw_applied(node, shard, &data, &applied);
+            self.saw_applied(node, shard, &data, &applied, lives.as_ref());
             all.push(applied);
         }
         self.step(node, shard, Input::Applied(all));
     }
 
     /// Compares an entry and its effect with what other nodes had, and tells the ledger of it once.
-    fn saw_applied(&mut self, node: NodeId, shard: ShardId, data: &Bytes, applied: &Applied) {
+    fn saw_applied(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        data: &Bytes,
+        applied: &Applied,
+        lives: Option<&Lives>,
+    ) {
         let (index, agreements) = (applied.index, &mut self.agreements);
         let entry =
             agreements.entries.saw(shard, index, xxh3_64_with_seed(data, applied.term), node);
@@ -253,6 +277,9 @@ impl World {
         agreements.terms.insert((shard, index), applied.term);
         let led = agreements.led.get(&shard).copied().unwrap_or_default();
         agreements.applied_by.insert((shard, led), index);
+        let now_ms = applied.log_time_ms;
+        let grace_until_ms = agreements.expiry.grace_until_ms(shard, applied.term, now_ms);
+        let times = Times { now_ms, grace_until_ms };
         self.saw_time(shard, data, applied);
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
@@ -260,6 +287,9 @@ impl World {
         self.stats.leases_expired += counts.leases_expired;
         self.stats.cache_expired += counts.cache_expired;
         let Ok(entry) = Entry::decode(&data[..]) else { return };
+        if let Some(lives) = lives {
+            self.violations.extend(lives.check(&entry, applied, times));
+        }
         let ledger = &mut self.shared.ledger;
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {

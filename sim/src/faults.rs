@@ -15,6 +15,11 @@ use crate::node::{Caller, Host, Node, Task};
 use crate::run::Phase;
 use crate::world::{World, trace};
 
+/// Whether the end of a node's log is in doubt, or will be when it starts.
+fn is_doubtful(node: &Node) -> bool {
+    node.disk.doubtful || node.hosts.values().any(|host| host.replica.is_uncertain())
+}
+
 /// Some of the nodes.
 type Group = BTreeSet<NodeId>;
 
@@ -38,7 +43,10 @@ impl World {
     fn fault(&mut self, kind: FaultKind, node: NodeId, for_us: u64) {
         match kind {
             FaultKind::Crash => self.crash(node, for_us, false),
-            FaultKind::PowerLoss => self.crash(node, for_us, true),
+            FaultKind::PowerLoss => {
+                let power = !self.spares_power();
+                self.crash(node, for_us, power);
+            }
             FaultKind::CrashAll => self.crash_all(),
             FaultKind::Isolate => {
                 let group = Group::from([node]);
@@ -107,6 +115,7 @@ impl World {
                 self.node(node).disk.volume.arm(Some(fault));
             }
             FaultKind::BitFlip => self.rot(node),
+            FaultKind::RottenTail => self.rot_tail(node, for_us),
             other => unreachable!("{other:?} is no fault of a disk"),
         }
     }
@@ -128,10 +137,42 @@ impl World {
         }
     }
 
+    /// The end of a node's log is lost although it was synced. It may be one node at a time: of two whose ends are in
+    /// doubt nobody can say which one still has what was acknowledged.
+    fn rot_tail(&mut self, node: NodeId, for_us: u64) {
+        if self.setup.nodes < 3 || !self.nodes[&node].up || self.any_doubt() {
+            return;
+        }
+        self.crash(node, for_us, true);
+        let dice = &mut self.shared.dice;
+        let disk = &mut self.nodes.get_mut(&node).expect("every id has a node").disk;
+        if disk.rot_tail(dice) {
+            trace!(self, "n{node} has a bad bit above the mark");
+            self.stats.rotten_tails += 1;
+            self.lost_tail = Some(node);
+        }
+    }
+
+    /// Whether the end of any log is in doubt, or will be when its node starts.
+    fn any_doubt(&self) -> bool {
+        self.nodes.values().any(|node| !node.refused && is_doubtful(node))
+    }
+
+    /// Whether a node has lost what it had acknowledged, and has not caught up: then no other may lose its power.
+    fn spares_power(&mut self) -> bool {
+        if let Some(node) = self.lost_tail
+            && !is_doubtful(&self.nodes[&node])
+        {
+            self.lost_tail = None;
+        }
+        self.lost_tail.is_some()
+    }
+
     fn crash_all(&mut self) {
         for node in 1..=self.setup.nodes {
             let for_us = self.shared.dice.between(50, 4_000) * MILLISECOND;
             let power = self.shared.dice.chance(500)
+                && !self.spares_power()
                 && self.shared.knobs.faults.contains(&FaultKind::PowerLoss);
             if !self.core.contains(&node) {
                 self.crash(node, for_us, power);
@@ -279,7 +320,8 @@ impl World {
         let errors = at.disk.volume.errors();
         let shards = match at.disk.start() {
             Ok(shards) => shards,
-            Err(why) if at.disk.rotten => {
+            Err(why) if at.disk.rotten || at.disk.tail_rotten => {
+                at.disk.rotten = true;
                 at.refused = true;
                 trace!(self, "n{node} refuses to start: {why}");
                 self.stats.refusals += 1;
@@ -370,30 +412,49 @@ impl World {
     /// Chooses a majority that works and whose links work from now on; everything else stays as it is, and faults go
     /// on outside of it.
     pub(crate) fn choose_core(&mut self) {
+        let majority = usize::try_from(self.setup.nodes / 2 + 1).expect("a small number");
         let sound = self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id);
         let mut sound = sound.collect::<Vec<_>>();
-        let majority = usize::try_from(self.setup.nodes / 2 + 1).expect("a small number");
+        // A leader that is left out is what harms the others most.
+        let leader = Some(self.any_node()).filter(|leader| {
+            self.shared.dice.chance(700) && sound.contains(leader) && sound.len() > majority
+        });
+        sound.retain(|node| Some(*node) != leader);
         let mut core = Group::new();
         while core.len() < majority {
             let n = self.shared.dice.between(0, sound.len() as u64 - 1);
             core.insert(sound.remove(usize::try_from(n).expect("a small number")));
         }
+        // A node that lost the end of its log waits for one that did not: then all are needed.
+        if self.any_doubt() {
+            core.extend(self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id));
+        }
         for node in &core {
             self.heal_node(*node);
-        }
-        // A node that lost the end of its log waits for one that did not: then all are needed.
-        let uncertain = |node: &Node| node.hosts.values().any(|host| host.replica.is_uncertain());
-        if self.nodes.values().any(|node| uncertain(node) || (!node.up && !node.refused)) {
-            for node in sound {
-                self.heal_node(node);
-                if self.nodes.values().any(uncertain) {
-                    core.insert(node);
-                }
-            }
         }
         trace!(self, "from now on {core:?} work");
         self.network.protect(&core);
         self.core = core;
+        if let Some(leader) = leader.filter(|leader| !self.core.contains(leader)) {
+            self.harm_leader(leader);
+        }
         self.awaited = self.clients.iter().map(|(id, client)| (*id, client.ended().1)).collect();
+    }
+
+    /// A leader outside of the core that the core goes on hearing: it hears nobody, or its disk hangs.
+    fn harm_leader(&mut self, leader: NodeId) {
+        let deaf = self.shared.dice.chance(500);
+        trace!(self, "n{leader} is left out, deaf={deaf}");
+        self.heal_node(leader);
+        for node in self.core.clone() {
+            self.network.mend(leader, node);
+            if deaf {
+                self.network.cut(node, leader);
+            } else {
+                self.network.mend(node, leader);
+            }
+        }
+        self.node(leader).hung = !deaf;
+        self.shared.knobs.faults.clear();
     }
 }

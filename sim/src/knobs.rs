@@ -108,6 +108,8 @@ pub enum FaultKind {
     DiskError,
     /// A bit of a log turns over, on a minority of nodes.
     BitFlip,
+    /// A loss of power, and a bit of what the mark did not know of yet turns over: on one node at a time.
+    RottenTail,
     /// Somebody sets a wall clock.
     WallClock,
     /// An operator moves a leadership.
@@ -117,7 +119,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const ALL: [Self; 19] = [
+    const ALL: [Self; 20] = [
         Self::Crash,
         Self::PowerLoss,
         Self::CrashAll,
@@ -134,6 +136,7 @@ impl FaultKind {
         Self::FullDisk,
         Self::DiskError,
         Self::BitFlip,
+        Self::RottenTail,
         Self::WallClock,
         Self::Transfer,
         Self::Checkpoint,
@@ -145,7 +148,7 @@ impl FaultKind {
         let mut kinds =
             Self::ALL.into_iter().filter(|_| dice.chance(350)).collect::<Vec<_>>();
         if kinds.contains(&Self::BitFlip) && dice.chance(500) {
-            kinds.retain(|kind| *kind != Self::PowerLoss);
+            kinds.retain(|kind| ![Self::PowerLoss, Self::RottenTail].contains(kind));
         } else {
             kinds.retain(|kind| *kind != Self::BitFlip);
         }

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod event;
 mod faults;
 pub mod knobs;
+mod lives;
 pub mod network;
 pub mod node;
 pub mod roles;

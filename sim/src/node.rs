@@ -10,6 +10,7 @@ use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
 
+use crate::check::ballot::Ballot;
 use crate::disk::state::{Image, Job, State};
 use crate::disk::{Disk, Options};
 use crate::knobs::MILLISECOND;
@@ -67,6 +68,8 @@ pub struct Host {
     pub checkpoint: Option<Job>,
     /// Snapshots that are open for peers.
     pub open: BTreeMap<NodeId, Rc<Image>>,
+    /// What it has done about its term.
+    pub ballot: Ballot,
     /// Whether log time was followed since the start.
     pub followed: bool,
     /// Whether the log still says that its end is in doubt.
@@ -234,6 +237,7 @@ impl Node {
                 overlay_bytes: 0,
                 checkpoint: None,
                 open: BTreeMap::new(),
+                ballot: Ballot::default(),
                 followed: false,
                 doubted: boot.uncertain,
                 told: BTreeMap::new(),

@@ -92,6 +92,7 @@ impl World {
                 LogWrite::Install { shard, truncated: (index, _), .. } => {
                     self.installed(node, shard, index);
                 }
+                LogWrite::Move { .. } => unreachable!("simulated states stay in their files"),
             }
         }
         self.sync(node);
@@ -166,7 +167,7 @@ impl World {
             return self.at(self.now + SECOND, event);
         };
         if let (State::File(store), Some(written)) = (&mut host.store, written) {
-            store.finish(&written);
+            store.finish(written);
         }
         let overlay_bytes = host.changed_bytes();
         trace!(self, "n{node}/s{shard} has a checkpoint of {index}");
@@ -226,8 +227,7 @@ impl World {
             Some(Ok(generation)) => {
                 self.step(to, shard, Input::SnapshotReceived { peer, generation });
             }
-            Some(Err(_)) => self.stats.full_snapshots += 1,
-            None => self.stats.snapshots_broken += 1,
+            Some(Err(_)) | None => self.stats.snapshots_broken += 1,
         }
         let delay = self.shared.knobs.delay_us;
         self.soon(delay, Event::In(from, Local::Sent(shard, to, whole)));
@@ -238,6 +238,12 @@ impl World {
         let at = self.node(node);
         let Some(host) = at.hosts.get_mut(&shard) else { return };
         host.checkpoint = None;
+        if !at.disk.holds_only(shard, index) {
+            let what = format!("n{node}/s{shard} at {index}");
+            let invariant = "an installed snapshot takes the place of the log";
+            self.violations.push(Violation::new(invariant, what));
+            return;
+        }
         match at.disk.installed(shard) {
             Ok(store) => host.store = store,
             Err(why) => {

@@ -44,6 +44,8 @@ pub struct World {
     pub(crate) phase_ends_at: u64,
     /// The nodes that work although faults go on elsewhere; empty before they are chosen.
     pub(crate) core: BTreeSet<NodeId>,
+    /// A node that has lost the end of its log although that was synced.
+    pub(crate) lost_tail: Option<NodeId>,
     /// Calls that each client had ended when the core was chosen, or will have when the one under way ends.
     pub(crate) awaited: BTreeMap<u64, u64>,
     /// What clocks may be wrong by.
@@ -166,6 +168,7 @@ impl World {
             phase: Phase::Chaos,
             phase_ends_at: 0,
             core: BTreeSet::new(),
+            lost_tail: None,
             awaited: BTreeMap::new(),
             clocks,
             audit_from: u64::MAX,

@@ -26,6 +26,7 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::lock::caller_lost;
 pub use self::queue::{lease_id, parse_lease_id};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
@@ -104,6 +105,9 @@ pub struct Applied {
     pub overlay_bytes: u64,
 }
 
+/// Records that the digest reads at once.
+const DIGEST_PAGE: usize = 1_000;
+
 /// How a read ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QueryOutcome {
@@ -120,8 +124,11 @@ struct Scope<'a> {
     txn: Txn<'a>,
     /// Log time of the entry in ms.
     now_ms: u64,
-    /// No session expires before this log time.
-    grace_until_ms: u64,
+    /// Index and term of the entry.
+    index: u64,
+    term: u64,
+    /// Log time of the first stamped entry of the term.
+    term_started_ms: u64,
     /// Slot of the command; every record that it touches begins with it.
     slot: u16,
     /// Node that the client spoke to.
@@ -269,11 +276,9 @@ impl Machine {
         Scope {
             txn: Txn::new(store),
             now_ms: self.progress.log_time_ms,
-            grace_until_ms: if crate::mutant!(NoGrace) {
-                0
-            } else {
-                self.progress.term_started_at_ms.saturating_add(limits::TERM_GRACE_MS)
-            },
+            index: self.progress.index,
+            term: self.progress.term,
+            term_started_ms: self.progress.term_started_at_ms,
             slot,
             agent,
             output: Output::default(),
@@ -355,6 +360,7 @@ impl Machine {
             Operation::Acquire(request) => lock::acquire(scope, request, request_id),
             Operation::Release(request) => lock::release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
+            Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
             Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
             Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
@@ -376,6 +382,7 @@ impl Machine {
         {
             self.progress.chain += 1;
         }
+        debug_assert!(txn.keys_written() <= limits::KEYS_PER_COMMAND_MAX, "a command is bounded");
         txn.commit(&mut self.progress.chain);
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
@@ -435,7 +442,7 @@ impl Machine {
         let mut hash = Xxh3::new();
         let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
         loop {
-            let page = store.scan(&start, &end, limits::KEYS_PER_COMMAND_MAX);
+            let page = store.scan(&start, &end, DIGEST_PAGE);
             for (key, value) in &page {
                 hash.update(&(key.len() as u64).to_be_bytes());
                 hash.update(key);
@@ -443,7 +450,7 @@ impl Machine {
                 hash.update(value);
             }
             match page.last() {
-                Some((last, _)) if page.len() == limits::KEYS_PER_COMMAND_MAX => {
+                Some((last, _)) if page.len() == DIGEST_PAGE => {
                     start = last.to_vec();
                     start.push(0);
                 }

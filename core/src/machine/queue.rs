@@ -1,7 +1,8 @@
 //! Partitions of queues: messages, leases, acknowledgement.
 //!
-//! A message is stored under its sequence. Beside it stands either a Ready record, in the order of sequences, or a
-//! Lease record with a timer. So a message whose lease runs out is ready again in its old place.
+//! A message is stored under its sequence. Those from `fresh_from` on were never delivered, and all of them are ready.
+//! Beside each one below stands a Lease record with a timer or, when its lease is over, a Ready record: so it is ready
+//! again in its old place, before all fresh ones.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -17,12 +18,9 @@ use super::{
     Outcome, QueryOutcome, Ruling, Scope, Verdict, answered, done, refuse, refuse_with, timers,
 };
 use crate::key::{Key, Kind};
-use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, KEYS_PER_COMMAND_MAX, PARTITIONS_MAX};
+use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, DELIVERIES_MAX, PARTITIONS_MAX};
 use crate::store::{Store, Txn, decode, prefix_end};
 use crate::{CallId, check, slot};
-
-/// Deliveries of one command: each touches the message, its Ready and Lease records and a timer.
-const DELIVERIES_MAX: usize = KEYS_PER_COMMAND_MAX / 4;
 
 /// A partition begins to exist, or learns of a newer version of its queue.
 pub(super) fn open_partition(
@@ -33,8 +31,8 @@ pub(super) fn open_partition(
     let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
     check::number("partition", request.partition.into(), 0, u64::from(PARTITIONS_MAX) - 1)?;
     let known = place.find(&scope.txn);
-    let mut partition =
-        known.unwrap_or_else(|| Partition { next_sequence: 1, ..Partition::default() });
+    let newborn = || Partition { next_sequence: 1, fresh_from: 1, ..Partition::default() };
+    let mut partition = known.unwrap_or_else(newborn);
     if request.catalogue_version < partition.catalogue_version {
         return Err(other_version(&partition));
     }
@@ -65,12 +63,12 @@ pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -
             enqueued_at_ms: scope.now_ms,
         };
         scope.txn.put_message(place.record(Kind::Message, sequence), &stored);
-        place.put_ready(scope, sequence, &Lease::default());
         message_ids.push(message_id(place.partition, sequence));
         partition.next_sequence += 1;
         partition.messages += 1;
         scope.output.counts.enqueued += 1;
         scope.output.backlog += 1;
+        place.tell_ready(scope);
     }
     scope.txn.put_message(place.key(Kind::Partition), &partition);
     Ok(Verdict::Answer(answer::Answer::Enqueue(EnqueueResponse { header: None, message_ids })))
@@ -89,7 +87,8 @@ pub(super) fn dequeue(scope: &mut Scope<'_>, request: &DequeueFrom, shards: u32)
         }
         let Some(mut partition) = place.find(&scope.txn) else { continue };
         same_version(&partition, request.catalogue_version)?;
-        for (sequence, last) in place.ready(&scope.txn, most - deliveries.len()) {
+        let found = deliveries.len();
+        for (sequence, last) in place.ready(&scope.txn, &partition, most - found) {
             let key = place.record(Kind::Message, sequence);
             let message = scope.txn.get(key.bytes()).expect("a ready message is stored");
             full = !deliveries.is_empty() && bytes + message.len() > BATCH_BYTES_MAX;
@@ -98,9 +97,12 @@ pub(super) fn dequeue(scope: &mut Scope<'_>, request: &DequeueFrom, shards: u32)
             }
             bytes += message.len();
             partition.leased += 1;
+            partition.fresh_from = partition.fresh_from.max(sequence + 1);
             deliveries.push(deliver(scope, place, sequence, &last, message, request.lease_ms));
         }
-        scope.txn.put_message(place.key(Kind::Partition), &partition);
+        if deliveries.len() > found {
+            scope.txn.put_message(place.key(Kind::Partition), &partition);
+        }
     }
     scope.output.counts.dequeued += deliveries.len() as u64;
     Ok(Verdict::Answer(answer::Answer::Dequeue(DequeueResponse { header: None, deliveries })))
@@ -120,7 +122,7 @@ pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Rul
     let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
     let mut partition = place.open(&scope.txn)?;
     let Some(lease) = place.lease(&scope.txn, request.sequence) else {
-        if scope.txn.get(place.record(Kind::Ready, request.sequence).bytes()).is_some() {
+        if place.is_ready(&scope.txn, &partition, request.sequence) {
             return Err(refuse(Reason::StaleLease, "the lease ran out or was returned"));
         }
         return Err(refuse(
@@ -148,7 +150,7 @@ pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Rul
 
 /// Deliveries that did not reach their consumer are ready again and do not count. Leases that are over stay over.
 pub(super) fn return_leases(scope: &mut Scope<'_>, request: &ReturnLeases, shards: u32) -> Ruling {
-    at_most("leases", request.leases.len(), BATCH_ITEMS_MAX as u64)?;
+    at_most("leases", request.leases.len(), DELIVERIES_MAX as u64)?;
     let partitions = request.leases.iter().map(|lease| lease.partition).collect::<Vec<_>>();
     let places = Place::of_all(scope.slot, request.queue_id, &partitions, shards)?;
     for (place, returned) in places.iter().zip(&request.leases) {
@@ -190,10 +192,7 @@ pub(super) fn await_ready(
         Ok(places) => places,
         Err(refusal) => return answered(refusal),
     };
-    let ready = places.iter().filter(|place| {
-        let start = place.key(Kind::Ready);
-        !store.scan(start.bytes(), &prefix_end(start.bytes()), 1).is_empty()
-    });
+    let ready = places.iter().filter(|place| place.has_ready(store));
     let partitions = ready.map(|place| place.partition).collect::<Vec<_>>();
     if !partitions.is_empty() || !request.wait {
         return answered(answer::Answer::Ready(Ready { partitions }));
@@ -243,7 +242,9 @@ fn deliver(
             scope.now_ms.saturating_add(lease_ms)
         },
     };
-    scope.txn.delete(place.record(Kind::Ready, sequence));
+    if last.lease > 0 {
+        scope.txn.delete(place.record(Kind::Ready, sequence));
+    }
     scope.txn.put_message(place.record(Kind::Lease, sequence), &lease);
     if !crate::mutant!(OrphanedLease) {
         place.with_timer(scope, lease.deadline_ms, sequence, timers::set);
@@ -363,18 +364,34 @@ impl Place {
         txn.get_message(self.record(Kind::Lease, sequence).bytes())
     }
 
-    /// The first ready messages with their last leases.
-    fn ready(&self, txn: &Txn<'_>, limit: usize) -> Vec<(u64, Lease)> {
+    /// The first ready messages with their last leases: those that came back, then those that were never delivered.
+    fn ready(&self, txn: &Txn<'_>, partition: &Partition, limit: usize) -> Vec<(u64, Lease)> {
         let start = self.key(Kind::Ready);
         let sequence = |key: &[u8]| {
             u64::from_be_bytes(key[start.bytes().len()..].try_into().expect("a sequence"))
         };
-        let records = txn.scan(start.bytes(), &prefix_end(start.bytes()), limit);
-        records.into_iter().map(|(key, last)| (sequence(&key), decode(&last))).collect()
+        let back = txn.scan(start.bytes(), &prefix_end(start.bytes()), limit);
+        let back = back.into_iter().map(|(key, last)| (sequence(&key), decode(&last)));
+        let fresh = partition.fresh_from..partition.next_sequence;
+        back.chain(fresh.map(|sequence| (sequence, Lease::default()))).take(limit).collect()
     }
 
-    fn put_ready(&self, scope: &mut Scope<'_>, sequence: u64, last: &Lease) {
-        scope.txn.put_message(self.record(Kind::Ready, sequence), last);
+    fn has_ready(&self, store: &impl Store) -> bool {
+        let partition = store.get(self.key(Kind::Partition).bytes());
+        let partition = partition.map_or_else(Partition::default, |value| decode(&value));
+        let back = self.key(Kind::Ready);
+        partition.fresh_from < partition.next_sequence
+            || !store.scan(back.bytes(), &prefix_end(back.bytes()), 1).is_empty()
+    }
+
+    /// Whether a message waits to be delivered.
+    fn is_ready(&self, txn: &Txn<'_>, partition: &Partition, sequence: u64) -> bool {
+        (partition.fresh_from..partition.next_sequence).contains(&sequence)
+            || txn.get(self.record(Kind::Ready, sequence).bytes()).is_some()
+    }
+
+    /// There is one more message to deliver: one of those who wait for it is to look.
+    fn tell_ready(&self, scope: &mut Scope<'_>) {
         scope.output.ready.push((self.queue_id, self.partition));
     }
 
@@ -383,7 +400,9 @@ impl Place {
         let mut partition = self.find(&scope.txn).expect("a partition with a lease is open");
         partition.leased -= 1;
         scope.txn.put_message(self.key(Kind::Partition), &partition);
-        self.put_ready(scope, sequence, &Lease { deadline_ms: 0, ..lease });
+        let last = Lease { deadline_ms: 0, ..lease };
+        scope.txn.put_message(self.record(Kind::Ready, sequence), &last);
+        self.tell_ready(scope);
     }
 
     /// Removes a lease before its time, and its timer.

@@ -10,7 +10,7 @@ use trefoil_proto::reason::Retry;
 use super::{Outcome, Scope, Verdict, refuse, timers};
 use crate::check;
 use crate::key::{Key, Kind};
-use crate::limits::{KEYS_PER_COMMAND_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
+use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{decode, prefix_end};
 
@@ -170,7 +170,7 @@ fn frees_any(scope: &Scope<'_>, id: &RequestId) -> bool {
 
 /// Forgets a client's answers below `end`, as many as one step may.
 fn forget(scope: &mut Scope<'_>, name: &str, client: &mut RequestClient, end: &[u8]) {
-    for (key, value) in scope.txn.scan(answers_key(name).bytes(), end, KEYS_PER_COMMAND_MAX) {
+    for (key, value) in scope.txn.scan(answers_key(name).bytes(), end, ANSWERS_FORGOTTEN_MAX) {
         scope.txn.delete(key);
         client.open = client.open.saturating_sub(1);
         client.waiting = client.waiting.saturating_sub(u32::from(waits(&decode(&value))));

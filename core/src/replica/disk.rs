@@ -32,6 +32,8 @@ pub(super) struct Disk {
     /// A peer needs a younger checkpoint than there is.
     wanted: bool,
     outgoing: BTreeMap<NodeId, Outgoing>,
+    /// An entry was proposed since the last tick.
+    proposed: bool,
     /// A received snapshot that raft has taken: (index, generation).
     received: Option<(u64, u64)>,
 }
@@ -44,6 +46,7 @@ impl Disk {
             checkpointing: false,
             wanted: false,
             outgoing: BTreeMap::new(),
+            proposed: false,
             received: None,
         }
     }
@@ -55,6 +58,17 @@ impl Disk {
     /// Writers wait for a checkpoint while the changes in memory are at their limit.
     pub(super) fn is_full(&self, applied: &Applied) -> bool {
         applied.overlay_bytes > l::OVERLAY_BYTES_MAX
+    }
+
+    /// Whether the log may not grow now: a snapshot on its way holds the log for its receiver, so near the limit of
+    /// the log one entry goes with each tick, and none at the limit.
+    pub(super) fn holds_back(&self, log_bytes: u64, log_bytes_max: u64) -> bool {
+        let near = log_bytes >= log_bytes_max / 4 * 3;
+        self.pin() < u64::MAX && near && (self.proposed || log_bytes >= log_bytes_max)
+    }
+
+    pub(super) fn proposed(&mut self) {
+        self.proposed = true;
     }
 
     pub(super) fn checkpoint_ended(&mut self) {
@@ -83,6 +97,8 @@ impl Disk {
 
 impl Replica {
     pub(super) fn care_for_disk(&mut self) {
+        self.disk.proposed = false;
+        self.close_unwanted_snapshots();
         let applied = self.applied.index;
         let tuning = self.config.tuning;
         if !self.disk.checkpointing && applied > self.disk.checkpoint {
@@ -189,11 +205,25 @@ impl Replica {
 
     /// This replica no longer leads: what is not under way is closed.
     pub(super) fn close_snapshots(&mut self) {
+        self.close_snapshots_of(|_| true);
+    }
+
+    /// A snapshot that no peer comes for must not hold the log.
+    fn close_unwanted_snapshots(&mut self) {
+        let (now, leadership) = (self.now, &self.leadership);
+        let silent = |to| !leadership.was_heard(to, now, l::PEER_SILENCE_MS);
+        let silent =
+            self.disk.outgoing.keys().copied().filter(|to| silent(*to)).collect::<Vec<_>>();
+        self.close_snapshots_of(|to| silent.contains(&to));
+    }
+
+    /// Closes those snapshots that are open and not on their way.
+    fn close_snapshots_of(&mut self, of: impl Fn(NodeId) -> bool) {
         let open = self
             .disk
             .outgoing
             .iter()
-            .filter(|(_, outgoing)| !matches!(outgoing, Outgoing::Sending(_)));
+            .filter(|(to, outgoing)| of(**to) && !matches!(outgoing, Outgoing::Sending(_)));
         for to in open.map(|(to, _)| *to).collect::<Vec<_>>() {
             self.forget_snapshot(to);
         }

@@ -308,7 +308,10 @@ impl Replica {
             self.raft.0.tick();
         }
         self.reads.sweep();
-        self.pending.sweep();
+        self.pending.sweep(self.applied.index);
+        if self.leads() {
+            self.pending.propose_lost(self.config.node);
+        }
         let why = refusal(Reason::NoQuorum, "the shard could not confirm its leader in time");
         self.reads.expire(self.now, &why, &mut self.effects);
         let why =
@@ -463,6 +466,7 @@ impl Replica {
             && (self.clock.may_stamp() || crate::mutant!(ForgottenTime))
             && !self.apply_is_behind()
             && !self.disk.is_full(&self.applied)
+            && !self.holds_back()
         {
             let batch = self.pending.next_batch(self.now, &mut self.effects);
             if batch.is_empty() && !self.should_advance() {
@@ -492,8 +496,13 @@ impl Replica {
             let index = self.raft.0.raft.raft_log.last_index();
             self.advance_index = index;
             self.ready.proposed();
+            self.disk.proposed();
             self.pending.proposed(index, term, &batch);
         }
+    }
+
+    fn holds_back(&self) -> bool {
+        self.disk.holds_back(self.raft.0.store().bytes(), self.config.tuning.log_bytes_max)
     }
 
     /// Whether log time has to move although nobody proposes anything.

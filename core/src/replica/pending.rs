@@ -10,8 +10,12 @@ use trefoil_proto::internal::v1::{Command, Refusal};
 use super::effect::{Effect, Reply};
 use super::input::Proposal;
 use crate::limits::{ENTRY_BYTES_MAX, ENTRY_COMMANDS_MAX, PROPOSALS_BYTES_MAX, PROPOSALS_MAX};
-use crate::machine::{Applied, Outcome, WaiterId};
-use crate::{CallId, Now, Position};
+use crate::machine::{Applied, Outcome, WaiterId, caller_lost};
+use crate::slot::MAP_EPOCH;
+use crate::{CallId, NodeId, Now, Position};
+
+/// In the place of a caller who is not there.
+const NOBODY: CallId = 0;
 
 /// Commands of one entry that was proposed.
 #[derive(Debug)]
@@ -29,6 +33,8 @@ pub(super) struct Pending {
     proposed: BTreeMap<u64, Proposed>,
     /// Callers of commands that wait in the state; one command sent twice has two.
     waiting: BTreeMap<WaiterId, Vec<CallId>>,
+    /// Commands that wait in the state and whose last caller went away, with what was applied then.
+    lost: BTreeMap<WaiterId, u64>,
     /// Calls whose callers went away; they are sorted out all together, once a tick.
     cancelled: BTreeSet<CallId>,
     /// When commands that were proposed before a step-down are given up as ambiguous, in boot ms.
@@ -61,6 +67,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::KeepAlive(_)
             | Operation::Release(_)
             | Operation::CancelAcquire(_)
+            | Operation::LoseCaller(_)
             | Operation::AckLease(_)
             | Operation::ReturnLeases(_)
             | Operation::Delete(_),
@@ -142,8 +149,8 @@ impl Pending {
         self.cancelled.insert(call);
     }
 
-    /// Forgets the calls whose callers went away.
-    pub(super) fn sweep(&mut self) {
+    /// Forgets the calls whose callers went away; `applied` is the applied index.
+    pub(super) fn sweep(&mut self, applied: u64) {
         let cancelled = std::mem::take(&mut self.cancelled);
         if cancelled.is_empty() {
             return;
@@ -155,10 +162,37 @@ impl Pending {
             }
             !gone
         });
-        self.waiting.retain(|_, calls| {
+        for call in self.proposed.values_mut().flat_map(|proposed| &mut proposed.calls) {
+            if cancelled.contains(call) {
+                *call = NOBODY;
+            }
+        }
+        let lost = &mut self.lost;
+        self.waiting.retain(|waiter, calls| {
             calls.retain(|call| !cancelled.contains(call));
+            if calls.is_empty() {
+                lost.insert(waiter.clone(), applied);
+            }
             !calls.is_empty()
         });
+    }
+
+    /// Queues what tells the state that it waits for nobody; what finds no room is queued later.
+    pub(super) fn propose_lost(&mut self, agent: NodeId) {
+        while let Some((waiter, index)) = self.lost.pop_first() {
+            let (slot, operation) = caller_lost(&waiter, index);
+            let command = Command {
+                request_id: None,
+                slot: slot.into(),
+                map_epoch: MAP_EPOCH,
+                agent,
+                operation: Some(operation),
+            };
+            if self.enqueue(Proposal { call: NOBODY, command, deadline_ms: u64::MAX }).is_some() {
+                self.lost.insert(waiter, index);
+                return;
+            }
+        }
     }
 
     /// Commands that wait too long to be proposed are refused.
@@ -200,6 +234,7 @@ impl Pending {
                 effects.extend(proposed.calls.into_iter().map(|call| refuse(call, lost.clone())));
             }
         }
+        self.lost.clear();
         self.give_up_ms = Some(give_up_ms);
     }
 
@@ -232,8 +267,14 @@ impl Pending {
                     match outcome {
                         Outcome::Answered(answer) => effects
                             .push(Effect::Reply(call, Reply::Answered(position(ordinal), answer))),
+                        Outcome::Waiting(waiter) if call != NOBODY => {
+                            self.lost.remove(&waiter);
+                            self.waiting.entry(waiter).or_default().push(call);
+                        }
                         Outcome::Waiting(waiter) => {
-                            self.waiting.entry(waiter).or_default().push(call)
+                            if !self.waiting.contains_key(&waiter) {
+                                self.lost.insert(waiter, applied.index);
+                            }
                         }
                     }
                 }
@@ -244,6 +285,7 @@ impl Pending {
             }
         }
         for settled in applied.settled {
+            self.lost.remove(&settled.waiter);
             for call in self.waiting.remove(&settled.waiter).unwrap_or_default() {
                 let answer = Reply::Answered(position(u32::MAX), settled.answer.clone());
                 effects.push(Effect::Reply(call, answer));

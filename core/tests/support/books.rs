@@ -37,7 +37,10 @@ fn place(key: &[u8]) -> Vec<u8> {
 pub fn check_queues(store: &MemoryStore) -> u64 {
     let messages =
         of_kind(store, Kind::Message).map(|(key, _)| place(key)).collect::<BTreeSet<_>>();
-    let ready = of_kind(store, Kind::Ready).map(|(key, _)| place(key)).collect::<BTreeSet<_>>();
+    let back = of_kind(store, Kind::Ready).map(|(key, _)| place(key)).collect::<BTreeSet<_>>();
+    let fresh = fresh(store);
+    assert!(back.is_disjoint(&fresh), "what was never delivered did not come back");
+    let ready = &back | &fresh;
     let leases =
         of_kind(store, Kind::Lease).map(|(key, value)| (place(key), decode::<Lease>(value)));
     let leases = leases.collect::<BTreeMap<_, _>>();
@@ -67,6 +70,17 @@ pub fn check_queues(store: &MemoryStore) -> u64 {
     }
     assert_eq!(counted, messages.len() as u64, "a message has an open partition");
     counted
+}
+
+/// Messages that were never delivered.
+fn fresh(store: &MemoryStore) -> BTreeSet<Vec<u8>> {
+    let partitions =
+        of_kind(store, Kind::Partition).map(|(key, value)| (key, decode::<Partition>(value)));
+    let fresh = partitions.flat_map(|(key, partition)| {
+        let sequences = partition.fresh_from..partition.next_sequence;
+        sequences.map(move |sequence| [&place(key)[..], &sequence.to_be_bytes()].concat())
+    });
+    fresh.collect()
 }
 
 /// Every value with an end has exactly its timer, and no version is above its slot's counter.

@@ -68,6 +68,8 @@ pub(crate) struct Cluster {
     members: BTreeMap<NodeId, Member>,
     messages: VecDeque<(Box<Peer>, Option<Image>)>,
     cut: BTreeSet<(NodeId, NodeId)>,
+    /// Snapshots under way do not arrive yet.
+    pub(crate) holds_snapshots: bool,
     generations: u64,
     /// What happened since the last command.
     trace: String,
@@ -95,6 +97,7 @@ impl Cluster {
             members: BTreeMap::new(),
             messages: VecDeque::new(),
             cut: BTreeSet::new(),
+            holds_snapshots: false,
             generations: 0,
             trace: String::new(),
         };
@@ -225,7 +228,11 @@ impl Cluster {
 
     /// Delivers the messages that are under way now, in order; says whether there were any.
     pub(crate) fn deliver(&mut self) -> bool {
-        let messages = std::mem::take(&mut self.messages);
+        let waits = |image: &Option<_>| self.holds_snapshots && image.is_some();
+        let (waiting, messages) = std::mem::take(&mut self.messages)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, image)| waits(image));
+        self.messages = waiting.into();
         let any = !messages.is_empty();
         for (peer, image) in messages {
             let (from, to) = (peer.message.from, peer.message.to);

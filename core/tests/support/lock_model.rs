@@ -7,11 +7,11 @@
 
 use std::collections::BTreeMap;
 
-use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS};
+use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS, WAITER_CLAIM_MS};
 use trefoil_core::machine::Counts;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{CancelAcquire, Command};
+use trefoil_proto::internal::v1::{CancelAcquire, Command, LoseCaller};
 use trefoil_proto::lock::v1 as api;
 use trefoil_proto::reason::Retry;
 
@@ -75,6 +75,10 @@ struct Wait {
     seat: Seat,
     deadline_ms: u64,
     callers: u32,
+    /// Index of the entry that brought it last.
+    claimed_index: u64,
+    /// Since when nobody takes its answer.
+    lost_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -90,12 +94,15 @@ type Name = (String, String);
 pub struct Model {
     pub now_ms: u64,
     pub grace_until_ms: u64,
+    index: u64,
     pub last_session: BTreeMap<String, u64>,
     /// The lock of each grant, in the order of the grants of one lock.
     pub grants: Vec<Name>,
     /// Tokens of the grants that are known so far.
     pub tokens: BTreeMap<Grant, u64>,
     pub seats: usize,
+    /// The seat of each ordinal of a namespace, as the machine told it.
+    pub places: BTreeMap<(String, u64), Seat>,
     /// What happened in the present entry.
     pub settled: Vec<Settled>,
     pub counts: Counts,
@@ -120,12 +127,14 @@ impl Model {
     }
 
     /// An entry begins at this log time.
-    pub fn begin(&mut self, now_ms: u64, is_new_term: bool) {
-        self.now_ms = now_ms;
+    pub fn begin(&mut self, index: u64, now_ms: u64, is_new_term: bool) {
+        (self.index, self.now_ms) = (index, now_ms);
         self.settled.clear();
         self.counts = Counts::default();
         if is_new_term {
             self.grace_until_ms = now_ms + TERM_GRACE_MS;
+            let waits = self.locks.values_mut().flat_map(|lock| &mut lock.queue);
+            waits.for_each(|wait| wait.lost_ms = Some(now_ms));
         }
         let expires =
             |session: &Session| (session.renewed_at_ms + session.ttl_ms).max(self.grace_until_ms);
@@ -196,6 +205,7 @@ impl Model {
             Operation::Acquire(request) => self.acquire(request, id),
             Operation::Release(request) => self.release(request),
             Operation::CancelAcquire(request) => Ok(self.cancel(request)),
+            Operation::LoseCaller(request) => Ok(self.lose_caller(request)),
             other => panic!("{other:?} is none of the lock service"),
         }
     }
@@ -236,24 +246,26 @@ impl Model {
         let (session, now_ms) = (request.session_id, self.now_ms);
         self.renew(&request.namespace, session)?;
         let name = (request.namespace.clone(), request.name.clone());
-        if self.lock(&name).holder.is_none() {
-            assert!(self.lock(&name).queue.is_empty(), "a free lock was handed on");
+        if self.lock(&name).holder.is_none() && self.lock(&name).queue.is_empty() {
             self.grant(&name, session);
         }
-        let seats = self.seats;
+        let (seats, index) = (self.seats, self.index);
         let lock = self.lock(&name);
-        let holder = lock.holder.as_mut().expect("granted above where it was free");
-        if holder.session == session {
+        if let Some(holder) = lock.holder.as_mut().filter(|holder| holder.session == session) {
             holder.rely(&id);
             return Ok(Outcome::Answer(Answer::Granted(holder.grant)));
         }
-        let held = Outcome::Answer(Answer::Held(Some(holder.grant)));
+        // A free lock waits for its first waiter to come back.
+        let held = Outcome::Answer(Answer::Held(lock.holder.as_ref().map(|holder| holder.grant)));
         let same = lock.queue.iter_mut().find(|wait| wait.session == session && wait.id == id);
         if let Some(wait) = same
             && (id.is_some() || request.wait_ms > 0)
         {
             wait.callers += u32::from(id.is_none());
-            return Ok(Outcome::Waits(wait.seat));
+            (wait.claimed_index, wait.lost_ms) = (index, None);
+            let seat = wait.seat;
+            self.hand_on(&name);
+            return Ok(Outcome::Waits(seat));
         }
         if request.wait_ms > 0 {
             if lock.queue.iter().filter(|wait| wait.session == session).count()
@@ -262,7 +274,15 @@ impl Model {
                 return Err((Reason::LimitReached, None));
             }
             let deadline_ms = now_ms + request.wait_ms;
-            lock.queue.push(Wait { session, id, seat: seats, deadline_ms, callers: 1 });
+            lock.queue.push(Wait {
+                session,
+                id,
+                seat: seats,
+                deadline_ms,
+                callers: 1,
+                claimed_index: index,
+                lost_ms: None,
+            });
             self.seats += 1;
         }
         self.counts.locks_blocked += 1;
@@ -309,6 +329,7 @@ impl Model {
                 let answer = Answer::Held(self.holder(&name));
                 self.settle(Some(wait.seat), &id, answer);
             }
+            self.hand_on(&name);
             return done;
         }
         let Some(holder) =
@@ -326,6 +347,19 @@ impl Model {
             self.settle(None, &id, answer);
         }
         done
+    }
+
+    fn lose_caller(&mut self, request: &LoseCaller) -> Outcome {
+        let name = (request.namespace.clone(), request.name.clone());
+        let seat = self.places.get(&(request.namespace.clone(), request.ordinal)).copied();
+        let now_ms = self.now_ms;
+        let mut queue = self.lock(&name).queue.iter_mut();
+        if let Some(wait) = queue.find(|wait| Some(wait.seat) == seat)
+            && wait.claimed_index <= request.index
+        {
+            wait.lost_ms.get_or_insert(now_ms);
+        }
+        Outcome::Answer(Answer::Done)
     }
 
     fn lock(&mut self, name: &Name) -> &mut Lock {
@@ -350,20 +384,36 @@ impl Model {
         self.counts.locks_released += 1;
     }
 
-    /// A free lock goes to the session that has waited longest, for all of its waits.
+    /// A free lock goes to the session that has waited longest, for all of its waits. It waits a while for one whose
+    /// caller is lost, then forgets it.
     fn hand_on(&mut self, name: &Name) {
+        let now_ms = self.now_ms;
         let lock = self.lock(name);
-        let Some(session) =
-            lock.queue.first().map(|wait| wait.session).filter(|_| lock.holder.is_none())
-        else {
+        if lock.holder.is_some() {
             return;
-        };
+        }
+        let is_gone = |wait: &Wait| wait.lost_ms.is_some_and(|at| now_ms >= at + WAITER_CLAIM_MS);
+        let gone = lock.queue.iter().take_while(|wait| is_gone(wait)).count();
+        let gone = lock.queue.drain(..gone).collect::<Vec<_>>();
+        self.grant_first(name);
+        let answer = Answer::Held(self.holder(name));
+        gone.into_iter().for_each(|wait| self.settle(Some(wait.seat), &wait.id, answer.clone()));
+    }
+
+    fn grant_first(&mut self, name: &Name) {
+        let lock = self.lock(name);
+        let first = lock.queue.first().filter(|wait| wait.lost_ms.is_none());
+        let Some(session) = first.map(|wait| wait.session) else { return };
         let queue = std::mem::take(&mut lock.queue);
         let (granted, waiting) =
             queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
         lock.queue = waiting;
         let grant = self.grant(name, session);
         for wait in granted {
+            if wait.lost_ms.is_some() {
+                self.settle(Some(wait.seat), &wait.id, Answer::Held(Some(grant)));
+                continue;
+            }
             let holder = self.lock(name).holder.as_mut().expect("granted above");
             (0..wait.callers).for_each(|_| holder.rely(&wait.id));
             self.settle(Some(wait.seat), &wait.id, Answer::Granted(grant));

@@ -11,7 +11,7 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
-use trefoil_core::limits::BATCH_BYTES_MAX;
+use trefoil_core::limits::{BATCH_BYTES_MAX, DELIVERIES_MAX};
 use trefoil_core::machine::parse_lease_id;
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
 use trefoil_proto::internal::v1::command::Operation as Command;
@@ -297,8 +297,11 @@ impl<S: Shards> Drop for Grants<S> {
             leases.push(AckLease { queue_id, partition, sequence, lease });
         }
         for (slot, leases) in by_shard.into_values() {
-            let command = Command::ReturnLeases(ReturnLeases { queue_id, leases });
-            self.api.clean_up(slot, command, &self.context.ask.access, Duration::ZERO);
+            for leases in leases.chunks(DELIVERIES_MAX) {
+                let command =
+                    Command::ReturnLeases(ReturnLeases { queue_id, leases: leases.to_vec() });
+                self.api.clean_up(slot, command, &self.context.ask.access, Duration::ZERO);
+            }
         }
     }
 }

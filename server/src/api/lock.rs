@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation as Command;
@@ -13,9 +14,9 @@ use trefoil_proto::reason::Retry;
 
 use super::{Api, Context, Shards, expect_answer};
 
-/// How long a caller who is gone may take to ask again, by another node, under the same request id: as long as two
-/// elections. A clean-up that comes later than the retry does nothing.
-const COME_BACK: Duration = Duration::from_millis(2_400);
+/// How long a caller who is gone may take to ask again, by another node, under the same request id. A clean-up that
+/// comes later than the retry does nothing.
+const COME_BACK: Duration = Duration::from_millis(WAITER_CLAIM_MS);
 
 impl<S: Shards> Api<S> {
     pub(super) async fn open_session(

@@ -21,7 +21,7 @@ use super::shared::Shared;
 use super::work::refusal;
 use super::writer;
 use crate::peer::Links;
-use crate::storage::state::Written;
+use crate::storage::checkpoint::Written;
 use crate::storage::{EngineLog, LogStore as _, LogWrite, StateStore, die};
 
 /// Entries that are applied before the replica is told.
@@ -46,7 +46,7 @@ pub(super) enum Task {
     Cancel(CallId),
     StepDown(Refusal),
     Checkpoint,
-    /// A checkpoint of this shard is on disk.
+    /// A checkpoint of this shard is on disk, and the log names its file.
     Checkpointed(Written),
     OpenSnapshot(NodeId),
     Install(Box<Install>),
@@ -133,7 +133,7 @@ impl Applier {
             Task::Cancel(call) => self.owned(shard).machine.cancel(call),
             Task::StepDown(refusal) => self.step_down(shard, &refusal),
             Task::Checkpoint => self.checkpoint(shard),
-            Task::Checkpointed(written) => self.checkpointed(shard, &written),
+            Task::Checkpointed(written) => self.checkpointed(shard, written),
             Task::OpenSnapshot(to) => self.open_snapshot(shard, to),
             Task::Install(install) => {
                 self.owned(shard).install = Some(install);
@@ -243,13 +243,19 @@ impl Applier {
         }
     }
 
-    fn checkpointed(&mut self, shard: ShardId, written: &Written) {
+    fn checkpointed(&mut self, shard: ShardId, written: Written) {
+        let index = written.index;
+        if let Some(moved) = &written.moved {
+            let old = std::mem::replace(&mut self.owned(shard).generation, moved.generation);
+            info!(self.shared.logger, "moved the state to a new file"; "shard" => shard, "generation" => moved.generation);
+            self.workers.files.send(files::Job::Discard { shard, generation: old });
+        }
         let owned = self.owned(shard);
         owned.store.finish(written);
         owned.checkpointing = false;
         owned.state_bytes = owned.store.file().bytes();
         let overlay_bytes = owned.store.overlay_bytes();
-        self.shared.tell(shard, Input::Checkpointed { index: written.index, overlay_bytes });
+        self.shared.tell(shard, Input::Checkpointed { index, overlay_bytes });
         self.show(shard);
         self.write_install(shard);
     }

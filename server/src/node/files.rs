@@ -10,10 +10,13 @@ use trefoil_core::limits::CHECKPOINT_BYTES_PER_SECOND;
 
 use super::applier::{self, Task};
 use super::clock::Stopwatch;
+use super::keeper::FullDisk;
 use super::mailbox::Mailbox;
 use super::replicas::Workers;
 use super::shared::Shared;
-use crate::storage::state::{Checkpoint, Written, file_path};
+use super::writer;
+use crate::storage::checkpoint::{Checkpoint, Written};
+use crate::storage::state::file_path;
 
 /// Pause between two attempts to write a checkpoint on a full disk.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
@@ -28,8 +31,10 @@ pub(super) enum Job {
 pub(super) struct Files {
     pub(super) shared: Arc<Shared>,
     pub(super) root: PathBuf,
+    pub(super) cache_bytes: usize,
     pub(super) jobs: Arc<Mailbox<Job>>,
     pub(super) workers: Workers,
+    pub(super) full: FullDisk,
 }
 
 impl Files {
@@ -56,6 +61,9 @@ impl Files {
         let stopwatch = Stopwatch::start();
         if let Some(written) = self.write(shard, checkpoint) {
             self.shared.observer.checkpoint(shard, stopwatch.seconds(), bytes);
+            if written.moved.is_some() {
+                return self.workers.writer.send(writer::Job::Move(shard, written));
+            }
             let applier = self.workers.applier(shard);
             self.workers.appliers[applier]
                 .send(applier::Job { shard, task: Task::Checkpointed(written) });
@@ -66,7 +74,7 @@ impl Files {
     fn write(&self, shard: ShardId, checkpoint: &Checkpoint) -> Option<Written> {
         let mut warned = false;
         loop {
-            match checkpoint.run(Some(CHECKPOINT_BYTES_PER_SECOND)) {
+            match checkpoint.run(&self.root, self.cache_bytes, Some(CHECKPOINT_BYTES_PER_SECOND)) {
                 Ok(written) => return Some(written),
                 Err(error) if !warned => {
                     warn!(self.shared.logger, "a checkpoint waits for room on the disk"; "shard" => shard, "error" => %error);
@@ -76,6 +84,9 @@ impl Files {
             }
             if self.jobs.is_closed() {
                 return None;
+            }
+            if self.full.give_up_reserve() {
+                continue;
             }
             std::thread::park_timeout(FULL_PAUSE);
         }

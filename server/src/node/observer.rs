@@ -46,6 +46,8 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn fsync(&self, seconds: f64);
     /// A checkpoint of this many bytes of changes was written.
     fn checkpoint(&self, shard: ShardId, seconds: f64, bytes: u64);
+    /// Free bytes of the disk, and whether they are so few that writes are refused.
+    fn disk(&self, free_bytes: u64, low: bool);
     /// A peer answered.
     fn rpc(&self, operation: PeerOperation, seconds: f64);
     /// A peer that applied the same entries has another state.
@@ -61,6 +63,7 @@ impl Observer for Unobserved {
     fn applied(&self, _: ShardId, _: bool, _: &Counts, _: u64) {}
     fn fsync(&self, _: f64) {}
     fn checkpoint(&self, _: ShardId, _: f64, _: u64) {}
+    fn disk(&self, _: u64, _: bool) {}
     fn rpc(&self, _: PeerOperation, _: f64) {}
     fn diverged(&self, _: ShardId) {}
 }

@@ -7,19 +7,20 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use trefoil_core::ShardId;
+use trefoil_core::limits::RESERVE_BYTES;
 use trefoil_core::replica::Replica;
 
 use super::StartError;
 use super::applier::{Applier, Owned};
 use super::files::Files;
-use super::keeper::Keeper;
+use super::keeper::{FullDisk, Keeper};
 use super::mailbox::Mailbox;
 use super::reader;
 use super::replicas::{Replicas, Workers};
 use super::shared::Shared;
 use super::writer::Writer;
 use crate::peer::Links;
-use crate::storage::EngineLog;
+use crate::storage::{EngineLog, Reserve};
 
 /// Threads that apply, at most.
 const APPLIERS_MAX: usize = 2;
@@ -91,6 +92,8 @@ impl Threads {
             parts;
         let workers = workers();
         let keeper = Arc::new(Mailbox::new("keeper"));
+        let reserve = Arc::new(Reserve::open(&root, RESERVE_BYTES));
+        let full = FullDisk { reserve: Arc::clone(&reserve), keeper: Arc::clone(&keeper) };
         let mut threads = Self {
             shared: Arc::clone(&shared),
             workers: workers.clone(),
@@ -119,6 +122,7 @@ impl Threads {
             log: writer_log,
             jobs,
             workers: workers.clone(),
+            full: full.clone(),
             mark_due: None,
         };
         threads.writers.push(spawn("log-writer".to_owned(), move || writer.run())?);
@@ -132,18 +136,20 @@ impl Threads {
         let files = Files {
             shared: Arc::clone(&shared),
             root: root_of_files,
+            cache_bytes,
             jobs,
             workers: workers.clone(),
+            full,
         };
         threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
 
-        let stop = Arc::clone(&keeper);
         let keeper = Keeper {
             shared: Arc::clone(&shared),
             log,
             root,
             min_free_bytes,
-            stop,
+            reserve,
+            wake: keeper,
             disk_low: false,
         };
         threads.others.push(spawn("keeper".to_owned(), move || keeper.run())?);

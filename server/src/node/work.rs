@@ -72,9 +72,11 @@ impl Work {
             return Share::Ordinary;
         };
         match operation {
-            O::KeepAlive(_) | O::CloseSession(_) | O::Release(_) | O::CancelAcquire(_) => {
-                Share::Reserved
-            }
+            O::KeepAlive(_)
+            | O::CloseSession(_)
+            | O::Release(_)
+            | O::CancelAcquire(_)
+            | O::LoseCaller(_) => Share::Reserved,
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
             O::OpenSession(_) | O::Acquire(_) | O::CreateQueue(_) | O::OpenPartition(_) => {
                 Share::Ordinary
@@ -118,6 +120,7 @@ fn is_idempotent(operation: &Operation) -> bool {
         O::Acquire(_)
         | O::KeepAlive(_)
         | O::CancelAcquire(_)
+        | O::LoseCaller(_)
         | O::CreateQueue(_)
         | O::OpenPartition(_) => true,
         O::OpenSession(_) | O::CloseSession(_) | O::Release(_) => false,

@@ -1,7 +1,7 @@
 //! The thread that writes the log: one write and one sync for every shard that is ready.
 //!
 //! While it syncs, the next batch gathers. Without space on the disk it keeps what it has and tries again, and
-//! writes nothing else meanwhile, so that the log never has a gap.
+//! writes nothing else meanwhile, so that the log never has a gap. First it gives up what is held back for that case.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +12,11 @@ use trefoil_core::replica::{Input, PersistBatch};
 
 use super::applier::{self, Task};
 use super::clock::Stopwatch;
+use super::keeper::FullDisk;
 use super::mailbox::Mailbox;
 use super::replicas::Workers;
 use super::shared::Shared;
+use crate::storage::checkpoint::Written;
 use crate::storage::{EngineLog, LogStore as _, LogWrite};
 
 /// Bytes of entries that one write takes, before its last batch.
@@ -36,12 +38,15 @@ pub(super) enum Job {
     Trust(ShardId),
     /// A snapshot becomes the state of a shard; its applier is told when that is synced.
     Install(LogWrite, ShardId),
+    /// A checkpoint went into a new file: the log names that one, then the applier is told.
+    Move(ShardId, Written),
 }
 
 /// Whom to tell when a write is synced.
 enum Done {
     Persisted(ShardId, u64),
     Installed(ShardId),
+    Moved(ShardId, Written),
 }
 
 #[derive(Debug)]
@@ -50,6 +55,7 @@ pub(super) struct Writer {
     pub(super) log: Arc<EngineLog>,
     pub(super) jobs: Arc<Mailbox<Job>>,
     pub(super) workers: Workers,
+    pub(super) full: FullDisk,
     /// When the mark must be synced; none when nothing was written since.
     pub(super) mark_due: Option<Instant>,
 }
@@ -83,6 +89,12 @@ impl Writer {
                     done.push(Done::Installed(shard));
                     writes.push(write);
                 }
+                Job::Move(shard, written) => {
+                    if let Some(moved) = &written.moved {
+                        writes.push(LogWrite::Move { shard, generation: moved.generation });
+                    }
+                    done.push(Done::Moved(shard, written));
+                }
                 Job::Trust(shard) => self.log.trust(shard),
                 Job::Compact { shard, to, term } => {
                     // A cut stays in its place among the writes of its shard.
@@ -115,6 +127,9 @@ impl Writer {
                     "error" => %error);
             }
             failures += 1;
+            if self.full.give_up_reserve() {
+                continue;
+            }
             if self.jobs.is_closed() {
                 // Nothing of this was acknowledged to anybody.
                 writes.clear();
@@ -131,12 +146,14 @@ impl Writer {
         for done in done.drain(..) {
             match done {
                 Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
-                Done::Installed(shard) => {
-                    let applier = self.workers.applier(shard);
-                    self.workers.appliers[applier]
-                        .send(applier::Job { shard, task: Task::InstallWritten });
-                }
+                Done::Installed(shard) => self.tell(shard, Task::InstallWritten),
+                Done::Moved(shard, written) => self.tell(shard, Task::Checkpointed(written)),
             }
         }
+    }
+
+    fn tell(&self, shard: ShardId, task: Task) {
+        let applier = self.workers.applier(shard);
+        self.workers.appliers[applier].send(applier::Job { shard, task });
     }
 }

@@ -1,8 +1,9 @@
 //! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
 //!
 //! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
-//! never cut off), [`state`] (a file under changes in memory), [`snapshot`], [`node`] (all of it at the start).
+//! never cut off), [`state`] (a file under changes in memory), [`checkpoint`], [`snapshot`], [`reserve`], [`node`] (all of it at the start).
 
+pub mod checkpoint;
 pub mod directory;
 mod durable;
 pub mod fault;
@@ -12,6 +13,7 @@ pub mod mark;
 mod merge;
 pub mod node;
 mod pace;
+pub mod reserve;
 pub mod snapshot;
 pub mod state;
 
@@ -23,6 +25,7 @@ use trefoil_core::replica::{Boot, PersistBatch};
 pub use self::directory::{DataDirectory, Expected, Identity};
 pub use self::fault::{Refusal, die};
 pub use self::log::EngineLog;
+pub use self::reserve::Reserve;
 pub use self::state::StateStore;
 
 /// The batch of one shard, to be written with those of other shards and synced once.
@@ -38,6 +41,13 @@ pub enum LogWrite {
         hard_state: HardState,
         /// Index and term of the snapshot.
         truncated: (u64, u64),
+        /// Generation of the state file.
+        generation: u64,
+    },
+    /// The state moved to another file, with nothing else changed.
+    Move {
+        /// The shard.
+        shard: ShardId,
         /// Generation of the state file.
         generation: u64,
     },

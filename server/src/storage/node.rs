@@ -54,7 +54,7 @@ fn give_birth(path: &Path, shard: ShardId, cache_bytes: usize) -> Result<(), Ref
     Machine::bootstrap(&mut store);
     let checkpoint = store.freeze().expect("a machine is born with a record");
     checkpoint
-        .run(None)
+        .write_in_place(None)
         .map(drop)
         .map_err(|error| Refusal::io("write the state below", path, &error))
 }

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    StorageBackend, TableDefinition, TableError, WriteTransaction,
+    Builder, Database, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, StorageBackend,
+    TableDefinition, TableError, WriteTransaction,
 };
 use trefoil_core::ShardId;
 use trefoil_core::key::{Key, Kind};
@@ -22,6 +22,7 @@ use trefoil_core::store::Store;
 use trefoil_proto::internal::v1::Progress;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::checkpoint::{Checkpoint, Written};
 use super::fault::{Refusal, die};
 use super::merge::Merge;
 use super::pace::{Pace, Paced};
@@ -52,7 +53,9 @@ pub struct StateFile {
     pub(super) shard: ShardId,
     pub(super) path: Arc<Path>,
     database: Arc<Database>,
-    pace: Arc<Pace>,
+    pub(super) pace: Arc<Pace>,
+    /// Size of the file when it was written anew; 0 when that is not known.
+    pub(super) born_bytes: u64,
 }
 
 impl std::fmt::Debug for StateFile {
@@ -82,7 +85,7 @@ impl StateFile {
         let backend = Paced::new(backend, Arc::clone(&pace));
         let database = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
         let database = database.map_err(|error| refuse(path, &error))?;
-        Ok(Self { shard, path: path.into(), database: Arc::new(database), pace })
+        Ok(Self { shard, path: path.into(), database: Arc::new(database), pace, born_bytes: 0 })
     }
 
     /// Begins a transaction whose commit is synced, and after which opening takes no repair.
@@ -189,8 +192,8 @@ impl std::fmt::Debug for StateStore {
 /// Changes that are being written.
 #[derive(Debug)]
 pub(super) struct Frozen {
-    changes: Changes,
-    bytes: u64,
+    pub(super) changes: Changes,
+    pub(super) bytes: u64,
 }
 
 impl StateStore {
@@ -322,16 +325,20 @@ impl StateStore {
         });
         self.overlay_bytes = 0;
         self.frozen = Some(Arc::clone(&frozen));
-        Some(Checkpoint { file: self.file.clone(), frozen })
+        Some(Checkpoint::new(self.file.clone(), frozen))
     }
 
-    /// Ends a checkpoint whose job is done: reads go to the file for what was frozen.
+    /// Ends a checkpoint whose job is done: reads go to the file for what was frozen. Where it is a new file, the log
+    /// must name that one by now.
     ///
     /// # Panics
     /// When the job was another store's.
-    pub fn finish(&mut self, done: &Written) {
+    pub fn finish(&mut self, done: Written) {
         let frozen = self.frozen.take().expect("a checkpoint was begun");
         assert!(Arc::ptr_eq(&frozen, &done.frozen), "the checkpoint was begun here");
+        if let Some(moved) = done.moved {
+            self.file = moved.file;
+        }
         self.base = self.file.records(&self.file.begin_read());
     }
 
@@ -467,91 +474,6 @@ fn generations(root: &Path, shard: ShardId) -> Result<Vec<u64>, Refusal> {
     }
     Ok(found)
 }
-
-/// A checkpoint to be written: run it on any thread, then hand its result to [`StateStore::finish`].
-#[derive(Debug)]
-pub struct Checkpoint {
-    file: StateFile,
-    frozen: Arc<Frozen>,
-}
-
-/// A checkpoint that is on disk.
-#[derive(Debug)]
-pub struct Written {
-    /// Index that it holds, as the machine says.
-    pub index: u64,
-    /// Term of that index.
-    pub term: u64,
-    /// Records that it wrote or removed.
-    pub changes: usize,
-    frozen: Arc<Frozen>,
-}
-
-impl Checkpoint {
-    /// Writes everything in one synced transaction, at most `bytes_per_second` where that is given.
-    ///
-    /// # Errors
-    /// When there is no room: nothing was touched, and the same job may run again. Any other error ends the process.
-    pub fn run(&self, bytes_per_second: Option<u64>) -> Result<Written, std::io::Error> {
-        self.check_space()?;
-        self.file.pace.limit(bytes_per_second);
-        let written = self.write();
-        self.file.pace.limit(None);
-        if let Err(error) = written {
-            self.file.die(error);
-        }
-        let progress = self.frozen.changes.get(&progress_key()).cloned().flatten();
-        let progress =
-            progress.map_or_else(Progress::default, |value| trefoil_core::store::decode(&value));
-        let changes = self.frozen.changes.len();
-        Ok(Written {
-            index: progress.index,
-            term: progress.term,
-            changes,
-            frozen: Arc::clone(&self.frozen),
-        })
-    }
-
-    fn write(&self) -> Result<(), redb::Error> {
-        let write = self.file.begin_write()?;
-        {
-            let mut records = write.open_table(RECORDS)?;
-            let mut facts = write.open_table(FACTS)?;
-            let mut bytes = facts.get("bytes")?.map_or(0, |bytes| bytes.value());
-            let mut buffer = Vec::new();
-            for (key, change) in &self.frozen.changes {
-                let old = match change {
-                    Some(value) => {
-                        encode_record(self.file.shard, key, value, &mut buffer);
-                        bytes += (key.len() + value.len()) as u64;
-                        records.insert(key.as_ref(), buffer.as_slice())?
-                    }
-                    None => records.remove(key.as_ref())?,
-                };
-                bytes -= old.map_or(0, |old| key.len() as u64 + value_bytes(old.value()));
-            }
-            facts.insert("bytes", bytes)?;
-        }
-        Ok(write.commit()?)
-    }
-
-    /// redb gives a file up after a failed write, so room is asked for first. Each change may copy a page, and the
-    /// pages that the last checkpoint shows are not free before this one is done.
-    fn check_space(&self) -> Result<(), std::io::Error> {
-        let Ok(space) = rustix::fs::statvfs(self.file.path.as_ref()) else { return Ok(()) };
-        let copied = (self.frozen.changes.len() as u64 * PAGE_BYTES).min(self.file.bytes());
-        let needed = 2 * self.frozen.bytes + copied + SPARE_BYTES;
-        if space.f_bavail.saturating_mul(space.f_frsize) >= needed {
-            return Ok(());
-        }
-        Err(std::io::ErrorKind::StorageFull.into())
-    }
-}
-
-/// Bytes of a page of redb.
-const PAGE_BYTES: u64 = 4096;
-/// Room for the pages above the leaves and redb's own bookkeeping.
-const SPARE_BYTES: u64 = 4 << 20;
 
 /// XXH3 of the records of a snapshot chunk, in order.
 pub(super) fn chunk_checksum<'a>(records: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> u64 {

@@ -33,7 +33,10 @@ pub fn check(shard: ShardId, logs: &Logs<'_>, boot: &Boot) -> Vec<Violation> {
     let indexes = log.entries.keys().copied();
     let contiguous = indexes.eq(log.truncated.0 + 1..=log.last());
     let terms = log.entries.values().map(|entry| entry.0);
-    let rising = terms.clone().is_sorted() && terms.max() <= Some(log.hard_state.term);
+    let first = terms.clone().next().unwrap_or(log.truncated.1);
+    let rising = terms.clone().is_sorted()
+        && first >= log.truncated.1
+        && terms.max() <= Some(log.hard_state.term);
     let applied = boot.applied.0;
     let fits = (log.truncated.0..=log.last()).contains(&applied)
         && log.hard_state.commit <= log.last()

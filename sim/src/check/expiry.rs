@@ -20,6 +20,13 @@ pub struct Expiry {
 }
 
 impl Expiry {
+    /// No session ends before this log time in an entry of a term that is stamped with `log_time_ms`.
+    #[must_use]
+    pub fn grace_until_ms(&self, shard: ShardId, term: u64, log_time_ms: u64) -> u64 {
+        let known = self.terms.get(&shard).filter(|known| known.0 == term);
+        known.map_or(log_time_ms, |known| known.1) + TERM_GRACE_MS
+    }
+
     /// A stamped entry was applied, told in the order of the log; `ended` says whether a session expired in it. True
     /// when that was soon after a change of leader.
     ///

@@ -5,12 +5,14 @@
 //! broken history and see it fail.
 
 pub mod agreement;
+pub mod ballot;
 pub mod completeness;
 pub mod crash;
 pub mod durable;
 pub mod expiry;
 pub mod history;
 pub mod linear;
+pub mod lives;
 pub mod lock;
 pub mod matching;
 pub mod order;

@@ -329,7 +329,10 @@ impl Inner {
         match change {
             Change::Doubt(_, uncertain) => shard.uncertain = *uncertain,
             Change::Base { uncertain, .. } => shard.uncertain = *uncertain,
-            Change::Append(..) | Change::Compact(..) | Change::Install { .. } => {}
+            Change::Append(..)
+            | Change::Compact(..)
+            | Change::Install { .. }
+            | Change::Move(..) => {}
         }
         shard.log.take(change);
         shard.stored.split_off(&(shard.log.last() + 1));

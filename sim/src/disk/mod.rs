@@ -54,6 +54,10 @@ pub struct Disk {
     pub volume: Volume,
     /// A bit of it was turned over: the node may refuse to start.
     pub rotten: bool,
+    /// A bit was turned over above the mark: what was synced may be gone, and the node must doubt it.
+    pub tail_rotten: bool,
+    /// The power took something: the next start may doubt the end of the log.
+    pub doubtful: bool,
     options: Options,
     /// The log of the running process.
     log: Option<SimLog>,
@@ -79,6 +83,8 @@ impl Disk {
             files: Files::new(&volume, shards.clone(), options.real_state),
             volume,
             rotten: false,
+            tail_rotten: false,
+            doubtful: false,
             options,
             log: None,
             synced: shards.map(|shard| (shard, Log::newborn())).collect(),
@@ -118,10 +124,16 @@ impl Disk {
         let mut violations = Vec::new();
         for (shard, (boot, _)) in shards {
             let (synced, maybe, found) = (&self.synced[shard], &maybe[shard], &found[shard]);
+            let lost = found != synced && found != maybe;
+            if self.tail_rotten && lost && boot.uncertain {
+                continue;
+            }
             let logs = crash::Logs { synced, maybe, found };
             violations.extend(crash::check(*shard, &logs, boot));
         }
         self.synced = found;
+        self.tail_rotten = false;
+        self.doubtful = false;
         violations
     }
 
@@ -134,12 +146,32 @@ impl Disk {
         let torn = !self.flying.is_empty();
         if power {
             self.boots += 1;
-            return self.volume.lose_power(dice);
+            let lost = self.volume.lose_power(dice);
+            self.doubtful |= lost;
+            return lost;
         }
         if torn && dice.chance(300) {
             self.tear(dice);
         }
         torn
+    }
+
+    /// Turns over a bit of the log above the mark, where there is something. To be called after a loss of power.
+    pub fn rot_tail(&mut self, dice: &mut Dice) -> bool {
+        let Ok((_, mark)) = mark::MarkFile::open(&self.volume, self.boots) else { return false };
+        let Some(name) = self.volume.list(log::DIRECTORY).pop() else { return false };
+        let is_marked = name.ends_with(&format!("{:08}", mark.end.segment));
+        let from = if is_marked { mark.end.offset } else { 0 };
+        self.tail_rotten = self.volume.flip_in(dice, &name, from).is_some();
+        self.doubtful |= self.tail_rotten;
+        self.tail_rotten
+    }
+
+    /// Whether the log of a shard holds nothing but the snapshot at an index.
+    #[must_use]
+    pub fn holds_only(&self, shard: ShardId, index: u64) -> bool {
+        let log = &self.synced[&shard];
+        log.truncated.0 == index && log.entries.is_empty()
     }
 
     /// The process died while the kernel had only a part of its last write.
@@ -309,7 +341,7 @@ impl Disk {
         shard: ShardId,
         job: &Job,
         now: &Progress,
-    ) -> io::Result<(u64, Option<trefoil_server::storage::state::Written>)> {
+    ) -> io::Result<(u64, Option<trefoil_server::storage::checkpoint::Written>)> {
         let generation = self.generation(shard);
         self.files.run(shard, generation, job, now)
     }

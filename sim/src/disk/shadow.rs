@@ -73,6 +73,7 @@ impl Log {
                 self.truncated = *truncated;
                 self.generation = *generation;
             }
+            Change::Move(_, generation) => self.generation = *generation,
             Change::Doubt(..) => {}
         }
     }

@@ -14,7 +14,7 @@ use trefoil_core::store::{MemoryStore, Store};
 use trefoil_core::{META_SHARD, ShardId};
 use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::StateStore;
-use trefoil_server::storage::state::{Checkpoint, Written};
+use trefoil_server::storage::checkpoint::{Checkpoint, Written};
 
 use super::volume::{FileId, Volume};
 
@@ -168,7 +168,7 @@ fn write(volume: &Volume, shard: ShardId, generation: u64, image: &Image) -> Res
         store.put(key.clone(), value.clone());
     }
     let checkpoint = store.freeze().ok_or("an image has records")?;
-    checkpoint.run(None).map_err(|error| error.to_string())?;
+    checkpoint.write_in_place(None).map_err(|error| error.to_string())?;
     volume.sync_directory(DIRECTORY);
     Ok(())
 }
@@ -260,7 +260,7 @@ impl Files {
                 Ok((index, None))
             }
             (_, Job::File(job)) => {
-                let written = job.run(None)?;
+                let written = job.write_in_place(None)?;
                 Ok((written.index, Some(written)))
             }
             (Self::Real, Job::Memory(_)) => unreachable!("a node has one kind of state"),

@@ -310,29 +310,38 @@ impl Volume {
 
     /// Turns over a bit of what is durable in the files of a directory. Says in which file, and where.
     pub fn flip(&self, dice: &mut Dice, directory: &str) -> Option<(String, usize)> {
-        let mut inner = self.lock();
-        let Inner { files, names, .. } = &mut *inner;
+        let inner = self.lock();
+        let Inner { files, names, .. } = &*inner;
         let own = names.iter().filter(|(name, _)| directory_of(name) == directory);
         let own = own.filter(|(_, id)| files[id].durable.iter().any(|byte| *byte != 0));
         let own = own.map(|(name, id)| (name.clone(), *id)).collect::<Vec<_>>();
         if own.is_empty() {
             return None;
         }
-        let (name, id) = dice.pick(&own).clone();
-        let file = files.get_mut(&id)?;
+        let name = dice.pick(&own).0.clone();
+        drop(inner);
+        self.flip_in(dice, &name, 0)
+    }
+
+    /// [`Self::flip`] in one file, at an offset or behind it.
+    pub fn flip_in(&self, dice: &mut Dice, name: &str, from: u64) -> Option<(String, usize)> {
+        let mut inner = self.lock();
+        let id = *inner.names.get(name)?;
+        let file = inner.files.get_mut(&id)?;
+        let from = usize::try_from(from).expect("a file fits memory");
         // Where there is something: space that was allocated ahead says nothing.
-        let full = (0..file.durable.len() / SECTOR + 1).filter(|sector| {
-            file.durable.iter().skip(sector * SECTOR).take(SECTOR).any(|byte| *byte != 0)
-        });
-        let sector = *dice.pick(&full.collect::<Vec<_>>());
-        let end = file.durable.len().min((sector + 1) * SECTOR) as u64 - 1;
-        let at = usize::try_from(dice.between((sector * SECTOR) as u64, end)).expect("small");
+        let bytes = file.durable.iter().enumerate().skip(from);
+        let full = bytes.filter(|(_, byte)| **byte != 0).map(|(at, _)| at).collect::<Vec<_>>();
+        if full.is_empty() {
+            return None;
+        }
+        let at = *dice.pick(&full);
         let bit = 1 << dice.between(0, 7);
         file.durable[at] ^= bit;
         if let Some(byte) = file.now.get_mut(at) {
             *byte ^= bit;
         }
-        Some((name, at))
+        Some((name.to_owned(), at))
     }
 }
 

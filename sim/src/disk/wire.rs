@@ -42,6 +42,8 @@ pub enum Change {
     },
     /// Whether the end of the log is in doubt.
     Doubt(ShardId, bool),
+    /// The state is in the file of another generation.
+    Move(ShardId, u64),
 }
 
 /// Where an entry of a record lies, counted from the begin of the record.
@@ -71,6 +73,7 @@ impl Change {
                 truncated: *truncated,
                 generation: *generation,
             },
+            LogWrite::Move { shard, generation } => Self::Move(*shard, *generation),
         }
     }
 
@@ -89,7 +92,8 @@ impl Change {
             | Self::Compact(shard, ..)
             | Self::Install { shard, .. }
             | Self::Base { shard, .. }
-            | Self::Doubt(shard, _) => *shard,
+            | Self::Doubt(shard, _)
+            | Self::Move(shard, _) => *shard,
         }
     }
 
@@ -135,6 +139,7 @@ impl Change {
                 words(if *uncertain { 5 } else { 4 }, &state);
             }
             Self::Doubt(_, uncertain) => words(6, &[u64::from(*uncertain)]),
+            Self::Move(_, generation) => words(7, &[*generation]),
         }
     }
 }
@@ -207,6 +212,7 @@ impl<'a> Reader<'a> {
                 }
             }
             6 => Change::Doubt(shard, self.number() != 0),
+            7 => Change::Move(shard, self.number()),
             other => panic!("no change has the kind {other}"),
         })
     }

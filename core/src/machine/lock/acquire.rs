@@ -1,7 +1,7 @@
 //! Acquire, release, and the cancel of an acquire.
 
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{CancelAcquire, Lock, Refusal, Wait, answer};
+use trefoil_proto::internal::v1::{CancelAcquire, Lock, LoseCaller, Refusal, Wait, Waiter, answer};
 use trefoil_proto::lock::v1 as api;
 
 use super::super::{Ruling, Scope, Verdict, done, refuse, refuse_with, requests};
@@ -30,7 +30,10 @@ pub(in super::super) fn acquire(
         rely(&mut lock, id.as_ref());
         Verdict::Answer(granted(lock.token))
     } else {
-        space.wait(request, &mut lock, id)?
+        let verdict = space.wait(request, &mut lock, id)?;
+        // A lock that waited for this caller goes to it now.
+        space.hand_on(&request.name, &mut lock);
+        verdict
     };
     space.put_lock(&request.name, &lock);
     Ok(verdict)
@@ -70,10 +73,28 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
     let claim = space.claim(request.session_id, &request.name);
     if let Some(wait) = claim.waits.into_iter().find(|wait| wait.request_id == id) {
         space.cancel_wait(request, &mut lock, &wait);
+        // The lock may have waited for the caller who is gone.
+        space.hand_on(&request.name, &mut lock);
     } else if claim.holds {
         space.cancel_grant(request, &mut lock, id);
     }
     space.put_lock(&request.name, &lock);
+    Ok(done())
+}
+
+/// The last caller of a waiting Acquire is gone: its lock does not go to it before it is sent again.
+pub(in super::super) fn lose_caller(scope: &mut Scope<'_>, request: &LoseCaller) -> Ruling {
+    check_name("name", &request.name)?;
+    let mut space = Space::checked(scope, &request.namespace)?;
+    let (term, now_ms) = (space.scope.term, space.scope.now_ms);
+    if let Some(Waiter { session_id }) = space.waiter(&request.name, request.ordinal) {
+        space.change_wait(session_id, &request.name, request.ordinal, |wait| {
+            let was_claimed = wait.claimed_term == term && wait.lost_at_ms == 0;
+            if was_claimed && wait.claimed_index <= request.index {
+                wait.lost_at_ms = now_ms.max(1);
+            }
+        });
+    }
     Ok(done())
 }
 
@@ -90,11 +111,11 @@ impl Space<'_, '_> {
         if let Some(wait) = waits.iter().find(|wait| wait.request_id == id) {
             if !self.has_passed(wait) && (id.is_some() || request.wait_ms > 0) {
                 self.attach(request, wait);
-                return Ok(Verdict::Wait(self.waiter_id(wait.ordinal)));
+                return Ok(Verdict::Wait(self.waiter_id(name, wait.ordinal)));
             }
             if self.has_passed(wait) {
                 self.leave(name, lock, session_id, wait);
-                self.settle(wait, held(lock.token));
+                self.settle(name, wait, held(lock.token));
                 if id.is_some() {
                     return Ok(Verdict::Answer(held(lock.token)));
                 }
@@ -113,16 +134,18 @@ impl Space<'_, '_> {
         }
         self.scope.output.counts.locks_blocked += 1;
         let ordinal = self.join(lock, request, id);
-        Ok(Verdict::Wait(self.waiter_id(ordinal)))
+        Ok(Verdict::Wait(self.waiter_id(name, ordinal)))
     }
 
     /// One more call waits where an Acquire waits already. A retry that has a request id is the same call again.
     fn attach(&mut self, request: &api::AcquireRequest, wait: &Wait) {
-        if wait.request_id.is_none() {
-            self.change_wait(request.session_id, &request.name, wait.ordinal, |wait| {
+        let (term, index) = (self.scope.term, self.scope.index);
+        self.change_wait(request.session_id, &request.name, wait.ordinal, |wait| {
+            if wait.request_id.is_none() {
                 wait.callers = wait.callers.saturating_add(1);
-            });
-        }
+            }
+            (wait.claimed_term, wait.claimed_index, wait.lost_at_ms) = (term, index, 0);
+        });
     }
 
     fn change_wait(
@@ -144,7 +167,7 @@ impl Space<'_, '_> {
             });
         } else {
             self.leave(&request.name, lock, request.session_id, wait);
-            self.settle(wait, held(lock.token));
+            self.settle(&request.name, wait, held(lock.token));
         }
     }
 
@@ -161,7 +184,7 @@ impl Space<'_, '_> {
         }
         // A retry must not be told that it has the lock. No call waits under ordinal 0.
         let wait = Wait { request_id: id, ..Wait::default() };
-        self.settle(&wait, held(lock.token));
+        self.settle(&request.name, &wait, held(lock.token));
     }
 
     /// Refuses a session that has as many locks as it may, unless it has to do with this one already.

@@ -8,7 +8,7 @@ use trefoil_proto::lock::v1 as api;
 use super::super::{Scope, Settled, timers};
 use super::{Space, session_expired, take_text, timer_rest};
 use crate::key::Kind;
-use crate::limits::ACQUIRES_PER_CLAIM_MAX;
+use crate::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
 use crate::store::{decode, prefix_end};
 
 /// No waiter at all. In a timer: the lock is free and still to be handed on.
@@ -27,10 +27,10 @@ pub(in super::super) fn waiter_due(scope: &mut Scope<'_>, rest: &Bytes) {
         let wait = wait.expect("the claim of a waiter knows its wait");
         if space.is_over(session_id) {
             space.leave(&name, &mut lock, session_id, &wait);
-            space.settle(&wait, session_expired());
+            space.settle(&name, &wait, session_expired());
         } else if space.has_passed(&wait) {
             space.leave(&name, &mut lock, session_id, &wait);
-            space.settle(&wait, held(lock.token));
+            space.settle(&name, &wait, held(lock.token));
         }
     }
     space.put_lock(&name, &lock);
@@ -70,13 +70,31 @@ impl Space<'_, '_> {
         self.scope.output.counts.locks_acquired += 1;
     }
 
-    /// Grants a free lock to the first waiter whose session lives and whose deadline has not passed. When this step
-    /// may do no more, the lock stays free with its waiters, and a timer goes on.
+    /// Whether somebody is there to take the answer of a waiting Acquire.
+    fn is_claimed(&self, wait: &Wait) -> bool {
+        wait.claimed_term == self.scope.term && wait.lost_at_ms == 0
+    }
+
+    /// When an Acquire that nobody claims loses its place; never while somebody does.
+    fn lost_by_ms(&self, wait: &Wait) -> u64 {
+        let lost_ms = if self.is_claimed(wait) {
+            u64::MAX
+        } else if wait.claimed_term == self.scope.term {
+            wait.lost_at_ms
+        } else {
+            wait.lost_at_ms.max(self.scope.term_started_ms)
+        };
+        lost_ms.saturating_add(WAITER_CLAIM_MS)
+    }
+
+    /// Grants a free lock to the first waiter whose session lives and whose deadline has not passed. Where nobody is
+    /// there to take its answer the lock stays free until that waiter is claimed, or has lost its place; where this
+    /// step may do no more, it stays free as well. A timer goes on.
     pub(super) fn hand_on(&mut self, name: &str, lock: &mut Lock) {
         let waiters = self.waiters_key(name);
         let end = prefix_end(waiters.bytes());
         let mut from = waiters.clone();
-        let mut late = Vec::new();
+        let (mut late, mut again_ms) = (Vec::new(), self.scope.now_ms);
         while lock.session_id == 0 && lock.waiters > 0 {
             let first = self.scope.txn.scan(from.bytes(), &end, 1);
             if self.left == 0 || first.is_empty() {
@@ -91,21 +109,23 @@ impl Space<'_, '_> {
             let wait = wait.expect("the claim of a waiter knows its wait");
             if !crate::mutant!(DeadWaiter) && self.is_over(session_id) {
                 self.leave(name, lock, session_id, &wait);
-                self.settle(&wait, session_expired());
-            } else if self.has_passed(&wait) {
+                self.settle(name, &wait, session_expired());
+            } else if self.has_passed(&wait) || self.scope.now_ms >= self.lost_by_ms(&wait) {
                 self.leave(name, lock, session_id, &wait);
                 late.push(wait);
+            } else if !self.is_claimed(&wait) {
+                again_ms = self.lost_by_ms(&wait);
+                break;
             } else {
                 self.grant_waiter(name, lock, session_id);
             }
         }
         for wait in late {
-            self.settle(&wait, held(lock.token));
+            self.settle(name, &wait, held(lock.token));
         }
         if lock.session_id == 0 && lock.waiters > 0 {
             let key = self.waiter_key(name, NO_ORDINAL);
-            let now_ms = self.scope.now_ms;
-            timers::set(self.scope, now_ms, Kind::Waiter, timer_rest(&key));
+            timers::set(self.scope, again_ms, Kind::Waiter, timer_rest(&key));
         }
     }
 
@@ -114,14 +134,14 @@ impl Space<'_, '_> {
         self.grant(name, lock, session_id);
         for wait in self.claim(session_id, name).waits {
             self.leave(name, lock, session_id, &wait);
-            if self.has_passed(&wait) {
-                self.settle(&wait, held(lock.token));
+            if self.has_passed(&wait) || !self.is_claimed(&wait) {
+                self.settle(name, &wait, held(lock.token));
                 continue;
             }
             for _ in 0..wait.callers {
                 rely(lock, wait.request_id.as_ref());
             }
-            self.settle(&wait, granted(lock.token));
+            self.settle(name, &wait, granted(lock.token));
         }
     }
 
@@ -131,13 +151,13 @@ impl Space<'_, '_> {
         let claim = self.claim(session_id, name);
         for wait in &claim.waits {
             self.leave(name, &mut lock, session_id, wait);
-            self.settle(wait, session_expired());
+            self.settle(name, wait, session_expired());
         }
         if claim.holds {
             self.left = self.left.saturating_sub(1);
             self.vacate(name, &mut lock);
-            self.hand_on(name, &mut lock);
         }
+        self.hand_on(name, &mut lock);
         self.put_lock(name, &lock);
     }
 
@@ -157,7 +177,15 @@ impl Space<'_, '_> {
         let key = self.waiter_key(&request.name, ordinal);
         timers::set(self.scope, deadline_ms, Kind::Waiter, timer_rest(&key));
         self.scope.txn.put_message(key, &Waiter { session_id: request.session_id });
-        let wait = Wait { ordinal, request_id: id, deadline_ms, callers: 1 };
+        let wait = Wait {
+            ordinal,
+            request_id: id,
+            deadline_ms,
+            callers: 1,
+            claimed_term: self.scope.term,
+            claimed_index: self.scope.index,
+            lost_at_ms: 0,
+        };
         self.change_claim(request.session_id, &request.name, |claim| claim.waits.push(wait));
         ordinal
     }
@@ -175,8 +203,8 @@ impl Space<'_, '_> {
     }
 
     /// Answers an Acquire that waited, or changes what a retry of it is answered.
-    pub(super) fn settle(&mut self, wait: &Wait, answer: impl Into<Answer>) {
-        let waiter = self.waiter_id(wait.ordinal);
+    pub(super) fn settle(&mut self, name: &str, wait: &Wait, answer: impl Into<Answer>) {
+        let waiter = self.waiter_id(name, wait.ordinal);
         let request_id = wait.request_id.clone();
         self.scope.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
     }

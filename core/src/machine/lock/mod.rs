@@ -11,19 +11,22 @@ mod session;
 use bytes::{Buf as _, Bytes};
 use prost::Message;
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Claim, Lock, LockNamespace, Refusal, Session, Waiter};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{
+    Claim, Lock, LockNamespace, LoseCaller, Refusal, Session, Waiter,
+};
 
-pub(super) use self::acquire::{acquire, cancel_acquire, release};
+pub(super) use self::acquire::{acquire, cancel_acquire, lose_caller, release};
 pub(super) use self::handoff::waiter_due;
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
 use super::{Scope, WaiterId, refuse, refuse_with};
 use crate::key::{Key, Kind};
-use crate::limits::{KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
+use crate::limits::{ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
 use crate::{check, slot};
 
 /// Claims and waiters that one step may end. Each costs at most ten keys: its lock, waiter, timer, two claims, two
 /// sessions, the answer of its request id, the client of that, and the namespace.
-const STEP_MAX: usize = KEYS_PER_COMMAND_MAX / 10;
+const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 10;
 
 /// Bytes of a key before what the service adds: slot and kind.
 const KEY_HEAD: usize = 2 + 1;
@@ -85,9 +88,9 @@ impl<'s, 'a> Space<'s, 'a> {
         self.claims_key(session_id).tail(name.as_bytes())
     }
 
-    /// Names an Acquire that waits, the same for each of its retries.
-    fn waiter_id(&self, ordinal: u64) -> WaiterId {
-        WaiterId(self.key(Kind::Waiter).text(self.namespace).u64(ordinal).into())
+    /// Names an Acquire that waits, the same for each of its retries: the key of its waiter.
+    fn waiter_id(&self, name: &str, ordinal: u64) -> WaiterId {
+        WaiterId(self.waiter_key(name, ordinal).into())
     }
 
     fn get<M: Message + Default>(&self, key: &Key) -> Option<M> {
@@ -158,6 +161,15 @@ impl<'s, 'a> Space<'s, 'a> {
         }
         result
     }
+}
+
+/// What a leader proposes when nobody is left to take the answer of a waiting Acquire; `index` is what was applied then.
+#[must_use]
+pub fn caller_lost(waiter: &WaiterId, index: u64) -> (u16, Operation) {
+    let mut rest = waiter.0.clone();
+    let (slot, _kind) = (rest.get_u16(), rest.get_u8());
+    let (namespace, name, ordinal) = (take_text(&mut rest), take_text(&mut rest), rest.get_u64());
+    (slot, Operation::LoseCaller(LoseCaller { namespace, name, ordinal, index }))
 }
 
 fn claims_anything(claim: &Claim) -> bool {

@@ -7,7 +7,7 @@ use trefoil_proto::lock::v1 as api;
 use super::super::{Ruling, Scope, Verdict, timers};
 use super::{STEP_MAX, Space, limit_reached, session_expired, take_text, timer_rest};
 use crate::key::Kind;
-use crate::limits::SESSIONS_PER_NAMESPACE_MAX;
+use crate::limits::{SESSIONS_PER_NAMESPACE_MAX, TERM_GRACE_MS};
 use crate::store::prefix_end;
 
 pub(in super::super) fn open_session(
@@ -89,7 +89,9 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
 impl Space<'_, '_> {
     /// When a session expires: never within the grace of a term, because its renewals may have had no leader.
     fn due_ms(&self, session: &Session) -> u64 {
-        session.renewed_at_ms.saturating_add(session.ttl_ms).max(self.scope.grace_until_ms)
+        let grace_ms = if crate::mutant!(NoGrace) { 0 } else { TERM_GRACE_MS };
+        let grace_until_ms = self.scope.term_started_ms.saturating_add(grace_ms);
+        session.renewed_at_ms.saturating_add(session.ttl_ms).max(grace_until_ms)
     }
 
     pub(super) fn is_living(&self, session: &Session) -> bool {
@@ -116,10 +118,10 @@ impl Space<'_, '_> {
     /// Renews a session that lives, as every command of its client does, and answers what remains in ms. One that
     /// was renewed within a quarter of its TTL is left as it is.
     pub(super) fn renew(&mut self, id: u64) -> Result<u64, Refusal> {
-        let mut session = match self.session(id) {
-            Some(session) if crate::mutant!(DeadRenewal) => session,
-            _ => self.living(id)?,
-        };
+        if crate::mutant!(DeadRenewal) && self.session(id).is_none() {
+            return Ok(1_000);
+        }
+        let mut session = self.living(id)?;
         let now_ms = self.scope.now_ms;
         if now_ms.saturating_sub(session.renewed_at_ms) >= session.ttl_ms / 4 {
             session.renewed_at_ms = now_ms;
