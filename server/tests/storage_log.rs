@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raft_engine::env::DefaultFileSystem;
+use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::replica::PersistBatch;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
@@ -95,7 +95,7 @@ fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), Re
 }
 
 /// What an opened log holds; the summaries for the replica must say the same as the entries.
-fn read(log: &EngineLog, recovered: &[Recovered]) -> Model {
+fn read<F: FileSystem + 'static>(log: &EngineLog<F>, recovered: &[Recovered]) -> Model {
     let shards = recovered.iter().map(|recovered| {
         let boot = &recovered.boot;
         let entries =
