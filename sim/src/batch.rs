@@ -157,7 +157,11 @@ pub fn find(
                         || (format!(">{most}"), "NOT FOUND"),
                         |(seed, why)| ((seed + 1 - first).to_string(), why),
                     );
-                    say(&format!("{:<20} {count:>5}  {why:<60} {}", mutant.name(), mutant.meaning()));
+                    say(&format!(
+                        "{:<20} {count:>5}  {why:<60} {}",
+                        mutant.name(),
+                        mutant.meaning()
+                    ));
                     found.lock().unwrap_or_else(PoisonError::into_inner)[n] = seeds;
                 }
             });

@@ -121,7 +121,8 @@ impl World {
             let place = (shard, entry.index, entry.term);
             self.agreements.stamped_at.entry(place).or_insert(self.now);
             let hash = xxh3_64_with_seed(&entry.data, 0);
-            let seen = self.agreements.logs.saw(shard, (entry.index, entry.term), before, hash, node);
+            let seen =
+                self.agreements.logs.saw(shard, (entry.index, entry.term), before, hash, node);
             self.violations.extend(seen.err());
             before = Some(entry.term);
         }
@@ -130,8 +131,10 @@ impl World {
 
     /// Sees that a leader has told a replica the time.
     pub(crate) fn follows(&mut self, node: NodeId, shard: ShardId, peer: &Peer) {
-        let of_leader =
-            matches!(peer.message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat);
+        let of_leader = matches!(
+            peer.message.get_msg_type(),
+            MessageType::MsgAppend | MessageType::MsgHeartbeat
+        );
         let now = self.nodes[&node].clocks(self.now);
         if let Some(host) = self.node(node).hosts.get_mut(&shard) {
             let current = peer.message.term >= host.replica.status(now).role.term;
@@ -235,7 +238,8 @@ impl World {
                 let what = format!("n{node}/s{shard} applies {index}@{term}");
                 self.violations.push(Violation::new("what is applied is persisted", what));
             }
-            let first = index == self.agreements.ledger_index.get(&shard).map_or(index, |last| last + 1);
+            let first =
+                index == self.agreements.ledger_index.get(&shard).map_or(index, |last| last + 1);
             let shards = self.setup.shards;
             let host = self.nodes.get_mut(&node).and_then(|node| node.hosts.get_mut(&shard));
             let Some(host) = host else { return };

@@ -76,8 +76,7 @@ impl World {
             }
             FaultKind::Checkpoint => {
                 let shard = self.any_shard();
-                let pressure =
-                    Pressure { wants_checkpoint: true, disk_low: self.nodes[&node].low };
+                let pressure = Pressure { wants_checkpoint: true, disk_low: self.nodes[&node].low };
                 self.step(node, shard, Input::Pressure(pressure));
             }
             FaultKind::WallClock => {
@@ -289,9 +288,11 @@ impl World {
         let calls = std::mem::take(&mut at.calls);
         let mut hosts = at.die();
         let installs = |host: &Host| {
-            matches!(host.tasks.front(), Some(Task::Install { .. })) || (host.working && host.tasks.is_empty())
+            matches!(host.tasks.front(), Some(Task::Install { .. }))
+                || (host.working && host.tasks.is_empty())
         };
-        self.stats.installs_interrupted += hosts.values().filter(|host| installs(host)).count() as u64;
+        self.stats.installs_interrupted +=
+            hosts.values().filter(|host| installs(host)).count() as u64;
         for (shard, host) in &mut hosts {
             if let Some(job) = host.checkpoint.take() {
                 self.die_writing(node, *shard, &job);

@@ -145,8 +145,7 @@ impl FaultKind {
     /// Kinds that a seed has. What damages a log below the mark is left to a minority, and a node that lost the end
     /// of its log is one more: a seed has the one or the other.
     fn draw(dice: &mut Dice, wrong_wall_clocks: bool) -> Vec<Self> {
-        let mut kinds =
-            Self::ALL.into_iter().filter(|_| dice.chance(350)).collect::<Vec<_>>();
+        let mut kinds = Self::ALL.into_iter().filter(|_| dice.chance(350)).collect::<Vec<_>>();
         if kinds.contains(&Self::BitFlip) && dice.chance(500) {
             kinds.retain(|kind| ![Self::PowerLoss, Self::RottenTail].contains(kind));
         } else {

@@ -11,8 +11,8 @@ use trefoil_core::store::{Store, decode, prefix_end};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Entry, Session, Waiter, answer};
 
-use crate::check::lives::{Life, Times, granted, renewed};
 use crate::check::Violation;
+use crate::check::lives::{Life, Times, granted, renewed};
 use crate::disk::state::State;
 use crate::roles::NAMESPACES;
 
@@ -70,7 +70,10 @@ impl Lives {
                 || touched.contains(&(namespace.as_str(), None));
             touched.push((namespace.as_str(), session));
             let keep = matches!(operation, Operation::KeepAlive(_))
-                && matches!(outcome, Outcome::Answered(Answer { answer: Some(answer::Answer::KeepAlive(_)) }));
+                && matches!(
+                    outcome,
+                    Outcome::Answered(Answer { answer: Some(answer::Answer::KeepAlive(_)) })
+                );
             if let (true, false, Some(id)) = (keep, by_itself, session) {
                 found.extend(renewed(&format!("session {id}"), self.life(namespace, id), times));
             }

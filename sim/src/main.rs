@@ -68,7 +68,10 @@ fn main() -> ExitCode {
 }
 
 /// Runs one seed with what was asked for.
-fn run_seed(seed: u64, #[allow(unused_variables, reason = "mutants are a feature")] arguments: &Arguments) -> Report {
+fn run_seed(
+    seed: u64,
+    #[allow(unused_variables, reason = "mutants are a feature")] arguments: &Arguments,
+) -> Report {
     SEED.set(seed);
     #[cfg(feature = "mutants")]
     if let Some(name) = &arguments.mutant {
@@ -84,7 +87,10 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
         return tell(&report, arguments.lines);
     }
     let seconds = report.virtual_us / 1_000_000;
-    say(&format!("seed {seed}: hash {:016x}, {seconds} virtual seconds: {}", report.hash, report.stats));
+    say(&format!(
+        "seed {seed}: hash {:016x}, {seconds} virtual seconds: {}",
+        report.hash, report.stats
+    ));
     ExitCode::SUCCESS
 }
 
@@ -116,7 +122,10 @@ fn mutants(arguments: &Arguments) -> ExitCode {
     let first = arguments.seeds.as_ref().map_or(1, |seeds| *seeds.start());
     let most = arguments.most;
     std::panic::set_hook(Box::new(|_| {}));
-    let found = find(Mutant::ALL, first, most, arguments.threads.unwrap_or_else(processors), |line| say(line));
+    let found =
+        find(Mutant::ALL, first, most, arguments.threads.unwrap_or_else(processors), |line| {
+            say(line)
+        });
     let survivors = found.iter().filter(|found| found.is_none()).count();
     say(&format!("{} mutants, {survivors} not found within {most} seeds", found.len()));
     if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

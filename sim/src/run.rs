@@ -123,9 +123,7 @@ impl World {
                 self.heal();
                 self.enter(Phase::Calm, CALM_US);
             }
-            Phase::Calm
-                if self.now >= TIME_US_MIN && self.shared.calls_answered >= ANSWERS_MIN =>
-            {
+            Phase::Calm if self.now >= TIME_US_MIN && self.shared.calls_answered >= ANSWERS_MIN => {
                 self.shared.stopping = true;
                 self.enter(Phase::Settling, PATIENCE_US);
             }

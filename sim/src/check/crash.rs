@@ -92,10 +92,15 @@ mod tests {
     fn a_gap_is_found() {
         let mut gap = log(20);
         gap.entries.remove(&15);
-        assert_eq!(check(1, &Logs { synced: &gap, maybe: &gap, found: &gap }, &Boot {
-            applied: (12, 2),
-            ..Boot::default()
-        })[0].invariant, WHOLE);
+        assert_eq!(
+            check(
+                1,
+                &Logs { synced: &gap, maybe: &gap, found: &gap },
+                &Boot { applied: (12, 2), ..Boot::default() }
+            )[0]
+            .invariant,
+            WHOLE
+        );
         assert_eq!(first(20, 20, &log(20), 21), Some(WHOLE));
         assert_eq!(first(20, 20, &log(20), 9), Some(WHOLE));
     }

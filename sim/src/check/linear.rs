@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Clocks, Violation};
 use super::history::{Action, Call, History, OPEN, Outcome};
+use super::{Clocks, Violation};
 
 /// Steps of the search for one key after which it gives up.
 pub const STEPS_MAX: u64 = 2_000_000;

@@ -25,9 +25,7 @@ pub struct Times {
 
 impl Times {
     fn is_over(self, life: Option<Life>) -> bool {
-        life.is_none_or(|life| {
-            life.ended || self.now_ms >= life.until_ms.max(self.grace_until_ms)
-        })
+        life.is_none_or(|life| life.ended || self.now_ms >= life.until_ms.max(self.grace_until_ms))
     }
 }
 

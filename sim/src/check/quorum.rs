@@ -10,7 +10,8 @@ const INVARIANT: &str = "an answer is durable on a quorum";
 #[must_use]
 pub fn check(shard: ShardId, index: u64, copies: usize, nodes: usize) -> Option<Violation> {
     (copies <= nodes / 2).then(|| {
-        let what = format!("shard {shard} answers at {index} with {copies} copies on {nodes} nodes");
+        let what =
+            format!("shard {shard} answers at {index} with {copies} copies on {nodes} nodes");
         Violation::new(INVARIANT, what)
     })
 }

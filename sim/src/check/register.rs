@@ -94,9 +94,7 @@ fn hidden<'a>(
 ) -> Option<Write<'a>> {
     let before = writes.iter().filter(|write| write.place.position.index <= place.position.index);
     let newest = *before.max_by_key(|write| write.version)?;
-    let certain = writes
-        .iter()
-        .all(|write| write.version < newest.version || write.place.exact);
+    let certain = writes.iter().all(|write| write.version < newest.version || write.place.exact);
     let unseen = history.calls.iter().any(|call| {
         call.is_open()
             && call.called_at <= read.ended_at

@@ -95,7 +95,9 @@ impl SimLog {
             segments: BTreeMap::new(),
             end: 0,
             segment_bytes: u64::MAX,
-            shards: shards.map(|id| (id, Shard { log: Log::newborn(), ..Shard::default() })).collect(),
+            shards: shards
+                .map(|id| (id, Shard { log: Log::newborn(), ..Shard::default() }))
+                .collect(),
             pending: Vec::new(),
             flying: Vec::new(),
             cuts: 0,
@@ -115,7 +117,8 @@ impl SimLog {
         boot: u64,
     ) -> Result<(Self, BTreeMap<ShardId, Found>), String> {
         let (mark_file, mark) = MarkFile::open(volume, boot).map_err(|error| error.to_string())?;
-        let segments = volume.list(DIRECTORY).iter().filter_map(|name| number(name)).collect::<Vec<_>>();
+        let segments =
+            volume.list(DIRECTORY).iter().filter_map(|name| number(name)).collect::<Vec<_>>();
         let last = segments.iter().copied().max().unwrap_or(0).max(mark.end.segment);
         if let Some(missing) = (mark.first..=last).find(|segment| !segments.contains(segment)) {
             return Err(format!("segment {missing} is missing"));
@@ -134,9 +137,10 @@ impl SimLog {
             cuts: 0,
         };
         inner.recover(&mark, boot)?;
-        let found = inner.shards.iter().map(|(id, shard)| {
-            (*id, Found { log: shard.log.clone(), uncertain: shard.uncertain })
-        });
+        let found = inner
+            .shards
+            .iter()
+            .map(|(id, shard)| (*id, Found { log: shard.log.clone(), uncertain: shard.uncertain }));
         let found = found.collect();
         Ok((Self(Mutex::new(inner)), found))
     }
@@ -232,8 +236,9 @@ impl LogStore for SimLog {
     }
 
     fn entries(&self, shard: ShardId, first: u64, last: u64, max_bytes: u64) -> Vec<Entry> {
-        self.read(shard, first, last, max_bytes)
-            .unwrap_or_else(|error| trefoil_server::storage::die(format_args!("cannot read the log: {error}")))
+        self.read(shard, first, last, max_bytes).unwrap_or_else(|error| {
+            trefoil_server::storage::die(format_args!("cannot read the log: {error}"))
+        })
     }
 
     fn compact(&self, shard: ShardId, to: u64, term: u64) {
@@ -275,7 +280,8 @@ impl Inner {
         }
         let end = std::mem::take(&mut self.end);
         self.segments.insert(segment, id);
-        let bases = self.shards.iter().map(|(id, shard)| Change::base(*id, &shard.log, shard.uncertain));
+        let bases =
+            self.shards.iter().map(|(id, shard)| Change::base(*id, &shard.log, shard.uncertain));
         let bases = bases.collect::<Vec<_>>();
         let written = self.put(&bases).map(drop);
         if written.is_err() {
@@ -407,9 +413,10 @@ impl Inner {
     }
 
     fn purge(&mut self) -> io::Result<()> {
-        let needed = self.shards.values().filter_map(|shard| {
-            shard.stored.first_key_value().map(|(_, stored)| stored.segment)
-        });
+        let needed = self
+            .shards
+            .values()
+            .filter_map(|shard| shard.stored.first_key_value().map(|(_, stored)| stored.segment));
         // The last segment begins with all that the others say beside entries; it must be durable.
         let (last, _) = self.last();
         let needed = needed.min().unwrap_or(last).min(last);
@@ -437,7 +444,8 @@ impl Inner {
             let mut data = vec![0; stored.len as usize];
             self.volume.read(self.segments[&stored.segment], stored.offset, &mut data)?;
             let entry = Entry::parse_from_bytes(&data).ok();
-            let entry = entry.filter(|entry| xxh3_64(&data) == stored.checksum && entry.index == *index);
+            let entry =
+                entry.filter(|entry| xxh3_64(&data) == stored.checksum && entry.index == *index);
             entries.push(entry.ok_or_else(|| io::Error::other("an entry is damaged"))?);
         }
         Ok(entries)
@@ -449,6 +457,7 @@ fn record(bytes: &[u8], segment: u64, offset: u64) -> Option<&[u8]> {
     let rest = bytes.get(usize::try_from(offset).ok()?..)?;
     let (len, rest) = rest.split_first_chunk::<4>()?;
     let (sum, rest) = rest.split_first_chunk::<8>()?;
-    let payload = rest.get(..u32::from_le_bytes(*len) as usize).filter(|payload| !payload.is_empty())?;
+    let payload =
+        rest.get(..u32::from_le_bytes(*len) as usize).filter(|payload| !payload.is_empty())?;
     (checksum(segment, offset, payload) == u64::from_le_bytes(*sum)).then_some(payload)
 }

@@ -77,7 +77,8 @@ impl MarkFile {
         let end = Place { segment, offset };
         let found = Mark { first, end, boot: boot_then, uncertain: uncertain != 0 };
         let mark = Mark { boot, ..found };
-        let file = Self { volume: volume.clone(), id, mark, synced: found, counter, slot: 1 - slot };
+        let file =
+            Self { volume: volume.clone(), id, mark, synced: found, counter, slot: 1 - slot };
         Ok((file, found))
     }
 
@@ -142,8 +143,7 @@ fn decode(bytes: &[u8]) -> Option<(u64, [u64; WORDS - 2])> {
     if xxh3_64(words) != u64::from_le_bytes(*sum) {
         return None;
     }
-    let word = |n: usize| {
-        words[8 * n..].first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word))
-    };
+    let word =
+        |n: usize| words[8 * n..].first_chunk::<8>().map_or(0, |word| u64::from_le_bytes(*word));
     (word(0) > 0).then(|| (word(0), std::array::from_fn(|n| word(n + 1))))
 }
