@@ -20,6 +20,7 @@ use crate::check::{Violation, ballot, completeness, quorum};
 use crate::client::Heard;
 use crate::disk::Write;
 use crate::event::{Event, Local};
+use crate::faults::is_doubtful;
 use crate::knobs::MILLISECOND;
 use crate::lives::Lives;
 use crate::network::Lane;
@@ -401,7 +402,9 @@ impl World {
             disk.reaches(shard, position.index)
                 && disk.term(shard, position.index).is_none_or(|at| term.is_none_or(|t| t == at))
         };
-        let copies = self.nodes.values().filter(has).count();
+        // One node may have lost what it had: until it has caught up that is no fault of the others.
+        let lost = self.lost_tail.is_some_and(|node| is_doubtful(&self.nodes[&node]));
+        let copies = self.nodes.values().filter(has).count() + usize::from(lost);
         let found = quorum::check(shard, position.index, copies, self.nodes.len());
         self.violations.extend(found);
     }

@@ -16,7 +16,7 @@ use crate::run::Phase;
 use crate::world::{World, trace};
 
 /// Whether the end of a node's log is in doubt, or will be when it starts.
-fn is_doubtful(node: &Node) -> bool {
+pub(crate) fn is_doubtful(node: &Node) -> bool {
     node.disk.doubtful || node.hosts.values().any(|host| host.replica.is_uncertain())
 }
 

@@ -100,7 +100,7 @@ fn many(arguments: &Arguments) -> ExitCode {
     say(&format!("the first seed is {}", seeds.start()));
     let threads = arguments.threads.unwrap_or_else(processors);
     let limits = Limits { seeds, until, threads };
-    let batch = Batch::run(&limits, PROGRESS, |line| say(line), |seed| run_seed(seed, arguments));
+    let batch = Batch::run(&limits, PROGRESS, say, |seed| run_seed(seed, arguments));
     say(&batch.to_string());
     if let Some(report) = batch.failed() {
         return tell(report, arguments.lines);

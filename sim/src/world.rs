@@ -83,6 +83,24 @@ pub(crate) struct Agreements {
 }
 
 impl Agreements {
+    fn new(clocks: Clocks) -> Self {
+        Self {
+            leaders: Agreement::on_leaders(),
+            entries: Agreement::on_entries(),
+            states: Agreement::on_states(),
+            logs: Matching::default(),
+            log_time: LogTime::new(clocks),
+            expiry: Expiry::default(),
+            led: BTreeMap::new(),
+            applied_by: BTreeMap::new(),
+            terms: BTreeMap::new(),
+            resumed: BTreeSet::new(),
+            last_stamp: BTreeMap::new(),
+            stamped_at: BTreeMap::new(),
+            ledger_index: BTreeMap::new(),
+        }
+    }
+
     /// Highest index of a shard that was applied anywhere.
     pub(crate) fn applied_index(&self, shard: ShardId) -> u64 {
         self.ledger_index.get(&shard).copied().unwrap_or_default()
@@ -140,21 +158,7 @@ impl World {
             retries: 0,
             knobs,
         };
-        let agreements = Agreements {
-            leaders: Agreement::on_leaders(),
-            entries: Agreement::on_entries(),
-            states: Agreement::on_states(),
-            logs: Matching::default(),
-            log_time: LogTime::new(clocks),
-            expiry: Expiry::default(),
-            led: BTreeMap::new(),
-            applied_by: BTreeMap::new(),
-            terms: BTreeMap::new(),
-            resumed: BTreeSet::new(),
-            last_stamp: BTreeMap::new(),
-            stamped_at: BTreeMap::new(),
-            ledger_index: BTreeMap::new(),
-        };
+        let agreements = Agreements::new(clocks);
         let mut world = Self {
             now: 0,
             sequence: 0,

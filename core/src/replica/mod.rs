@@ -522,7 +522,8 @@ impl Replica {
             return;
         }
         if let Some(context) = self.reads.begin_round(self.now, leadership::ELECTION_MS_MAX) {
-            if crate::mutant!(ReadWithoutRound) || (may_be_old && crate::mutant!(ReadOldTerm)) {
+            let (at_once, early) = (crate::mutant!(ReadWithoutRound), crate::mutant!(ReadOldTerm));
+            if at_once || (may_be_old && early) {
                 return self.reads.confirmed(context, self.raft.0.raft.raft_log.committed);
             }
             let context = [self.raft.0.raft.term.to_be_bytes(), context.to_be_bytes()].concat();

@@ -46,7 +46,8 @@ pub(in super::super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseReq
     let mut lock = space.lock(&request.name);
     let is_token = request.fencing_token == 0 || request.fencing_token == lock.token;
     let is_holder = lock.session_id == request.session_id && is_token;
-    if !is_holder && !(crate::mutant!(AnyoneReleases) && lock.session_id != 0) {
+    let may = is_holder || (crate::mutant!(AnyoneReleases) && lock.session_id != 0);
+    if !may {
         return Err(space.not_holder(&lock));
     }
     space.vacate(&request.name, &mut lock);
