@@ -129,6 +129,8 @@ pub enum Mend {
     Disk(NodeId),
     /// A disk has room again.
     Room(NodeId),
+    /// A node loses the end of its log, and the leader dies, as what was planned before goes on.
+    RotTail(NodeId, NodeId),
 }
 
 /// A Raft message in a few words.

@@ -139,6 +139,29 @@ impl World {
     /// The end of a node's log is lost although it was synced. It may be one node at a time: of two whose ends are in
     /// doubt nobody can say which one still has what was acknowledged.
     fn rot_tail(&mut self, node: NodeId, for_us: u64) {
+        let leader = self.any_node();
+        let other = (1..=self.setup.nodes).find(|other| ![node, leader].contains(other));
+        let Some(other) = other.filter(|_| self.setup.nodes == 3 && leader != node) else {
+            return self.lose_tail(node, for_us);
+        };
+        // What the other one misses is on the leader and the node alone, and the leader dies when the node has lost it.
+        let misses_us = self.shared.dice.between(200, 2_000) * MILLISECOND;
+        self.split(&Group::from([other]), true, misses_us);
+        self.at(self.now + misses_us, Event::Mend(Mend::RotTail(node, leader)));
+    }
+
+    fn rot_tail_goes_on(&mut self, node: NodeId, leader: NodeId) {
+        if self.phase != Phase::Chaos {
+            return;
+        }
+        self.lose_tail(node, SECOND / 4);
+        if self.lost_tail == Some(node) {
+            let for_us = self.shared.dice.between(2, 6) * SECOND;
+            self.crash(leader, for_us, false);
+        }
+    }
+
+    fn lose_tail(&mut self, node: NodeId, for_us: u64) {
         if self.setup.nodes < 3 || !self.nodes[&node].up || self.any_doubt() {
             return;
         }
@@ -299,6 +322,7 @@ impl World {
             }
         }
         let at = self.nodes.get_mut(&node).expect("every id has a node");
+        at.disk.doubtful |= hosts.values().any(|host| host.doubted);
         let lost = at.disk.crash(&mut self.shared.dice, power);
         drop(hosts);
         if power {
@@ -370,6 +394,7 @@ impl World {
             Mend::Link(from, to) => self.network.mend(from, to),
             Mend::Disk(node) => self.mend_disk(node),
             Mend::Room(node) => self.node(node).disk.volume.limit(None),
+            Mend::RotTail(node, leader) => self.rot_tail_goes_on(node, leader),
         }
     }
 

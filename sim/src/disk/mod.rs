@@ -425,7 +425,7 @@ mod tests {
             assert!([(40, 2), (38, 3)].contains(&(boot.last_index, boot.hard_state.term)));
             uncertain += u32::from(boot.uncertain);
         }
-        assert!(uncertain > 10, "{uncertain} of 100 lost a part of a record");
+        assert!(uncertain > 3, "{uncertain} of 100 lost a part of a record");
     }
 
     #[test]
@@ -441,7 +441,8 @@ mod tests {
         disk.care(true).unwrap();
         assert!(disk.volume.list(log::DIRECTORY).len() < before);
         disk.crash(&mut Dice::new(1), false);
-        let boot = started(&mut disk);
+        // The state was left behind on purpose.
+        let boot = disk.start().unwrap().remove(&1).unwrap().0;
         assert_eq!((boot.truncated, boot.last_index), ((150, 2), 211));
     }
 
