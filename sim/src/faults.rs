@@ -162,7 +162,8 @@ impl World {
     }
 
     fn lose_tail(&mut self, node: NodeId, for_us: u64) {
-        if self.setup.nodes < 3 || !self.nodes[&node].up || self.any_doubt() {
+        let damaged = self.nodes.values().any(|node| node.disk.rotten);
+        if self.setup.nodes < 3 || !self.nodes[&node].up || damaged || self.any_doubt() {
             return;
         }
         self.crash(node, for_us, true);
