@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use trefoil_core::NodeId;
 
@@ -85,6 +87,7 @@ impl DataDirectory {
         make_directory(path)
             .map_err(|error| Refusal::io("make the data directory", path, &error))?;
         let lock = lock(path)?;
+        check_access(path)?;
         let identity = match read_sealed::<Identity>(path, IDENTITY)? {
             Some(identity) => {
                 check(path, &identity, expected)?;
@@ -179,6 +182,28 @@ fn lock(path: &Path) -> Result<File, Refusal> {
         ))),
         Err(TryLockError::Error(error)) => Err(Refusal::io("lock", &name, &error)),
     }
+}
+
+/// Sees that this process may read and write all that it owns, before a file that it may not is taken for damaged.
+fn check_access(path: &Path) -> Result<(), Refusal> {
+    [IDENTITY, PEERS, MARK, LOG, STATE].iter().try_for_each(|name| check_entry(&path.join(name)))
+}
+
+fn check_entry(path: &Path) -> Result<(), Refusal> {
+    let mut access = Access::READ_OK | Access::WRITE_OK;
+    let is_folder = path.is_dir();
+    if is_folder {
+        access |= Access::EXEC_OK;
+    }
+    match rustix::fs::access(path, access) {
+        Ok(()) if is_folder => {}
+        Ok(()) | Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(Refusal::io("use", path, &error.into())),
+    }
+    let unread = |error: std::io::Error| Refusal::io("read", path, &error);
+    std::fs::read_dir(path)
+        .map_err(unread)?
+        .try_for_each(|entry| check_entry(&entry.map_err(unread)?.path()))
 }
 
 /// Compares what a directory is with what it should be.
