@@ -26,6 +26,7 @@ under_load() { # WHAT CLUSTER SECONDS FAULT...
   pid=$!
   sleep 2
   "${@:4}"
+  kill -0 "$pid" 2>/dev/null || fail "$1: the load ended before the fault did: $(cat "$work/load")"
   wait "$pid" || { cat "$work/load"; fail "$1: a call failed twice"; }
   say "$1, ${2,,} cluster: $(head -1 "$work/load")"
 }
@@ -44,6 +45,7 @@ rolling_restart() { # CLUSTER NAME
     local since
     since=$(date +%s%3N)
     compose "$three" stop "$2$number" >/dev/null 2>&1
+    [ "$(docker inspect -f '{{.State.ExitCode}}' "$(container "$2$number")")" = 0 ] || fail "$2$number was not stopped in order"
     say "$2$number stopped after $(($(date +%s%3N) - since)) ms"
     since=$(date +%s%3N)
     compose "$three" start "$2$number" >/dev/null 2>&1

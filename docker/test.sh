@@ -14,7 +14,7 @@ PATH="$PATH:$PWD/target/ci/bin"
 work=$(mktemp -d)
 made=()
 dangling=$(docker images -qf dangling=true)
-export COMPOSE_PROJECT_NAME=trefoil-test TREFOIL_IMAGE=trefoil:test DOCKER_BUILDKIT=${DOCKER_BUILDKIT:-0}
+export COMPOSE_PROJECT_NAME=trefoil-test TREFOIL_IMAGE=trefoil:test
 TREFOIL_COMMIT=$(git rev-parse --short=12 HEAD)
 export TREFOIL_COMMIT
 if [ -z "${COMPOSE:-}" ]; then

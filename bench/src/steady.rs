@@ -15,6 +15,8 @@ use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
 use trefoil_proto::queue::v1::queue_service_client::QueueServiceClient;
 use trefoil_proto::queue::v1::{EnqueueRequest, Message};
+use trefoil_proto::reason::Retry;
+use trefoil_proto::status::from_status;
 
 use crate::{Failure, Out};
 
@@ -136,6 +138,7 @@ impl Caller {
         self.sequence += 1;
         let started = Instant::now();
         let mut attempt = 0;
+        let mut tries = 0;
         loop {
             let node = self.next;
             self.next = (self.next + 1) % self.channels.len();
@@ -143,13 +146,14 @@ impl Caller {
                 break;
             };
             let line = format!("node {}: {:?}: {}", node + 1, status.code(), status.message());
-            match attempt {
+            match tries {
                 0 => self.seen.failed_once.push(line),
                 1 => self.seen.failed_twice.push(line),
                 _ if started.elapsed() > PATIENCE => return Err(line),
                 _ => {}
             }
-            attempt += 1;
+            tries += 1;
+            attempt += u32::from(may_be_applied(&status));
             sleep(PAUSE).await;
         }
         let latency_us = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -212,11 +216,18 @@ impl Caller {
                 AcquireRequest { session_id, name, request_id, ..AcquireRequest::default() };
             self.holds = locks.acquire(acquire).await?.into_inner().acquired;
             if !self.holds {
+                // The try before this one was given up, which cancels it for good: the next one is another request.
+                self.sequence += 1;
                 return Err(Status::internal("a lock that nobody else wants was not acquired"));
             }
         }
         Ok(())
     }
+}
+
+/// Whether a try that failed may have taken effect all the same.
+fn may_be_applied(status: &Status) -> bool {
+    from_status(status).is_none_or(|refusal| refusal.reason().row().retry == Retry::WithRequestId)
 }
 
 impl Seen {
