@@ -237,6 +237,7 @@ check_refusals() {
   local volume=${COMPOSE_PROJECT_NAME}_cache2
   refused 64 "--name: is missing"
   refused 64 "n9 is not in --initial-cluster" -e TREFOIL_NAME=n9
+  refused 64 "must be 1 to 64, not 900" -e TREFOIL_NAME=n1 -e TREFOIL_SHARDS=900
   refused 64 "add --allow-plaintext" -e TREFOIL_NAME=n1 -e TREFOIL_ALLOW_PLAINTEXT=false
   refused 1 "user 65532 must own" -e TREFOIL_NAME=n1 --tmpfs /var/lib/trefoil:uid=0,mode=755
   refused 1 "mount a volume there" -e TREFOIL_NAME=n1 --read-only

@@ -21,6 +21,7 @@ const PEERS: &str = "peers";
 const MARK: &str = "log.mark";
 const LOG: &str = "log";
 const STATE: &str = "state";
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// What the configuration says this directory should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -184,26 +185,26 @@ fn lock(path: &Path) -> Result<File, Refusal> {
     }
 }
 
-/// Sees that this process may read and write all that it owns, before a file that it may not is taken for damaged.
+/// Sees that this process may read and write all that is there, before a file that it may not is taken for damaged.
 fn check_access(path: &Path) -> Result<(), Refusal> {
-    [IDENTITY, PEERS, MARK, LOG, STATE].iter().try_for_each(|name| check_entry(&path.join(name)))
-}
-
-fn check_entry(path: &Path) -> Result<(), Refusal> {
-    let mut access = Access::READ_OK | Access::WRITE_OK;
-    let is_folder = path.is_dir();
-    if is_folder {
-        access |= Access::EXEC_OK;
-    }
-    match rustix::fs::access(path, access) {
-        Ok(()) if is_folder => {}
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(error) => return Err(Refusal::io("use", path, &error.into())),
-    }
     let unread = |error: std::io::Error| Refusal::io("read", path, &error);
-    std::fs::read_dir(path)
-        .map_err(unread)?
-        .try_for_each(|entry| check_entry(&entry.map_err(unread)?.path()))
+    for entry in std::fs::read_dir(path).map_err(unread)? {
+        let entry = entry.map_err(unread)?;
+        // The file system's own.
+        if entry.file_name() == LOST_AND_FOUND {
+            continue;
+        }
+        let path = entry.path();
+        let is_folder = path.is_dir();
+        let mut access = Access::READ_OK | Access::WRITE_OK;
+        access.set(Access::EXEC_OK, is_folder);
+        match rustix::fs::access(&path, access) {
+            Ok(()) if is_folder => check_access(&path)?,
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(Refusal::io("use", &path, &error.into())),
+        }
+    }
+    Ok(())
 }
 
 /// Compares what a directory is with what it should be.
@@ -257,7 +258,7 @@ fn create(path: &Path, expected: &Expected) -> Result<Identity, Refusal> {
     for entry in entries {
         let name = entry.map_err(|error| Refusal::io("read", path, &error))?.file_name();
         let harmless =
-            name == LOCK || name == "lost+found" || name == format!("{IDENTITY}.tmp").as_str();
+            name == LOCK || name == LOST_AND_FOUND || name == format!("{IDENTITY}.tmp").as_str();
         if !harmless {
             return Err(Refusal(format!(
                 "data directory {} holds {} but no file named {IDENTITY}: restore that file, or give an empty --data-dir",
