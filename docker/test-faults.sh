@@ -40,6 +40,7 @@ ready_after() { # CLUSTER NUMBER SINCE-MS
   say "$1 $2 is ready $(($(date +%s%3N) - $3)) ms later"
 }
 
+# As an upgrade does it: each container is stopped, and another takes its volume.
 rolling_restart() { # CLUSTER NAME
   for number in 1 2 3; do
     local since
@@ -48,7 +49,7 @@ rolling_restart() { # CLUSTER NAME
     [ "$(docker inspect -f '{{.State.ExitCode}}' "$(container "$2$number")")" = 0 ] || fail "$2$number was not stopped in order"
     say "$2$number stopped after $(($(date +%s%3N) - since)) ms"
     since=$(date +%s%3N)
-    compose "$three" start "$2$number" >/dev/null 2>&1
+    compose "$three" up -d --no-deps --force-recreate "$2$number" >/dev/null 2>&1
     ready_after "$1" "$number" "$since"
     wait_healthy "$2$number"
   done
