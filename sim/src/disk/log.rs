@@ -424,6 +424,8 @@ impl Inner {
         if old.is_empty() || !self.flying.is_empty() {
             return Ok(());
         }
+        // A segment that was begun on a full disk may have no synced record yet.
+        self.sync()?;
         self.mark.forget(needed)?;
         for segment in old {
             self.segments.remove(&segment);
