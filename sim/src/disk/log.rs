@@ -280,10 +280,7 @@ impl Inner {
         }
         let end = std::mem::take(&mut self.end);
         self.segments.insert(segment, id);
-        let bases =
-            self.shards.iter().map(|(id, shard)| Change::base(*id, &shard.log, shard.uncertain));
-        let bases = bases.collect::<Vec<_>>();
-        let written = self.put(&bases).map(drop);
+        let written = self.put_bases();
         if written.is_err() {
             // As if it had never been: the next attempt begins it again.
             self.segments.remove(&segment);
@@ -292,6 +289,14 @@ impl Inner {
             self.end = end;
         }
         written
+    }
+
+    /// Writes what every shard has beside entries.
+    fn put_bases(&mut self) -> io::Result<()> {
+        let bases =
+            self.shards.iter().map(|(id, shard)| Change::base(*id, &shard.log, shard.uncertain));
+        let bases = bases.collect::<Vec<_>>();
+        self.put(&bases).map(drop)
     }
 
     /// Writes a record at the end, and says where the entries of each change lie in it.
@@ -393,6 +398,10 @@ impl Inner {
     /// The end as it was found becomes durable, before anything is said that rests on it: what the last process wrote
     /// and did not sync is in the kernel alone. A failed sync may have left it marked as clean, so it is written again.
     fn settle(&mut self, doubt: bool, mark: &Mark) -> io::Result<()> {
+        if self.end == 0 {
+            // The cut took the record with which the segment began.
+            self.put_bases()?;
+        }
         let (segment, id) = self.last();
         let from = if mark.end.segment == segment { mark.end.offset } else { 0 };
         if self.end > from && !trefoil_core::mutant!(TailTrusted) {
