@@ -10,10 +10,30 @@
 
 #![deny(clippy::float_arithmetic, clippy::iter_over_hash_type)]
 
+/// Whether a known bug is put back here; always false without the feature `mutants`.
+#[cfg(feature = "mutants")]
+#[macro_export]
+macro_rules! mutant {
+    ($name:ident) => {
+        $crate::mutants::is($crate::mutants::Mutant::$name)
+    };
+}
+
+/// Whether a known bug is put back here; always false without the feature `mutants`.
+#[cfg(not(feature = "mutants"))]
+#[macro_export]
+macro_rules! mutant {
+    ($name:ident) => {
+        false
+    };
+}
+
 pub mod check;
 pub mod key;
 pub mod limits;
 pub mod machine;
+#[cfg(feature = "mutants")]
+pub mod mutants;
 pub mod replica;
 pub mod slot;
 pub mod store;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raft_engine::env::DefaultFileSystem;
+use raft_engine::env::{DefaultFileSystem, FileSystem};
 use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::replica::PersistBatch;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
@@ -95,7 +95,7 @@ fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), Re
 }
 
 /// What an opened log holds; the summaries for the replica must say the same as the entries.
-fn read(log: &EngineLog, recovered: &[Recovered]) -> Model {
+fn read<F: FileSystem + 'static>(log: &EngineLog<F>, recovered: &[Recovered]) -> Model {
     let shards = recovered.iter().map(|recovered| {
         let boot = &recovered.boot;
         let entries =
@@ -253,6 +253,31 @@ fn nothing_acknowledged_is_lost_when_the_power_goes_anywhere() {
         }
     });
     assert!(doubts > 0, "some tails were torn");
+}
+
+#[test]
+fn what_a_killed_process_did_not_sync_is_durable_before_anything_rests_on_it() {
+    let run = run(7, 60);
+    run.moments(|images, mark, _, _| {
+        let root = run.put(&images.killed(0), mark);
+        let recorder = Recorder::new(&root.path().join("log.mark"));
+        let (log, recovered) =
+            EngineLog::open_with(root.path(), &SHARDS, OPTIONS, Arc::new(recorder.clone()))
+                .unwrap();
+        let found = read(&log, &recovered);
+        let mark = std::fs::read(root.path().join("log.mark")).unwrap();
+        // Nothing was written since, so nobody asked for a sync; then the power goes.
+        let mut images = images.moved(run.root.path(), root.path());
+        for (step, _) in recorder.steps() {
+            images.step(&step);
+        }
+        drop(log);
+        let again = scratch();
+        restore(root.path(), again.path(), &images.durable());
+        std::fs::write(again.path().join("log.mark"), mark).unwrap();
+        let (log, recovered) = open(again.path(), AFTER_POWER_LOSS).unwrap();
+        assert_eq!(read(&log, &recovered), found);
+    });
 }
 
 #[test]

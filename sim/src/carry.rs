@@ -1,40 +1,43 @@
-//! Carries out what replicas want: writes, applies, messages, snapshots, replies; and checks what it sees.
-
-use std::rc::Rc;
+//! Carries out what replicas want: applies, messages, replies; and checks what it sees. What goes to a disk is in
+//! `storage`.
 
 use bytes::Bytes;
 use prost::Message as _;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
-use trefoil_core::replica::{ApplyRange, Effect, Input, Peer, Read, Reply, Role, RoleChange};
+use raft_proto::eraftpb::MessageType;
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
+use trefoil_core::replica::{
+    ApplyRange, Effect, Input, Peer, PersistBatch, Read, Reply, Role, RoleChange,
+};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{CancelAcquire, Entry, Manifest, Refusal};
+use trefoil_proto::internal::v1::{CancelAcquire, Entry, Refusal};
+use trefoil_server::storage::LogWrite;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::check::Violation;
+use crate::check::lives::Times;
+use crate::check::{Violation, ballot, completeness, quorum};
 use crate::client::Heard;
-use crate::disk::{Image, Write};
-use crate::event::{Brief, Event, Local, Process};
+use crate::disk::Write;
+use crate::event::{Event, Local};
+use crate::faults::is_doubtful;
 use crate::knobs::MILLISECOND;
+use crate::lives::Lives;
 use crate::network::Lane;
 use crate::node::{Caller, Task};
 use crate::world::{World, trace};
 
 impl World {
     pub(crate) fn carry_out(&mut self, node: NodeId, shard: ShardId, effects: Vec<Effect>) {
+        let life = self.nodes[&node].life;
         for effect in effects {
+            // What came before may have ended the process.
+            if !self.nodes[&node].up || self.nodes[&node].life != life {
+                return;
+            }
             match effect {
                 Effect::Send(peer) => self.send(node, shard, *peer),
-                Effect::Persist(batch) => {
-                    let last = batch.entries.last().map_or(0, |entry| entry.index);
-                    for entry in &batch.entries {
-                        let place = (shard, entry.index, entry.term);
-                        self.agreements.stamped_at.entry(place).or_insert(self.now);
-                    }
-                    trace!(self, "n{node}/s{shard} writes batch {} to {last}", batch.number);
-                    self.write(node, shard, Write::Batch(batch));
-                }
+                Effect::Persist(batch) => self.persist(node, shard, batch),
                 Effect::Apply(range) => self.task(node, shard, Task::Apply(range)),
                 Effect::Query { reads, term, now_ms } => {
                     self.task(node, shard, Task::Query { reads, term, now_ms })
@@ -47,10 +50,10 @@ impl World {
                     self.soon(5 * MILLISECOND, Event::In(self.process(node), local));
                 }
                 Effect::Checkpoint => self.task(node, shard, Task::Checkpoint),
-                Effect::Compact { to, .. } => {
+                Effect::Compact { to, term } => {
                     trace!(self, "n{node}/s{shard} cuts its log to {to}");
                     self.stats.compactions += 1;
-                    self.node(node).disk.write(shard, Write::Compact(to));
+                    self.node(node).disk.enqueue(Write::Compact(shard, to, term));
                 }
                 Effect::OpenSnapshot(to) => {
                     self.soon(
@@ -92,14 +95,72 @@ impl World {
     fn note_role(&mut self, node: NodeId, shard: ShardId, change: RoleChange) {
         let RoleChange { role, term, leader } = change;
         trace!(self, "n{node}/s{shard} is {role:?} of term {term}, leader {leader:?}");
+        let alone = self.setup.nodes == 1;
+        if let Some(host) = self.node(node).hosts.get_mut(&shard) {
+            let found = host.ballot.note(term, role == Role::Candidate, alone);
+            self.violations.extend(found.map(|_| ballot::violation(shard, node, term)));
+        }
         if role == Role::Leader {
             self.stats.leaders += 1;
             let seen = self.agreements.leaders.saw(shard, term, node, node);
             self.violations.extend(seen.err());
+            let last = self.nodes[&node].hosts.get(&shard).map_or(0, |host| {
+                host.replica.status(self.nodes[&node].clocks(self.now)).last_index
+            });
+            let applied = self.agreements.applied_before(shard, term);
+            let led = self.agreements.led.entry(shard).or_default();
+            *led = term.max(*led);
+            self.violations.extend(completeness::check(shard, node, term, last, applied));
+        }
+    }
+
+    fn persist(&mut self, node: NodeId, shard: ShardId, batch: PersistBatch) {
+        let last = batch.entries.last().map_or(0, |entry| entry.index);
+        trace!(self, "n{node}/s{shard} writes batch {} to {last}", batch.number);
+        let mut before = None;
+        for entry in &batch.entries {
+            let place = (shard, entry.index, entry.term);
+            self.agreements.stamped_at.entry(place).or_insert(self.now);
+            let hash = xxh3_64_with_seed(&entry.data, 0);
+            let seen =
+                self.agreements.logs.saw(shard, (entry.index, entry.term), before, hash, node);
+            self.violations.extend(seen.err());
+            before = Some(entry.term);
+        }
+        self.write(node, Write::Log(LogWrite::Append(shard, batch)));
+    }
+
+    /// Sees that a leader has told a replica the time.
+    pub(crate) fn follows(&mut self, node: NodeId, shard: ShardId, peer: &Peer) {
+        let of_leader = matches!(
+            peer.message.get_msg_type(),
+            MessageType::MsgAppend | MessageType::MsgHeartbeat
+        );
+        let now = self.nodes[&node].clocks(self.now);
+        if let Some(host) = self.node(node).hosts.get_mut(&shard) {
+            let current = peer.message.term >= host.replica.status(now).role.term;
+            host.followed |= peer.time.continuous && of_leader && current;
+            let kind = peer.message.get_msg_type();
+            if (kind == MessageType::MsgRequestPreVoteResponse && !peer.message.reject)
+                || kind == MessageType::MsgTimeoutNow
+            {
+                host.ballot.asked();
+            }
+        }
+    }
+
+    /// Sees that a replica goes on by its wall clock: it knows the time, and no leader has told it.
+    fn resumes(&mut self, node: NodeId, shard: ShardId, peer: &Peer) {
+        if let Some(host) = self.node(node).hosts.get_mut(&shard)
+            && peer.time.continuous
+            && !std::mem::replace(&mut host.followed, true)
+        {
+            self.agreements.resumed.insert((shard, peer.message.term));
         }
     }
 
     fn send(&mut self, node: NodeId, shard: ShardId, peer: Peer) {
+        self.resumes(node, shard, &peer);
         let (from, to) = (peer.message.from, peer.message.to);
         let lane = Lane::of(peer.message.get_msg_type());
         let times = self.network.route(
@@ -120,40 +181,6 @@ impl World {
         }
     }
 
-    // === The log ===
-
-    fn write(&mut self, node: NodeId, shard: ShardId, write: Write) {
-        self.node(node).disk.write(shard, write);
-        self.sync(node);
-    }
-
-    fn sync(&mut self, node: NodeId) {
-        let host = self.node(node);
-        if host.syncing > 0 || host.disk.unsynced() == 0 {
-            return;
-        }
-        host.syncing = host.disk.unsynced();
-        let floor = host.sync_floor_us;
-        let delay = floor + self.shared.dice.between(1, self.shared.knobs.sync_us);
-        let event = Event::In(self.process(node), Local::Synced);
-        self.at(self.now + delay, event);
-    }
-
-    pub(crate) fn synced(&mut self, node: NodeId) {
-        let host = self.node(node);
-        let writes = std::mem::take(&mut host.syncing);
-        let done = host.disk.sync(writes);
-        trace!(self, "n{node} synced {writes} writes");
-        self.sync(node);
-        for (shard, write) in done {
-            match write {
-                Write::Batch(batch) => self.step(node, shard, Input::Persisted(batch.number)),
-                Write::Compact(_) => {}
-                Write::Install { at: (index, _), .. } => self.installed(node, shard, index),
-            }
-        }
-    }
-
     // === The applier ===
 
     fn task(&mut self, node: NodeId, shard: ShardId, task: Task) {
@@ -162,7 +189,7 @@ impl World {
         self.work(node, shard);
     }
 
-    fn work(&mut self, node: NodeId, shard: ShardId) {
+    pub(crate) fn work(&mut self, node: NodeId, shard: ShardId) {
         let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
         if !host.working && !host.tasks.is_empty() {
             host.working = true;
@@ -176,8 +203,9 @@ impl World {
         let Some(task) = host.tasks.pop_front() else { return };
         match task {
             // The applier stands still until the log has it.
-            Task::Install { generation, at, hard_state } => {
-                return self.write(node, shard, Write::Install { generation, at, hard_state });
+            Task::Install { generation, at: truncated, hard_state } => {
+                let install = LogWrite::Install { shard, hard_state, truncated, generation };
+                return self.write(node, Write::Log(install));
             }
             Task::Apply(range) => self.apply(node, shard, range),
             Task::Query { reads, term, now_ms } => self.query(node, shard, reads, term, now_ms),
@@ -187,13 +215,7 @@ impl World {
                     self.reply(node, shard, call, Reply::Refused(refusal.clone()));
                 }
             }
-            Task::Checkpoint => {
-                let image = Rc::new(Image::new(&host.store, &host.machine));
-                host.overlay_bytes = 0;
-                let generation = self.nodes[&node].disk.generation(shard);
-                let local = Local::Checkpoint(shard, generation, image);
-                self.soon(self.shared.knobs.checkpoint_us, Event::In(self.process(node), local));
-            }
+            Task::Checkpoint => self.begin_checkpoint(node, shard),
         }
         if let Some(host) = self.node(node).hosts.get_mut(&shard) {
             host.working = false;
@@ -202,10 +224,13 @@ impl World {
     }
 
     fn apply(&mut self, node: NodeId, shard: ShardId, range: ApplyRange) {
-        let entries = range.entries.unwrap_or_else(|| {
-            let read = self.nodes[&node].disk.entries(shard, range.first, range.last + 1, u64::MAX);
-            read.into_iter().map(|entry| (entry.term, entry.data)).collect()
-        });
+        let entries = match range.entries {
+            Some(entries) => entries,
+            None => match self.read_log(node, shard, (range.first, range.last + 1), u64::MAX) {
+                Some(read) => read.into_iter().map(|entry| (entry.term, entry.data)).collect(),
+                None => return,
+            },
+        };
         let count = range.last + 1 - range.first;
         assert_eq!(entries.len() as u64, count, "the log has {} to {}", range.first, range.last);
         let mut all = Vec::new();
@@ -214,24 +239,36 @@ impl World {
                 let what = format!("n{node}/s{shard} applies {index}@{term}");
                 self.violations.push(Violation::new("what is applied is persisted", what));
             }
-            let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
+            let first =
+                index == self.agreements.ledger_index.get(&shard).map_or(index, |last| last + 1);
+            let shards = self.setup.shards;
+            let host = self.nodes.get_mut(&node).and_then(|node| node.hosts.get_mut(&shard));
+            let Some(host) = host else { return };
+            let lives = first.then(|| Lives::of(&host.store, shard, shards));
             let mut applied = host.machine.apply(&mut host.store, index, term, &data);
             host.overlay_bytes += data.len() as u64;
-            applied.overlay_bytes = host.overlay_bytes;
+            applied.overlay_bytes = host.changed_bytes();
             trace!(
                 self,
                 "n{node}/s{shard} applied {index}@{term} chain {:x} log time {}",
                 applied.chain,
                 applied.log_time_ms
             );
-            self.saw_applied(node, shard, &data, &applied);
+            self.saw_applied(node, shard, &data, &applied, lives.as_ref());
             all.push(applied);
         }
         self.step(node, shard, Input::Applied(all));
     }
 
     /// Compares an entry and its effect with what other nodes had, and tells the ledger of it once.
-    fn saw_applied(&mut self, node: NodeId, shard: ShardId, data: &Bytes, applied: &Applied) {
+    fn saw_applied(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        data: &Bytes,
+        applied: &Applied,
+        lives: Option<&Lives>,
+    ) {
         let (index, agreements) = (applied.index, &mut self.agreements);
         let entry =
             agreements.entries.saw(shard, index, xxh3_64_with_seed(data, applied.term), node);
@@ -242,17 +279,22 @@ impl World {
             return;
         }
         *last = index;
-        let stamped_at = agreements.stamped_at.get(&(shard, index, applied.term)).copied();
-        if let (Some(at), false) = (stamped_at, data.is_empty()) {
-            self.violations
-                .extend(agreements.log_time.stamped(shard, applied.log_time_ms, at).err());
-        }
+        agreements.terms.insert((shard, index), applied.term);
+        let led = agreements.led.get(&shard).copied().unwrap_or_default();
+        agreements.applied_by.insert((shard, led), index);
+        let now_ms = applied.log_time_ms;
+        let grace_until_ms = agreements.expiry.grace_until_ms(shard, applied.term, now_ms);
+        let times = Times { now_ms, grace_until_ms };
+        self.saw_time(shard, data, applied);
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
         self.stats.sessions_expired += counts.sessions_expired;
         self.stats.leases_expired += counts.leases_expired;
         self.stats.cache_expired += counts.cache_expired;
         let Ok(entry) = Entry::decode(&data[..]) else { return };
+        if let Some(lives) = lives {
+            self.violations.extend(lives.check(&entry, applied, times));
+        }
         let ledger = &mut self.shared.ledger;
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
@@ -273,6 +315,31 @@ impl World {
                 self.violations.extend(ledger.answered(shard, id, &settled.answer).err());
             }
         }
+    }
+
+    /// Log time against time, and against the sessions that it ended.
+    fn saw_time(&mut self, shard: ShardId, data: &Bytes, applied: &Applied) {
+        if data.is_empty() {
+            return;
+        }
+        let log_time_ms = applied.log_time_ms;
+        let ended = applied.counts.sessions_expired > 0;
+        let grace = self.agreements.expiry.stamped(shard, applied.term, log_time_ms, ended);
+        match grace {
+            Ok(true) => self.stats.expired_after_change += 1,
+            Ok(false) => {}
+            Err(violation) => self.violations.push(violation),
+        }
+        let stamped_at = self.agreements.stamped_at.get(&(shard, applied.index, applied.term));
+        let Some(at) = stamped_at.copied() else { return };
+        let before = self.agreements.last_stamp.insert(shard, at).unwrap_or_default();
+        let restarted = self.nodes.values().all(|node| node.started_at > before);
+        let resumed = self.agreements.resumed.remove(&(shard, applied.term));
+        if self.shared.knobs.wrong_wall_clocks && (restarted || resumed) {
+            self.agreements.log_time.jumps(shard);
+            self.stats.wall_clock_decided += 1;
+        }
+        self.violations.extend(self.agreements.log_time.stamped(shard, log_time_ms, at).err());
     }
 
     fn query(&mut self, node: NodeId, shard: ShardId, reads: Vec<Read>, term: u64, now_ms: u64) {
@@ -329,12 +396,17 @@ impl World {
 
     /// An answer means durable on a quorum.
     fn durable(&mut self, shard: ShardId, position: Position) {
-        let has = |node: &&crate::node::Node| node.disk.reaches(shard, position.index);
-        let copies = self.nodes.values().filter(has).count();
-        if copies <= self.nodes.len() / 2 {
-            let what = format!("shard {shard} answers at {} with {copies} copies", position.index);
-            self.violations.push(Violation::new("an answer is durable on a quorum", what));
-        }
+        let term = self.agreements.terms.get(&(shard, position.index)).copied();
+        let has = |node: &&crate::node::Node| {
+            let disk = &node.disk;
+            disk.reaches(shard, position.index)
+                && disk.term(shard, position.index).is_none_or(|at| term.is_none_or(|t| t == at))
+        };
+        // One node may have lost what it had: until it has caught up that is no fault of the others.
+        let lost = self.lost_tail.is_some_and(|node| is_doubtful(&self.nodes[&node]));
+        let copies = self.nodes.values().filter(has).count() + usize::from(lost);
+        let found = quorum::check(shard, position.index, copies, self.nodes.len());
+        self.violations.extend(found);
     }
 
     fn count(&mut self, refusal: &Refusal) {
@@ -343,126 +415,6 @@ impl World {
             Reason::Lost => self.stats.lost_proposals += 1,
             Reason::NotLeader => self.stats.not_leader += 1,
             _ => {}
-        }
-    }
-
-    // === Checkpoints and snapshots ===
-
-    pub(crate) fn checkpointed(
-        &mut self,
-        node: NodeId,
-        shard: ShardId,
-        generation: u64,
-        image: Rc<Image>,
-    ) {
-        let (index, term) = image.at();
-        let host = self.node(node);
-        if host.disk.generation(shard) != generation {
-            return;
-        }
-        host.disk.checkpoint(shard, generation, image);
-        let overlay_bytes = host.hosts.get(&shard).map_or(0, |host| host.overlay_bytes);
-        trace!(self, "n{node}/s{shard} has a checkpoint of {index}@{term}");
-        self.stats.checkpoints += 1;
-        self.step(node, shard, Input::Checkpointed { index, overlay_bytes });
-    }
-
-    pub(crate) fn snapshot_opened(&mut self, node: NodeId, shard: ShardId, to: NodeId) {
-        let fails = self.shared.dice.chance(self.shared.knobs.broken_streams / 2);
-        let host = self.node(node);
-        let image = host.disk.image(shard);
-        let (index, term) = image.at();
-        let manifest = Manifest {
-            format: 1,
-            records: image.store.records.len() as u64,
-            bytes: image
-                .store
-                .records
-                .iter()
-                .map(|(key, value)| (key.len() + value.len()) as u64)
-                .sum(),
-            chain: image.progress.chain,
-        };
-        let snapshot = (!fails).then(|| (index, term, Bytes::from(manifest.encode_to_vec())));
-        if let (Some(host), false) = (host.hosts.get_mut(&shard), fails) {
-            host.open.insert(to, image);
-        }
-        trace!(self, "n{node}/s{shard} snapshot of {index} open for n{to}: {}", !fails);
-        self.step(node, shard, Input::SnapshotOpened { to, snapshot });
-    }
-
-    fn send_snapshot(&mut self, node: NodeId, shard: ShardId, peer: Box<Peer>) {
-        let to = peer.message.to;
-        let broken = self.shared.dice.chance(self.shared.knobs.broken_streams);
-        let open = self.nodes[&node].hosts.get(&shard).and_then(|host| host.open.get(&to).cloned());
-        let image = open.filter(|_| !broken);
-        trace!(self, "n{node}/s{shard} {} leaves, whole={}", Brief(&peer.message), image.is_some());
-        let delay = self.shared.knobs.delay_us + self.shared.knobs.checkpoint_us;
-        self.soon(delay, Event::Stream { from: self.process(node), to, shard, peer, image });
-    }
-
-    pub(crate) fn stream_ends(
-        &mut self,
-        from: Process,
-        to: NodeId,
-        shard: ShardId,
-        peer: Box<Peer>,
-        image: Option<Rc<Image>>,
-    ) {
-        let cut = self.network.is_cut((from.node, to)) || self.network.is_cut((to, from.node));
-        let image = image
-            .filter(|_| !cut && self.nodes[&to].up && self.nodes[&from.node].life == from.life);
-        trace!(
-            self,
-            "n{to}/s{shard} end of a snapshot stream of n{}, whole={}",
-            from.node,
-            image.is_some()
-        );
-        let local = Local::Sent(shard, to, image.is_some());
-        match image {
-            Some(image) => {
-                let generation = self.node(to).disk.receive(shard, image);
-                self.step(to, shard, Input::SnapshotReceived { peer, generation });
-            }
-            None => self.stats.snapshots_broken += 1,
-        }
-        let delay = self.shared.knobs.delay_us;
-        self.soon(delay, Event::In(from, local));
-    }
-
-    fn installed(&mut self, node: NodeId, shard: ShardId, index: u64) {
-        let shards = self.setup.shards;
-        let host = self.node(node);
-        let image = host.disk.image(shard);
-        let Some(host) = host.hosts.get_mut(&shard) else { return };
-        host.store = image.store.clone();
-        host.machine = Machine::open(&host.store, shard, shards);
-        host.overlay_bytes = 0;
-        host.working = false;
-        let applied = Box::new(host.restored());
-        trace!(self, "n{node}/s{shard} installed a snapshot of {index}");
-        self.stats.snapshots_installed += 1;
-        let seen = self.agreements.states.saw(shard, index, applied.chain, node);
-        self.violations.extend(seen.err());
-        self.step(node, shard, Input::SnapshotInstalled { index, applied });
-        self.work(node, shard);
-    }
-
-    /// Tells peers when a replica has lost the end of its log, and when it has caught up.
-    pub(crate) fn tell_uncertain(&mut self, node: NodeId, shard: ShardId) {
-        for to in (1..=self.setup.nodes).filter(|to| *to != node) {
-            let peer = &self.nodes[&to];
-            let (up, life) = (peer.up, peer.life);
-            if !up || self.network.is_cut((node, to)) {
-                continue;
-            }
-            let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
-            let uncertain = host.replica.is_uncertain();
-            let before = host.told.insert(to, (life, uncertain));
-            if before != Some((life, uncertain)) && (uncertain || before.is_some()) {
-                let delay = self.shared.knobs.delay_us;
-                self.soon(delay, Event::Uncertain { to, shard, node, uncertain });
-            }
         }
     }
 }

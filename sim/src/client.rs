@@ -44,6 +44,8 @@ pub struct Shared {
     pub violations: Vec<Violation>,
     /// Calls whose end was not seen.
     pub calls_open: u64,
+    /// Calls that the state machine answered.
+    pub calls_answered: u64,
     /// Retries under a request id.
     pub retries: u64,
 }
@@ -130,6 +132,8 @@ pub struct Client {
     leaders: BTreeMap<ShardId, NodeId>,
     next: VecDeque<Step>,
     pending: Option<Pending>,
+    /// Calls that have ended.
+    ended: u64,
 }
 
 impl Client {
@@ -137,13 +141,19 @@ impl Client {
     #[must_use]
     pub fn new(id: u64, role: Role) -> Self {
         let (leaders, next) = (BTreeMap::new(), VecDeque::new());
-        Self { id, role, sequence: 0, tokens: 0, timer: 0, leaders, next, pending: None }
+        Self { id, role, sequence: 0, tokens: 0, timer: 0, leaders, next, pending: None, ended: 0 }
     }
 
     /// Whether nothing is under way.
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.pending.is_none()
+    }
+
+    /// Calls that have ended, and that will have when the one under way does.
+    #[must_use]
+    pub fn ended(&self) -> (u64, u64) {
+        (self.ended, self.ended + u64::from(self.pending.is_some()))
     }
 
     /// Whether its role is played to the end.
@@ -334,6 +344,8 @@ impl Client {
 
     fn end(&mut self, now: u64, pending: Pending, end: End, shared: &mut Shared) -> Vec<Todo> {
         let unseen = end == End::Open;
+        self.ended += 1;
+        shared.calls_answered += u64::from(matches!(end, End::Answered(..)));
         if let Some(call) = pending.call {
             // A read whose end was not seen changed nothing.
             let harmless = unseen && pending.step.action.as_ref().is_some_and(Action::is_read);
@@ -356,7 +368,9 @@ impl Client {
                 once: false,
             });
         }
-        let think = shared.dice.between(0, shared.knobs.think_us);
+        // Who reads the final state does not dawdle.
+        let most = if self.role.goes_on() { 10 * MILLISECOND } else { shared.knobs.think_us };
+        let think = shared.dice.between(0, most);
         vec![self.set_timer(now + think)]
     }
 

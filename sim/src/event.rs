@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::calls::Request;
 use crate::client::Heard;
-use crate::disk::Image;
+use crate::disk::state::Image;
 
 /// A process of a node: what belongs to an older one is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,10 +89,12 @@ pub enum Local {
     Tick,
     /// The sync of the log is done.
     Synced,
+    /// The log is written again after the disk was full.
+    RetryWrite,
     /// The applier is done with its first task.
     Applier(ShardId),
-    /// A checkpoint is written.
-    Checkpoint(ShardId, u64, Rc<Image>),
+    /// A checkpoint of a generation is written.
+    Checkpoint(ShardId, u64),
     /// Entries were read.
     Fetched {
         /// The shard.
@@ -121,8 +123,14 @@ pub enum Mend {
     Start(NodeId),
     /// A direction of a link works again.
     Link(NodeId, NodeId),
+    /// A direction of a link fails once more.
+    Cut(NodeId, NodeId),
     /// A disk is as fast as before.
     Disk(NodeId),
+    /// A disk has room again.
+    Room(NodeId),
+    /// A node loses the end of its log, and the leader dies, as what was planned before goes on.
+    RotTail(NodeId, NodeId),
 }
 
 /// A Raft message in a few words.

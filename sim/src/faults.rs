@@ -1,70 +1,261 @@
 //! Faults from outside: when they begin, and when they end.
 
+use std::collections::BTreeSet;
+
 use trefoil_core::limits::TICK_MS;
 use trefoil_core::replica::{Input, Pressure, Role};
 use trefoil_core::{NodeId, ShardId};
 
 use crate::check::Violation;
 use crate::client::Heard;
+use crate::disk::volume::Fault;
 use crate::event::{Event, Local, Mend};
 use crate::knobs::{FaultKind, MILLISECOND, SECOND};
-use crate::node::{Caller, Node};
+use crate::node::{Caller, Host, Node, Task};
 use crate::run::Phase;
 use crate::world::{World, trace};
 
+/// Whether the end of a node's log is in doubt, or will be when it starts.
+pub(crate) fn is_doubtful(node: &Node) -> bool {
+    node.disk.doubtful || node.hosts.values().any(|host| host.replica.is_uncertain())
+}
+
+/// Some of the nodes.
+type Group = BTreeSet<NodeId>;
+
 impl World {
     pub(crate) fn next_fault(&mut self) {
-        if self.phase != Phase::Chaos || self.shared.knobs.faults.is_empty() {
+        let goes_on = matches!(self.phase, Phase::Chaos | Phase::Core);
+        if !goes_on || self.shared.knobs.faults.is_empty() {
             return;
         }
         let kind = *self.shared.dice.pick(&self.shared.knobs.faults);
         let node = self.any_node();
         let for_us = self.shared.dice.between_doublings(50, 16_000) * MILLISECOND;
         trace!(self, "fault {kind:?} at n{node} for {} ms", for_us / MILLISECOND);
+        if !self.core.contains(&node) {
+            self.fault(kind, node, for_us);
+        }
+        let calm = self.shared.knobs.calm_us;
+        self.soon(calm, Event::NextFault);
+    }
+
+    fn fault(&mut self, kind: FaultKind, node: NodeId, for_us: u64) {
         match kind {
             FaultKind::Crash => self.crash(node, for_us, false),
-            FaultKind::PowerLoss => self.crash(node, for_us, true),
-            FaultKind::CrashAll => {
-                for node in 1..=self.setup.nodes {
-                    let for_us = self.shared.dice.between(50, 4_000) * MILLISECOND;
-                    let power = self.shared.dice.chance(500);
-                    self.crash(node, for_us, power);
-                }
+            FaultKind::PowerLoss => {
+                let power = !self.spares_power();
+                self.crash(node, for_us, power);
             }
+            FaultKind::CrashAll => self.crash_all(),
             FaultKind::Isolate => {
-                for other in (1..=self.setup.nodes).filter(|other| *other != node) {
-                    self.cut(node, other, for_us);
-                    self.cut(other, node, for_us);
-                }
+                let group = Group::from([node]);
+                self.split(&group, true, for_us);
             }
             FaultKind::OneWay => {
                 let other = self.shared.dice.between(1, self.setup.nodes);
                 self.cut(node, other, for_us);
             }
-            FaultKind::Pause => self.pause(node, for_us),
-            FaultKind::SlowDisk => {
-                self.node(node).sync_floor_us =
-                    self.shared.dice.between_doublings(10, 4_000) * MILLISECOND;
-                self.at(self.now + for_us, Event::Mend(Mend::Disk(node)));
+            FaultKind::Split => {
+                let all = 1..=self.setup.nodes;
+                let group = all.filter(|_| self.shared.dice.chance(500)).collect::<Group>();
+                let both = self.shared.dice.chance(500);
+                self.split(&group, both, for_us);
             }
+            FaultKind::Bridge => self.bridge(node, for_us),
+            FaultKind::Ring => self.ring(for_us),
+            FaultKind::Flap => self.flap(node),
+            FaultKind::Pause => self.pause(node, for_us, false),
+            FaultKind::Suspend => self.pause(node, for_us, true),
             FaultKind::Transfer => {
                 let shard = self.any_shard();
-                let to = self
-                    .shared
-                    .dice
-                    .chance(700)
-                    .then(|| self.shared.dice.between(1, self.setup.nodes));
+                let to = self.shared.dice.between(1, self.setup.nodes);
+                let to = self.shared.dice.chance(700).then_some(to);
                 self.stats.transfers += 1;
                 self.step(node, shard, Input::Transfer { call: 0, to });
             }
             FaultKind::Checkpoint => {
                 let shard = self.any_shard();
-                let pressure = Pressure { wants_checkpoint: true, disk_low: false };
+                let pressure = Pressure { wants_checkpoint: true, disk_low: self.nodes[&node].low };
                 self.step(node, shard, Input::Pressure(pressure));
             }
+            FaultKind::WallClock => {
+                let most = 4 * trefoil_core::limits::WALL_ADVANCE_MS_MAX;
+                let ahead = i64::try_from(self.shared.dice.between(0, most)).expect("small");
+                let back = i64::try_from(self.shared.dice.between(0, most)).expect("small");
+                self.node(node).set_wall_clock(ahead - back);
+            }
+            disk => self.disk_fault(disk, node, for_us),
         }
-        let calm = self.shared.knobs.calm_us;
-        self.soon(calm, Event::NextFault);
+    }
+
+    fn disk_fault(&mut self, kind: FaultKind, node: NodeId, for_us: u64) {
+        let mend = Event::Mend(Mend::Disk(node));
+        match kind {
+            FaultKind::SlowDisk => {
+                self.node(node).sync_floor_us =
+                    self.shared.dice.between_doublings(10, 4_000) * MILLISECOND;
+                self.at(self.now + for_us, mend);
+            }
+            FaultKind::HungDisk => {
+                self.node(node).hung = true;
+                self.stats.hung_disks += 1;
+                // Longer than a leader waits before it gives its shard away.
+                self.at(self.now + 2 * for_us, mend);
+            }
+            FaultKind::FullDisk => {
+                let room = self.shared.dice.between_doublings(256, 64 << 10);
+                self.node(node).disk.volume.limit(Some(room));
+                self.at(self.now + for_us, Event::Mend(Mend::Room(node)));
+            }
+            FaultKind::DiskError => {
+                let fault =
+                    *self.shared.dice.pick(&[Fault::Read, Fault::Write, Fault::Sync, Fault::Sync]);
+                self.node(node).disk.volume.arm(Some(fault));
+            }
+            FaultKind::BitFlip => self.rot(node),
+            FaultKind::RottenTail => self.rot_tail(node, for_us),
+            other => unreachable!("{other:?} is no fault of a disk"),
+        }
+    }
+
+    /// A bit turns over below the mark of a node's log, unless as many nodes are damaged as a cluster survives.
+    fn rot(&mut self, node: NodeId) {
+        let rotten = self.nodes.values().filter(|node| node.disk.rotten).count() as u64;
+        if rotten >= (self.setup.nodes - 1) / 2 || self.nodes[&node].disk.rotten {
+            return;
+        }
+        // While the process runs nobody sees it, and what it writes may hide it.
+        self.crash(node, SECOND, false);
+        let dice = &mut self.shared.dice;
+        let disk = &mut self.nodes.get_mut(&node).expect("every id has a node").disk;
+        if let Some((file, at)) = disk.volume.flip(dice, crate::disk::log::DIRECTORY) {
+            disk.rotten = true;
+            trace!(self, "n{node} has a bad bit in {file} at {at}");
+            self.stats.bit_flips += 1;
+        }
+    }
+
+    /// The end of a node's log is lost although it was synced. It may be one node at a time: of two whose ends are in
+    /// doubt nobody can say which one still has what was acknowledged.
+    fn rot_tail(&mut self, node: NodeId, for_us: u64) {
+        let leader = self.any_node();
+        let other = (1..=self.setup.nodes).find(|other| ![node, leader].contains(other));
+        let Some(other) = other.filter(|_| self.setup.nodes == 3 && leader != node) else {
+            return self.lose_tail(node, for_us);
+        };
+        // What the other one misses is on the leader and the node alone, and the leader dies when the node has lost it.
+        let misses_us = self.shared.dice.between(200, 2_000) * MILLISECOND;
+        self.split(&Group::from([other]), true, misses_us);
+        self.at(self.now + misses_us, Event::Mend(Mend::RotTail(node, leader)));
+    }
+
+    fn rot_tail_goes_on(&mut self, node: NodeId, leader: NodeId) {
+        if self.phase != Phase::Chaos {
+            return;
+        }
+        self.lose_tail(node, SECOND / 4);
+        if self.lost_tail == Some(node) {
+            let for_us = self.shared.dice.between(2, 6) * SECOND;
+            self.crash(leader, for_us, false);
+        }
+    }
+
+    fn lose_tail(&mut self, node: NodeId, for_us: u64) {
+        let damaged = self.nodes.values().any(|node| node.disk.rotten);
+        if self.setup.nodes < 3 || !self.nodes[&node].up || damaged || self.any_doubt() {
+            return;
+        }
+        self.crash(node, for_us, true);
+        let dice = &mut self.shared.dice;
+        let disk = &mut self.nodes.get_mut(&node).expect("every id has a node").disk;
+        if disk.rot_tail(dice) {
+            trace!(self, "n{node} has a bad bit above the mark");
+            self.stats.rotten_tails += 1;
+            self.lost_tail = Some(node);
+        }
+    }
+
+    /// Whether the end of any log is in doubt, or will be when its node starts.
+    fn any_doubt(&self) -> bool {
+        self.nodes.values().any(|node| !node.refused && is_doubtful(node))
+    }
+
+    /// Whether a node has lost what it had acknowledged, and has not caught up: then no other may lose its power.
+    fn spares_power(&mut self) -> bool {
+        if let Some(node) = self.lost_tail
+            && !is_doubtful(&self.nodes[&node])
+        {
+            self.lost_tail = None;
+        }
+        self.lost_tail.is_some()
+    }
+
+    fn crash_all(&mut self) {
+        for node in 1..=self.setup.nodes {
+            let for_us = self.shared.dice.between(50, 4_000) * MILLISECOND;
+            let power = self.shared.dice.chance(500)
+                && !self.spares_power()
+                && self.shared.knobs.faults.contains(&FaultKind::PowerLoss);
+            if !self.core.contains(&node) {
+                self.crash(node, for_us, power);
+            }
+        }
+    }
+
+    // === The network ===
+
+    /// Cuts a group off from the others, or only what it sends.
+    fn split(&mut self, group: &Group, both: bool, for_us: u64) {
+        for from in 1..=self.setup.nodes {
+            for to in 1..=self.setup.nodes {
+                let leaves = group.contains(&from) && !group.contains(&to);
+                let enters = !group.contains(&from) && group.contains(&to);
+                if leaves || (both && enters) {
+                    self.cut(from, to, for_us);
+                }
+            }
+        }
+    }
+
+    fn bridge(&mut self, bridge: NodeId, for_us: u64) {
+        for from in 1..=self.setup.nodes {
+            for to in 1..=self.setup.nodes {
+                let same = (from < bridge) == (to < bridge);
+                if from != bridge && to != bridge && !same {
+                    self.cut(from, to, for_us);
+                }
+            }
+        }
+    }
+
+    fn ring(&mut self, for_us: u64) {
+        let nodes = self.setup.nodes;
+        for from in 1..=nodes {
+            for to in 1..=nodes {
+                let apart = from.abs_diff(to);
+                if apart > 1 && apart < nodes - 1 {
+                    self.cut(from, to, for_us);
+                }
+            }
+        }
+    }
+
+    fn flap(&mut self, node: NodeId) {
+        let other = self.shared.dice.between(1, self.setup.nodes);
+        let both = self.shared.dice.chance(500);
+        let mut at = self.now;
+        for _ in 0..self.shared.dice.between(3, 12) {
+            let links = [(node, other), (other, node)];
+            at += self.shared.dice.between(50, 1_500) * MILLISECOND;
+            for (from, to) in links.into_iter().take(1 + usize::from(both)) {
+                self.at(at, Event::Mend(Mend::Cut(from, to)));
+            }
+            at += self.shared.dice.between(50, 1_500) * MILLISECOND;
+            for (from, to) in links {
+                self.at(at, Event::Mend(Mend::Link(from, to)));
+            }
+        }
     }
 
     /// Any node, or one that leads: that is where faults hurt.
@@ -92,8 +283,10 @@ impl World {
         self.at(self.now + for_us, Event::Mend(Mend::Link(from, to)));
     }
 
-    /// A process stands still for a while, unless it does so already.
-    fn pause(&mut self, node: NodeId, for_us: u64) {
+    // === Processes ===
+
+    /// A process stands still for a while, and with it its clock, unless it does so already.
+    fn pause(&mut self, node: NodeId, for_us: u64, with_clock: bool) {
         if self.nodes[&node].paused_until > self.now {
             return;
         }
@@ -102,33 +295,46 @@ impl World {
         let until = self.now + for_us;
         let host = self.node(node);
         (host.paused_until, host.deaf_us) = (until, deaf_us);
+        if with_clock {
+            host.stall(until - for_us, until);
+        }
         self.stats.pauses += 1;
     }
 
     /// A process dies, and starts again after a while.
-    fn crash(&mut self, node: NodeId, for_us: u64, power: bool) {
+    pub(crate) fn crash(&mut self, node: NodeId, for_us: u64, power: bool) {
         if !self.nodes[&node].up {
             return;
         }
-        let unsynced = self.nodes[&node].disk.unsynced() as u64;
-        let kept = usize::try_from(self.shared.dice.between(0, unsynced)).expect("a small number");
         let now = self.now;
-        let host = self.node(node);
-        let calls = std::mem::take(&mut host.calls);
-        let lost = host.crash(kept);
-        if power {
-            host.reboot(now);
+        let at = self.node(node);
+        at.life += 1;
+        let calls = std::mem::take(&mut at.calls);
+        let mut hosts = at.die();
+        let installs = |host: &Host| {
+            matches!(host.tasks.front(), Some(Task::Install { .. }))
+                || (host.working && host.tasks.is_empty())
+        };
+        self.stats.installs_interrupted +=
+            hosts.values().filter(|host| installs(host)).count() as u64;
+        for (shard, host) in &mut hosts {
+            if let Some(job) = host.checkpoint.take() {
+                self.die_writing(node, *shard, &job);
+            }
         }
-        trace!(self, "n{node} dies, {kept} of {unsynced} writes kept");
+        let at = self.nodes.get_mut(&node).expect("every id has a node");
+        at.disk.doubtful |= hosts.values().any(|host| host.doubted);
+        let lost = at.disk.crash(&mut self.shared.dice, power);
+        drop(hosts);
+        if power {
+            at.reboot(now);
+        }
+        trace!(self, "n{node} dies, power={power}, lost={lost}");
         self.stats.crashes += 1;
-        self.stats.lost_tails += u64::from(lost);
+        self.stats.lost_tails += u64::from(lost && power);
         for Caller { client, token, .. } in calls.into_values() {
             let delay = self.shared.knobs.delay_us;
             self.soon(delay, Event::Hear(client, token, Heard::Broken));
-        }
-        // The tail that was lost may have been torn, and then it looks as if more could be missing.
-        if lost && self.shared.dice.chance(300) {
-            self.node(node).torn = true;
         }
         self.at(self.now + for_us, Event::Mend(Mend::Start(node)));
     }
@@ -136,52 +342,146 @@ impl World {
     /// Starts the process of a node.
     pub(crate) fn start(&mut self, node: NodeId) {
         let (now, setup, seed) = (self.now, self.setup, self.shared.dice.number());
-        let host = self.node(node);
-        let uncertain = std::mem::take(&mut host.torn);
-        if let Err(why) = host.start(now, &setup, uncertain, seed) {
-            self.violations.push(Violation::new(
-                "a node starts from what its disk holds",
-                format!("n{node}: {why}"),
-            ));
-            return;
+        let at = self.node(node);
+        let errors = at.disk.volume.errors();
+        let shards = match at.disk.start() {
+            Ok(shards) => shards,
+            Err(why) if at.disk.rotten || at.disk.tail_rotten => {
+                at.disk.rotten = true;
+                at.refused = true;
+                trace!(self, "n{node} refuses to start: {why}");
+                self.stats.refusals += 1;
+                return;
+            }
+            Err(_) if at.disk.volume.errors() > errors => {
+                trace!(self, "n{node} does not start: its disk failed");
+                self.stats.disk_errors += 1;
+                return self.at(now + SECOND, Event::Mend(Mend::Start(node)));
+            }
+            Err(why) => return self.does_not_start(node, &why),
+        };
+        let violations = if at.disk.rotten { Vec::new() } else { at.disk.compare(&shards) };
+        let torn = at.disk.cuts();
+        let uncertain = shards.values().any(|(boot, _)| boot.uncertain);
+        let started = at.start(now, &setup, shards, seed);
+        self.violations.extend(violations);
+        if let Err(why) = started {
+            return self.does_not_start(node, &why);
         }
         trace!(self, "n{node} starts, uncertain={uncertain}");
+        self.stats.torn_tails += torn;
         self.stats.uncertain += u64::from(uncertain);
         let event = Event::In(self.process(node), Local::Tick);
         self.soon(TICK_MS * MILLISECOND, event);
     }
 
+    fn does_not_start(&mut self, node: NodeId, why: &str) {
+        let what = format!("n{node}: {why}");
+        self.violations.push(Violation::new("a node starts from what its disk holds", what));
+    }
+
     pub(crate) fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Start(node) => {
-                let stays_down = self.phase != Phase::Chaos && self.kept_down == Some(node);
-                if !self.nodes[&node].up && !stays_down {
+                if !self.nodes[&node].up && !self.nodes[&node].refused {
                     self.start(node);
                 }
             }
+            Mend::Cut(from, to) => {
+                if matches!(self.phase, Phase::Chaos | Phase::Core) {
+                    self.network.cut(from, to);
+                }
+            }
             Mend::Link(from, to) => self.network.mend(from, to),
-            Mend::Disk(node) => self.node(node).sync_floor_us = 0,
+            Mend::Disk(node) => self.mend_disk(node),
+            Mend::Room(node) => self.node(node).disk.volume.limit(None),
+            Mend::RotTail(node, leader) => self.rot_tail_goes_on(node, leader),
         }
     }
 
-    /// Faults are over: everything works, but for one node that may stay down a while longer.
+    fn mend_disk(&mut self, node: NodeId) {
+        let at = self.node(node);
+        at.sync_floor_us = 0;
+        if std::mem::take(&mut at.hung) && at.disk.is_flying() {
+            let event = Event::In(self.process(node), Local::Synced);
+            self.at(self.now, event);
+        }
+    }
+
+    /// A node works: its process runs, and its disk is as it should be.
+    fn heal_node(&mut self, node: NodeId) {
+        let now = self.now;
+        let at = self.node(node);
+        if at.paused_until > now {
+            // A clock that stood still goes on at once.
+            at.resume(now);
+        }
+        at.paused_until = at.paused_until.min(now);
+        at.deaf_us = (0, 0);
+        at.disk.volume.limit(None);
+        at.disk.volume.arm(None);
+        self.mend_disk(node);
+        self.mend(Mend::Start(node));
+    }
+
+    /// Faults are over: everything works, but for nodes whose disk is damaged.
     pub(crate) fn heal(&mut self) {
         trace!(self, "faults are over");
         self.network.mend_all();
         let knobs = &mut self.shared.knobs;
-        (knobs.loss, knobs.duplication, knobs.reordering, knobs.broken_streams) = (0, 0, 0, 0);
-        if knobs.one_stays_down {
-            let node = self.shared.dice.between(1, self.setup.nodes);
-            self.crash(node, 3_600 * SECOND, true);
-            self.kept_down = Some(node);
-        }
+        (knobs.loss, knobs.duplication, knobs.reordering) = (0, 0, 0);
+        (knobs.replay, knobs.broken_streams) = (0, 0);
         for node in 1..=self.setup.nodes {
-            let now = self.now;
-            let host = self.node(node);
-            host.paused_until = host.paused_until.min(now);
-            host.deaf_us = (0, 0);
-            host.sync_floor_us = 0;
-            self.mend(Mend::Start(node));
+            self.heal_node(node);
         }
+    }
+
+    /// Chooses a majority that works and whose links work from now on; everything else stays as it is, and faults go
+    /// on outside of it.
+    pub(crate) fn choose_core(&mut self) {
+        let majority = usize::try_from(self.setup.nodes / 2 + 1).expect("a small number");
+        let sound = self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id);
+        let mut sound = sound.collect::<Vec<_>>();
+        // A leader that is left out is what harms the others most.
+        let leader = Some(self.any_node()).filter(|leader| {
+            self.shared.dice.chance(700) && sound.contains(leader) && sound.len() > majority
+        });
+        sound.retain(|node| Some(*node) != leader);
+        let mut core = Group::new();
+        while core.len() < majority {
+            let n = self.shared.dice.between(0, sound.len() as u64 - 1);
+            core.insert(sound.remove(usize::try_from(n).expect("a small number")));
+        }
+        // A node that lost the end of its log waits for one that did not: then all are needed.
+        if self.any_doubt() {
+            core.extend(self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id));
+        }
+        for node in &core {
+            self.heal_node(*node);
+        }
+        trace!(self, "from now on {core:?} work");
+        self.network.protect(&core);
+        self.core = core;
+        if let Some(leader) = leader.filter(|leader| !self.core.contains(leader)) {
+            self.harm_leader(leader);
+        }
+        self.awaited = self.clients.iter().map(|(id, client)| (*id, client.ended().1)).collect();
+    }
+
+    /// A leader outside of the core that the core goes on hearing: it hears nobody, or its disk hangs.
+    fn harm_leader(&mut self, leader: NodeId) {
+        let deaf = self.shared.dice.chance(500);
+        trace!(self, "n{leader} is left out, deaf={deaf}");
+        self.heal_node(leader);
+        for node in self.core.clone() {
+            self.network.mend(leader, node);
+            if deaf {
+                self.network.cut(node, leader);
+            } else {
+                self.network.mend(node, leader);
+            }
+        }
+        self.node(leader).hung = !deaf;
+        self.shared.knobs.faults.clear();
     }
 }

@@ -6,6 +6,10 @@
 use trefoil_core::replica::Tuning;
 
 use crate::dice::Dice;
+use crate::disk::Options;
+
+/// Seeds in a thousand whose state files are the real ones: they take several times as long.
+const REAL_STATE_PER_MILLE: u64 = 100;
 
 /// Microseconds of a second.
 pub const SECOND: u64 = 1_000_000;
@@ -38,8 +42,17 @@ pub struct Knobs {
     pub duplication: u64,
     /// Messages that overtake others of their stream.
     pub reordering: u64,
+    /// Messages delivered again much later.
+    pub replay: u64,
     /// Snapshot streams that break.
     pub broken_streams: u64,
+    /// Links that are much slower than the others.
+    pub slow_links: u64,
+
+    /// How much faster or slower than time boot clocks may run.
+    pub drift_per_mille: u64,
+    /// Whether wall clocks are wrong by any time.
+    pub wrong_wall_clocks: bool,
 
     /// Longest sync of the log.
     pub sync_us: u64,
@@ -52,8 +65,10 @@ pub struct Knobs {
     pub calm_us: u64,
     /// Kinds of faults that happen.
     pub faults: Vec<FaultKind>,
-    /// Whether one node stays away while the others must already serve again.
-    pub one_stays_down: bool,
+    /// Whether faults go on outside a chosen majority while that must serve; otherwise all of them end.
+    pub liveness: bool,
+    /// Sizes of the disks.
+    pub disk: Options,
     /// Sizes of the replicas.
     pub tuning: Tuning,
 }
@@ -63,7 +78,7 @@ pub struct Knobs {
 pub enum FaultKind {
     /// A process dies and starts again.
     Crash,
-    /// A machine loses power: its boot clock starts again.
+    /// A machine loses power: its boot clock starts again, and what was not synced is gone.
     PowerLoss,
     /// All processes die at once.
     CrashAll,
@@ -71,10 +86,32 @@ pub enum FaultKind {
     Isolate,
     /// Messages of one link are lost in one direction.
     OneWay,
+    /// The nodes fall into two groups, cut off from each other in one direction or both.
+    Split,
+    /// Two groups see each other only through one node.
+    Bridge,
+    /// Each node sees only its neighbours.
+    Ring,
+    /// A link comes and goes.
+    Flap,
     /// A process stands still.
     Pause,
+    /// A process stands still, and so does its boot clock.
+    Suspend,
     /// A disk is slow.
     SlowDisk,
+    /// A disk syncs nothing.
+    HungDisk,
+    /// A disk has little room.
+    FullDisk,
+    /// A read, write or sync of the log fails.
+    DiskError,
+    /// A bit of a log turns over, on a minority of nodes.
+    BitFlip,
+    /// A loss of power, and a bit of what the mark did not know of yet turns over: on one node at a time.
+    RottenTail,
+    /// Somebody sets a wall clock.
+    WallClock,
     /// An operator moves a leadership.
     Transfer,
     /// The disk asks for a checkpoint.
@@ -82,49 +119,86 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 20] = [
         Self::Crash,
         Self::PowerLoss,
         Self::CrashAll,
         Self::Isolate,
         Self::OneWay,
+        Self::Split,
+        Self::Bridge,
+        Self::Ring,
+        Self::Flap,
         Self::Pause,
+        Self::Suspend,
         Self::SlowDisk,
+        Self::HungDisk,
+        Self::FullDisk,
+        Self::DiskError,
+        Self::BitFlip,
+        Self::RottenTail,
+        Self::WallClock,
         Self::Transfer,
         Self::Checkpoint,
     ];
+
+    /// Kinds that a seed has. What damages a log below the mark is left to a minority, and a node that lost the end
+    /// of its log is one more: a seed has the one or the other.
+    fn draw(dice: &mut Dice, wrong_wall_clocks: bool) -> Vec<Self> {
+        let mut kinds = Self::ALL.into_iter().filter(|_| dice.chance(350)).collect::<Vec<_>>();
+        if kinds.contains(&Self::BitFlip) && dice.chance(500) {
+            kinds.retain(|kind| ![Self::PowerLoss, Self::RottenTail].contains(kind));
+        } else {
+            kinds.retain(|kind| *kind != Self::BitFlip);
+        }
+        if !wrong_wall_clocks {
+            kinds.retain(|kind| *kind != Self::WallClock);
+        }
+        kinds
+    }
 }
 
 impl Knobs {
     /// Draws the knobs of a run.
     pub fn draw(dice: &mut Dice) -> Self {
         let nodes = *dice.pick(&[1, 3, 3, 3, 3, 3, 3, 5]);
-        let faults = FaultKind::ALL.into_iter().filter(|_| dice.chance(600)).collect();
+        let wrong_wall_clocks = dice.chance(250);
+        let faults = FaultKind::draw(dice, wrong_wall_clocks);
         let mut sometimes = |per_mille: u64, most: u64| {
             if dice.chance(per_mille) { dice.between(1, most) } else { 0 }
         };
         let (loss, duplication, reordering) =
             (sometimes(500, 100), sometimes(300, 50), sometimes(200, 50));
-        let broken_streams = sometimes(500, 500);
+        let (replay, broken_streams, slow_links) =
+            (sometimes(300, 20), sometimes(500, 500), sometimes(400, 300));
+        let drift_per_mille = sometimes(500, 100);
         Self {
             nodes,
             shards: u32::try_from(dice.between(1, 2)).expect("a small number"),
-            clients: dice.between(6, 12),
-            chaos_us: dice.between(10, 40) * SECOND,
+            clients: dice.between(5, 10),
+            chaos_us: dice.between(45, 75) * SECOND,
             keys: dice.between(2, 8),
             partitions: u32::try_from(dice.between(1, 3)).expect("a small number"),
-            think_us: dice.between_doublings(10, 1_000) * MILLISECOND,
+            think_us: dice.between_doublings(50, 1_000) * MILLISECOND,
             delay_us: dice.between_doublings(1, 64) * MILLISECOND,
             loss,
             duplication,
             reordering,
+            replay,
             broken_streams,
+            slow_links,
+            drift_per_mille,
+            wrong_wall_clocks,
             sync_us: dice.between_doublings(1, 64) * MILLISECOND,
             apply_us: dice.between_doublings(1, 32) * 100,
             checkpoint_us: dice.between_doublings(1, 1_000) * MILLISECOND,
             calm_us: dice.between_doublings(1, 16) * SECOND,
             faults,
-            one_stays_down: nodes > 1 && dice.chance(300),
+            liveness: nodes > 1 && dice.chance(500),
+            disk: Options {
+                segment_bytes: dice.between_doublings(4 << 10, 64 << 10),
+                real_state: dice.chance(REAL_STATE_PER_MILLE),
+            },
             tuning: Tuning {
                 checkpoint_log_bytes: dice.between_doublings(256, 1 << 20),
                 checkpoint_overlay_bytes: dice.between_doublings(256, 1 << 20),

@@ -2,8 +2,10 @@
 //!
 //! [`check`] depends on nothing else here: tests with real processes use it too. The rest is a world in one thread
 //! and virtual time: [`run::run`] runs a seed. In reading order: [`dice`], [`knobs`], [`network`], [`disk`],
-//! [`node`], [`calls`], [`roles`], [`client`], [`event`], [`world`], `carry` and `faults`, [`run`].
+//! [`node`], [`calls`], [`roles`], [`client`], [`event`], [`world`], `carry`, `storage` and
+//! `faults`, [`run`].
 
+pub mod batch;
 pub mod calls;
 mod carry;
 pub mod check;
@@ -13,10 +15,12 @@ pub mod disk;
 pub mod event;
 mod faults;
 pub mod knobs;
+mod lives;
 pub mod network;
 pub mod node;
 pub mod roles;
 pub mod run;
 pub mod stats;
+mod storage;
 pub mod trace;
 pub mod world;

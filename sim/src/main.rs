@@ -1,5 +1,5 @@
-//! `trefoil-sim`: runs seeds, tells its progress on standard error, and stops at the first broken promise with the
-//! command that reproduces it.
+//! `trefoil-sim`: runs seeds on all processors, tells its progress on standard error, and stops at the first broken
+//! promise with the command that reproduces it.
 
 use std::cell::Cell;
 use std::io::Write as _;
@@ -8,13 +8,13 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use trefoil_sim::run::{Report, run};
-use trefoil_sim::stats::Stats;
+use trefoil_sim::batch::{Batch, Limits};
+use trefoil_sim::run::{Report, run_keeping};
 
 /// Seconds between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// Runs whole clusters in one thread and virtual time, each decided by its seed.
+/// Runs whole clusters in virtual time, each in one thread and decided by its seed.
 #[derive(Parser)]
 #[command(name = "trefoil-sim", version)]
 struct Arguments {
@@ -27,9 +27,24 @@ struct Arguments {
     /// Stop after so many minutes; without --seeds the first seed is the present time.
     #[arg(long)]
     minutes: Option<u64>,
+    /// Seeds that run at a time; without it as many as there are processors.
+    #[arg(long)]
+    threads: Option<usize>,
     /// Lines of the trace to show when a promise is broken.
     #[arg(long, default_value_t = 80)]
     lines: usize,
+    /// Put a known bug back.
+    #[cfg(feature = "mutants")]
+    #[arg(long, conflicts_with = "mutants")]
+    mutant: Option<String>,
+    /// Put each known bug back and print how many seeds it took to find it; fails when one is not found.
+    #[cfg(feature = "mutants")]
+    #[arg(long)]
+    mutants: bool,
+    /// Seeds that a mutant may survive at most.
+    #[cfg(feature = "mutants")]
+    #[arg(long, default_value_t = 200)]
+    most: u64,
 }
 
 thread_local! {
@@ -39,50 +54,85 @@ thread_local! {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let before = std::panic::take_hook();
-    std::panic::set_hook(Box::new(move |panic| {
-        say(&format!("a panic; reproduce: {}", command(SEED.get())));
-        before(panic);
+    std::panic::set_hook(Box::new(|panic| {
+        say(&format!("{panic}; reproduce: {}", command(SEED.get())));
     }));
-    let started = Instant::now();
-    let until = arguments.minutes.map(|minutes| started + Duration::from_secs(60 * minutes));
-    let seeds = arguments
-        .seed
-        .map(|seed| seed..=seed)
-        .or(arguments.seeds)
-        .unwrap_or_else(|| from_now(until.is_none()));
-    let (mut total, mut count, mut told) = (Stats::default(), 0_u64, started);
-    let mut virtual_us = 0;
-    for seed in seeds {
-        if until.is_some_and(|until| Instant::now() >= until) {
-            break;
-        }
-        SEED.set(seed);
-        let report = run(seed);
-        count += 1;
-        virtual_us += report.virtual_us;
-        total.add(&report.stats);
-        if !report.violations.is_empty() {
-            tell(&report, arguments.lines);
-            return ExitCode::FAILURE;
-        }
-        if told.elapsed() >= PROGRESS {
-            told = Instant::now();
-            say(&format!(
-                "{count} seeds, {} virtual seconds, at seed {seed}",
-                virtual_us / 1_000_000
-            ));
-        }
-        if arguments.seed.is_some() {
-            say(&format!("seed {seed}: hash {:016x}", report.hash));
-        }
+    #[cfg(feature = "mutants")]
+    if arguments.mutants {
+        return mutants(&arguments);
     }
+    match arguments.seed {
+        Some(seed) => one(seed, &arguments),
+        None => many(&arguments),
+    }
+}
+
+/// Runs one seed with what was asked for.
+fn run_seed(
+    seed: u64,
+    #[allow(unused_variables, reason = "mutants are a feature")] arguments: &Arguments,
+) -> Report {
+    SEED.set(seed);
+    #[cfg(feature = "mutants")]
+    if let Some(name) = &arguments.mutant {
+        let mutant = trefoil_core::mutants::named(name);
+        trefoil_core::mutants::put(Some(mutant.expect("the name of a mutant")));
+    }
+    run_keeping(seed, arguments.lines)
+}
+
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+    let report = run_seed(seed, arguments);
+    if !report.violations.is_empty() {
+        return tell(&report, arguments.lines);
+    }
+    let seconds = report.virtual_us / 1_000_000;
     say(&format!(
-        "{count} seeds in {} s, {} virtual seconds: {total}",
-        started.elapsed().as_secs(),
-        virtual_us / 1_000_000
+        "seed {seed}: hash {:016x}, {seconds} virtual seconds: {}",
+        report.hash, report.stats
     ));
     ExitCode::SUCCESS
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let until = arguments.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
+    let seeds = arguments.seeds.clone().unwrap_or_else(|| from_now(until.is_none()));
+    say(&format!("the first seed is {}", seeds.start()));
+    let threads = arguments.threads.unwrap_or_else(processors);
+    let limits = Limits { seeds, until, threads };
+    let batch = Batch::run(&limits, PROGRESS, say, |seed| run_seed(seed, arguments));
+    say(&batch.to_string());
+    if let Some(report) = batch.failed() {
+        return tell(report, arguments.lines);
+    }
+    let missing = batch.missing();
+    if missing.is_empty() {
+        return ExitCode::SUCCESS;
+    }
+    say(&format!("so many seeds should have met more: {}", missing.join(", ")));
+    ExitCode::FAILURE
+}
+
+/// The table of known bugs: which promise each breaks, and after how many seeds.
+#[cfg(feature = "mutants")]
+fn mutants(arguments: &Arguments) -> ExitCode {
+    use trefoil_core::mutants::Mutant;
+    use trefoil_sim::batch::find;
+
+    let first = arguments.seeds.as_ref().map_or(1, |seeds| *seeds.start());
+    let most = arguments.most;
+    std::panic::set_hook(Box::new(|_| {}));
+    let found =
+        find(Mutant::ALL, first, most, arguments.threads.unwrap_or_else(processors), |line| {
+            say(line)
+        });
+    let survivors = found.iter().filter(|found| found.is_none()).count();
+    say(&format!("{} mutants, {survivors} not found within {most} seeds", found.len()));
+    if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn processors() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Seeds from the present time on: one, or as many as there is time for.
@@ -93,7 +143,7 @@ fn from_now(one: bool) -> RangeInclusive<u64> {
     if one { first..=first } else { first..=u64::MAX }
 }
 
-fn tell(report: &Report, lines: usize) {
+fn tell(report: &Report, lines: usize) -> ExitCode {
     for line in report.trace.iter().skip(report.trace.len().saturating_sub(lines)) {
         say(line);
     }
@@ -101,6 +151,7 @@ fn tell(report: &Report, lines: usize) {
         say(&format!("BROKEN {violation}"));
     }
     say(&format!("reproduce: {}", command(report.seed)));
+    ExitCode::FAILURE
 }
 
 fn command(seed: u64) -> String {

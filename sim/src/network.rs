@@ -6,7 +6,7 @@ use raft_proto::eraftpb::MessageType;
 use trefoil_core::NodeId;
 
 use crate::dice::Dice;
-use crate::knobs::Knobs;
+use crate::knobs::{Knobs, MILLISECOND, SECOND};
 
 /// Streams of one direction of a link: heartbeats and votes go ahead of appends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,14 +33,32 @@ impl Lane {
 /// All links.
 #[derive(Debug, Default)]
 pub struct Network {
+    /// Nodes between which all links work.
+    core: BTreeSet<NodeId>,
     /// Directions that lose everything.
     cut: BTreeSet<(NodeId, NodeId)>,
     /// When the last message of each stream arrives.
     busy: BTreeMap<(NodeId, NodeId, Lane), u64>,
+    /// Longest delay of links that are slower than the others.
+    slow: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 impl Network {
-    /// When copies of a message arrive; none when it is lost.
+    /// All links as a seed draws them.
+    pub fn draw(dice: &mut Dice, knobs: &Knobs) -> Self {
+        let mut network = Self::default();
+        for from in 1..=knobs.nodes {
+            for to in (1..=knobs.nodes).filter(|to| *to != from) {
+                if dice.chance(knobs.slow_links) {
+                    let most = dice.between_doublings(32, 2_048) * MILLISECOND;
+                    network.slow.insert((from, to), most);
+                }
+            }
+        }
+        network
+    }
+
+    /// When copies of a message arrive; none when it is lost. Inside the core nothing is lost or slow.
     pub fn route(
         &mut self,
         dice: &mut Dice,
@@ -49,10 +67,12 @@ impl Network {
         link: (NodeId, NodeId),
         lane: Lane,
     ) -> Vec<u64> {
-        if self.is_cut(link) || dice.chance(knobs.loss) {
+        let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
+        if self.is_cut(link) || (!safe && dice.chance(knobs.loss)) {
             return Vec::new();
         }
-        let at = now + 1 + dice.between(0, knobs.delay_us);
+        let slow = self.slow.get(&link).copied().filter(|_| !safe);
+        let at = now + 1 + dice.between(0, slow.unwrap_or(knobs.delay_us));
         let mut times = vec![at];
         if !dice.chance(knobs.reordering) {
             // A stream keeps its order.
@@ -62,6 +82,9 @@ impl Network {
         }
         if dice.chance(knobs.duplication) {
             times.push(at + dice.between(0, 4 * knobs.delay_us));
+        }
+        if dice.chance(knobs.replay) {
+            times.push(at + dice.between_doublings(SECOND / 2, 64 * SECOND));
         }
         times
     }
@@ -74,7 +97,9 @@ impl Network {
 
     /// Cuts one direction.
     pub fn cut(&mut self, from: NodeId, to: NodeId) {
-        self.cut.insert((from, to));
+        if !self.core.contains(&from) || !self.core.contains(&to) {
+            self.cut.insert((from, to));
+        }
     }
 
     /// Mends one direction.
@@ -85,5 +110,12 @@ impl Network {
     /// Mends everything.
     pub fn mend_all(&mut self) {
         self.cut.clear();
+        self.slow.clear();
+    }
+
+    /// From now on nothing happens to links between these nodes.
+    pub fn protect(&mut self, core: &BTreeSet<NodeId>) {
+        self.cut.retain(|(from, to)| !core.contains(from) || !core.contains(to));
+        self.core.clone_from(core);
     }
 }

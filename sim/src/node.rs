@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
+use raft_proto::eraftpb::HardState;
 use trefoil_core::machine::{Applied, Machine};
-use trefoil_core::replica::{ApplyRange, Config, Read, Replica, Tuning};
-use trefoil_core::store::MemoryStore;
+use trefoil_core::replica::{ApplyRange, Boot, Config, Read, Replica, Tuning};
 use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
+use trefoil_server::storage::LogWrite;
 
-use raft_proto::eraftpb::HardState;
-
-use crate::disk::{Disk, Image};
+use crate::check::ballot::Ballot;
+use crate::disk::state::{Image, Job, State};
+use crate::disk::{Disk, Options};
+use crate::knobs::MILLISECOND;
 
 /// Wall clock at the start of every run, in ms since 1970.
 const WALL_START_MS: u64 = 1_700_000_000_000;
@@ -55,15 +57,23 @@ pub struct Host {
     /// Applies.
     pub machine: Machine,
     /// What the machine has.
-    pub store: MemoryStore,
+    pub store: State,
     /// Work that waits for the applier.
     pub tasks: VecDeque<Task>,
     /// Whether the applier works on the first task.
     pub working: bool,
     /// Bytes of entries since the last checkpoint, in place of the bytes of changed state.
     pub overlay_bytes: u64,
+    /// The checkpoint that is being written.
+    pub checkpoint: Option<Job>,
     /// Snapshots that are open for peers.
     pub open: BTreeMap<NodeId, Rc<Image>>,
+    /// What it has done about its term.
+    pub ballot: Ballot,
+    /// Whether log time was followed since the start.
+    pub followed: bool,
+    /// Whether the log still says that its end is in doubt.
+    pub doubted: bool,
     /// What each process of a peer was told about the end of this log.
     pub told: BTreeMap<NodeId, (u32, bool)>,
 }
@@ -100,71 +110,116 @@ pub struct Node {
     pub deaf_us: (u64, u64),
     /// What a sync takes at least.
     pub sync_floor_us: u64,
-    /// The end of the log was torn at the last crash: it looks as if more could be missing.
-    pub torn: bool,
+    /// Syncs do not end.
+    pub hung: bool,
     /// Writes that are being synced.
-    pub syncing: usize,
+    pub writing: Vec<LogWrite>,
+    /// The disk had no room for the next write.
+    pub full: bool,
+    /// There is little room on the disk.
+    pub low: bool,
+    /// It does not start: what it has on disk is damaged.
+    pub refused: bool,
+    /// When it started last.
+    pub started_at: u64,
     /// Who waits for an answer.
     pub calls: BTreeMap<CallId, Caller>,
     last_call: CallId,
-    /// Virtual time at which the boot clock was 0, possibly before the start of the run.
-    booted_at_us: i64,
+    clock: Clock,
+}
+
+/// The clocks of a node.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Microseconds of the boot clock at `since_us`, and before it.
+    pub boot_us: u64,
+    /// Virtual time.
+    pub since_us: u64,
+    /// How fast the boot clock runs, in a thousand.
+    pub rate: u64,
     /// Error of the wall clock.
-    skew_ms: i64,
+    pub skew_ms: i64,
+}
+
+impl Clock {
+    fn boot_us(&self, now_us: u64) -> u64 {
+        self.boot_us + now_us.saturating_sub(self.since_us) * self.rate / 1_000
+    }
 }
 
 impl Node {
     /// A node that has just been set up and is not running.
     #[must_use]
-    pub fn new(id: NodeId, shards: u32, age_us: u64, skew_ms: i64) -> Self {
+    pub fn new(id: NodeId, shards: u32, clock: Clock, options: Options) -> Self {
         Self {
             id,
-            disk: Disk::new(0..=shards),
+            disk: Disk::new(0..=shards, options),
             hosts: BTreeMap::new(),
             up: false,
             life: 0,
             paused_until: 0,
             deaf_us: (0, 0),
             sync_floor_us: 0,
-            torn: false,
-            syncing: 0,
+            hung: false,
+            writing: Vec::new(),
+            full: false,
+            low: false,
+            refused: false,
+            started_at: 0,
             calls: BTreeMap::new(),
             last_call: 0,
-            booted_at_us: -i64::try_from(age_us).expect("an age is a small number"),
-            skew_ms,
+            clock,
         }
     }
 
     /// The clocks of this node.
     #[must_use]
     pub fn clocks(&self, now_us: u64) -> Now {
-        let now_us = i64::try_from(now_us).expect("a run is short");
-        let boot_ms = u64::try_from((now_us - self.booted_at_us) / 1_000)
-            .expect("nodes boot before they run");
-        let wall_ms = WALL_START_MS.saturating_add_signed(now_us / 1_000 + self.skew_ms);
-        Now { boot_ms, wall_ms }
+        let boot_ms = self.clock.boot_us(now_us) / MILLISECOND;
+        let wall_ms = WALL_START_MS + now_us / MILLISECOND;
+        Now { boot_ms, wall_ms: wall_ms.saturating_add_signed(self.clock.skew_ms) }
     }
 
     /// The machine itself starts again: so does its boot clock.
     pub fn reboot(&mut self, now_us: u64) {
-        self.booted_at_us = i64::try_from(now_us).expect("a run is short");
+        (self.clock.boot_us, self.clock.since_us) = (0, now_us);
     }
 
-    /// Starts the process.
+    /// The boot clock stands still until a time, as that of a virtual machine that is moved.
+    pub fn stall(&mut self, now_us: u64, until_us: u64) {
+        (self.clock.boot_us, self.clock.since_us) = (self.clock.boot_us(now_us), until_us);
+    }
+
+    /// A clock that was to stand still longer goes on now.
+    pub fn resume(&mut self, now_us: u64) {
+        self.clock.since_us = self.clock.since_us.min(now_us);
+    }
+
+    /// Somebody sets the wall clock.
+    pub fn set_wall_clock(&mut self, skew_ms: i64) {
+        self.clock.skew_ms = skew_ms;
+    }
+
+    /// How long so much time of the boot clock takes.
+    #[must_use]
+    pub fn real_us(&self, boot_us: u64) -> u64 {
+        boot_us * 1_000 / self.clock.rate
+    }
+
+    /// Starts the process with what its disk holds.
     ///
     /// # Errors
-    /// When a replica refuses what is on the disk.
+    /// When a replica refuses it.
     pub fn start(
         &mut self,
         now_us: u64,
         setup: &Setup,
-        uncertain: bool,
+        shards: BTreeMap<ShardId, (Boot, State)>,
         seed: u64,
     ) -> Result<(), String> {
         let now = self.clocks(now_us);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        for shard in 0..=setup.shards {
-            let boot = self.disk.boot(shard, uncertain);
+        for (shard, (boot, store)) in shards {
             let config = Config {
                 node: self.id,
                 shard,
@@ -173,8 +228,6 @@ impl Node {
                 seed,
                 tuning: setup.tuning,
             };
-            let image = self.disk.image(shard);
-            let store = image.store.clone();
             let host = Host {
                 replica: Replica::new(config, &boot, now, &logger)?,
                 machine: Machine::open(&store, shard, setup.shards),
@@ -182,23 +235,28 @@ impl Node {
                 tasks: VecDeque::new(),
                 working: false,
                 overlay_bytes: 0,
+                checkpoint: None,
                 open: BTreeMap::new(),
+                ballot: Ballot::default(),
+                followed: false,
+                doubted: boot.uncertain,
                 told: BTreeMap::new(),
             };
             self.hosts.insert(shard, host);
         }
         self.up = true;
         self.life += 1;
+        self.started_at = now_us;
         Ok(())
     }
 
-    /// The process dies; `kept` writes that were not synced have reached the disk. Says whether others were lost.
-    pub fn crash(&mut self, kept: usize) -> bool {
-        self.hosts.clear();
+    /// The process dies, and the shards of its memory with it.
+    pub fn die(&mut self) -> BTreeMap<ShardId, Host> {
         self.up = false;
         self.paused_until = 0;
-        self.syncing = 0;
-        self.disk.crash(kept)
+        (self.full, self.low) = (false, false);
+        self.writing.clear();
+        std::mem::take(&mut self.hosts)
     }
 
     /// Names a call.
@@ -218,9 +276,20 @@ pub struct Setup {
     pub shards: u32,
     /// Sizes of the replicas.
     pub tuning: Tuning,
+    /// Sizes of the disks.
+    pub disk: Options,
 }
 
 impl Host {
+    /// Bytes of changes since the last checkpoint.
+    #[must_use]
+    pub fn changed_bytes(&self) -> u64 {
+        match &self.store {
+            State::Memory(_) => self.overlay_bytes,
+            State::File(store) => store.overlay_bytes(),
+        }
+    }
+
     /// What the machine says of itself after a snapshot was installed.
     #[must_use]
     pub fn restored(&self) -> Applied {
@@ -233,6 +302,7 @@ impl Host {
             chain: progress.chain,
             queue_backlog: progress.queue_backlog,
             next_due_ms: Machine::next_due_ms(&self.store),
+            overlay_bytes: self.changed_bytes(),
             ..Applied::default()
         }
     }

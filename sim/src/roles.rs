@@ -16,7 +16,7 @@ pub const LEASE_MS_MAX: u64 = 5_000;
 /// Queues of a run.
 const QUEUES: [&str; 2] = ["jobs", "mail"];
 /// Namespaces of locks of a run.
-const NAMESPACES: [&str; 2] = ["left", "right"];
+pub const NAMESPACES: [&str; 2] = ["left", "right"];
 /// Locks of each namespace.
 const LOCKS: [&str; 2] = ["door", "gate"];
 

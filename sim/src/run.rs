@@ -9,26 +9,41 @@ use trefoil_core::machine::Machine;
 
 use crate::check::{self, Violation, history};
 use crate::client::Client;
-use crate::event::{Event, Mend};
+use crate::event::Event;
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::roles::Role;
 use crate::stats::Stats;
-use crate::trace::Trace;
+use crate::trace::{self, Trace};
 use crate::world::{World, trace};
 
 /// How long clients may take to end their calls, and replicas to catch up, once faults are over.
 const PATIENCE_US: u64 = 60 * SECOND;
+/// How long a majority that works may take to answer every call, while faults go on elsewhere.
+const CORE_US: u64 = 45 * SECOND;
+/// How long a run is at least, and how many calls it answers.
+const TIME_US_MIN: u64 = 60 * SECOND;
+/// See [`TIME_US_MIN`].
+const ANSWERS_MIN: u64 = 500;
+/// How long that may take once faults are over.
+const CALM_US: u64 = 400 * SECOND;
 /// How long the final state may take to be read.
 const AUDIT_US: u64 = 180 * SECOND;
 /// How often the course of a run is looked at.
 const WATCH_US: u64 = 50 * MILLISECOND;
+
+/// The promise that a run ends.
+const PROGRESS: &str = "a majority that works makes progress";
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     /// Faults happen.
     Chaos,
-    /// Faults are over; clients end their calls.
+    /// A majority works, and faults go on elsewhere.
+    Core,
+    /// Faults are over; clients go on.
+    Calm,
+    /// Clients end their calls.
     Settling,
     /// The final state is read.
     Audit,
@@ -58,7 +73,13 @@ pub struct Report {
 /// Runs a seed to its end, or to the first broken promise. A panic of the code under test is one.
 #[must_use]
 pub fn run(seed: u64) -> Report {
-    let trace = Rc::new(RefCell::new(Trace::default()));
+    run_keeping(seed, trace::LINES)
+}
+
+/// [`run`], with so many of the last lines of the trace.
+#[must_use]
+pub fn run_keeping(seed: u64, lines: usize) -> Report {
+    let trace = Rc::new(RefCell::new(Trace::keeping(lines)));
     let shared = Rc::clone(&trace);
     let ran = catch_unwind(AssertUnwindSafe(move || {
         let mut world = World::new(seed, shared);
@@ -87,8 +108,22 @@ impl World {
         self.at(self.now + WATCH_US, Event::Watch);
         match self.phase {
             Phase::Chaos if self.now >= self.shared.knobs.chaos_us => {
-                self.heal();
                 self.shared.patient = true;
+                if self.shared.knobs.liveness {
+                    self.choose_core();
+                    self.enter(Phase::Core, CORE_US);
+                } else {
+                    self.heal();
+                    self.enter(Phase::Calm, CALM_US);
+                }
+            }
+            Phase::Core if self.core_has_answered() => {
+                self.stats.cores += 1;
+                self.core.clear();
+                self.heal();
+                self.enter(Phase::Calm, CALM_US);
+            }
+            Phase::Calm if self.now >= TIME_US_MIN && self.shared.calls_answered >= ANSWERS_MIN => {
                 self.shared.stopping = true;
                 self.enter(Phase::Settling, PATIENCE_US);
             }
@@ -104,16 +139,12 @@ impl World {
             Phase::Audit
                 if self.clients.values().all(Client::is_idle) && self.auditor_is_done() =>
             {
-                if let Some(node) = self.kept_down.take() {
-                    self.mend(Mend::Start(node));
-                }
                 self.enter(Phase::Converging, PATIENCE_US);
             }
             Phase::Converging if self.has_converged() => self.enter(Phase::Done, u64::MAX / 2),
             _ if self.phase != Phase::Chaos && self.now > self.phase_ends_at => {
                 let what = format!("{:?} did not end in time", self.phase);
-                self.violations
-                    .push(Violation::new("a cluster without faults makes progress", what));
+                self.violations.push(Violation::new(PROGRESS, what));
             }
             _ => {}
         }
@@ -129,9 +160,14 @@ impl World {
         self.clients.last_key_value().is_some_and(|(_, client)| client.is_done())
     }
 
+    /// Whether every call that was under way when the core was chosen has ended.
+    fn core_has_answered(&self) -> bool {
+        self.awaited.iter().all(|(id, ended)| self.clients[id].ended().0 >= *ended)
+    }
+
     fn has_converged(&self) -> bool {
         (0..=self.setup.shards).all(|shard| {
-            let mut indexes = self.nodes.values().map(|node| {
+            let mut indexes = self.nodes.values().filter(|node| !node.refused).map(|node| {
                 node.hosts.get(&shard).map(|host| {
                     let status = host.replica.status(node.clocks(self.now));
                     (host.machine.progress().index, status.last_index)
@@ -147,9 +183,17 @@ impl World {
     pub(crate) fn finish(&mut self) {
         self.count_calls();
         if self.violations.is_empty() && self.phase == Phase::Done {
-            self.violations.extend(check::all(&self.shared.history, self.audit_from));
+            // Where wall clocks decided, a value may be gone at any time.
+            if self.stats.wall_clock_decided > 0 {
+                self.clocks.error_us = u64::MAX / 2;
+            }
+            let history = &self.shared.history;
+            self.violations.extend(check::all(history, self.audit_from, self.clocks));
             self.violations.extend(self.shared.ledger.check());
             self.compare_states();
+        }
+        for (node, at) in &self.nodes {
+            trace!(self, "n{node} has {:x} on its disk", at.disk.volume.digest());
         }
         if let Some(found) = self.violations.first() {
             trace!(self, "{found}");
@@ -181,6 +225,7 @@ impl World {
         self.stats.answered = self.shared.history.answered().count() as u64;
         self.stats.open = self.shared.calls_open;
         self.stats.retries = self.shared.retries;
+        self.stats.dedup_hits = self.shared.ledger.hits;
         for (_, _, outcome) in self.shared.history.answered() {
             match outcome {
                 history::Outcome::Delivered(list) => {

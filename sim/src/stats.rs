@@ -2,6 +2,18 @@
 
 use std::fmt;
 
+/// What a thousand seeds must have met at least; of everything else once.
+const FLOORS: [(&str, u64); 8] = [
+    ("leaders", 5_000),
+    ("snapshots_installed", 500),
+    ("installs_interrupted", 5),
+    ("torn_tails", 50),
+    ("dedup_hits", 1_000),
+    ("expired_after_change", 50),
+    ("full_disks", 50),
+    ("sync_errors", 50),
+];
+
 macro_rules! stats {
     ($($name:ident: $meaning:literal,)*) => {
         /// Counters of a run, or of many.
@@ -16,11 +28,17 @@ macro_rules! stats {
                 $(self.$name += other.$name;)*
             }
 
-            /// Counters that are still zero.
+            /// Counters that are lower than so many seeds should have made them.
             #[must_use]
-            pub fn missing(&self) -> Vec<&'static str> {
+            pub fn missing(&self, seeds: u64) -> Vec<String> {
                 let mut missing = Vec::new();
-                $(if self.$name == 0 { missing.push(stringify!($name)); })*
+                $({
+                    let floor: u64 = FLOORS.iter().find(|floor| floor.0 == stringify!($name)).map_or(1, |floor| floor.1 * seeds / 1_000);
+                    // Few seeds prove little.
+                    if seeds >= 50 && self.$name < floor.max(1) {
+                        missing.push(format!("{} of {floor} {}", self.$name, stringify!($name)));
+                    }
+                })*
                 missing
             }
         }
@@ -38,9 +56,19 @@ stats! {
     events: "Events.",
     leaders: "Terms that had a leader.",
     crashes: "Processes that died.",
-    lost_tails: "Crashes that lost what was not synced.",
+    cores: "Majorities that worked while faults went on elsewhere.",
+    lost_tails: "Losses of power that lost what was not synced.",
+    torn_tails: "Starts that cut off a bad tail.",
     uncertain: "Starts of a replica that had lost the end of its log.",
     cuts: "Links that were cut.",
+    disk_errors: "Processes that ended because their disk failed.",
+    sync_errors: "Syncs that failed.",
+    full_disks: "Writes of the log that found no room.",
+    full_checkpoints: "Checkpoints that found no room.",
+    hung_disks: "Disks that synced nothing for a while.",
+    bit_flips: "Bits of a log that turned over.",
+    rotten_tails: "Ends of a log that were lost although they were synced.",
+    refusals: "Nodes that refused to start on a damaged log.",
     pauses: "Processes that stood still.",
     transfers: "Leaderships that an operator moved.",
     checkpoints: "Checkpoints that were finished.",
@@ -49,6 +77,7 @@ stats! {
     snapshots_broken: "Snapshot streams that broke.",
     snapshots_installed: "Snapshots that were installed.",
     snapshots_discarded: "Snapshots that arrived and were not wanted.",
+    installs_interrupted: "Processes that died while they installed a snapshot.",
     calls: "Calls of clients.",
     answered: "Calls that were answered.",
     open: "Calls whose end was not seen.",
@@ -58,6 +87,9 @@ stats! {
     not_leader: "Refusals of a node that does not lead.",
     grants: "Locks granted.",
     sessions_expired: "Sessions that expired.",
+    expired_after_change: "Sessions that expired soon after a change of leader.",
+    wall_clock_decided: "Entries for which wrong wall clocks may have decided.",
+    dedup_hits: "Retries that were given a remembered answer.",
     deliveries: "Messages delivered.",
     redeliveries: "Messages delivered again.",
     leases_expired: "Leases that ran out.",

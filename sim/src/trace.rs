@@ -5,14 +5,15 @@ use std::fmt;
 
 use xxhash_rust::xxh3::Xxh3;
 
-/// Lines that are kept.
-const LINES_MAX: usize = 400;
+/// Lines that are kept where nobody asks for more.
+pub const LINES: usize = 400;
 
 /// The events of a run.
 #[derive(Clone)]
 pub struct Trace {
     hash: Xxh3,
     lines: VecDeque<String>,
+    kept: usize,
     count: u64,
 }
 
@@ -22,20 +23,20 @@ impl fmt::Debug for Trace {
     }
 }
 
-impl Default for Trace {
-    fn default() -> Self {
-        Self { hash: Xxh3::new(), lines: VecDeque::with_capacity(LINES_MAX), count: 0 }
-    }
-}
-
 impl Trace {
+    /// Begins, and keeps so many of the last lines.
+    #[must_use]
+    pub fn keeping(kept: usize) -> Self {
+        Self { hash: Xxh3::new(), lines: VecDeque::with_capacity(kept.min(LINES)), kept, count: 0 }
+    }
+
     /// Adds a line at a time in microseconds.
     pub fn add(&mut self, now_us: u64, line: fmt::Arguments<'_>) {
         let line = format!("{}.{:06} {line}", now_us / 1_000_000, now_us % 1_000_000);
         self.hash.update(line.as_bytes());
         self.hash.update(b"\n");
         self.count += 1;
-        if self.lines.len() == LINES_MAX {
+        if self.lines.len() >= self.kept {
             self.lines.pop_front();
         }
         self.lines.push_back(line);

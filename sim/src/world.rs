@@ -1,7 +1,7 @@
 //! The world: one queue of events in virtual time, and what each event does.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use trefoil_core::limits::TICK_MS;
@@ -9,24 +9,23 @@ use trefoil_core::replica::{Input, Proposal, Read};
 use trefoil_core::{NodeId, ShardId};
 
 use crate::calls::{Body, Request, Router};
-use crate::check::Violation;
 use crate::check::agreement::Agreement;
+use crate::check::expiry::Expiry;
 use crate::check::history::History;
+use crate::check::matching::Matching;
 use crate::check::requests::Ledger;
 use crate::check::time::LogTime;
+use crate::check::{Clocks, Violation};
 use crate::client::{Client, Heard, Shared, Todo};
 use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
 use crate::network::Network;
-use crate::node::{Caller, Node, Setup};
+use crate::node::{Caller, Clock, Node, Setup};
 use crate::roles::{Operator, Role};
 use crate::run::Phase;
 use crate::stats::Stats;
 use crate::trace::Trace;
-
-/// What log time may gain on virtual time: the wall clocks of nodes differ.
-const CLOCK_ERROR_US: i64 = 100_000;
 
 /// Everything there is.
 #[derive(Debug)]
@@ -43,8 +42,14 @@ pub struct World {
     pub(crate) trace: Rc<RefCell<Trace>>,
     pub(crate) phase: Phase,
     pub(crate) phase_ends_at: u64,
-    /// The node that stays down when faults are over.
-    pub(crate) kept_down: Option<NodeId>,
+    /// The nodes that work although faults go on elsewhere; empty before they are chosen.
+    pub(crate) core: BTreeSet<NodeId>,
+    /// A node that has lost the end of its log although that was synced.
+    pub(crate) lost_tail: Option<NodeId>,
+    /// Calls that each client had ended when the core was chosen, or will have when the one under way ends.
+    pub(crate) awaited: BTreeMap<u64, u64>,
+    /// What clocks may be wrong by.
+    pub(crate) clocks: Clocks,
     /// When the final state began to be read.
     pub(crate) audit_from: u64,
     pub(crate) agreements: Agreements,
@@ -58,11 +63,54 @@ pub(crate) struct Agreements {
     pub(crate) leaders: Agreement,
     pub(crate) entries: Agreement,
     pub(crate) states: Agreement,
+    pub(crate) logs: Matching,
     pub(crate) log_time: LogTime,
+    pub(crate) expiry: Expiry,
+    /// Highest term of each shard that had a leader.
+    pub(crate) led: BTreeMap<ShardId, u64>,
+    /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
+    pub(crate) applied_by: BTreeMap<(ShardId, u64), u64>,
+    /// Terms of applied entries.
+    pub(crate) terms: BTreeMap<(ShardId, u64), u64>,
+    /// Terms in which a leader may have gone on by its wall clock.
+    pub(crate) resumed: BTreeSet<(ShardId, u64)>,
+    /// When the last entry of each shard was stamped.
+    pub(crate) last_stamp: BTreeMap<ShardId, u64>,
     /// When an entry was first written: that is when it was stamped.
     pub(crate) stamped_at: BTreeMap<(ShardId, u64, u64), u64>,
     /// Last index of each shard that the ledger knows.
     pub(crate) ledger_index: BTreeMap<ShardId, u64>,
+}
+
+impl Agreements {
+    fn new(clocks: Clocks) -> Self {
+        Self {
+            leaders: Agreement::on_leaders(),
+            entries: Agreement::on_entries(),
+            states: Agreement::on_states(),
+            logs: Matching::default(),
+            log_time: LogTime::new(clocks),
+            expiry: Expiry::default(),
+            led: BTreeMap::new(),
+            applied_by: BTreeMap::new(),
+            terms: BTreeMap::new(),
+            resumed: BTreeSet::new(),
+            last_stamp: BTreeMap::new(),
+            stamped_at: BTreeMap::new(),
+            ledger_index: BTreeMap::new(),
+        }
+    }
+
+    /// Highest index of a shard that was applied anywhere.
+    pub(crate) fn applied_index(&self, shard: ShardId) -> u64 {
+        self.ledger_index.get(&shard).copied().unwrap_or_default()
+    }
+
+    /// Highest index of a shard that was applied anywhere before this term had a leader.
+    pub(crate) fn applied_before(&self, shard: ShardId, term: u64) -> u64 {
+        let before = self.applied_by.range((shard, 0)..(shard, term));
+        before.map(|(_, index)| *index).max().unwrap_or_default()
+    }
 }
 
 /// Writes a line of the trace.
@@ -79,16 +127,23 @@ impl World {
     pub fn new(seed: u64, trace: Rc<RefCell<Trace>>) -> Self {
         let mut dice = Dice::new(seed);
         let knobs = Knobs::draw(&mut dice);
-        let setup = Setup { nodes: knobs.nodes, shards: knobs.shards, tuning: knobs.tuning };
+        let (nodes, shards) = (knobs.nodes, knobs.shards);
+        let setup = Setup { nodes, shards, tuning: knobs.tuning, disk: knobs.disk };
         let mut node = |id| {
-            let skew = i64::try_from(dice.between(0, 4)).expect("a small number") - 2;
-            (id, Node::new(id, setup.shards, dice.between(0, 100_000_000), skew))
+            let skew_ms = i64::try_from(dice.between(0, 4)).expect("a small number") - 2;
+            let drift = dice.between(0, 2 * knobs.drift_per_mille);
+            let rate = 1_000 + drift - knobs.drift_per_mille;
+            let boot_us = dice.between(0, 100_000_000);
+            let clock = Clock { boot_us, since_us: 0, rate, skew_ms };
+            (id, Node::new(id, setup.shards, clock, knobs.disk))
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
         let operator = Client::new(0, Role::Operator(Operator::default()));
         let others = (1..=knobs.clients).map(|client| Client::new(client, Role::of(client)));
         let clients =
             std::iter::once(operator).chain(others).map(|client| (client.id, client)).collect();
+        let clocks = Clocks { drift_per_mille: knobs.drift_per_mille, ..Clocks::default() };
+        let network = Network::draw(&mut dice, &knobs);
         let shared = Shared {
             dice,
             router: Router { shards: knobs.shards },
@@ -99,30 +154,27 @@ impl World {
             patient: false,
             violations: Vec::new(),
             calls_open: 0,
+            calls_answered: 0,
             retries: 0,
             knobs,
         };
-        let agreements = Agreements {
-            leaders: Agreement::on_leaders(),
-            entries: Agreement::on_entries(),
-            states: Agreement::on_states(),
-            log_time: LogTime::new(CLOCK_ERROR_US),
-            stamped_at: BTreeMap::new(),
-            ledger_index: BTreeMap::new(),
-        };
+        let agreements = Agreements::new(clocks);
         let mut world = Self {
             now: 0,
             sequence: 0,
             events: BTreeMap::new(),
             setup,
             nodes,
-            network: Network::default(),
+            network,
             clients,
             shared,
             trace,
             phase: Phase::Chaos,
             phase_ends_at: 0,
-            kept_down: None,
+            core: BTreeSet::new(),
+            lost_tail: None,
+            awaited: BTreeMap::new(),
+            clocks,
             audit_from: u64::MAX,
             agreements,
             stats: Stats::default(),
@@ -213,6 +265,7 @@ impl World {
                 let followed = if peer.time.continuous { "" } else { "?" };
                 let time = peer.time.log_time_ms;
                 trace!(self, "s{shard} {} at log time {time}{followed}", Brief(&peer.message));
+                self.follows(to, shard, &peer);
                 self.step(to, shard, Input::Peer(peer));
             }
             Event::Stream { from, to, shard, peer, image } => {
@@ -242,12 +295,13 @@ impl World {
         match local {
             Local::Tick => self.tick(node),
             Local::Synced => self.synced(node),
+            Local::RetryWrite => self.retry_write(node),
             Local::Applier(shard) => self.applier_done(node, shard),
-            Local::Checkpoint(shard, generation, image) => {
-                self.checkpointed(node, shard, generation, image)
-            }
+            Local::Checkpoint(shard, generation) => self.checkpointed(node, shard, generation),
             Local::Fetched { shard, ticket, first, last, max_bytes } => {
-                let entries = self.nodes[&node].disk.entries(shard, first, last, max_bytes);
+                let Some(entries) = self.read_log(node, shard, (first, last), max_bytes) else {
+                    return;
+                };
                 trace!(
                     self,
                     "n{node}/s{shard} fetched {} entries from {first} of ..{last}",
@@ -267,7 +321,8 @@ impl World {
 
     fn tick(&mut self, node: NodeId) {
         let event = Event::In(self.process(node), Local::Tick);
-        self.at(self.now + TICK_MS * MILLISECOND, event);
+        self.at(self.now + self.nodes[&node].real_us(TICK_MS * MILLISECOND), event);
+        self.care(node);
         for shard in 0..=self.setup.shards {
             self.step(node, shard, Input::Tick);
             self.tell_uncertain(node, shard);
@@ -291,7 +346,7 @@ impl World {
             return self.soon(MILLISECOND, Event::Hear(client, token, Heard::Unreached));
         }
         let Request { shard, body } = request;
-        let floor = self.agreements.ledger_index.get(&shard).copied().unwrap_or_default();
+        let floor = self.agreements.applied_index(shard);
         let now_us = self.now;
         let node = self.node(to);
         let call = node.call(Caller { client, token, shard, floor });
@@ -336,15 +391,8 @@ impl World {
                 Todo::Send { node, token, patience_us, request } => {
                     if !self.shared.dice.chance(self.shared.knobs.loss) {
                         let delay = self.shared.knobs.delay_us;
-                        self.soon(
-                            delay,
-                            Event::Request {
-                                to: node,
-                                from: (client, token),
-                                patience_us,
-                                request,
-                            },
-                        );
+                        let from = (client, token);
+                        self.soon(delay, Event::Request { to: node, from, patience_us, request });
                     }
                 }
                 Todo::Cancel { node, token } => {

@@ -10,7 +10,7 @@ use trefoil_client::proto::queue::v1::{AckRequest, DequeueRequest, EnqueueReques
 use trefoil_client::{Client, Error, Request, Value};
 use trefoil_core::Position;
 use trefoil_sim::check::history::{Action, Delivery, End, History, Outcome, Place};
-use trefoil_sim::check::{Violation, durable, linear, lock, queue, register};
+use trefoil_sim::check::{Clocks, Violation, durable, linear, lock, queue, register};
 
 /// Clients that write into one history.
 pub(crate) struct Recorder {
@@ -52,7 +52,7 @@ impl Recorder {
             let mut found = lock::check(history);
             found.extend(queue::check(history));
             found.extend(register::check(history));
-            found.extend(linear::check(history, linear::STEPS_MAX));
+            found.extend(linear::check(history, linear::STEPS_MAX, Clocks::default()));
             found.extend(durable::check(history, audit_from));
             found
         })

@@ -36,7 +36,10 @@ pub(super) fn put(scope: &mut Scope<'_>, request: &api::PutRequest) -> Ruling {
     clear_timer(scope, &key, known.as_ref());
     let expires_at_ms =
         if request.ttl_ms == 0 { 0 } else { scope.now_ms.saturating_add(request.ttl_ms) };
-    let version = next_version(scope);
+    let mut version = next_version(scope);
+    if crate::mutant!(VersionFromItem) {
+        version = known.map_or(0, |item| item.version) + 1;
+    }
     let item = CacheItem { value: request.value.clone(), version, expires_at_ms };
     scope.txn.put_message(key.clone(), &item);
     if expires_at_ms > 0 {
@@ -102,6 +105,9 @@ pub(super) fn get(
         return answered(answer::Answer::Get(missing));
     };
     if is_over(&item, reader.now_ms) {
+        if crate::mutant!(DueReadAnswered) {
+            return answered(answer::Answer::Get(api::GetResponse::default()));
+        }
         return QueryOutcome::Due(item.expires_at_ms);
     }
     answered(answer::Answer::Get(api::GetResponse {

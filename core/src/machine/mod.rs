@@ -376,6 +376,12 @@ impl Machine {
     fn finish(&mut self, mut scope: Scope<'_>, applied: &mut Applied) {
         requests::settle(&mut scope);
         let Scope { txn, output, .. } = scope;
+        if crate::mutant!(LocalState)
+            && let Some((key, _)) = output.lines.first()
+            && self.directory.read(key, 0) == trefoil_proto::cache::v1::LineState::Exclusive
+        {
+            self.progress.chain += 1;
+        }
         debug_assert!(txn.keys_written() <= limits::KEYS_PER_COMMAND_MAX, "a command is bounded");
         txn.commit(&mut self.progress.chain);
         self.progress.queue_backlog =

@@ -130,14 +130,16 @@ pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Rul
             "the message was acknowledged before, or never enqueued",
         ));
     };
-    if lease.lease != request.lease {
+    if lease.lease != request.lease && !crate::mutant!(OldLeaseSettles) {
         return Err(refuse(Reason::StaleLease, "another lease of the message is the newest"));
     }
     if lease.deadline_ms <= scope.now_ms {
         return Err(refuse(Reason::StaleLease, "the lease ran out"));
     }
-    place.end_lease(scope, request.sequence, &lease);
-    scope.txn.delete(place.record(Kind::Message, request.sequence));
+    if !crate::mutant!(AckedComesBack) {
+        place.end_lease(scope, request.sequence, &lease);
+        scope.txn.delete(place.record(Kind::Message, request.sequence));
+    }
     partition.messages -= 1;
     partition.leased -= 1;
     scope.txn.put_message(place.key(Kind::Partition), &partition);
@@ -234,13 +236,19 @@ fn deliver(
     let lease = Lease {
         lease: last.lease + 1,
         deliveries: last.deliveries.saturating_add(1),
-        deadline_ms: scope.now_ms.saturating_add(lease_ms),
+        deadline_ms: if crate::mutant!(EarlyLeaseEnd) {
+            scope.now_ms
+        } else {
+            scope.now_ms.saturating_add(lease_ms)
+        },
     };
     if last.lease > 0 {
         scope.txn.delete(place.record(Kind::Ready, sequence));
     }
     scope.txn.put_message(place.record(Kind::Lease, sequence), &lease);
-    place.with_timer(scope, lease.deadline_ms, sequence, timers::set);
+    if !crate::mutant!(OrphanedLease) {
+        place.with_timer(scope, lease.deadline_ms, sequence, timers::set);
+    }
     // Decoded from the shared buffer, so that the value is not copied.
     let message =
         StoredMessage::decode(message).expect("a stored value is what this version wrote");

@@ -17,6 +17,9 @@ use crate::store::{decode, prefix_end};
 /// The remembered answer; none when the command is to be executed.
 pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict>, Refusal> {
     check::command_id(id)?;
+    if crate::mutant!(NoDedup) {
+        return Ok(None);
+    }
     let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
         if id.attempt > 0 {

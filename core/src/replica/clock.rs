@@ -72,7 +72,7 @@ impl LogClock {
     /// This replica leads and has applied all that was stamped before. Where nobody has followed the time, every
     /// replica has restarted, and the wall clock says how long that took: never backwards, and not beyond a cap.
     pub(super) fn resume(&mut self, now: Now) {
-        if !self.continuous && self.wall_ms > 0 {
+        if (!self.continuous || crate::mutant!(WallClock)) && self.wall_ms > 0 {
             // From the stamp itself: the estimate has already moved on by the time since the restart.
             let away = now.wall_ms.saturating_sub(self.wall_ms).min(WALL_ADVANCE_MS_MAX);
             self.raise(self.stamped_ms.saturating_add(away), now);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use raft::SnapshotStatus;
+use raft::{INVALID_INDEX, SnapshotStatus};
 use raft_proto::eraftpb::{Snapshot, SnapshotMetadata};
 
 use super::effect::Effect;
@@ -130,7 +130,8 @@ impl Replica {
     /// need, as far as the limit allows: a peer beyond it gets a snapshot.
     fn cut(&mut self, bytes_min: u64) {
         let store = self.raft.0.store();
-        let mut to = self.disk.checkpoint.min(self.applied.index).min(self.disk.pin());
+        let checkpoint = if crate::mutant!(CutToApplied) { u64::MAX } else { self.disk.checkpoint };
+        let mut to = checkpoint.min(self.applied.index).min(self.disk.pin());
         if self.leads() && store.bytes() <= self.config.tuning.log_bytes_max {
             for voter in self.config.voters.iter().filter(|voter| **voter != self.config.node) {
                 if self.leadership.was_heard(*voter, self.now, l::PEER_SILENCE_MS) {
@@ -189,7 +190,9 @@ impl Replica {
 
     pub(super) fn snapshot_sent(&mut self, to: NodeId, ok: bool) {
         let status = if ok { SnapshotStatus::Finish } else { SnapshotStatus::Failure };
-        self.raft.0.report_snapshot(to, status);
+        if !crate::mutant!(SilentSnapshot) {
+            self.raft.0.report_snapshot(to, status);
+        }
         self.forget_snapshot(to);
     }
 
@@ -204,13 +207,19 @@ impl Replica {
         self.close_snapshots_of(|_| true);
     }
 
-    /// A snapshot that no peer comes for must not hold the log.
+    /// A snapshot that no peer comes for must not hold the log: the peer is gone, or has caught up by the log.
     fn close_unwanted_snapshots(&mut self) {
-        let (now, leadership) = (self.now, &self.leadership);
-        let silent = |to| !leadership.was_heard(to, now, l::PEER_SILENCE_MS);
-        let silent =
-            self.disk.outgoing.keys().copied().filter(|to| silent(*to)).collect::<Vec<_>>();
-        self.close_snapshots_of(|to| silent.contains(&to));
+        let first = self.raft.0.store().first();
+        let unwanted = |to| {
+            let progress = self.raft.0.raft.prs().get(to);
+            let has_log = progress.is_some_and(|progress| {
+                progress.matched + 1 >= first && progress.pending_request_snapshot == INVALID_INDEX
+            });
+            has_log || !self.leadership.was_heard(to, self.now, l::PEER_SILENCE_MS)
+        };
+        let open = self.disk.outgoing.keys().copied();
+        let unwanted = open.filter(|to| unwanted(*to)).collect::<Vec<_>>();
+        self.close_snapshots_of(|to| unwanted.contains(&to));
     }
 
     /// Closes those snapshots that are open and not on their way.

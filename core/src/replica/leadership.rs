@@ -95,6 +95,9 @@ impl Leadership {
     /// A replica that lost the end of its log may have lost what it acknowledged. It takes no part in elections until
     /// it has caught up, unless so many replicas are like it that nobody else could be elected.
     pub(super) fn abstains(&self, raft: &RawNode<Log>) -> bool {
+        if crate::mutant!(TornVotes) {
+            return false;
+        }
         let certain = self.voters - 1 - self.uncertain_peers.len();
         self.uncertain && certain > self.voters / 2 && raft.raft.state != StateRole::Leader
     }
@@ -230,7 +233,8 @@ impl Replica {
     }
 
     fn disk_is_slower_than(&self, ms: u64) -> bool {
-        self.ready.oldest_write_ms().is_some_and(|since| self.now.boot_ms - since > ms)
+        !crate::mutant!(DeadDiskLeads)
+            && self.ready.oldest_write_ms().is_some_and(|since| self.now.boot_ms - since > ms)
     }
 
     /// A leader whose disk hangs, and that could not hand over, falls silent: heartbeats must not hide a dead disk.

@@ -119,11 +119,20 @@ impl Replica {
             min_election_tick: l::ELECTION_TICKS_MIN,
             max_election_tick: l::ELECTION_TICKS_MAX,
             heartbeat_tick: l::HEARTBEAT_TICKS,
-            applied,
+            applied: if crate::mutant!(AppliedIsCommit) {
+                applied.max(boot.hard_state.commit)
+            } else {
+                applied
+            },
             max_size_per_msg: 1 << 20,
             max_inflight_msgs: 256,
-            check_quorum: true,
-            pre_vote: true,
+            check_quorum: !crate::mutant!(NoCheckQuorum),
+            pre_vote: !crate::mutant!(NoPreVote),
+            read_only_option: if crate::mutant!(LeaseRead) {
+                raft::ReadOnlyOption::LeaseBased
+            } else {
+                raft::ReadOnlyOption::Safe
+            },
             batch_append: true,
             max_uncommitted_size: l::UNCOMMITTED_BYTES_MAX,
             max_committed_size_per_ready: 16 << 20,
@@ -170,7 +179,8 @@ impl Replica {
     pub fn step(&mut self, now: Now, input: Input) -> Vec<Effect> {
         debug_assert!(now.boot_ms >= self.now.boot_ms, "the boot clock does not go back");
         self.now = now;
-        if self.ready.is_installing() {
+        let steps = crate::mutant!(StepInstalling) && matches!(input, Input::Peer(_));
+        if self.ready.is_installing() && !steps {
             self.step_while_installing(input);
         } else {
             self.take(input);
@@ -453,7 +463,7 @@ impl Replica {
         // One entry is written while the next gathers.
         while self.leads()
             && self.ready.may_propose()
-            && self.clock.may_stamp()
+            && (self.clock.may_stamp() || crate::mutant!(ForgottenTime))
             && !self.apply_is_behind()
             && !self.disk.is_full(&self.applied)
             && !self.holds_back()
@@ -507,10 +517,15 @@ impl Replica {
 
     fn begin_reads(&mut self) {
         // Before an entry of its own term is committed, a leader's commit index may be old, and raft would drop the round.
-        if !self.leads() || !self.raft.0.raft.commit_to_current_term() {
+        let may_be_old = !self.raft.0.raft.commit_to_current_term();
+        if !self.leads() || (may_be_old && !crate::mutant!(ReadOldTerm)) {
             return;
         }
         if let Some(context) = self.reads.begin_round(self.now, leadership::ELECTION_MS_MAX) {
+            let (at_once, early) = (crate::mutant!(ReadWithoutRound), crate::mutant!(ReadOldTerm));
+            if at_once || (may_be_old && early) {
+                return self.reads.confirmed(context, self.raft.0.raft.raft_log.committed);
+            }
             let context = [self.raft.0.raft.term.to_be_bytes(), context.to_be_bytes()].concat();
             self.raft.0.read_index(context);
         }

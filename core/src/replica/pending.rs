@@ -228,6 +228,12 @@ impl Pending {
         for call in std::mem::take(&mut self.waiting).into_values().flatten() {
             effects.push(maybe_applied(call));
         }
+        if crate::mutant!(LostTooEarly) {
+            let lost = refusal(Reason::Lost, "the leader changed");
+            for proposed in std::mem::take(&mut self.proposed).into_values() {
+                effects.extend(proposed.calls.into_iter().map(|call| refuse(call, lost.clone())));
+            }
+        }
         self.lost.clear();
         self.give_up_ms = Some(give_up_ms);
     }

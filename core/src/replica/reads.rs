@@ -81,7 +81,9 @@ impl Reads {
         if self.round.is_some() || self.queue.is_empty() {
             return None;
         }
-        self.contexts += 1;
+        if !crate::mutant!(ReadContext) {
+            self.contexts += 1;
+        }
         let reads = std::mem::take(&mut self.queue);
         self.round =
             Some(Round { context: self.contexts, reads, retry_ms: now.boot_ms + patience_ms });

@@ -107,13 +107,13 @@ impl Replica {
         let (number, must_sync) = (ready.number(), ready.must_sync());
         let entries = ready.take_entries();
         self.raft.0.mut_store().append(&entries);
-        if must_sync || !entries.is_empty() {
+        if (must_sync && !crate::mutant!(LostVote)) || !entries.is_empty() {
             self.persist(number, entries);
         }
         let held = ready.take_persisted_messages();
         self.hold(number, held);
         self.raft.0.advance_append_async(ready);
-        if self.ready.outstanding.is_empty() {
+        if self.ready.outstanding.is_empty() || crate::mutant!(EarlyPersist) {
             self.raft.0.on_persist_ready(number);
         }
         let keep_after = self.ready.handed_out.min(self.raft.0.raft.raft_log.persisted);
@@ -122,7 +122,12 @@ impl Replica {
     }
 
     fn persist(&mut self, number: u64, entries: Vec<Entry>) {
-        let hard_state = self.ready.hard_state.take();
+        let mut hard_state = self.ready.hard_state.take();
+        if crate::mutant!(HalfVote)
+            && let Some(state) = &mut hard_state
+        {
+            state.vote = 0;
+        }
         let (since_ms, term) = (self.now.boot_ms, self.raft.0.raft.term);
         self.ready.outstanding.push_back(Outstanding { number, since_ms, term });
         self.effects.push(Effect::Persist(PersistBatch { number, entries, hard_state }));
@@ -135,7 +140,7 @@ impl Replica {
             .iter()
             .all(|message| message.get_msg_type() == MessageType::MsgHeartbeatResponse);
         let harmless = heartbeats_only && self.raft.0.raft.term == self.ready.persisted_term;
-        if self.ready.outstanding.is_empty() || harmless {
+        if self.ready.outstanding.is_empty() || harmless || crate::mutant!(EarlyReply) {
             self.send(messages);
         } else if !messages.is_empty() {
             self.ready.held.push_back((number, messages));
@@ -262,7 +267,9 @@ impl Replica {
             return;
         };
         let Installing { ready, messages, index, term } = installing;
-        Log::reset(self.raft.0.mut_store(), index, term);
+        if !crate::mutant!(KeptSuffix) {
+            Log::reset(self.raft.0.mut_store(), index, term);
+        }
         // The batches before the snapshot were written by the same writer, in order: all are persisted.
         self.ready.outstanding.clear();
         self.ready.persisted_term = self.raft.0.raft.term;

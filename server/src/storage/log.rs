@@ -1,11 +1,12 @@
 //! The Raft log of all shards in one raft-engine: one batch and one sync for every shard that has something to write.
 
 use std::collections::BTreeMap;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protobuf::Message as _;
-use raft_engine::env::{DefaultFileSystem, FileSystem};
+use raft_engine::env::{DefaultFileSystem, FileSystem, Handle as _, Permission};
 use raft_engine::{
     Command, Config, Engine, Error, LogBatch, MessageExt, ReadableSize, RecoveryMode,
 };
@@ -31,6 +32,8 @@ pub const BIRTH_GENERATION: u64 = 1;
 
 /// Bytes of entries read at once at the start.
 const SCAN_BYTES: usize = 4 << 20;
+/// Bytes that are written again at once at the start.
+const AGAIN_BYTES: usize = 64 << 10;
 /// A reader whose file was removed under it looks again, this often.
 const READ_ATTEMPTS: u32 = 5;
 
@@ -167,6 +170,8 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             ))
         })?;
         check_files(&path, &mark)?;
+        settle(&path, &mark, &files)
+            .map_err(|error| Refusal::io("write again the end of", &path, &error))?;
         // Only a loss of power can take what the kernel had.
         let power_lost = mark.boot == 0 || mark.boot != options.boot;
         let log = Self::start(path, options, files, Guard::new(mark_file, power_lost))?;
@@ -492,6 +497,45 @@ fn damaged(path: &Path, refused: Option<(Queue, Place)>, error: &Error) -> Refus
         "{} is damaged{place} where it was acknowledged; nothing was changed: replace this node by a new one ({error})",
         path.display()
     ))
+}
+
+/// Makes durable what the last process wrote above the mark and did not sync: it is in the kernel alone, and from now
+/// on the replica vouches for it. A failed sync may have left it marked as clean, so it is written again.
+fn settle<F: FileSystem>(path: &Path, mark: &Mark, files: &Arc<F>) -> std::io::Result<()> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(path)? {
+        names.extend(entry?.file_name().to_str().map(str::to_owned));
+    }
+    names.sort();
+    for name in names {
+        let Some((queue, file)) = super::files::parse(&name) else { continue };
+        let end = mark.spans[queue as usize].end;
+        if file >= end.file {
+            let from = if file == end.file { end.offset } else { 0 };
+            write_again(&path.join(name), from, files)?;
+        }
+    }
+    durable::sync_directory(path)
+}
+
+/// Writes a file again from an offset on, but for the zeros at its end, and syncs it.
+fn write_again<F: FileSystem>(path: &Path, from: u64, files: &Arc<F>) -> std::io::Result<()> {
+    let handle = Arc::new(files.open(path, Permission::ReadWrite)?);
+    let (mut reader, mut writer) =
+        (files.new_reader(Arc::clone(&handle))?, files.new_writer(Arc::clone(&handle))?);
+    reader.seek(SeekFrom::Start(from))?;
+    let (mut at, mut buffer) = (from, vec![0; AGAIN_BYTES]);
+    loop {
+        let read = reader.read(&mut buffer)?;
+        if read == 0 {
+            return handle.sync();
+        }
+        if let Some(last) = buffer[..read].iter().rposition(|&byte| byte != 0) {
+            writer.seek(SeekFrom::Start(at))?;
+            writer.write_all(&buffer[..=last])?;
+        }
+        at += read as u64;
+    }
 }
 
 /// Sees that every file that the mark speaks of is there and long enough, and that none is missing between two:

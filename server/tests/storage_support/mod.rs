@@ -27,6 +27,25 @@ pub enum Step {
     Note(usize),
 }
 
+fn moved(path: &Path, from: &Path, to: &Path) -> PathBuf {
+    to.join(path.strip_prefix(from).unwrap())
+}
+
+impl Step {
+    fn moved(&self, from: &Path, to: &Path) -> Self {
+        let moved = |path: &Path| moved(path, from, to);
+        match self {
+            Self::Create(path) => Self::Create(moved(path)),
+            Self::Delete(path) => Self::Delete(moved(path)),
+            Self::Write(path, offset, data) => Self::Write(moved(path), *offset, data.clone()),
+            Self::Allocate(path, size) => Self::Allocate(moved(path), *size),
+            Self::Truncate(path, size) => Self::Truncate(moved(path), *size),
+            Self::Sync(path) => Self::Sync(moved(path)),
+            Self::Note(note) => Self::Note(*note),
+        }
+    }
+}
+
 /// What the disk refuses at the moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
@@ -290,6 +309,20 @@ impl Images {
             }
             step => perform(bytes, step),
         })
+    }
+
+    /// Nothing arrived that was not synced: the power went.
+    pub fn durable(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        self.with_pending(|_, _, _| ())
+    }
+
+    /// The same files elsewhere.
+    pub fn moved(&self, from: &Path, to: &Path) -> Self {
+        let files = self.0.iter().map(|(path, image)| {
+            let pending = image.pending.iter().map(|step| step.moved(from, to)).collect();
+            (moved(path, from, to), Image { durable: image.durable.clone(), pending })
+        });
+        Self(files.collect())
     }
 
     /// The power went: of what was not synced some arrived, some did not, and some did in part, in any order.

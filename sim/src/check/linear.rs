@@ -7,15 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::Violation;
 use super::history::{Action, Call, History, OPEN, Outcome};
+use super::{Clocks, Violation};
 
 /// Steps of the search for one key after which it gives up.
 pub const STEPS_MAX: u64 = 2_000_000;
-
-/// How much earlier than by the clients' clock a value may be gone, in microseconds: when every replica has
-/// restarted the wall clocks of the nodes decide, and those differ a little.
-const WALL_ERROR_US: u64 = 100_000;
 
 /// Steps shown with one that fits nowhere.
 const SHOWN_MAX: usize = 12;
@@ -50,14 +46,14 @@ type State<'a> = Option<(&'a str, Option<u64>)>;
 
 impl<'a> Step<'a> {
     /// The call as the search sees it; none when it changed nothing and told nothing.
-    fn new(call: &'a Call) -> Option<Self> {
+    fn new(call: &'a Call, clocks: Clocks) -> Option<Self> {
         let outcome = call.answered().map(|(_, outcome)| outcome);
         if matches!(outcome, Some(Outcome::Refused(_))) || (outcome.is_none() && !call.is_open()) {
             return None;
         }
         let kind = match (&call.action, outcome) {
             (Action::Put { value, ttl_ms, .. }, _) => {
-                let life_us = ttl_ms.saturating_mul(1_000).saturating_sub(WALL_ERROR_US);
+                let life_us = clocks.at_least(ttl_ms.saturating_mul(1_000));
                 let gone_from = (*ttl_ms > 0).then(|| call.called_at.saturating_add(life_us));
                 Kind::Put { value, gone_from }
             }
@@ -92,11 +88,11 @@ impl<'a> Step<'a> {
 
 /// Searches each key.
 #[must_use]
-pub fn check(history: &History, steps_max: u64) -> Vec<Violation> {
+pub fn check(history: &History, steps_max: u64, clocks: Clocks) -> Vec<Violation> {
     let mut keys = BTreeMap::<&str, Vec<Step<'_>>>::new();
     for call in &history.calls {
         if let Action::Put { key, .. } | Action::Delete { key } | Action::Get { key } = &call.action
-            && let Some(step) = Step::new(call)
+            && let Some(step) = Step::new(call, clocks)
         {
             keys.entry(key).or_default().push(step);
         }
@@ -220,7 +216,7 @@ mod tests {
     }
 
     fn verdict(calls: impl IntoIterator<Item = Call>) -> bool {
-        check(&history(calls), STEPS_MAX).is_empty()
+        check(&history(calls), STEPS_MAX, Clocks::default()).is_empty()
     }
 
     #[test]
@@ -299,8 +295,8 @@ mod tests {
     #[test]
     fn a_search_without_a_verdict_is_a_violation() {
         let calls = (0..30).map(|n| answered(1, 100, 0, put("a", &n.to_string()), version()));
-        let found =
-            check(&history(calls.chain([answered(101, 102, 0, get("a"), missed())])), 1_000);
+        let read = answered(101, 102, 0, get("a"), missed());
+        let found = check(&history(calls.chain([read])), 1_000, Clocks::default());
         assert!(found[0].what.contains("no verdict"));
     }
 }

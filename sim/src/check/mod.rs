@@ -5,12 +5,19 @@
 //! broken history and see it fail.
 
 pub mod agreement;
+pub mod ballot;
+pub mod completeness;
+pub mod crash;
 pub mod durable;
+pub mod expiry;
 pub mod history;
 pub mod linear;
+pub mod lives;
 pub mod lock;
+pub mod matching;
 pub mod order;
 pub mod queue;
+pub mod quorum;
 pub mod register;
 pub mod requests;
 pub mod time;
@@ -36,6 +43,29 @@ impl Violation {
     }
 }
 
+/// What the clocks of nodes may be wrong by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clocks {
+    /// At any moment, in microseconds: when every replica has restarted their wall clocks decide.
+    pub error_us: u64,
+    /// How much faster than time they may run, in a thousand.
+    pub drift_per_mille: u64,
+}
+
+impl Default for Clocks {
+    fn default() -> Self {
+        Self { error_us: 100_000, drift_per_mille: 0 }
+    }
+}
+
+impl Clocks {
+    /// How little time may have passed while a clock says this much.
+    #[must_use]
+    pub fn at_least(self, us: u64) -> u64 {
+        (us.saturating_mul(1_000) / (1_000 + self.drift_per_mille)).saturating_sub(self.error_us)
+    }
+}
+
 impl fmt::Display for Violation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.invariant, self.what)
@@ -45,12 +75,12 @@ impl fmt::Display for Violation {
 /// Everything that can be told from the clients' history alone. Gets and Dequeues called at `audit_from` or later
 /// are taken for the final state: every key is read and every queue is drained by then.
 #[must_use]
-pub fn all(history: &History, audit_from: u64) -> Vec<Violation> {
+pub fn all(history: &History, audit_from: u64, clocks: Clocks) -> Vec<Violation> {
     let mut found = order::check(history);
     found.extend(lock::check(history));
     found.extend(queue::check(history));
     found.extend(register::check(history));
-    found.extend(linear::check(history, linear::STEPS_MAX));
+    found.extend(linear::check(history, linear::STEPS_MAX, clocks));
     found.extend(durable::check(history, audit_from));
     found
 }

@@ -11,6 +11,7 @@ use super::history::{Action, Call, History, Outcome, Place};
 const NEWEST: &str = "a read shows the newest write at or before its index";
 const VERSIONS: &str = "versions of a key rise with the positions of its writes";
 const PHANTOM: &str = "a read shows a value that was put";
+const THERE: &str = "a value is there until its time is up by the log";
 
 #[derive(Clone, Copy)]
 struct Write<'a> {
@@ -19,12 +20,15 @@ struct Write<'a> {
     version: u64,
     /// None for a deletion.
     value: Option<&'a str>,
+    /// Log time at which it is gone; none keeps it.
+    gone_ms: Option<u64>,
 }
 
 /// Compares reads, writes and versions of each key.
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
-    let (mut writes, mut reads) = (BTreeMap::<&str, Vec<Write<'_>>>::new(), Vec::new());
+    let mut writes = BTreeMap::<&str, Vec<Write<'_>>>::new();
+    let (mut reads, mut misses) = (Vec::new(), Vec::new());
     let mut attempted = BTreeMap::new();
     for call in &history.calls {
         if let Action::Put { key, value, .. } = &call.action {
@@ -33,8 +37,10 @@ pub fn check(history: &History) -> Vec<Violation> {
     }
     for (call, place, outcome) in history.answered() {
         match (&call.action, outcome) {
-            (Action::Put { key, value, .. }, Outcome::Put { version }) => {
-                let write = Write { call, place, version: *version, value: Some(value) };
+            (Action::Put { key, value, ttl_ms }, Outcome::Put { version }) => {
+                let gone_ms =
+                    (*ttl_ms > 0).then(|| place.position.log_time_ms.saturating_add(*ttl_ms));
+                let write = Write { call, place, version: *version, value: Some(value), gone_ms };
                 writes.entry(key).or_default().push(write);
             }
             (Action::Delete { key }, Outcome::Deleted { version: Some(version) }) => {
@@ -43,10 +49,14 @@ pub fn check(history: &History) -> Vec<Violation> {
                     place,
                     version: *version,
                     value: None,
+                    gone_ms: None,
                 });
             }
             (Action::Get { key }, Outcome::Got { value: Some((value, version)) }) => {
                 reads.push((key.as_str(), call, place, value.as_str(), *version));
+            }
+            (Action::Get { key }, Outcome::Got { value: None }) => {
+                misses.push((key.as_str(), call, place));
             }
             _ => {}
         }
@@ -64,7 +74,35 @@ pub fn check(history: &History) -> Vec<Violation> {
             found.push(Violation::new(NEWEST, format!("{call:?} beside {:?}", write.call)));
         }
     }
+    for (key, call, place) in misses {
+        let writes = writes.get(key).map_or(&[][..], Vec::as_slice);
+        if let Some(write) = hidden(history, key, writes, call, place) {
+            found.push(Violation::new(THERE, format!("{call:?} after {:?}", write.call)));
+        }
+    }
     found
+}
+
+/// The write whose value a read should have shown and did not, where that is certain: nothing that may have come
+/// between is without a known end or place.
+fn hidden<'a>(
+    history: &History,
+    key: &str,
+    writes: &[Write<'a>],
+    read: &Call,
+    place: &Place,
+) -> Option<Write<'a>> {
+    let before = writes.iter().filter(|write| write.place.position.index <= place.position.index);
+    let newest = *before.max_by_key(|write| write.version)?;
+    let certain = writes.iter().all(|write| write.version < newest.version || write.place.exact);
+    let unseen = history.calls.iter().any(|call| {
+        call.is_open()
+            && call.called_at <= read.ended_at
+            && matches!(&call.action, Action::Put { key: other, .. } | Action::Delete { key: other } if other == key)
+    });
+    let there = newest.value.is_some()
+        && newest.gone_ms.is_none_or(|gone| place.position.log_time_ms < gone);
+    (certain && !unseen && there).then_some(newest)
 }
 
 fn contradicts(write: &Write<'_>, read: &Place, value: &str, version: u64) -> bool {
@@ -133,6 +171,24 @@ mod tests {
     #[test]
     fn a_value_that_nobody_put_is_found() {
         assert_eq!(with(answered(5, 6, 14, get("a"), got("9", 3)))[0].invariant, PHANTOM);
+    }
+
+    #[test]
+    fn a_value_that_is_hidden_before_its_time_is_found() {
+        use super::super::history::build::missed;
+        let action = Action::Put { key: "b".to_owned(), value: "1".to_owned(), ttl_ms: 1_000 };
+        let write = answered(1, 2, 11, action, Outcome::Put { version: 1 });
+        let found = |index, log_time_ms| {
+            let mut read = answered(3, 4, index, get("b"), missed());
+            if let super::super::history::End::Answered(place, _) = &mut read.end {
+                place.position.log_time_ms = log_time_ms;
+            }
+            check(&history([write.clone(), read]))
+        };
+        let at = write.answered().unwrap().0.position.log_time_ms;
+        assert_eq!(found(12, at + 999)[0].invariant, THERE);
+        assert_eq!(found(12, at + 1_000), []);
+        assert_eq!(found(10, at), []);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub struct Ledger {
     answers: BTreeMap<Request, Answer>,
     /// Ends that clients were told: the position, or none for a definite refusal.
     told: BTreeMap<(Request, u32), Option<(u64, u32)>>,
+    /// Retries that were given a remembered answer.
+    pub hits: u64,
 }
 
 impl Ledger {
@@ -49,6 +51,7 @@ impl Ledger {
         }
         let request = (shard, id.client.clone(), id.sequence);
         if let Some(answer) = answer {
+            self.hits += u64::from(self.answers.contains_key(&request));
             self.answered(shard, id, answer)?;
         }
         match self.applied.insert((request, id.attempt), place) {

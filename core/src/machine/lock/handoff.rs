@@ -60,6 +60,9 @@ impl Space<'_, '_> {
     pub(super) fn grant(&mut self, name: &str, lock: &mut Lock, session_id: u64) {
         let mut counters = self.counters();
         counters.last_token += 1;
+        if crate::mutant!(TokenFromLock) {
+            counters.last_token = lock.token + 1;
+        }
         self.put_counters(&counters);
         lock.session_id = session_id;
         lock.token = counters.last_token;
@@ -104,7 +107,7 @@ impl Space<'_, '_> {
             let claim = self.claim(session_id, name);
             let wait = claim.waits.into_iter().find(|wait| wait.ordinal == ordinal);
             let wait = wait.expect("the claim of a waiter knows its wait");
-            if self.is_over(session_id) {
+            if !crate::mutant!(DeadWaiter) && self.is_over(session_id) {
                 self.leave(name, lock, session_id, &wait);
                 self.settle(name, &wait, session_expired());
             } else if self.has_passed(&wait) || self.scope.now_ms >= self.lost_by_ms(&wait) {

@@ -72,6 +72,12 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let (namespace, id) = (take_text(&mut rest), rest.get_u64());
     let mut space = Space::new(scope, &namespace);
+    if crate::mutant!(TimerDecides)
+        && let Some(mut session) = space.session(id)
+    {
+        session.ended = true;
+        space.put_session(id, &session);
+    }
     if space.is_over(id) {
         space.sweep(id);
     } else if let Some(session) = space.session(id) {
@@ -83,7 +89,8 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
 impl Space<'_, '_> {
     /// When a session expires: never within the grace of a term, because its renewals may have had no leader.
     fn due_ms(&self, session: &Session) -> u64 {
-        let grace_until_ms = self.scope.term_started_ms.saturating_add(TERM_GRACE_MS);
+        let grace_ms = if crate::mutant!(NoGrace) { 0 } else { TERM_GRACE_MS };
+        let grace_until_ms = self.scope.term_started_ms.saturating_add(grace_ms);
         session.renewed_at_ms.saturating_add(session.ttl_ms).max(grace_until_ms)
     }
 
@@ -111,6 +118,9 @@ impl Space<'_, '_> {
     /// Renews a session that lives, as every command of its client does, and answers what remains in ms. One that
     /// was renewed within a quarter of its TTL is left as it is.
     pub(super) fn renew(&mut self, id: u64) -> Result<u64, Refusal> {
+        if crate::mutant!(DeadRenewal) && self.session(id).is_none() {
+            return Ok(1_000);
+        }
         let mut session = self.living(id)?;
         let now_ms = self.scope.now_ms;
         if now_ms.saturating_sub(session.renewed_at_ms) >= session.ttl_ms / 4 {

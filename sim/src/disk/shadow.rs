@@ -1,0 +1,100 @@
+//! What a shard's log holds, as a value: what records say when they are read in order.
+
+use std::collections::BTreeMap;
+
+use protobuf::Message as _;
+use raft_proto::eraftpb::HardState;
+use trefoil_core::replica::Boot;
+use trefoil_core::{BIRTH_INDEX, BIRTH_TERM};
+
+use super::wire::Change;
+
+/// One shard's log without the data of its entries.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Log {
+    /// The last hard state.
+    pub hard_state: HardState,
+    /// Index and term before the first entry.
+    pub truncated: (u64, u64),
+    /// Term and bytes of each entry.
+    pub entries: BTreeMap<u64, (u64, u32)>,
+    /// The state file that it names.
+    pub generation: u64,
+}
+
+impl Log {
+    /// The log with which every shard is born.
+    #[must_use]
+    pub fn newborn() -> Self {
+        let hard_state =
+            HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
+        let truncated = (BIRTH_INDEX, BIRTH_TERM);
+        Self { hard_state, truncated, entries: BTreeMap::new(), generation: 0 }
+    }
+
+    /// Index of the last entry.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.entries.last_key_value().map_or(self.truncated.0, |(index, _)| *index)
+    }
+
+    /// Takes what a record says.
+    pub fn take(&mut self, change: &Change) {
+        match change {
+            Change::Append(_, batch) => {
+                if let Some(first) = batch.entries.first() {
+                    self.entries.split_off(&first.index);
+                }
+                let entries = batch.entries.iter();
+                self.entries
+                    .extend(entries.map(|entry| (entry.index, (entry.term, entry.compute_size()))));
+                if let Some(hard_state) = &batch.hard_state {
+                    self.hard_state = hard_state.clone();
+                }
+            }
+            Change::Compact(_, to, term) => {
+                if *to > self.truncated.0 {
+                    self.truncated = (*to, *term);
+                    self.entries = self.entries.split_off(&(to + 1));
+                }
+            }
+            Change::Install { hard_state, truncated, generation, .. } => {
+                self.hard_state = hard_state.clone();
+                self.truncated = *truncated;
+                self.generation = *generation;
+                if trefoil_core::mutant!(CutOnly) {
+                    self.entries = self.entries.split_off(&(truncated.0 + 1));
+                } else {
+                    self.entries.clear();
+                }
+            }
+            Change::Base { hard_state, truncated, generation, .. } => {
+                self.hard_state = hard_state.clone();
+                self.truncated = *truncated;
+                self.generation = *generation;
+            }
+            Change::Move(_, generation) => self.generation = *generation,
+            Change::Doubt(..) => {}
+        }
+    }
+
+    /// What a starting replica is told of it; the state says the rest.
+    #[must_use]
+    pub fn boot(&self, uncertain: bool) -> Boot {
+        let mut terms = Vec::<(u64, u64)>::new();
+        for (index, (entry_term, _)) in &self.entries {
+            if terms.last().is_none_or(|(_, term)| term != entry_term) {
+                terms.push((*index, *entry_term));
+            }
+        }
+        Boot {
+            hard_state: self.hard_state.clone(),
+            truncated: self.truncated,
+            terms,
+            last_index: self.last(),
+            log_bytes: self.entries.values().map(|(_, bytes)| u64::from(*bytes)).sum(),
+            uncertain,
+            ..Boot::default()
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Sessions and waiters as the state has them before an entry, for what the entry then does with them.
+
+use std::collections::BTreeMap;
+
+use bytes::{Buf as _, Bytes};
+use trefoil_core::ShardId;
+use trefoil_core::key::{Key, Kind};
+use trefoil_core::machine::{Applied, Outcome};
+use trefoil_core::slot;
+use trefoil_core::store::{Store, decode, prefix_end};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Answer, Entry, Session, Waiter, answer};
+
+use crate::check::Violation;
+use crate::check::lives::{Life, Times, granted, renewed};
+use crate::disk::state::State;
+use crate::roles::NAMESPACES;
+
+/// Sessions by namespace and id, waiters by their key.
+#[derive(Debug, Default)]
+pub(crate) struct Lives {
+    sessions: BTreeMap<(&'static str, u64), Life>,
+    waiters: BTreeMap<Bytes, (&'static str, u64)>,
+}
+
+fn scan(store: &State, prefix: &Key) -> Vec<(Bytes, Bytes)> {
+    store.scan(prefix.bytes(), &prefix_end(prefix.bytes()), usize::MAX)
+}
+
+impl Lives {
+    /// Those of a shard.
+    pub(crate) fn of(store: &State, shard: ShardId, shards: u32) -> Self {
+        let mut lives = Self::default();
+        for namespace in NAMESPACES {
+            let slot = slot::of_locks(namespace);
+            if slot::shard(slot, shards) != shard {
+                continue;
+            }
+            let prefix = Key::new(slot, Kind::Session).text(namespace);
+            for (key, value) in scan(store, &prefix) {
+                let session = decode::<Session>(&value);
+                let until_ms = session.renewed_at_ms.saturating_add(session.ttl_ms);
+                let id = (&key[prefix.bytes().len()..]).get_u64();
+                let life = Life { until_ms, ended: session.ended };
+                lives.sessions.insert((namespace, id), life);
+            }
+            for (key, value) in scan(store, &Key::new(slot, Kind::Waiter).text(namespace)) {
+                lives.waiters.insert(key, (namespace, decode::<Waiter>(&value).session_id));
+            }
+        }
+        lives
+    }
+
+    /// Judges what an entry did.
+    #[must_use]
+    pub(crate) fn check(&self, entry: &Entry, applied: &Applied, times: Times) -> Vec<Violation> {
+        let mut found = Vec::new();
+        let mut touched = Vec::new();
+        for (command, outcome) in entry.commands.iter().zip(&applied.outcomes) {
+            let Some(operation) = &command.operation else { continue };
+            let (namespace, session) = match operation {
+                Operation::OpenSession(open) => (&open.namespace, None),
+                Operation::KeepAlive(keep) => (&keep.namespace, Some(keep.session_id)),
+                Operation::Acquire(acquire) => (&acquire.namespace, Some(acquire.session_id)),
+                Operation::Release(release) => (&release.namespace, Some(release.session_id)),
+                _ => continue,
+            };
+            // Opened or renewed by this entry itself.
+            let by_itself = touched.contains(&(namespace.as_str(), session))
+                || touched.contains(&(namespace.as_str(), None));
+            touched.push((namespace.as_str(), session));
+            let keep = matches!(operation, Operation::KeepAlive(_))
+                && matches!(
+                    outcome,
+                    Outcome::Answered(Answer { answer: Some(answer::Answer::KeepAlive(_)) })
+                );
+            if let (true, false, Some(id)) = (keep, by_itself, session) {
+                found.extend(renewed(&format!("session {id}"), self.life(namespace, id), times));
+            }
+        }
+        for settled in &applied.settled {
+            let Some((namespace, id)) = self.waiters.get(&settled.waiter.0) else { continue };
+            let was_granted = matches!(&settled.answer.answer, Some(answer::Answer::Acquire(acquire)) if acquire.acquired);
+            if was_granted && !touched.contains(&(*namespace, Some(*id))) {
+                found.extend(granted(&format!("session {id}"), self.life(namespace, *id), times));
+            }
+        }
+        found
+    }
+
+    fn life(&self, namespace: &str, id: u64) -> Option<Life> {
+        let of = NAMESPACES.iter().find(|name| **name == namespace)?;
+        self.sessions.get(&(*of, id)).copied()
+    }
+}

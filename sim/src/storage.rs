@@ -1,0 +1,301 @@
+//! What goes to a node's disk and comes from it: writes of the log, checkpoints, snapshots.
+
+use std::io::{self, ErrorKind};
+use std::rc::Rc;
+
+use bytes::Bytes;
+use prost::Message as _;
+use raft_proto::eraftpb::Entry;
+use trefoil_core::machine::Machine;
+use trefoil_core::replica::{Input, Peer, Pressure};
+use trefoil_core::{NodeId, ShardId};
+use trefoil_proto::internal::v1::Manifest;
+use trefoil_server::storage::LogWrite;
+
+use crate::check::Violation;
+use crate::disk::Write;
+use crate::disk::state::{Image, Job, State};
+use crate::event::{Brief, Event, Local, Process};
+use crate::knobs::{MILLISECOND, SECOND};
+use crate::world::{World, trace};
+
+/// Pause between two attempts to write on a full disk.
+const FULL_PAUSE_US: u64 = 200 * MILLISECOND;
+/// Free bytes below which a node refuses writes.
+const LOW_BYTES: u64 = 8 << 10;
+
+impl World {
+    /// The process cannot trust its disk any more.
+    pub(crate) fn disk_failed(&mut self, node: NodeId, error: &io::Error) {
+        trace!(self, "n{node} ends: {error}");
+        self.stats.disk_errors += 1;
+        let for_us = self.shared.dice.between(1, 4) * SECOND;
+        self.crash(node, for_us, false);
+    }
+
+    // === The log ===
+
+    pub(crate) fn write(&mut self, node: NodeId, write: Write) {
+        self.node(node).disk.enqueue(write);
+        self.sync(node);
+    }
+
+    pub(crate) fn sync(&mut self, node: NodeId) {
+        let host = self.node(node);
+        if !host.up || host.full || host.disk.is_flying() || !host.disk.waits() {
+            return;
+        }
+        match host.disk.begin() {
+            Ok(writes) => {
+                host.writing = writes;
+                if host.hung {
+                    return;
+                }
+                let floor = host.sync_floor_us;
+                let delay = floor + self.shared.dice.between(1, self.shared.knobs.sync_us);
+                let event = Event::In(self.process(node), Local::Synced);
+                self.at(self.now + delay, event);
+            }
+            Err(error) if error.kind() == ErrorKind::StorageFull => {
+                trace!(self, "n{node} has no room for the log");
+                self.node(node).full = true;
+                self.stats.full_disks += 1;
+                let event = Event::In(self.process(node), Local::RetryWrite);
+                self.at(self.now + FULL_PAUSE_US, event);
+            }
+            Err(error) => self.disk_failed(node, &error),
+        }
+    }
+
+    pub(crate) fn retry_write(&mut self, node: NodeId) {
+        self.node(node).full = false;
+        self.sync(node);
+    }
+
+    pub(crate) fn synced(&mut self, node: NodeId) {
+        let host = self.node(node);
+        let writes = std::mem::take(&mut host.writing);
+        if let Err(error) = host.disk.finish() {
+            self.stats.sync_errors += 1;
+            return self.disk_failed(node, &error);
+        }
+        trace!(self, "n{node} synced {} writes", writes.len());
+        let life = self.nodes[&node].life;
+        for write in writes {
+            if !self.nodes[&node].up || self.nodes[&node].life != life {
+                return;
+            }
+            match write {
+                LogWrite::Append(shard, batch) => {
+                    self.step(node, shard, Input::Persisted(batch.number));
+                }
+                LogWrite::Install { shard, truncated: (index, _), .. } => {
+                    self.installed(node, shard, index);
+                }
+                LogWrite::Move { .. } => unreachable!("simulated states stay in their files"),
+            }
+        }
+        self.sync(node);
+    }
+
+    /// What a node does for its disk from time to time.
+    pub(crate) fn care(&mut self, node: NodeId) {
+        let purge = self.shared.dice.chance(100);
+        match self.nodes[&node].disk.care(purge) {
+            Err(error) if error.kind() != ErrorKind::StorageFull => {
+                return self.disk_failed(node, &error);
+            }
+            _ => {}
+        }
+        let low = self.nodes[&node].disk.volume.room() < LOW_BYTES;
+        if low != self.nodes[&node].low {
+            self.node(node).low = low;
+            trace!(self, "n{node} is low on room: {low}");
+            for shard in 0..=self.setup.shards {
+                let pressure = Pressure { disk_low: low, wants_checkpoint: low };
+                self.step(node, shard, Input::Pressure(pressure));
+            }
+        }
+    }
+
+    /// Entries from the log; none when that ended the process.
+    pub(crate) fn read_log(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        (first, last): (u64, u64),
+        max_bytes: u64,
+    ) -> Option<Vec<Entry>> {
+        match self.nodes[&node].disk.entries(shard, first, last, max_bytes) {
+            Ok(entries) => Some(entries),
+            Err(error) => {
+                self.disk_failed(node, &error);
+                None
+            }
+        }
+    }
+
+    // === Checkpoints ===
+
+    pub(crate) fn begin_checkpoint(&mut self, node: NodeId, shard: ShardId) {
+        let at = self.node(node);
+        let Some(host) = at.hosts.get_mut(&shard) else { return };
+        host.checkpoint = at.disk.begin_checkpoint(&mut host.store, &host.machine);
+        host.overlay_bytes = 0;
+        let delay = self.shared.knobs.checkpoint_us;
+        let generation = self.nodes[&node].disk.generation(shard);
+        let event = Event::In(self.process(node), Local::Checkpoint(shard, generation));
+        self.soon(delay, event);
+    }
+
+    pub(crate) fn checkpointed(&mut self, node: NodeId, shard: ShardId, generation: u64) {
+        let at = self.node(node);
+        let Some(host) = at.hosts.get_mut(&shard) else { return };
+        if at.disk.generation(shard) != generation {
+            return;
+        }
+        let Some(job) = host.checkpoint.take() else { return };
+        let done = if at.disk.has_room(&host.store) {
+            at.disk.run_checkpoint(shard, &job, host.machine.progress())
+        } else {
+            Err(ErrorKind::StorageFull.into())
+        };
+        let Ok((index, written)) = done else {
+            host.checkpoint = Some(job);
+            self.stats.full_checkpoints += 1;
+            let event = Event::In(self.process(node), Local::Checkpoint(shard, generation));
+            return self.at(self.now + SECOND, event);
+        };
+        if let (State::File(store), Some(written)) = (&mut host.store, written) {
+            store.finish(written);
+        }
+        let overlay_bytes = host.changed_bytes();
+        trace!(self, "n{node}/s{shard} has a checkpoint of {index}");
+        self.stats.checkpoints += 1;
+        self.step(node, shard, Input::Checkpointed { index, overlay_bytes });
+    }
+
+    // === Snapshots ===
+
+    pub(crate) fn snapshot_opened(&mut self, node: NodeId, shard: ShardId, to: NodeId) {
+        let fails = self.shared.dice.chance(self.shared.knobs.broken_streams / 2);
+        let at = self.node(node);
+        let Some(host) = at.hosts.get_mut(&shard) else { return };
+        let image = at.disk.snapshot(shard, &host.store);
+        let (index, term) = image.at();
+        let records = &image.store.records;
+        let bytes = records.iter().map(|(key, value)| (key.len() + value.len()) as u64);
+        let manifest = Manifest {
+            format: 1,
+            records: records.len() as u64,
+            bytes: bytes.sum(),
+            chain: image.progress.chain,
+        };
+        let snapshot = (!fails).then(|| (index, term, Bytes::from(manifest.encode_to_vec())));
+        if !fails {
+            host.open.insert(to, image);
+        }
+        trace!(self, "n{node}/s{shard} snapshot of {index} open for n{to}: {}", !fails);
+        self.step(node, shard, Input::SnapshotOpened { to, snapshot });
+    }
+
+    pub(crate) fn send_snapshot(&mut self, node: NodeId, shard: ShardId, peer: Box<Peer>) {
+        let to = peer.message.to;
+        let broken = self.shared.dice.chance(self.shared.knobs.broken_streams);
+        let open = self.nodes[&node].hosts.get(&shard).and_then(|host| host.open.get(&to).cloned());
+        let image = open.filter(|_| !broken);
+        trace!(self, "n{node}/s{shard} {} leaves, whole={}", Brief(&peer.message), image.is_some());
+        let delay = self.shared.knobs.delay_us + self.shared.knobs.checkpoint_us;
+        self.soon(delay, Event::Stream { from: self.process(node), to, shard, peer, image });
+    }
+
+    pub(crate) fn stream_ends(
+        &mut self,
+        from: Process,
+        to: NodeId,
+        shard: ShardId,
+        peer: Box<Peer>,
+        image: Option<Rc<Image>>,
+    ) {
+        let cut = self.network.is_cut((from.node, to)) || self.network.is_cut((to, from.node));
+        let alive = self.nodes[&to].up && self.nodes[&from.node].life == from.life;
+        let image = image.filter(|_| !cut && alive);
+        let received = image.map(|image| self.node(to).disk.receive(shard, image));
+        let whole = matches!(received, Some(Ok(_)));
+        trace!(self, "n{to}/s{shard} end of a snapshot stream of n{}, whole={whole}", from.node);
+        match received {
+            Some(Ok(generation)) => {
+                self.step(to, shard, Input::SnapshotReceived { peer, generation });
+            }
+            Some(Err(_)) | None => self.stats.snapshots_broken += 1,
+        }
+        let delay = self.shared.knobs.delay_us;
+        self.soon(delay, Event::In(from, Local::Sent(shard, to, whole)));
+    }
+
+    fn installed(&mut self, node: NodeId, shard: ShardId, index: u64) {
+        let shards = self.setup.shards;
+        let at = self.node(node);
+        let Some(host) = at.hosts.get_mut(&shard) else { return };
+        host.checkpoint = None;
+        if !at.disk.holds_only(shard, index) {
+            let what = format!("n{node}/s{shard} at {index}");
+            let invariant = "an installed snapshot takes the place of the log";
+            self.violations.push(Violation::new(invariant, what));
+            return;
+        }
+        match at.disk.installed(shard) {
+            Ok(store) => host.store = store,
+            Err(why) => {
+                let what = format!("n{node}/s{shard}: {why}");
+                let violation = Violation::new("an installed snapshot can be opened", what);
+                return self.violations.push(violation);
+            }
+        }
+        host.machine = Machine::open(&host.store, shard, shards);
+        host.overlay_bytes = 0;
+        host.working = false;
+        let applied = Box::new(host.restored());
+        trace!(self, "n{node}/s{shard} installed a snapshot of {index}");
+        self.stats.snapshots_installed += 1;
+        let seen = self.agreements.states.saw(shard, index, applied.chain, node);
+        self.violations.extend(seen.err());
+        self.step(node, shard, Input::SnapshotInstalled { index, applied });
+        self.work(node, shard);
+    }
+
+    /// A checkpoint that a process was writing when it died may be there in part.
+    pub(crate) fn die_writing(&mut self, node: NodeId, shard: ShardId, job: &Job) {
+        let Job::File(_) = job else { return };
+        let operations = self.shared.dice.between(0, 12);
+        let at = self.node(node);
+        at.disk.volume.light_fuse(operations);
+        let progress = trefoil_proto::internal::v1::Progress::default();
+        // Whatever it says: nobody is there to hear it.
+        at.disk.run_checkpoint(shard, job, &progress).ok();
+    }
+
+    /// Tells peers when a replica has lost the end of its log, and when it has caught up.
+    pub(crate) fn tell_uncertain(&mut self, node: NodeId, shard: ShardId) {
+        for to in (1..=self.setup.nodes).filter(|to| *to != node) {
+            let peer = &self.nodes[&to];
+            let (up, life) = (peer.up, peer.life);
+            if !up || self.network.is_cut((node, to)) {
+                continue;
+            }
+            let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
+            let uncertain = host.replica.is_uncertain();
+            let before = host.told.insert(to, (life, uncertain));
+            if before != Some((life, uncertain)) && (uncertain || before.is_some()) {
+                let delay = self.shared.knobs.delay_us;
+                self.soon(delay, Event::Uncertain { to, shard, node, uncertain });
+            }
+        }
+        let at = self.node(node);
+        let Some(host) = at.hosts.get_mut(&shard) else { return };
+        if host.doubted && !host.replica.is_uncertain() {
+            host.doubted = false;
+            at.disk.enqueue(Write::Trust(shard));
+        }
+    }
+}
