@@ -441,6 +441,23 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
 }
 
 #[test]
+fn a_kill_after_a_loss_of_power_is_no_loss_of_power() {
+    let root = scratch();
+    EngineLog::create_with(root.path(), &SHARDS, OPTIONS, Arc::new(DefaultFileSystem)).unwrap();
+    drop(open(root.path(), AFTER_POWER_LOSS).unwrap());
+    // Killed while it wrote for the first time since.
+    let file = log_file(root.path());
+    let mut bytes = std::fs::read(&file).unwrap();
+    let end = marked_offset(root.path());
+    bytes.resize(bytes.len().max(end + 100), 0);
+    bytes[end..end + 100].fill(7);
+    std::fs::write(&file, bytes).unwrap();
+    let (log, recovered) = open(root.path(), AFTER_POWER_LOSS).unwrap();
+    assert!(!log.cuts().is_empty());
+    assert!(recovered.iter().all(|shard| !shard.boot.uncertain));
+}
+
+#[test]
 fn a_vote_is_below_the_durable_mark_before_it_is_told() {
     let root = scratch();
     let files = Arc::new(DefaultFileSystem);

@@ -179,6 +179,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             log.doubt(shards).map_err(|error| Refusal::io("write", &log.path, &error))?;
         }
         let recovered = shards.iter().map(|&shard| log.recover(shard)).collect::<Result<_, _>>()?;
+        log.guard.mark().note_boot().map_err(|error| Refusal::io("write", &mark_path, &error))?;
         Ok((log, recovered))
     }
 

@@ -109,6 +109,15 @@ impl File {
         Ok((Self { state: Mutex::new(state) }, found))
     }
 
+    /// Says which run of the machine this is, so that a kill from now on is not taken for a loss of power. To be called
+    /// once the end of the log was judged.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn note_boot(&self) -> std::io::Result<()> {
+        self.lock().write()
+    }
+
     /// Moves the mark to the end of what was just synced.
     ///
     /// # Errors

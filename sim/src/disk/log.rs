@@ -418,7 +418,7 @@ impl Inner {
             self.volume.sync_directory(DIRECTORY);
             self.sync()?;
         }
-        if doubt { self.mark.set_uncertain(false) } else { Ok(()) }
+        if doubt { self.mark.set_uncertain(false) } else { self.mark.note_boot() }
     }
 
     fn purge(&mut self) -> io::Result<()> {

@@ -82,6 +82,14 @@ impl MarkFile {
         Ok((file, found))
     }
 
+    /// Says which run of the machine this is, so that a kill from now on is not taken for a loss of power.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn note_boot(&mut self) -> io::Result<()> {
+        self.write()
+    }
+
     /// Moves the mark to the end of what was just synced.
     ///
     /// # Errors
