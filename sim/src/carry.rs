@@ -177,7 +177,7 @@ impl World {
             );
         }
         for at in times {
-            self.at(at, Event::Peer(to, shard, Box::new(peer.clone())));
+            self.at(at, Event::Peer(self.process(to), shard, Box::new(peer.clone())));
         }
     }
 
