@@ -8,6 +8,7 @@ use raft_proto::eraftpb::{Snapshot, SnapshotMetadata};
 
 use super::effect::Effect;
 use super::input::Peer;
+use super::leadership::ELECTION_MS_MAX;
 use super::{Replica, log};
 use crate::machine::Applied;
 use crate::{NodeId, Now, limits as l};
@@ -19,8 +20,8 @@ const CUT_BYTES_MIN: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outgoing {
     Opening,
-    /// Open at this index; the log is not cut beyond it.
-    Open(u64),
+    /// Open at this index since this moment, in boot ms; the log is not cut beyond it.
+    Open(u64, u64),
     Sending(u64),
 }
 
@@ -89,7 +90,7 @@ impl Disk {
     fn pin(&self) -> u64 {
         let index = |outgoing: &Outgoing| match outgoing {
             Outgoing::Opening => None,
-            Outgoing::Open(index) | Outgoing::Sending(index) => Some(*index),
+            Outgoing::Open(index, _) | Outgoing::Sending(index) => Some(*index),
         };
         self.outgoing.values().filter_map(index).min().unwrap_or(u64::MAX)
     }
@@ -154,7 +155,7 @@ impl Replica {
                 self.disk.outgoing.insert(to, Outgoing::Opening);
                 self.effects.push(Effect::OpenSnapshot(to));
             }
-            Some(Outgoing::Open(_)) => {
+            Some(Outgoing::Open(..)) => {
                 // Raft did not take the one that is open: it is too old by now.
                 self.forget_snapshot(to);
                 self.disk.wanted = true;
@@ -171,7 +172,7 @@ impl Replica {
         if !self.leads() || self.disk.outgoing.get(&to) != Some(&Outgoing::Opening) {
             return self.forget_snapshot(to);
         }
-        self.disk.outgoing.insert(to, Outgoing::Open(index));
+        self.disk.outgoing.insert(to, Outgoing::Open(index, self.now.boot_ms));
         let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(log::conf_state(&self.config.voters));
         let mut snapshot = Snapshot { data: manifest, ..Snapshot::default() };
@@ -182,7 +183,7 @@ impl Replica {
     /// Raft sends the opened snapshot now.
     pub(super) fn snapshot_leaves(&mut self, to: NodeId) {
         self.raft.0.mut_store().drop_snapshot(to);
-        if let Some(Outgoing::Open(index)) = self.disk.outgoing.get(&to) {
+        if let Some(Outgoing::Open(index, _)) = self.disk.outgoing.get(&to) {
             let index = *index;
             self.disk.outgoing.insert(to, Outgoing::Sending(index));
         }
@@ -207,18 +208,22 @@ impl Replica {
         self.close_snapshots_of(|_| true);
     }
 
-    /// A snapshot that no peer comes for must not hold the log: the peer is gone, or has caught up by the log.
+    /// A snapshot that no peer comes for must not hold the log: the peer is gone, has caught up by the log, or does
+    /// not answer raft, which sends nothing then. Raft asks again when it does.
     fn close_unwanted_snapshots(&mut self) {
-        let first = self.raft.0.store().first();
-        let unwanted = |to| {
+        let (first, now_ms) = (self.raft.0.store().first(), self.now.boot_ms);
+        let unwanted = |to, outgoing: &Outgoing| {
             let progress = self.raft.0.raft.prs().get(to);
             let has_log = progress.is_some_and(|progress| {
                 progress.matched + 1 >= first && progress.pending_request_snapshot == INVALID_INDEX
             });
-            has_log || !self.leadership.was_heard(to, self.now, l::PEER_SILENCE_MS)
+            let is_left =
+                matches!(outgoing, Outgoing::Open(_, at) if now_ms - at > ELECTION_MS_MAX);
+            has_log || is_left || !self.leadership.was_heard(to, self.now, l::PEER_SILENCE_MS)
         };
-        let open = self.disk.outgoing.keys().copied();
-        let unwanted = open.filter(|to| unwanted(*to)).collect::<Vec<_>>();
+        let open = self.disk.outgoing.iter();
+        let unwanted = open.filter(|(to, outgoing)| unwanted(**to, outgoing));
+        let unwanted = unwanted.map(|(to, _)| *to).collect::<Vec<_>>();
         self.close_snapshots_of(|to| unwanted.contains(&to));
     }
 
