@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 24] = [
+pub const ALL: [Reason; 25] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -61,6 +61,7 @@ pub const ALL: [Reason; 24] = [
     Reason::LimitReached,
     Reason::PartitionNotOpen,
     Reason::StaleMap,
+    Reason::ConvertNeeded,
     Reason::NotLeader,
     Reason::NoQuorum,
     Reason::MaybeApplied,
@@ -157,6 +158,11 @@ impl Reason {
                 C::Unavailable,
                 Freely,
                 "The command was routed by another slot map. Nothing happened.",
+            ),
+            Self::ConvertNeeded => (
+                C::FailedPrecondition,
+                Never,
+                "The session holds the lock in a weaker mode: convert that grant. Metadata `mode` and `fencing_token` are the grant's.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

@@ -14,6 +14,9 @@ use crate::machine::parse_lease_id;
 /// The namespace of a request that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
 
+/// What a lock's mode may be.
+pub(crate) const MODES: &str = "SHARED, UPDATE or EXCLUSIVE";
+
 /// Stands between a client's name and the number of a part, in the ids of a request's parts: no client's name has it.
 pub const PART_MARK: char = '#';
 
@@ -60,6 +63,28 @@ pub(crate) fn number(field: &str, number: u64, min: u64, max: u64) -> Result<(),
         return Ok(());
     }
     Err(invalid(field, format_args!("{min} to {max}")))
+}
+
+fn mode(mode: i32) -> Result<(), Refusal> {
+    match lock::LockMode::try_from(mode) {
+        Ok(lock::LockMode::Unspecified) | Err(_) => Err(invalid("mode", MODES)),
+        Ok(_) => Ok(()),
+    }
+}
+
+fn page_size(size: &mut u32) -> Result<(), Refusal> {
+    if *size == 0 {
+        *size = l::PAGE_ITEMS_DEFAULT;
+    }
+    number("page_size", (*size).into(), 1, l::PAGE_ITEMS_MAX.into())
+}
+
+/// The session after which a page begins.
+pub(crate) fn session_page(token: &str) -> Result<u64, Refusal> {
+    if token.is_empty() {
+        return Ok(0);
+    }
+    token.parse().map_err(|_| invalid("page_token", "the next_page_token of a page"))
 }
 
 fn some_id(field: &str, id: u64) -> Result<(), Refusal> {
@@ -132,7 +157,61 @@ impl Check for lock::AcquireRequest {
         some_id("session_id", self.session_id)?;
         text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
         number("wait_ms", self.wait_ms, 0, l::WAIT_MS_MAX)?;
+        if self.mode == i32::from(lock::LockMode::Unspecified) {
+            self.set_mode(lock::LockMode::Exclusive);
+        }
+        mode(self.mode)?;
         request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::ConvertRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+        mode(self.mode)?;
+        number("wait_ms", self.wait_ms, 0, l::WAIT_MS_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::ReleaseAllRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::GetSessionRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)
+    }
+}
+
+impl Check for lock::ListSessionsRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        page_size(&mut self.page_size)?;
+        session_page(&self.page_token).map(drop)
+    }
+}
+
+impl Check for lock::DescribeLockRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)
+    }
+}
+
+impl Check for lock::ListLocksRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
+        page_size(&mut self.page_size)?;
+        text("page_token", &self.page_token, 0, l::NAME_BYTES_MAX)
     }
 }
 
@@ -336,6 +415,7 @@ mod tests {
             name: name(),
             wait_ms: l::WAIT_MS_MAX,
             request_id: id(),
+            mode: 3,
         };
         assert_refused(
             &acquire,
@@ -343,6 +423,27 @@ mod tests {
                 (|r| r.session_id = 0, "session_id", "set"),
                 (|r| r.name.clear(), "name", NAME),
                 (|r| r.name = long_name(), "name", NAME),
+                (|r| r.wait_ms += 1, "wait_ms", "0 to 86400000"),
+                (|r| r.mode = 4, "mode", MODES),
+            ),
+        );
+        let convert = lock::ConvertRequest {
+            namespace: name(),
+            session_id: 1,
+            name: name(),
+            fencing_token: 0,
+            mode: 1,
+            wait_ms: l::WAIT_MS_MAX,
+            request_id: id(),
+        };
+        assert_refused(
+            &convert,
+            namespace_and_id!(
+                (|r| r.session_id = 0, "session_id", "set"),
+                (|r| r.name.clear(), "name", NAME),
+                (|r| r.name = long_name(), "name", NAME),
+                (|r| r.mode = 0, "mode", MODES),
+                (|r| r.mode = 4, "mode", MODES),
                 (|r| r.wait_ms += 1, "wait_ms", "0 to 86400000"),
             ),
         );
@@ -361,6 +462,42 @@ mod tests {
                 (|r| r.name = long_name(), "name", NAME),
             ),
         );
+    }
+
+    #[test]
+    fn what_operators_ask_names_field_and_limit() {
+        let describe = lock::DescribeLockRequest { namespace: name(), name: name() };
+        assert_refused(&describe, namespace!((|r| r.name.clear(), "name", NAME)));
+        let list = lock::ListLocksRequest {
+            namespace: name(),
+            prefix: name(),
+            page_size: l::PAGE_ITEMS_MAX,
+            page_token: name(),
+        };
+        assert_refused(
+            &list,
+            namespace!(
+                (|r| r.prefix = long_name(), "prefix", "0 to 255 bytes"),
+                (|r| r.page_size += 1, "page_size", "1 to 1000"),
+                (|r| r.page_token = long_name(), "page_token", "0 to 255 bytes"),
+            ),
+        );
+        let sessions = lock::ListSessionsRequest {
+            namespace: name(),
+            page_size: l::PAGE_ITEMS_MAX,
+            page_token: "7".to_owned(),
+        };
+        assert_refused(
+            &sessions,
+            namespace!(
+                (|r| r.page_size += 1, "page_size", "1 to 1000"),
+                (|r| r.page_token.push('x'), "page_token", "the next_page_token of a page"),
+            ),
+        );
+        let session = lock::GetSessionRequest { namespace: name(), session_id: 1 };
+        assert_refused(&session, namespace!((|r| r.session_id = 0, "session_id", "set")));
+        let all = lock::ReleaseAllRequest { namespace: name(), session_id: 1, request_id: id() };
+        assert_refused(&all, namespace_and_id!((|r| r.session_id = 0, "session_id", "set")));
     }
 
     #[test]
@@ -511,5 +648,12 @@ mod tests {
             queue::DequeueRequest { queue: name(), ..queue::DequeueRequest::default() };
         assert_eq!(dequeue.check(), Ok(()));
         assert_eq!((dequeue.max_messages, dequeue.lease_ms), (1, l::LEASE_MS_DEFAULT));
+        let mut acquire =
+            lock::AcquireRequest { session_id: 1, name: name(), ..lock::AcquireRequest::default() };
+        assert_eq!(acquire.check(), Ok(()));
+        assert_eq!(acquire.mode(), lock::LockMode::Exclusive);
+        let mut list = lock::ListLocksRequest::default();
+        assert_eq!(list.check(), Ok(()));
+        assert_eq!(list.page_size, l::PAGE_ITEMS_DEFAULT);
     }
 }

@@ -51,9 +51,13 @@ limits! {
     SHARDS_MAX: u32 = 64, "Data shards of a cluster.";
     MEMBERS_MAX: usize = 9, "Members of a cluster.";
     SESSIONS_PER_NAMESPACE_MAX: u64 = 200_000, "Open sessions of a namespace.";
-    WAITERS_PER_LOCK_MAX: u64 = 20_000, "Sessions that wait for one lock.";
+    LOCKS_PER_NAMESPACE_MAX: u64 = 1_000_000, "Locks of a namespace that are held or waited for.";
+    WAITS_PER_NAMESPACE_MAX: u64 = 200_000, "Calls that wait for the locks of a namespace.";
+    WAITERS_PER_LOCK_MAX: u64 = 20_000, "Calls that wait for one lock.";
     LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
-    ACQUIRES_PER_CLAIM_MAX: usize = 16, "Acquires of one session that wait for the same lock.";
+    ACQUIRES_PER_CLAIM_MAX: usize = 16, "Calls of one session that wait for the same lock.";
+    PAGE_ITEMS_MAX: u32 = 1_000, "Locks, sessions, holders or waiters in one answer.";
+    PAGE_ITEMS_DEFAULT: u32 = 100, "Items of a page when the request names no size.";
 
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";

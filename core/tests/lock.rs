@@ -2,6 +2,8 @@
 
 #[path = "support/lock_state.rs"]
 mod lock_state;
+#[path = "support/operator.rs"]
+mod operator;
 mod support;
 
 use std::collections::BTreeMap;
@@ -13,11 +15,14 @@ use bytes::Bytes;
 use prost::Message as _;
 use test_each_file::test_each_path;
 use trefoil_core::key::{Key, Kind};
-use trefoil_core::machine::{Applied, Counts, Machine, Outcome, Settled, WaiterId, caller_lost};
+use trefoil_core::machine::{
+    Applied, Counts, Machine, Outcome, QueryOutcome, Settled, WaiterId, caller_lost,
+};
 use trefoil_core::slot;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, answer};
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ReleaseHeld, answer};
+use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_state::LockState;
 use self::support::{Harness, command, request_id, show_answer};
@@ -53,6 +58,19 @@ enum Line {
         wait: u64,
         #[arg(key)]
         id: Option<String>,
+        #[arg(key)]
+        mode: Option<String>,
+    },
+    Convert {
+        session: u64,
+        name: String,
+        mode: String,
+        #[arg(key, optional)]
+        token: u64,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
     },
     Release {
         session: u64,
@@ -62,12 +80,18 @@ enum Line {
         #[arg(key)]
         id: Option<String>,
     },
-    /// `id` is that of the acquire.
+    /// Releases what a session holds, by as many commands as that takes.
+    ReleaseAll(u64),
+    /// `id` is that of the acquire or, with `converts`, of the convert.
     Cancel {
         session: u64,
         name: String,
         #[arg(key)]
         id: Option<String>,
+        #[arg(key)]
+        mode: Option<String>,
+        #[arg(key, optional)]
+        converts: bool,
     },
     /// Nobody is left to take the answer of a wait, so called, as of so many entries ago.
     Lose {
@@ -82,6 +106,8 @@ enum Line {
         count: u64,
         #[arg(key, optional)]
         wait: u64,
+        #[arg(key)]
+        mode: Option<String>,
     },
     /// Sends many requests of a client, all in one entry; only the last answer is shown.
     OpenMany {
@@ -98,6 +124,8 @@ enum Line {
         ttl: u64,
         #[arg(key)]
         wait: u64,
+        #[arg(key)]
+        mode: Option<String>,
     },
     /// Opens as many sessions, each of which acquires as many locks of its own.
     Hoard {
@@ -121,8 +149,32 @@ enum Line {
     NewTerm,
     /// The machine is opened again from its store.
     Reopen,
-    /// As if so many sessions were open.
-    PretendSessions(u64),
+    /// As if the namespace had so many sessions, locks or waits.
+    Pretend {
+        #[arg(key, optional)]
+        sessions: u64,
+        #[arg(key, optional)]
+        locks: u64,
+        #[arg(key, optional)]
+        waits: u64,
+    },
+    /// What operators are shown.
+    Describe(String),
+    List {
+        #[arg(key, optional)]
+        prefix: String,
+        #[arg(key, optional)]
+        after: String,
+        #[arg(key)]
+        size: u32,
+    },
+    GetSession(u64),
+    ListSessions {
+        #[arg(key, optional)]
+        after: String,
+        #[arg(key)]
+        size: u32,
+    },
     Locks,
     Sessions,
     Records,
@@ -145,6 +197,9 @@ impl goldenscript::Runner for Runner {
         if let Some(operation) = operation(line) {
             let command = in_slot(operation, line_id(line));
             return Ok(self.command(command));
+        }
+        if let Some(question) = question(line) {
+            return Ok(self.ask(question));
         }
         Ok(match line {
             Line::Together => {
@@ -173,25 +228,34 @@ impl goldenscript::Runner for Runner {
                 self.harness.machine = Machine::open(&self.harness.store, 1, 1);
                 String::new()
             }
-            Line::AcquireMany { session, name, count, wait } => {
+            Line::AcquireMany { session, name, count, wait, mode } => {
+                let mode = mode_of(mode.as_deref());
                 let acquires =
-                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait));
+                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait, mode));
                 self.last_of(acquires.map(|acquire| in_slot(acquire, None)).collect())
             }
             Line::OpenMany { client, count, ttl } => {
                 let id = |n| Some(request_id(&format!("{client}/{n}")));
                 self.last_of((1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect())
             }
-            Line::Crowd { name, count, ttl, wait } => self.crowd(name, *count, *ttl, *wait),
+            Line::Crowd { name, count, ttl, wait, mode } => {
+                self.crowd(name, *count, *ttl, *wait, mode_of(mode.as_deref()))
+            }
             Line::Hoard { sessions, locks, ttl } => {
                 let mut commands =
                     (0..*sessions).map(|_| in_slot(open(*ttl), None)).collect::<Vec<_>>();
-                let acquire = |n| in_slot(acquire(1 + n % sessions, format!("hoard-{n}"), 0), None);
+                let acquire = |n| {
+                    in_slot(
+                        acquire(1 + n % sessions, format!("hoard-{n}"), 0, LockMode::Exclusive),
+                        None,
+                    )
+                };
                 commands.extend((0..sessions * locks).map(acquire));
                 self.last_of(commands)
             }
             Line::Garbage => self.garbage(),
-            Line::PretendSessions(count) => self.pretend_sessions(*count),
+            Line::ReleaseAll(session) => self.release_all(*session),
+            Line::Pretend { sessions, locks, waits } => self.pretend(*sessions, *locks, *waits),
             Line::Locks => self.locks(),
             Line::Sessions => self.sessions(),
             Line::Records => self.records(),
@@ -305,7 +369,34 @@ impl Runner {
         text.lines().last().map_or_else(String::new, |line| format!("... {line}\n"))
     }
 
-    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64) -> String {
+    fn release_all(&mut self, session_id: u64) -> String {
+        let (mut after, mut up_to_token, mut text) = (String::new(), 0, String::new());
+        loop {
+            let namespace = "default".to_owned();
+            let release = ReleaseHeld { namespace, session_id, after, up_to_token };
+            let command = in_slot(Operation::ReleaseHeld(release), None);
+            let applied = self.harness.apply(vec![command.clone()]);
+            text.push_str(&self.show(&[command], &applied));
+            let Outcome::Answered(Answer { answer: Some(answer::Answer::ReleasedHeld(released)) }) =
+                &applied.outcomes[0]
+            else {
+                return text;
+            };
+            (after, up_to_token) = (released.after.clone(), released.up_to_token);
+            if after.is_empty() {
+                return text;
+            }
+        }
+    }
+
+    fn ask(&mut self, query: Q) -> String {
+        match self.harness.query(slot::of_locks("default"), 1, query).1 {
+            QueryOutcome::Answered(answer) => operator::show(&answer),
+            other => panic!("an operator waits for {other:?}"),
+        }
+    }
+
+    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64, mode: LockMode) -> String {
         let first = self.harness.apply(vec![in_slot(open(ttl), None)]);
         let Some(Outcome::Answered(Answer { answer: Some(answer::Answer::OpenSession(opened)) })) =
             first.outcomes.first()
@@ -314,7 +405,7 @@ impl Runner {
         };
         let ids = opened.session_id..opened.session_id + count;
         let mut commands = (1..count).map(|_| in_slot(open(ttl), None)).collect::<Vec<_>>();
-        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait), None)));
+        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait, mode), None)));
         self.last_of(commands)
     }
 
@@ -334,6 +425,15 @@ impl Runner {
             };
             let slot = slot::of_locks("default");
             commands.push(command(slot, 1, None, Operation::Acquire(acquire.clone())));
+            let unknown = api::AcquireRequest { mode: 9, ..acquire.clone() };
+            commands.push(command(slot, 1, None, Operation::Acquire(unknown)));
+            let convert = api::ConvertRequest {
+                namespace: acquire.namespace.clone(),
+                session_id: 1,
+                name: acquire.name.clone(),
+                ..Default::default()
+            };
+            commands.push(command(slot, 1, None, Operation::Convert(convert)));
             let release = api::ReleaseRequest {
                 namespace,
                 session_id: 1,
@@ -362,6 +462,7 @@ impl Runner {
             session_id: 1,
             name: "a".to_owned(),
             waiter,
+            ..CancelAcquire::default()
         };
         commands.push(in_slot(Operation::CancelAcquire(cancel), None));
         let mut nothing = in_slot(open(1_000), None);
@@ -374,12 +475,12 @@ impl Runner {
         text
     }
 
-    fn pretend_sessions(&mut self, count: u64) -> String {
+    fn pretend(&mut self, sessions: u64, locks: u64, waits: u64) -> String {
         self.pretends = true;
         let key =
             Bytes::from(Key::new(slot::of_locks("default"), Kind::LockNamespace).tail(b"default"));
         let mut counters = LockState::read(&self.harness.store).namespaces["default"];
-        counters.sessions = count;
+        (counters.sessions, counters.locks, counters.waits) = (sessions, locks, waits);
         self.harness.store.records.insert(key, counters.encode_to_vec().into());
         String::new()
     }
@@ -388,8 +489,10 @@ impl Runner {
         let state = LockState::read(&self.harness.store);
         let mut text = String::new();
         for ((namespace, name), lock) in &state.locks {
-            let of_lock = state.waiters.range((namespace.clone(), name.clone(), 0)..);
-            let waiters = of_lock.take_while(|((_, other, _), _)| other == name);
+            let place = (namespace.clone(), name.clone(), 0);
+            let of_lock = state.waiters.range(place.clone()..);
+            let waiters =
+                of_lock.take_while(|((of, other, _), _)| (of, other) == (namespace, name));
             let waiters =
                 waiters.map(|(_, waiter)| format!(" {}", waiter.session_id)).collect::<Vec<_>>();
             let shown = if waiters.len() > SHOWN_MAX {
@@ -397,11 +500,22 @@ impl Runner {
             } else {
                 waiters.concat()
             };
-            let holder = if lock.session_id == 0 {
-                "free".to_owned()
-            } else {
-                format!("session {} with token {}", lock.session_id, lock.token)
-            };
+            let mut holders = Vec::new();
+            if lock.session_id > 0 {
+                let mode = if lock.mode() == LockMode::Update { " to update" } else { "" };
+                holders
+                    .push(format!("session {} with token {}{mode}", lock.session_id, lock.token));
+            }
+            if lock.shared > 0 {
+                let shared = state.holders.range(place..);
+                let shared =
+                    shared.take_while(|((of, other, _), _)| (of, other) == (namespace, name));
+                let shared =
+                    shared.map(|((.., token), holder)| format!("{}/{token}", holder.session_id));
+                let shared = shared.take(SHOWN_MAX).collect::<Vec<_>>().join(" ");
+                holders.push(format!("shared by {} ({shared})", lock.shared));
+            }
+            let holder = if holders.is_empty() { "free".to_owned() } else { holders.join(", ") };
             writeln!(
                 text,
                 "{name}: {holder}, waiting:{}",
@@ -433,7 +547,9 @@ impl Runner {
             ("namespaces", state.namespaces.len()),
             ("sessions", state.sessions.len()),
             ("locks", state.locks.len()),
+            ("holders", state.holders.len()),
             ("waiters", state.waiters.len()),
+            ("waits", state.waits.len()),
             ("claims", state.claims.len()),
             ("timers", state.timers.len()),
             ("clients", state.clients.len()),
@@ -466,7 +582,20 @@ fn operation(line: &Line) -> Option<Operation> {
             session_id: *session,
             request_id: None,
         }),
-        Line::Acquire { session, name, wait, .. } => acquire(*session, name.clone(), *wait),
+        Line::Acquire { session, name, wait, mode, .. } => {
+            acquire(*session, name.clone(), *wait, mode_of(mode.as_deref()))
+        }
+        Line::Convert { session, name, mode, token, wait, .. } => {
+            Operation::Convert(api::ConvertRequest {
+                namespace,
+                session_id: *session,
+                name: name.clone(),
+                fencing_token: *token,
+                mode: mode_of(Some(mode)).into(),
+                wait_ms: *wait,
+                request_id: None,
+            })
+        }
         Line::Release { session, name, token, .. } => Operation::Release(api::ReleaseRequest {
             namespace,
             session_id: *session,
@@ -474,11 +603,40 @@ fn operation(line: &Line) -> Option<Operation> {
             fencing_token: *token,
             request_id: None,
         }),
-        Line::Cancel { session, name, id } => Operation::CancelAcquire(CancelAcquire {
+        Line::Cancel { session, name, id, mode, converts } => {
+            Operation::CancelAcquire(CancelAcquire {
+                namespace,
+                session_id: *session,
+                name: name.clone(),
+                waiter: id.as_deref().map(request_id),
+                mode: mode_of(mode.as_deref()).into(),
+                converts: *converts,
+            })
+        }
+        _ => return None,
+    })
+}
+
+/// What a line asks as an operator.
+fn question(line: &Line) -> Option<Q> {
+    let namespace = "default".to_owned();
+    Some(match line {
+        Line::Describe(name) => {
+            Q::DescribeLock(api::DescribeLockRequest { namespace, name: name.clone() })
+        }
+        Line::List { prefix, after, size } => Q::ListLocks(api::ListLocksRequest {
             namespace,
-            session_id: *session,
-            name: name.clone(),
-            waiter: id.as_deref().map(request_id),
+            prefix: prefix.clone(),
+            page_size: *size,
+            page_token: after.clone(),
+        }),
+        Line::GetSession(session_id) => {
+            Q::GetSession(api::GetSessionRequest { namespace, session_id: *session_id })
+        }
+        Line::ListSessions { after, size } => Q::ListSessions(api::ListSessionsRequest {
+            namespace,
+            page_size: *size,
+            page_token: after.clone(),
         }),
         _ => return None,
     })
@@ -489,6 +647,7 @@ fn line_id(line: &Line) -> Option<trefoil_proto::common::v1::RequestId> {
         Line::Open { id, .. }
         | Line::Close { id, .. }
         | Line::Acquire { id, .. }
+        | Line::Convert { id, .. }
         | Line::Release { id, .. } => id.as_deref().map(request_id),
         _ => None,
     }
@@ -506,7 +665,7 @@ fn open(ttl_ms: u64) -> Operation {
     })
 }
 
-fn acquire(session_id: u64, name: String, wait_ms: u64) -> Operation {
+fn acquire(session_id: u64, name: String, wait_ms: u64, mode: LockMode) -> Operation {
     let namespace = "default".to_owned();
     Operation::Acquire(api::AcquireRequest {
         namespace,
@@ -514,15 +673,26 @@ fn acquire(session_id: u64, name: String, wait_ms: u64) -> Operation {
         name,
         wait_ms,
         request_id: None,
+        mode: mode.into(),
     })
 }
 
+fn mode_of(mode: Option<&str>) -> LockMode {
+    match mode {
+        None => LockMode::Exclusive,
+        Some(mode) => LockMode::from_str_name(&format!("LOCK_MODE_{}", mode.to_uppercase()))
+            .expect("a mode is shared, update or exclusive"),
+    }
+}
+
 fn waiter_name(command: &Command) -> String {
-    let Some(Operation::Acquire(request)) = &command.operation else {
-        panic!("only an acquire waits")
+    let (session_id, name, how) = match &command.operation {
+        Some(Operation::Acquire(request)) => (request.session_id, &request.name, "for"),
+        Some(Operation::Convert(request)) => (request.session_id, &request.name, "to convert"),
+        _ => panic!("only an acquire or a convert waits"),
     };
     let id = command.request_id.as_ref().map(|id| format!(" {}/{}", id.client, id.sequence));
-    format!("{} for {}{}", request.session_id, request.name, id.unwrap_or_default())
+    format!("{session_id} {how} {name}{}", id.unwrap_or_default())
 }
 
 fn is_refusal(answer: &Answer) -> bool {
@@ -536,8 +706,15 @@ fn show(answer: &Answer) -> String {
         Some(A::KeepAlive(alive)) => format!("alive for {} ms", alive.remaining_ms),
         Some(A::CloseSession(closed)) => format!("closed, released {}", closed.released),
         Some(A::Acquire(acquire)) if acquire.acquired => {
-            format!("acquired, token {}", acquire.fencing_token)
+            format!("acquired{}, token {}", operator::weak(acquire.mode()), acquire.fencing_token)
         }
+        Some(A::Convert(convert)) if convert.converted => {
+            format!("converted{}, token {}", operator::mode(convert.mode()), convert.fencing_token)
+        }
+        Some(A::Convert(convert)) => {
+            format!("not converted, held with token {}", convert.holder_token)
+        }
+        Some(A::ReleasedHeld(released)) => format!("released {}", released.released),
         Some(A::Acquire(acquire)) if acquire.holder_token == 0 => {
             "not acquired, no holder".to_owned()
         }
@@ -552,7 +729,13 @@ fn show(answer: &Answer) -> String {
 
 fn show_counts(counts: &Counts) -> String {
     format!(
-        "acquired {}, released {}, blocked {}, expired {}\n",
-        counts.locks_acquired, counts.locks_released, counts.locks_blocked, counts.sessions_expired
+        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms\n",
+        counts.locks_acquired,
+        counts.locks_converted,
+        counts.locks_released,
+        counts.locks_blocked,
+        counts.sessions_expired,
+        counts.lock_wait_ms,
+        counts.lock_hold_ms
     )
 }

@@ -62,6 +62,33 @@ fn bad_locks() -> Vec<(Operation, &'static str, &'static str)> {
             "set",
         ),
         (Operation::Release(release(0, "l")), "session_id", "set"),
+        (
+            Operation::Acquire(lock::AcquireRequest { mode: 4, ..acquire(1, "l", 0) }),
+            "mode",
+            "SHARED, UPDATE or EXCLUSIVE",
+        ),
+        (
+            Operation::Convert(convert(1, "l", lock::LockMode::Unspecified)),
+            "mode",
+            "SHARED, UPDATE or EXCLUSIVE",
+        ),
+        (Operation::Convert(convert(1, "", lock::LockMode::Shared)), "name", "1 to 255 bytes"),
+        (Operation::ReleaseAll(lock::ReleaseAllRequest::default()), "session_id", "set"),
+        (Operation::GetSession(lock::GetSessionRequest::default()), "session_id", "set"),
+        (Operation::DescribeLock(lock::DescribeLockRequest::default()), "name", "1 to 255 bytes"),
+        (
+            Operation::ListLocks(lock::ListLocksRequest { page_size: 1_001, ..Default::default() }),
+            "page_size",
+            "1 to 1000",
+        ),
+        (
+            Operation::ListSessions(lock::ListSessionsRequest {
+                page_token: "x".to_owned(),
+                ..Default::default()
+            }),
+            "page_token",
+            "the next_page_token of a page",
+        ),
     ]
 }
 

@@ -137,6 +137,32 @@ async fn all_three_services_through_the_command_line() {
         "{again}"
     );
 
+    let (code, reader) =
+        json(&["lock", "acquire", "page", "--mode", "shared", "--owner", "reader"]);
+    assert_eq!((code, reader["mode"].as_str()), (0, Some("shared")));
+    let (code, updater) = json(&["lock", "acquire", "page", "--mode", "update"]);
+    assert_eq!(code, 0);
+    let (code, listed) = json(&["lock", "list", "p"]);
+    let names = listed["locks"].as_array().unwrap().iter().map(|lock| lock["name"].as_str());
+    assert_eq!((code, names.collect::<Vec<_>>()), (0, vec![Some("page")]));
+    let (code, described) = json(&["lock", "describe", "page"]);
+    assert_eq!((code, described["holders"][1]["owner"].as_str()), (0, Some("reader")));
+    let (code, sessions) = json(&["lock", "sessions"]);
+    assert!(code == 0 && sessions["sessions"].as_array().unwrap().len() >= 2, "{sessions}");
+    let session = |held: &Json| held["session_id"].to_string();
+    let convert = ["lock", "convert", "page", "exclusive", "--session", &session(&updater)];
+    assert_eq!(json(&convert).0, 2);
+    let (code, released) = json(&["lock", "release", "--all", "--session", &session(&reader)]);
+    assert_eq!((code, released["released"].as_u64()), (0, Some(1)));
+    let (code, converted) = json(&convert);
+    assert_eq!((code, converted["mode"].as_str()), (0, Some("exclusive")));
+    let (code, got) = json(&["lock", "session", &session(&updater)]);
+    assert_eq!((code, got["locks"][0]["mode"].as_str()), (0, Some("exclusive")));
+    for shown in [&["lock", "describe", "page"][..], &["lock", "session", &session(&updater)]] {
+        let (code, text, _) = run(&cluster, shown);
+        assert!(code == 0 && text.contains("exclusive"), "{text}");
+    }
+
     let (code, status) = json(&["status"]);
     assert_eq!((code, status["nodes"].as_array().map(Vec::len)), (0, Some(3)));
     assert_eq!(status["shards"].as_array().map(Vec::len), Some(7));

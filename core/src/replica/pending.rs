@@ -66,6 +66,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
             Operation::CloseSession(_)
             | Operation::KeepAlive(_)
             | Operation::Release(_)
+            | Operation::ReleaseHeld(_)
             | Operation::CancelAcquire(_)
             | Operation::LoseCaller(_)
             | Operation::AckLease(_)
@@ -75,6 +76,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
         Some(
             Operation::OpenSession(_)
             | Operation::Acquire(_)
+            | Operation::Convert(_)
             | Operation::CreateQueue(_)
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)

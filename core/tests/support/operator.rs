@@ -1,0 +1,90 @@
+//! What operators are shown of locks and sessions, in words.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::lock::v1::{
+    LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo, SessionLock,
+};
+
+use crate::support::show_answer;
+
+/// " shared", " update", " exclusive" or nothing.
+pub fn mode(mode: LockMode) -> String {
+    if mode == LockMode::Unspecified {
+        return String::new();
+    }
+    format!(" {}", mode.as_str_name().trim_start_matches("LOCK_MODE_").to_lowercase())
+}
+
+/// The same, with nothing for what is usual.
+pub fn weak(asked: LockMode) -> String {
+    if asked == LockMode::Exclusive { String::new() } else { mode(asked) }
+}
+
+pub fn show(answer: &Answer) -> String {
+    use answer::Answer as A;
+    match answer.answer.as_ref().expect("an answer says something") {
+        A::DescribeLock(described) => {
+            let holders = described.holders.iter().map(|of| format!("  {}\n", holder(of)));
+            let waiters = described.waiters.iter().map(|of| format!("  {}\n", waiter(of)));
+            let lines = holders.chain(waiters).collect::<String>();
+            format!(
+                "holders {}, waiters {}\n{lines}",
+                described.holder_count, described.waiter_count
+            )
+        }
+        A::ListLocks(listed) => page(listed.locks.iter().map(lock), &listed.next_page_token),
+        A::GetSession(got) => {
+            let session = got.session.as_ref().expect("a session is described");
+            let locks = got.locks.iter().map(|of| format!("  {}\n", session_lock(of)));
+            format!("{}\n{}", self::session(session), locks.collect::<String>())
+        }
+        A::ListSessions(listed) => {
+            page(listed.sessions.iter().map(session), &listed.next_page_token)
+        }
+        _ => format!("{}\n", show_answer(answer)),
+    }
+}
+
+fn page(items: impl Iterator<Item = String>, next: &str) -> String {
+    let lines = items.map(|item| format!("{item}\n")).collect::<String>();
+    let next = if next.is_empty() { "the end\n".to_owned() } else { format!("next: {next}\n") };
+    lines + &next
+}
+
+fn lock(info: &LockInfo) -> String {
+    let held = mode(info.mode());
+    let by = info.holder.as_ref().map(|of| format!(", {}", holder(of))).unwrap_or_default();
+    format!("{}:{held} holders {}, waiters {}{by}", info.name, info.holder_count, info.waiter_count)
+}
+
+fn holder(of: &LockHolder) -> String {
+    let LockHolder { session_id, fencing_token, held_ms, .. } = of;
+    format!("held by {session_id}{} with token {fencing_token} for {held_ms} ms", mode(of.mode()))
+}
+
+fn waiter(of: &LockWaiter) -> String {
+    let how = if of.converts { "converts to" } else { "waits for" };
+    let LockWaiter { session_id, waiting_ms, remaining_ms, .. } = of;
+    format!("{session_id} {how}{} for {waiting_ms} ms, {remaining_ms} ms more", mode(of.mode()))
+}
+
+fn session(info: &SessionInfo) -> String {
+    let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held } = info;
+    format!(
+        "{session_id} of {owner:?}: ttl {ttl_ms} ms, {remaining_ms} ms left, locks {locks}, holds {held}"
+    )
+}
+
+fn session_lock(of: &SessionLock) -> String {
+    format!(
+        "{}: holds{} with token {} for {} ms, waits for{} for {} ms",
+        of.name,
+        mode(of.mode()),
+        of.fencing_token,
+        of.held_ms,
+        mode(of.waits_for()),
+        of.waiting_ms
+    )
+}
