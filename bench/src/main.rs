@@ -4,6 +4,7 @@ mod cluster;
 mod echo;
 mod framed;
 mod puts;
+mod steady;
 mod store;
 
 use std::io::Write as _;
@@ -40,6 +41,8 @@ struct Arguments {
 enum What {
     /// Durable puts on three nodes, unary and pipelined, beside a bare tonic echo.
     Puts(puts::Puts),
+    /// Unary calls against a running cluster whose nodes are stopped or killed meanwhile: what fails, once and twice.
+    Steady(steady::Steady),
     /// Uniform puts on the state store, redb beside fjall.
     Store(store::Options),
     /// A bare tonic server that answers puts at once; prints its port.
@@ -50,6 +53,7 @@ enum What {
 async fn main() -> ExitCode {
     let ended = match Arguments::parse().what {
         What::Puts(options) => puts::run(options, &mut Out).await,
+        What::Steady(options) => steady::run(options, &mut Out).await,
         What::Store(options) => store::run(&options, &mut Out),
         What::Echo => echo::serve().await,
     };

@@ -16,7 +16,8 @@ use crate::output::{self, Format, Report};
 /// What to ask for.
 #[derive(Debug, Args)]
 pub(crate) struct HealthArgs {
-    /// A service by its full name, such as trefoil.lock.v1.LockService; left out, the node as a whole.
+    /// A service by its full name, such as trefoil.lock.v1.LockService, or `liveness` for the process alone; left out,
+    /// the node as a whole.
     #[arg(long, env = "TREFOIL_HEALTH_SERVICE", value_name = "NAME", default_value = "")]
     service: String,
 }

@@ -21,6 +21,10 @@ use crate::pages;
 /// How often health looks at the shards.
 const HEALTH_INTERVAL: Duration = Duration::from_millis(200);
 
+/// The name in grpc.health.v1 that says that the process answers, whatever the shards do: what restarts a node must ask
+/// for it, since a restart brings no quorum back.
+const LIVENESS: &str = "liveness";
+
 /// What clients see of a node: the addresses that it serves.
 #[derive(Debug)]
 pub struct Front<S> {
@@ -54,6 +58,7 @@ impl<S: Shards> Front<S> {
     ) -> Result<Self, tonic_reflection::server::Error> {
         let api = Arc::new(api);
         let health = HealthReporter::new();
+        health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         tell(&health, &api, ServingStatus::NotServing).await;
         let grpc = routes::routes(&api, health.clone())?.into_axum_router();
         let pages = pages::router(Arc::clone(&api));

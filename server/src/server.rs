@@ -31,7 +31,7 @@ pub struct Listeners {
 #[derive(Debug, Error)]
 pub enum Exit {
     /// An address cannot be had.
-    #[error("--{flag}: cannot listen on {address}: {error}")]
+    #[error("--{flag}: cannot listen on {address}: {error}{}", remedy(error))]
     Bind {
         /// The flag that names it.
         flag: &'static str,
@@ -75,6 +75,14 @@ impl Listeners {
         let bound =
             || self.clients.local_addr().map_or(config.listen, |address| address).to_string();
         format!("http://{}", config.advertise.clone().unwrap_or_else(bound))
+    }
+}
+
+fn remedy(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => ": stop the process that has it, or choose another",
+        std::io::ErrorKind::AddrNotAvailable => ": this machine has no such address",
+        _ => "",
     }
 }
 

@@ -81,10 +81,13 @@ async fn health_follows_the_shards() {
     for name in names {
         becomes(&served, name, ServingStatus::NotServing).await;
     }
+    let liveness = Some(ServingStatus::Serving);
+    assert_eq!(health_of(&served, "liveness").await, liveness, "a restart brings no leader");
     served.fake.set_leaderless(false);
     becomes(&served, "", ServingStatus::Serving).await;
     served.front.announce_end().await;
     assert_eq!(health_of(&served, "").await, Some(ServingStatus::NotServing));
+    assert_eq!(health_of(&served, "liveness").await, liveness, "it ends by itself");
 }
 
 const LISTED: [&str; 8] = [

@@ -50,7 +50,7 @@ async fn a_directory_that_is_not_its_own_is_refused_with_what_to_do() {
     let elsewhere = ("127.0.0.1:0", "127.0.0.1:0");
     let beside = [("--listen", elsewhere.0), ("--peer-listen", elsewhere.1)];
     refused(&cluster.nodes[0], &beside, "is in use by another process");
-    refused(&cluster.nodes[0], &[], "Address already in use");
+    refused(&cluster.nodes[0], &[], "stop the process that has it, or choose another");
 
     let own = cluster.nodes[0].data_dir.clone();
     assert_eq!(cluster.nodes[0].stop().code(), Some(0));

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::Access;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use trefoil_core::NodeId;
 
@@ -19,6 +21,7 @@ const PEERS: &str = "peers";
 const MARK: &str = "log.mark";
 const LOG: &str = "log";
 const STATE: &str = "state";
+const LOST_AND_FOUND: &str = "lost+found";
 
 /// What the configuration says this directory should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,6 +88,7 @@ impl DataDirectory {
         make_directory(path)
             .map_err(|error| Refusal::io("make the data directory", path, &error))?;
         let lock = lock(path)?;
+        check_access(path)?;
         let identity = match read_sealed::<Identity>(path, IDENTITY)? {
             Some(identity) => {
                 check(path, &identity, expected)?;
@@ -181,6 +185,28 @@ fn lock(path: &Path) -> Result<File, Refusal> {
     }
 }
 
+/// Sees that this process may read and write all that is there, before a file that it may not is taken for damaged.
+fn check_access(path: &Path) -> Result<(), Refusal> {
+    let unread = |error: std::io::Error| Refusal::io("read", path, &error);
+    for entry in std::fs::read_dir(path).map_err(unread)? {
+        let entry = entry.map_err(unread)?;
+        // The file system's own.
+        if entry.file_name() == LOST_AND_FOUND {
+            continue;
+        }
+        let path = entry.path();
+        let is_folder = path.is_dir();
+        let mut access = Access::READ_OK | Access::WRITE_OK;
+        access.set(Access::EXEC_OK, is_folder);
+        match rustix::fs::access(&path, access) {
+            Ok(()) if is_folder => check_access(&path)?,
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(Refusal::io("use", &path, &error.into())),
+        }
+    }
+    Ok(())
+}
+
 /// Compares what a directory is with what it should be.
 fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Refusal> {
     let path = path.display();
@@ -232,7 +258,7 @@ fn create(path: &Path, expected: &Expected) -> Result<Identity, Refusal> {
     for entry in entries {
         let name = entry.map_err(|error| Refusal::io("read", path, &error))?.file_name();
         let harmless =
-            name == LOCK || name == "lost+found" || name == format!("{IDENTITY}.tmp").as_str();
+            name == LOCK || name == LOST_AND_FOUND || name == format!("{IDENTITY}.tmp").as_str();
         if !harmless {
             return Err(Refusal(format!(
                 "data directory {} holds {} but no file named {IDENTITY}: restore that file, or give an empty --data-dir",

@@ -36,11 +36,43 @@ pub struct Refusal(pub String);
 impl Refusal {
     /// A file that could not be used.
     pub(crate) fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
-        Self(format!("cannot {doing} {}: {error}", path.display()))
+        Self(format!("cannot {doing} {}: {error}{}", path.display(), remedy(error)))
+    }
+}
+
+/// What to do about an error, where its kind tells; it follows the error in a sentence.
+pub(crate) fn remedy(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::PermissionDenied => {
+            let user = rustix::process::geteuid().as_raw();
+            format!(": user {user} must own the data directory and all in it")
+        }
+        std::io::ErrorKind::ReadOnlyFilesystem => {
+            ": mount a volume there that can be written, or give another --data-dir".to_owned()
+        }
+        _ => String::new(),
     }
 }
 
 /// Whether an error says that there is no room: nothing is broken, and the same may be tried again.
 pub(crate) fn is_no_space(error: &std::io::Error) -> bool {
     matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind};
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn an_error_that_a_person_can_mend_says_how() {
+        let line =
+            |kind: ErrorKind| Refusal::io("open", Path::new("/d/LOCK"), &Error::from(kind)).0;
+        let user = format!("user {} must own", rustix::process::geteuid().as_raw());
+        assert!(line(ErrorKind::PermissionDenied).contains(&user));
+        assert!(line(ErrorKind::ReadOnlyFilesystem).contains("can be written"));
+        assert_eq!(line(ErrorKind::NotFound), "cannot open /d/LOCK: entity not found");
+    }
 }
