@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 25] = [
+pub const ALL: [Reason; 26] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -62,6 +62,7 @@ pub const ALL: [Reason; 25] = [
     Reason::PartitionNotOpen,
     Reason::StaleMap,
     Reason::ConvertNeeded,
+    Reason::Deadlock,
     Reason::NotLeader,
     Reason::NoQuorum,
     Reason::MaybeApplied,
@@ -163,6 +164,11 @@ impl Reason {
                 C::FailedPrecondition,
                 Never,
                 "The session holds the lock in a weaker mode: convert that grant. Metadata `mode` and `fencing_token` are the grant's.",
+            ),
+            Self::Deadlock => (
+                C::Aborted,
+                Never,
+                "The wait would have closed a circle of sessions that wait for each other; nothing waits now. Release a lock, then ask again. Metadata `length` and `edge_n_*` show the circle.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

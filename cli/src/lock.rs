@@ -34,6 +34,8 @@ pub(crate) enum LockCommand {
         /// The lock.
         name: String,
     },
+    /// List the last deadlocks, at most 100.
+    Deadlocks,
     /// List the living sessions.
     Sessions,
     /// Show a session: what it holds and waits for.
@@ -167,6 +169,7 @@ pub(crate) async fn run(
         LockCommand::Release(release) => self::release(release, args, format).await,
         LockCommand::List { prefix } => lock_view::list(prefix, args, format).await,
         LockCommand::Describe { name } => lock_view::describe(name, args, format).await,
+        LockCommand::Deadlocks => lock_view::deadlocks(args, format).await,
         LockCommand::Sessions => lock_view::sessions(args, format).await,
         LockCommand::Session { id } => lock_view::session(id, args, format).await,
         LockCommand::Run(run) => crate::run::run(run, args).await,

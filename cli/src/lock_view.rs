@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use trefoil_client::proto::lock::v1::{
-    DescribeLockResponse, GetSessionResponse, LockHolder, LockInfo, LockWaiter, SessionInfo,
-    SessionLock,
+    self, DeadlockEdge, DescribeLockResponse, GetSessionResponse, LockHolder, LockInfo, LockWaiter,
+    SessionInfo, SessionLock,
 };
 
 use crate::args::ClientArgs;
@@ -62,6 +62,11 @@ pub(crate) async fn session(
 ) -> Result<ExitCode, Failure> {
     let got = connect(args).await?.locks().session(id).await?;
     print(format, &OneSession::from(got))
+}
+
+pub(crate) async fn deadlocks(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+    let found = connect(args).await?.locks().deadlocks().await?;
+    print(format, &Deadlocks { deadlocks: found.into_iter().map(Deadlock::from).collect() })
 }
 
 fn print(format: Format, report: &impl Report) -> Result<ExitCode, Failure> {
@@ -140,6 +145,82 @@ struct OfSession {
     held_ms: u64,
     waits_for: &'static str,
     waiting_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Deadlocks {
+    deadlocks: Vec<Deadlock>,
+}
+
+#[derive(Serialize)]
+struct Deadlock {
+    number: u64,
+    session_id: u64,
+    log_time_ms: u64,
+    length: u32,
+    edges: Vec<Edge>,
+}
+
+#[derive(Serialize)]
+struct Edge {
+    session_id: u64,
+    owner: String,
+    lock: String,
+    mode: &'static str,
+    converts: bool,
+    waiting_ms: u64,
+    waits_for: u64,
+    held_mode: &'static str,
+    fencing_token: u64,
+    held_ms: u64,
+}
+
+impl From<v1::Deadlock> for Deadlock {
+    fn from(deadlock: v1::Deadlock) -> Self {
+        let v1::Deadlock { number, session_id, log_time_ms, length, edges } = deadlock;
+        let edges = edges.into_iter().map(Edge::from).collect();
+        Self { number, session_id, log_time_ms, length, edges }
+    }
+}
+
+impl From<DeadlockEdge> for Edge {
+    fn from(edge: DeadlockEdge) -> Self {
+        Self {
+            mode: mode_name(edge.mode()),
+            held_mode: mode_name(edge.held_mode()),
+            session_id: edge.session_id,
+            owner: edge.owner,
+            lock: edge.lock,
+            converts: edge.converts,
+            waiting_ms: edge.waiting_ms,
+            waits_for: edge.waits_for,
+            fencing_token: edge.fencing_token,
+            held_ms: edge.held_ms,
+        }
+    }
+}
+
+impl Report for Deadlocks {
+    fn text(&self) -> String {
+        let rows = self.deadlocks.iter().flat_map(|deadlock| {
+            deadlock.edges.iter().map(|edge| {
+                let held = !edge.held_mode.is_empty();
+                vec![
+                    deadlock.number.to_string(),
+                    edge.session_id.to_string(),
+                    edge.owner.clone(),
+                    edge.lock.clone(),
+                    edge.mode.to_owned(),
+                    edge.waits_for.to_string(),
+                    edge.held_mode.to_owned(),
+                    if held { ms(edge.held_ms) } else { String::new() },
+                ]
+            })
+        });
+        let header =
+            ["DEADLOCK", "SESSION", "OWNER", "WANTS", "MODE", "WAITS FOR", "WHO HAS", "FOR"];
+        output::table(&header, &[0, 1, 5, 7], rows)
+    }
 }
 
 impl From<LockInfo> for Lock {

@@ -86,7 +86,7 @@ impl Locks {
     /// has. The response says whether that was possible within `wait`, and the new token.
     ///
     /// # Errors
-    /// SESSION_EXPIRED, NOT_HOLDER, LIMIT_REACHED; else see [`Error`].
+    /// SESSION_EXPIRED, NOT_HOLDER, DEADLOCK, LIMIT_REACHED; else see [`Error`].
     pub async fn convert(
         &self,
         session_id: u64,
@@ -165,7 +165,8 @@ impl Lock {
     /// holds the lock already shares its one grant among its guards: the first that is released lets it go.
     ///
     /// # Errors
-    /// SESSION_EXPIRED, LIMIT_REACHED; CONVERT_NEEDED when the session holds it in a weaker mode; else see [`Error`].
+    /// SESSION_EXPIRED, LIMIT_REACHED; CONVERT_NEEDED when the session holds it in a weaker mode; DEADLOCK when it would wait
+    /// for sessions that wait for this one; else see [`Error`].
     pub async fn acquire(self) -> Result<Option<Guard>, Error> {
         let request = AcquireRequest {
             namespace: self.session.client().owned_namespace(),
@@ -206,7 +207,7 @@ impl Guard {
     /// mode it goes at once. The new mode is another grant: [`Self::token`] is larger from then on.
     ///
     /// # Errors
-    /// SESSION_EXPIRED or NOT_HOLDER when the lock was lost before; LIMIT_REACHED; else see [`Error`].
+    /// SESSION_EXPIRED or NOT_HOLDER when the lock was lost before; DEADLOCK, LIMIT_REACHED; else see [`Error`].
     pub async fn convert(&mut self, mode: LockMode, wait: Duration) -> Result<bool, Error> {
         let locks = self.session.client().locks();
         let convert = locks.convert(self.session.id(), self.name.as_str(), self.token, mode, wait);

@@ -1,8 +1,9 @@
 //! What operators see of locks and sessions, whoever opened them.
 
 use trefoil_proto::lock::v1::{
-    DescribeLockRequest, DescribeLockResponse, GetSessionRequest, GetSessionResponse,
-    ListLocksRequest, ListSessionsRequest, LockInfo, ReleaseAllRequest, SessionInfo,
+    Deadlock, DescribeLockRequest, DescribeLockResponse, GetSessionRequest, GetSessionResponse,
+    ListDeadlocksRequest, ListLocksRequest, ListSessionsRequest, LockInfo, ReleaseAllRequest,
+    SessionInfo,
 };
 
 use crate::Error;
@@ -70,6 +71,15 @@ impl Locks {
         };
         let listed = self.client().call(request).await?;
         Ok(page_of(listed.sessions, listed.next_page_token))
+    }
+
+    /// The last deadlocks, at most 100, the oldest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn deadlocks(&self) -> Result<Vec<Deadlock>, Error> {
+        let namespace = self.client().owned_namespace();
+        Ok(self.client().call(ListDeadlocksRequest { namespace }).await?.deadlocks)
     }
 
     /// Releases all that a session holds; it stays open. Says how many locks that were.

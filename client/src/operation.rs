@@ -118,6 +118,8 @@ operations! {
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     GetSession: lock::GetSessionRequest => lock::GetSessionResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ListDeadlocks: lock::ListDeadlocksRequest => lock::ListDeadlocksResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
     ListSessions: lock::ListSessionsRequest => lock::ListSessionsResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     CreateQueue: queue::CreateQueueRequest => queue::CreateQueueResponse,

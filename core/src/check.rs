@@ -215,6 +215,12 @@ impl Check for lock::ListLocksRequest {
     }
 }
 
+impl Check for lock::ListDeadlocksRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)
+    }
+}
+
 impl Check for lock::ReleaseRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
@@ -494,6 +500,7 @@ mod tests {
                 (|r| r.page_token.push('x'), "page_token", "the next_page_token of a page"),
             ),
         );
+        assert_refused(&lock::ListDeadlocksRequest { namespace: name() }, namespace!());
         let session = lock::GetSessionRequest { namespace: name(), session_id: 1 };
         assert_refused(&session, namespace!((|r| r.session_id = 0, "session_id", "set")));
         let all = lock::ReleaseAllRequest { namespace: name(), session_id: 1, request_id: id() };

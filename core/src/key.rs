@@ -31,8 +31,10 @@ pub enum Kind {
     Claim = 20,
     /// A session that holds a lock in mode SHARED. Rest: namespace (length 1), name (length 1), token (8). Value: `Holder`.
     Holder = 21,
-    /// A call that waits. Rest: namespace (length 1), ordinal (8). Value: `Wait`.
+    /// A call that waits. Rest: namespace (length 1), session id (8), ordinal (8). Value: `Wait`.
     Wait = 22,
+    /// A deadlock. Rest: namespace (length 1), number (8). Value: `trefoil.lock.v1.Deadlock`.
+    Deadlock = 23,
 
     /// Meta shard: counters of the catalogue. Value: `CatalogueCounters`.
     CatalogueCounters = 32,

@@ -19,6 +19,7 @@ use trefoil_core::machine::{
     Applied, Counts, Machine, Outcome, QueryOutcome, Settled, WaiterId, caller_lost,
 };
 use trefoil_core::slot;
+use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ReleaseHeld, answer};
@@ -175,6 +176,12 @@ enum Line {
         #[arg(key)]
         size: u32,
     },
+    ListDeadlocks,
+    /// Deadlocks between sessions 1 and 2 over two locks, over and over.
+    Deadlock {
+        #[arg(key)]
+        times: u64,
+    },
     Locks,
     Sessions,
     Records,
@@ -256,6 +263,7 @@ impl goldenscript::Runner for Runner {
             Line::Garbage => self.garbage(),
             Line::ReleaseAll(session) => self.release_all(*session),
             Line::Pretend { sessions, locks, waits } => self.pretend(*sessions, *locks, *waits),
+            Line::Deadlock { times } => self.deadlock(*times),
             Line::Locks => self.locks(),
             Line::Sessions => self.sessions(),
             Line::Records => self.records(),
@@ -299,8 +307,7 @@ impl Runner {
         let remembers = commands.iter().any(|command| command.request_id.is_some());
         let before = (!is_due && !remembers).then(|| self.state_beside_progress());
         let applied = self.harness.apply(commands.clone());
-        let is_refused =
-            |outcome: &Outcome| matches!(outcome, Outcome::Answered(answer) if is_refusal(answer));
+        let is_refused = |outcome: &Outcome| matches!(outcome, Outcome::Answered(answer) if changes_nothing(answer));
         if applied.outcomes.iter().all(is_refused)
             && let Some(before) = before
         {
@@ -387,6 +394,16 @@ impl Runner {
                 return text;
             }
         }
+    }
+
+    fn deadlock(&mut self, times: u64) -> String {
+        let exclusive = |session, name: &str, wait| {
+            in_slot(acquire(session, name.to_owned(), wait, LockMode::Exclusive), None)
+        };
+        let mut commands =
+            vec![exclusive(1, "x", 0), exclusive(2, "y", 0), exclusive(1, "y", 50_000)];
+        commands.extend((0..times).map(|_| exclusive(2, "x", 1)));
+        self.last_of(commands)
     }
 
     fn ask(&mut self, query: Q) -> String {
@@ -551,6 +568,7 @@ impl Runner {
             ("waiters", state.waiters.len()),
             ("waits", state.waits.len()),
             ("claims", state.claims.len()),
+            ("deadlocks", state.deadlocks.len()),
             ("timers", state.timers.len()),
             ("clients", state.clients.len()),
             ("answers", state.answers.len()),
@@ -638,6 +656,7 @@ fn question(line: &Line) -> Option<Q> {
             page_size: *size,
             page_token: after.clone(),
         }),
+        Line::ListDeadlocks => Q::ListDeadlocks(api::ListDeadlocksRequest { namespace }),
         _ => return None,
     })
 }
@@ -695,8 +714,9 @@ fn waiter_name(command: &Command) -> String {
     format!("{session_id} {how} {name}{}", id.unwrap_or_default())
 }
 
-fn is_refusal(answer: &Answer) -> bool {
-    matches!(answer.answer, Some(answer::Answer::Refusal(_)))
+/// A refusal of which nothing is kept.
+fn changes_nothing(answer: &Answer) -> bool {
+    matches!(&answer.answer, Some(answer::Answer::Refusal(refusal)) if refusal.reason() != Reason::Deadlock)
 }
 
 fn show(answer: &Answer) -> String {
@@ -729,13 +749,17 @@ fn show(answer: &Answer) -> String {
 
 fn show_counts(counts: &Counts) -> String {
     format!(
-        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms\n",
+        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms{}\n",
         counts.locks_acquired,
         counts.locks_converted,
         counts.locks_released,
         counts.locks_blocked,
         counts.sessions_expired,
         counts.lock_wait_ms,
-        counts.lock_hold_ms
+        counts.lock_hold_ms,
+        match (counts.deadlocks, counts.deadlock_searches_cut) {
+            (0, 0) => String::new(),
+            (found, cut) => format!(", deadlocks {found}, searches cut {cut}"),
+        }
     )
 }

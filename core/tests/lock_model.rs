@@ -153,6 +153,7 @@ struct Seen {
     handoffs: u64,
     converted: u64,
     shared: u64,
+    deadlocks: u64,
     timeouts: u64,
     expired: u64,
     expired_waits: u64,
@@ -197,6 +198,7 @@ fn a_machine_does_what_its_model_does() {
         seen.handoffs,
         seen.converted,
         seen.shared,
+        seen.deadlocks,
         seen.timeouts,
         seen.expired,
         seen.expired_waits,
@@ -461,6 +463,7 @@ impl World {
         }
         assert_eq!(applied.counts, self.model.counts);
         self.seen.expired += applied.counts.sessions_expired;
+        self.seen.deadlocks += applied.counts.deadlocks;
     }
 
     fn expect(&mut self, command: &Command) -> Expected {
@@ -588,7 +591,7 @@ impl World {
         let left = self.machine.store.records.len();
         assert_eq!(
             (state.namespaces.len(), left),
-            (NAMESPACES.len(), NAMESPACES.len() + 1),
+            (NAMESPACES.len(), NAMESPACES.len() + state.deadlocks.len() + 1),
             "nothing is left over"
         );
     }
@@ -599,6 +602,7 @@ impl Seen {
         self.handoffs += other.handoffs;
         self.converted += other.converted;
         self.shared += other.shared;
+        self.deadlocks += other.deadlocks;
         self.timeouts += other.timeouts;
         self.expired += other.expired;
         self.expired_waits += other.expired_waits;

@@ -153,6 +153,7 @@ fn covers(access: &Access, work: &Work) -> bool {
             }
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::ListDeadlocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::ListSessions(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             None => (&[], None),
         },
@@ -224,6 +225,7 @@ mod tests {
             (asked(Q::ListLocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::GetSession(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {

@@ -40,6 +40,8 @@ pub struct Metrics {
     locks_converted: IntCounter,
     locks_wait: Counter,
     locks_hold: Counter,
+    deadlocks: IntCounter,
+    deadlock_searches_cut: IntCounter,
     sessions_expired: IntCounter,
     queue_enqueued: IntCounter,
     queue_dequeued: IntCounter,
@@ -195,6 +197,8 @@ impl Metrics {
             locks_converted: r.counter("locks_converted_total", "Grants whose mode was changed, told by the shard's leader.")?,
             locks_wait: r.seconds("locks_wait_seconds_total", "Time that all granted waits together took, told by the shard's leader.")?,
             locks_hold: r.seconds("locks_hold_seconds_total", "Time that all holders who let go together held their locks, told by the shard's leader.")?,
+            deadlocks: r.counter("deadlocks_total", "Waits refused because they would have closed a circle of sessions, told by the shard's leader.")?,
+            deadlock_searches_cut: r.counter("deadlock_searches_cut_total", "Searches for a deadlock that ended at their bound, so that the call waits, told by the shard's leader.")?,
             sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
             queue_enqueued: r.counter("queue_enqueued_total", "Messages stored, told by the shard's leader.")?,
             queue_dequeued: r.counter("queue_dequeued_total", "Deliveries leased, told by the shard's leader.")?,
@@ -276,6 +280,8 @@ impl Observer for Metrics {
         self.locks_converted.inc_by(counts.locks_converted);
         self.locks_wait.inc_by(seconds(counts.lock_wait_ms));
         self.locks_hold.inc_by(seconds(counts.lock_hold_ms));
+        self.deadlocks.inc_by(counts.deadlocks);
+        self.deadlock_searches_cut.inc_by(counts.deadlock_searches_cut);
         self.sessions_expired.inc_by(counts.sessions_expired);
         self.queue_enqueued.inc_by(counts.enqueued);
         self.queue_dequeued.inc_by(counts.dequeued);

@@ -333,7 +333,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::DescribeLock(_)
         | A::ListLocks(_)
         | A::GetSession(_)
-        | A::ListSessions(_)) => {
+        | A::ListSessions(_)
+        | A::ListDeadlocks(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

@@ -158,6 +158,8 @@ async fn all_three_services_through_the_command_line() {
     assert_eq!((code, converted["mode"].as_str()), (0, Some("exclusive")));
     let (code, got) = json(&["lock", "session", &session(&updater)]);
     assert_eq!((code, got["locks"][0]["mode"].as_str()), (0, Some("exclusive")));
+    let (code, deadlocks) = json(&["lock", "deadlocks"]);
+    assert_eq!((code, deadlocks["deadlocks"].as_array().map(Vec::len)), (0, Some(0)));
     for shown in [&["lock", "describe", "page"][..], &["lock", "session", &session(&updater)]] {
         let (code, text, _) = run(&cluster, shown);
         assert!(code == 0 && text.contains("exclusive"), "{text}");

@@ -68,6 +68,10 @@ pub struct Counts {
     pub lock_wait_ms: u64,
     /// Log time in ms that all holders who let go together held their locks.
     pub lock_hold_ms: u64,
+    /// Waits that were refused because they would have closed a circle.
+    pub deadlocks: u64,
+    /// Searches for a circle that ended because they had looked at as much as they may.
+    pub deadlock_searches_cut: u64,
     /// Sessions that expired.
     pub sessions_expired: u64,
     /// Messages stored.
@@ -436,6 +440,9 @@ impl Machine {
             Some(query::Query::ListSessions(request)) => {
                 lock::list_sessions(&self.locks(store, slot, &request.namespace), request)
             }
+            Some(query::Query::ListDeadlocks(request)) => {
+                lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
+            }
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
     }
@@ -495,6 +502,8 @@ impl Counts {
         self.locks_blocked += other.locks_blocked;
         self.lock_wait_ms += other.lock_wait_ms;
         self.lock_hold_ms += other.lock_hold_ms;
+        self.deadlocks += other.deadlocks;
+        self.deadlock_searches_cut += other.deadlock_searches_cut;
         self.sessions_expired += other.sessions_expired;
         self.enqueued += other.enqueued;
         self.dequeued += other.dequeued;

@@ -336,10 +336,56 @@ impl Model {
                 lost_ms: None,
             };
             lock.queue.insert(place, wait);
+            if self.is_in_circle(&name.0, session) {
+                self.lock(name).queue.remove(place);
+                self.counts.deadlocks += 1;
+                return Ok(Outcome::Answer(Answer::Refused(Reason::Deadlock, None)));
+            }
             self.seats += 1;
         }
         self.counts.locks_blocked += 1;
         Ok(if wait_ms > 0 { Outcome::Waits(seats) } else { held })
+    }
+
+    /// Whether a session waits for itself, by way of others.
+    fn is_in_circle(&self, namespace: &str, session: u64) -> bool {
+        let (mut seen, mut next) = (Vec::new(), vec![session]);
+        while let Some(from) = next.pop() {
+            for to in self.waited_for(namespace, from) {
+                if to == session {
+                    return true;
+                }
+                if !seen.contains(&to) {
+                    seen.push(to);
+                    next.push(to);
+                }
+            }
+        }
+        false
+    }
+
+    /// Other sessions that hold a lock in the way, or stand before a session.
+    fn waited_for(&self, namespace: &str, session: u64) -> Vec<u64> {
+        let locks = self.locks.iter().filter(|(name, _)| name.0 == namespace);
+        let of_lock = locks.flat_map(|(_, lock)| {
+            // It gets the lock where it stands first, for all that it waits for, unless it converts further.
+            let mut best = None;
+            let waits = lock.queue.iter().enumerate().filter(move |(_, wait)| {
+                let counts = wait.session == session
+                    && best.is_none_or(|mode| wait.converts && wait.mode > mode);
+                if counts {
+                    best = Some(wait.mode);
+                }
+                counts
+            });
+            waits.flat_map(|(place, wait)| {
+                let holders = lock.holders.iter();
+                let holders = holders.filter(|holder| conflict(holder.mode, wait.mode));
+                let before = lock.queue[..place].iter().map(|other| other.session);
+                holders.map(|holder| holder.session).chain(before)
+            })
+        });
+        of_lock.filter(|to| *to != session).collect()
     }
 
     fn release(&mut self, request: &api::ReleaseRequest) -> Ruling {
@@ -611,13 +657,8 @@ impl Lock {
 
     /// Whether no other holder is in the way.
     fn admits(&self, session: u64, mode: LockMode) -> bool {
-        use LockMode::{Exclusive, Shared, Update};
-        let others = self.holders.iter().filter(|holder| holder.session != session);
-        others.map(|holder| holder.mode).all(|held| match mode {
-            Shared => held != Exclusive,
-            Update => held == Shared,
-            _ => false,
-        })
+        let mut others = self.holders.iter().filter(|holder| holder.session != session);
+        others.all(|holder| !conflict(holder.mode, mode))
     }
 }
 
@@ -628,6 +669,15 @@ impl Wait {
             && self.id == *id
             && self.converts == converts
             && (id.is_some() || self.mode == mode)
+    }
+}
+
+fn conflict(held: LockMode, wanted: LockMode) -> bool {
+    use LockMode::{Exclusive, Shared, Update};
+    match wanted {
+        Shared => held == Exclusive,
+        Update => held != Shared,
+        _ => true,
     }
 }
 

@@ -4,12 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use trefoil_core::limits::DEADLOCKS_KEPT_MAX;
 use trefoil_core::slot;
 use trefoil_core::store::{MemoryStore, decode};
 use trefoil_proto::internal::v1::{
     Claim, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Wait, Waiter,
 };
-use trefoil_proto::lock::v1::LockMode;
+use trefoil_proto::lock::v1::{Deadlock, LockMode};
 
 /// Numbers of `key::Kind`, written out because they are the format.
 const PROGRESS: u8 = 1;
@@ -23,6 +24,7 @@ const WAITER: u8 = 19;
 const CLAIM: u8 = 20;
 const HOLDER: u8 = 21;
 const WAIT: u8 = 22;
+const DEADLOCK: u8 = 23;
 
 /// The place of a waiter that does not convert.
 const ACQUIRES: u64 = 1 << 63;
@@ -37,8 +39,10 @@ pub struct LockState {
     pub waiters: BTreeMap<(String, String, u64), Waiter>,
     /// (namespace, lock, token)
     pub holders: BTreeMap<(String, String, u64), Holder>,
-    /// (namespace, ordinal)
-    pub waits: BTreeMap<(String, u64), Wait>,
+    /// (namespace, session, ordinal)
+    pub waits: BTreeMap<(String, u64, u64), Wait>,
+    /// (namespace, number)
+    pub deadlocks: BTreeMap<(String, u64), Deadlock>,
     pub claims: BTreeMap<(String, u64, String), Claim>,
     /// (due, kind, rest)
     pub timers: BTreeSet<(u64, u8, Vec<u8>)>,
@@ -94,8 +98,12 @@ impl LockState {
             HOLDER => {
                 self.holders.insert((of, text(&mut rest), number(&mut rest)), decode(value));
             }
+            DEADLOCK => {
+                self.deadlocks.insert((of, number(&mut rest)), decode(value));
+            }
             WAIT => {
-                self.waits.insert((of, number(&mut rest)), decode(value));
+                let key = (of, number(&mut rest), number(&mut rest));
+                self.waits.insert(key, decode(value));
             }
             CLAIM => {
                 self.claims.insert((of, number(&mut rest), tail(rest)), decode(value));
@@ -109,6 +117,11 @@ impl LockState {
     pub fn check(&self, now_ms: u64) {
         let is_swept = |session: &Session| !session.ended || session.timer_at_ms <= now_ms;
         assert!(self.sessions.values().all(is_swept), "an ended session is about to be swept");
+        let is_kept = |(namespace, number): &(String, u64)| {
+            let last = self.namespaces[namespace].last_deadlock;
+            (1..=last).contains(number) && number + DEADLOCKS_KEPT_MAX > last
+        };
+        assert!(self.deadlocks.keys().all(is_kept), "only the last deadlocks are kept");
         self.check_counts();
         self.check_locks();
         self.check_timers();
@@ -120,7 +133,7 @@ impl LockState {
                 "a claim has a session"
             );
             for ordinal in &claim.ordinals {
-                let wait = &self.waits[&(namespace.clone(), *ordinal)];
+                let wait = &self.waits[&(namespace.clone(), *session, *ordinal)];
                 assert!(wait.wants.iter().any(|want| want.name == *name), "a wait is its claim's");
                 assert_eq!(wait.session_id, *session);
                 assert_eq!(wait.converts, claim.hold.is_some(), "only a holder converts");
@@ -132,7 +145,8 @@ impl LockState {
 
     fn check_waits(&self) {
         let mut waiters = BTreeMap::new();
-        for ((namespace, ordinal), wait) in &self.waits {
+        for ((namespace, session, ordinal), wait) in &self.waits {
+            assert_eq!(wait.session_id, *session);
             assert!(wait.callers > 0 && !wait.wants.is_empty(), "somebody waits for something");
             assert!(*ordinal <= self.namespaces[namespace].last_ordinal);
             for want in &wait.wants {
@@ -152,7 +166,7 @@ impl LockState {
         for (namespace, counters) in &self.namespaces {
             assert_eq!(counters.sessions, sessions.get(namespace).copied().unwrap_or(0));
             let locks = self.locks.keys().filter(|(of, _)| of == namespace).count();
-            let waits = self.waits.keys().filter(|(of, _)| of == namespace).count();
+            let waits = self.waits.keys().filter(|(of, ..)| of == namespace).count();
             let counted = (counters.locks, counters.waits);
             assert_eq!(counted, (locks as u64, waits as u64), "a namespace counts its records");
         }
@@ -232,8 +246,9 @@ impl LockState {
                 [&sized(namespace)[..], &id.to_be_bytes()].concat(),
             ));
         }
-        for ((namespace, ordinal), wait) in &self.waits {
-            let rest = [&sized(namespace)[..], &ordinal.to_be_bytes()].concat();
+        for ((namespace, session, ordinal), wait) in &self.waits {
+            let rest = [&sized(namespace)[..], &session.to_be_bytes(), &ordinal.to_be_bytes()];
+            let rest = rest.concat();
             expected.insert((wait.deadline_ms, WAIT, rest));
         }
         for ((namespace, name), lock) in &self.locks {

@@ -4,7 +4,7 @@
 
 use trefoil_proto::internal::v1::{Answer, answer};
 use trefoil_proto::lock::v1::{
-    LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo, SessionLock,
+    Deadlock, DeadlockEdge, LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo, SessionLock,
 };
 
 use crate::support::show_answer;
@@ -43,6 +43,11 @@ pub fn show(answer: &Answer) -> String {
         A::ListSessions(listed) => {
             page(listed.sessions.iter().map(session), &listed.next_page_token)
         }
+        A::ListDeadlocks(listed) => {
+            let all = listed.deadlocks.len();
+            let shown = listed.deadlocks.iter().take(3).map(deadlock).collect::<String>();
+            format!("{shown}{all} deadlocks\n")
+        }
         _ => format!("{}\n", show_answer(answer)),
     }
 }
@@ -68,6 +73,24 @@ fn waiter(of: &LockWaiter) -> String {
     let how = if of.converts { "converts to" } else { "waits for" };
     let LockWaiter { session_id, waiting_ms, remaining_ms, .. } = of;
     format!("{session_id} {how}{} for {waiting_ms} ms, {remaining_ms} ms more", mode(of.mode()))
+}
+
+fn deadlock(of: &Deadlock) -> String {
+    let Deadlock { number, session_id, log_time_ms, length, edges } = of;
+    let edges = edges.iter().map(|edge| {
+        let DeadlockEdge {
+            session_id, lock, waiting_ms, waits_for, fencing_token, held_ms, ..
+        } = edge;
+        let wants = mode(edge.mode());
+        let converts = if edge.converts { " to convert" } else { "" };
+        let held = mode(edge.held_mode());
+        format!(
+            "  {session_id} waits{converts} for {lock}{wants} for {waiting_ms} ms, in the way is \
+             {waits_for}{held} with token {fencing_token} for {held_ms} ms\n"
+        )
+    });
+    let edges = edges.collect::<String>();
+    format!("deadlock {number} of {length}, refused {session_id} at {log_time_ms} ms\n{edges}")
 }
 
 fn session(info: &SessionInfo) -> String {

@@ -183,6 +183,18 @@ impl<S: Shards> Api<S> {
         )
     }
 
+    pub(super) async fn list_deadlocks(
+        &self,
+        context: &Context,
+        request: lock::ListDeadlocksRequest,
+    ) -> Result<lock::ListDeadlocksResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::ListDeadlocks(request), &context.ask).await?,
+            ListDeadlocks
+        )
+    }
+
     pub(super) async fn list_sessions(
         &self,
         context: &Context,

@@ -65,6 +65,7 @@ methods! {
     ListLocks: "trefoil.lock.v1.LockService" "ListLocks" Work "Lists locks.";
     GetSession: "trefoil.lock.v1.LockService" "GetSession" Work "Shows a session.";
     ListSessions: "trefoil.lock.v1.LockService" "ListSessions" Work "Lists sessions.";
+    ListDeadlocks: "trefoil.lock.v1.LockService" "ListDeadlocks" Work "Lists the last deadlocks.";
     CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";
     Enqueue: "trefoil.queue.v1.QueueService" "Enqueue" Work "Stores messages.";
     Dequeue: "trefoil.queue.v1.QueueService" "Dequeue" Work "Leases messages.";

@@ -242,6 +242,9 @@ impl<S: Shards> Api<S> {
             Operation::GetSession(request) => {
                 Outcome::GetSession(self.get_session(context, request).await?)
             }
+            Operation::ListDeadlocks(request) => {
+                Outcome::ListDeadlocks(self.list_deadlocks(context, request).await?)
+            }
             Operation::ListSessions(request) => {
                 Outcome::ListSessions(self.list_sessions(context, request).await?)
             }

@@ -43,6 +43,7 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::ListLocks(request) => request.check(),
         Operation::GetSession(request) => request.check(),
         Operation::ListSessions(request) => request.check(),
+        Operation::ListDeadlocks(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -70,6 +71,7 @@ pub fn method(operation: &Operation) -> Method {
         Operation::ListLocks(_) => Method::ListLocks,
         Operation::GetSession(_) => Method::GetSession,
         Operation::ListSessions(_) => Method::ListSessions,
+        Operation::ListDeadlocks(_) => Method::ListDeadlocks,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -109,6 +111,7 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         Operation::ListLocks(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::GetSession(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::ListSessions(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::ListDeadlocks(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::CreateQueue(r) => {
             (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
         }
@@ -149,7 +152,8 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::DescribeLock
         | Method::ListLocks
         | Method::GetSession
-        | Method::ListSessions => Some(Service::Lock),
+        | Method::ListSessions
+        | Method::ListDeadlocks => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

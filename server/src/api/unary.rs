@@ -102,6 +102,7 @@ service!(lock::lock_service_server::LockService {
     list_locks: ListLocks(lock::ListLocksRequest) -> lock::ListLocksResponse;
     get_session: GetSession(lock::GetSessionRequest) -> lock::GetSessionResponse;
     list_sessions: ListSessions(lock::ListSessionsRequest) -> lock::ListSessionsResponse;
+    list_deadlocks: ListDeadlocks(lock::ListDeadlocksRequest) -> lock::ListDeadlocksResponse;
 });
 
 service!(queue::queue_service_server::QueueService {

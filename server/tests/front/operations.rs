@@ -87,6 +87,7 @@ pub fn one_of_each() -> Vec<Operation> {
             ..Default::default()
         }),
         Operation::ListSessions(lock::ListSessionsRequest::default()),
+        Operation::ListDeadlocks(lock::ListDeadlocksRequest::default()),
         Operation::Release(release(session, "l")),
         Operation::ReleaseAll(lock::ReleaseAllRequest {
             session_id: session,

@@ -1,7 +1,7 @@
 //! Acquire, and how a call begins to wait.
 
 use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Refusal, Wait, Waiter, Want};
+use trefoil_proto::internal::v1::{Refusal, Wait, Waiter, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::{Ruling, Scope, Verdict, timers};
@@ -75,7 +75,7 @@ impl Space<'_, '_> {
         if let Some((ordinal, wait)) = self.wait_of(&ordinals, &call) {
             if !self.has_passed(&wait) && (call.id.is_some() || call.wait_ms > 0) {
                 self.attach(ordinal, wait);
-                return Ok(Verdict::Wait(self.waiter_id(ordinal)));
+                return Ok(Verdict::Wait(self.waiter_id(call.session_id, ordinal)));
             }
             if self.has_passed(&wait) {
                 self.leave(ordinal, &wait);
@@ -100,9 +100,14 @@ impl Space<'_, '_> {
         if self.claim(call.session_id, call.name).ordinals.len() >= ACQUIRES_PER_CLAIM_MAX {
             return Err(limit_reached("ACQUIRES_PER_CLAIM_MAX", ACQUIRES_PER_CLAIM_MAX));
         }
-        self.scope.output.counts.locks_blocked += 1;
+        let session_id = call.session_id;
         let ordinal = self.join(call);
-        Ok(Verdict::Wait(self.waiter_id(ordinal)))
+        if let Some(refusal) = self.refuse_deadlock(ordinal, session_id) {
+            // An answer like any other: what is kept of the deadlock must not be dropped with the command.
+            return Ok(Verdict::Answer(answer::Answer::Refusal(refusal)));
+        }
+        self.scope.output.counts.locks_blocked += 1;
+        Ok(Verdict::Wait(self.waiter_id(session_id, ordinal)))
     }
 
     /// Where the same call waits already. A call without request id is the same as any other that wants the same.
@@ -113,13 +118,20 @@ impl Space<'_, '_> {
                 && wait.converts == call.converts
                 && (call.id.is_some() || wants_same)
         };
-        self.waits(ordinals).find(|(_, wait)| same(wait))
+        self.waits(call.session_id, ordinals).find(|(_, wait)| same(wait))
     }
 
     /// The waits of these ordinals.
-    pub(super) fn waits(&self, ordinals: &[u64]) -> impl Iterator<Item = (u64, Wait)> {
-        ordinals.iter().map(|ordinal| {
-            (*ordinal, self.wait(*ordinal).expect("a claim lists the waits that there are"))
+    pub(super) fn waits(
+        &self,
+        session_id: u64,
+        ordinals: &[u64],
+    ) -> impl Iterator<Item = (u64, Wait)> {
+        ordinals.iter().map(move |ordinal| {
+            (
+                *ordinal,
+                self.wait(session_id, *ordinal).expect("a claim lists the waits that there are"),
+            )
         })
     }
 
@@ -130,7 +142,7 @@ impl Space<'_, '_> {
         }
         (wait.claimed_term, wait.claimed_index) = (self.scope.term, self.scope.index);
         wait.lost_at_ms = 0;
-        self.scope.txn.put_message(self.place.wait(ordinal), &wait);
+        self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
     }
 
     /// Puts a call at the end of a lock's waiters: of those who convert, or of all.
@@ -153,7 +165,7 @@ impl Space<'_, '_> {
             wants: vec![Want { name: call.name.to_owned(), mode: call.mode.into() }],
             converts: call.converts,
         };
-        let key = self.place.wait(ordinal);
+        let key = self.place.wait(call.session_id, ordinal);
         timers::set(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.put_message(key, &wait);
         let waiter = Waiter { session_id: call.session_id };

@@ -28,7 +28,7 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
         let wants_same = wait.wants.iter().any(|want| want.mode() == mode);
         wait.request_id == id && wait.converts == request.converts && (id.is_some() || wants_same)
     };
-    let found = space.waits(&claim.ordinals).find(|(_, wait)| same(wait));
+    let found = space.waits(request.session_id, &claim.ordinals).find(|(_, wait)| same(wait));
     if let Some((ordinal, wait)) = found {
         space.cancel_wait(&request.name, ordinal, wait);
         // The lock may have waited for the caller who is gone.
@@ -43,11 +43,12 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
 pub(in super::super) fn lose_caller(scope: &mut Scope<'_>, request: &LoseCaller) -> Ruling {
     let space = Space::checked(scope, &request.namespace)?;
     let (term, now_ms) = (space.scope.term, space.scope.now_ms);
-    if let Some(mut wait) = space.wait(request.ordinal) {
+    if let Some(mut wait) = space.wait(request.session_id, request.ordinal) {
         let was_claimed = wait.claimed_term == term && wait.lost_at_ms == 0;
         if was_claimed && wait.claimed_index <= request.index {
             wait.lost_at_ms = now_ms.max(1);
-            space.scope.txn.put_message(space.place.wait(request.ordinal), &wait);
+            let key = space.place.wait(request.session_id, request.ordinal);
+            space.scope.txn.put_message(key, &wait);
         }
     }
     Ok(done())
@@ -57,7 +58,7 @@ impl Space<'_, '_> {
     fn cancel_wait(&mut self, name: &str, ordinal: u64, mut wait: Wait) {
         if wait.callers > 1 {
             wait.callers -= 1;
-            self.scope.txn.put_message(self.place.wait(ordinal), &wait);
+            self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
         } else {
             self.leave(ordinal, &wait);
             let answer = self.held(name, wait.converts);

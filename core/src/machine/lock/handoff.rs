@@ -2,7 +2,7 @@
 
 use bytes::{Buf as _, Bytes};
 use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Acquirer, Answer, Hold, Holder, Lock, Wait, answer};
+use trefoil_proto::internal::v1::{Acquirer, Answer, Hold, Holder, Lock, Wait, Waiter, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::{Scope, Settled, timers};
@@ -17,12 +17,12 @@ use crate::store::{decode, prefix_end};
 /// A wait's timer: its deadline has passed.
 pub(in super::super) fn wait_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
-    let (namespace, ordinal) = (take_text(&mut rest), rest.get_u64());
+    let (namespace, session_id, ordinal) = (take_text(&mut rest), rest.get_u64(), rest.get_u64());
     let mut space = Space::new(scope, &namespace);
-    let Some(wait) = space.wait(ordinal) else { return };
+    let Some(wait) = space.wait(session_id, ordinal) else { return };
     let names = wait.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
     names.iter().for_each(|name| space.tidy(name));
-    if let Some(wait) = space.wait(ordinal) {
+    if let Some(wait) = space.wait(session_id, ordinal) {
         if space.is_over(wait.session_id) {
             space.leave(ordinal, &wait);
             space.settle(ordinal, &wait, session_expired());
@@ -70,7 +70,7 @@ impl Space<'_, '_> {
         let counts = &mut self.scope.output.counts;
         counts.locks_released += 1;
         counts.lock_hold_ms += self.scope.now_ms.saturating_sub(hold.since_ms);
-        let converts = self.waits(&claim.ordinals).filter(|(_, wait)| wait.converts);
+        let converts = self.waits(session_id, &claim.ordinals).filter(|(_, wait)| wait.converts);
         for (ordinal, wait) in converts.collect::<Vec<_>>() {
             self.leave(ordinal, &wait);
             let refusal =
@@ -253,8 +253,9 @@ impl Space<'_, '_> {
     fn first_wait(&self, name: &str) -> (u64, Wait) {
         let waiters = self.place.waiters(name);
         let first = self.scope.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1);
-        let ordinal = ordinal_of(&first.first().expect("a lock counts its waiters").0);
-        (ordinal, self.wait(ordinal).expect("a waiter has its wait"))
+        let (key, waiter) = first.first().expect("a lock counts its waiters");
+        let (ordinal, session_id) = (ordinal_of(key), decode::<Waiter>(waiter).session_id);
+        (ordinal, self.wait(session_id, ordinal).expect("a waiter has its wait"))
     }
 
     /// Grants a lock to a session that waits for it.
@@ -262,7 +263,7 @@ impl Space<'_, '_> {
         let mode = wait.wants[0].mode();
         self.scope.output.counts.lock_wait_ms += self.scope.now_ms.saturating_sub(wait.since_ms);
         let ordinals = self.claim(wait.session_id, name).ordinals;
-        let waits = self.waits(&ordinals).map(|(ordinal, wait)| {
+        let waits = self.waits(wait.session_id, &ordinals).map(|(ordinal, wait)| {
             let takes = !self.has_passed(&wait) && self.is_claimed(&wait);
             (ordinal, wait, takes)
         });
@@ -300,7 +301,7 @@ impl Space<'_, '_> {
     /// Ends a claim of a session that has ended: what it holds goes on, its waits are over.
     pub(super) fn end_claim(&mut self, session_id: u64, name: &str) {
         let claim = self.claim(session_id, name);
-        for (ordinal, wait) in self.waits(&claim.ordinals).collect::<Vec<_>>() {
+        for (ordinal, wait) in self.waits(session_id, &claim.ordinals).collect::<Vec<_>>() {
             self.leave(ordinal, &wait);
             self.settle(ordinal, &wait, session_expired());
         }
@@ -313,7 +314,7 @@ impl Space<'_, '_> {
 
     /// Takes a call out of the waiters; whoever does so settles it.
     pub(super) fn leave(&mut self, ordinal: u64, wait: &Wait) {
-        let key = self.place.wait(ordinal);
+        let key = self.place.wait(wait.session_id, ordinal);
         timers::clear(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.delete(key);
         for want in &wait.wants {
@@ -331,7 +332,7 @@ impl Space<'_, '_> {
 
     /// Answers a call that waited, or changes what a retry of it is answered.
     pub(super) fn settle(&mut self, ordinal: u64, wait: &Wait, answer: impl Into<Answer>) {
-        let waiter = self.waiter_id(ordinal);
+        let waiter = self.waiter_id(wait.session_id, ordinal);
         let request_id = wait.request_id.clone();
         self.scope.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
     }

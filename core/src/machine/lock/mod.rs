@@ -7,6 +7,7 @@
 mod acquire;
 mod cancel;
 mod convert;
+mod deadlock;
 mod handoff;
 mod place;
 mod release;
@@ -26,13 +27,16 @@ pub(super) use self::acquire::acquire;
 pub(super) use self::cancel::{cancel_acquire, lose_caller};
 pub(super) use self::convert::convert;
 pub(super) use self::handoff::{lock_due, wait_due};
-use self::place::Place;
+use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
-pub(super) use self::view::{View, describe_lock, get_session, list_locks, list_sessions};
+pub(super) use self::view::{
+    View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions,
+};
 use super::{Scope, WaiterId, refuse, refuse_with};
 use crate::key::Key;
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
+use crate::store::{decode, prefix_end};
 use crate::{check, slot};
 
 /// Claims and waits that one step may end. Each costs at most twelve keys: its lock, holder, waiter, wait, timer, two
@@ -62,8 +66,8 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     /// Names a call that waits, the same for each of its retries: the key of its wait.
-    fn waiter_id(&self, ordinal: u64) -> WaiterId {
-        WaiterId(self.place.wait(ordinal).into())
+    fn waiter_id(&self, session_id: u64, ordinal: u64) -> WaiterId {
+        WaiterId(self.place.wait(session_id, ordinal).into())
     }
 
     fn get<M: Message + Default>(&self, key: &Key) -> Option<M> {
@@ -110,8 +114,15 @@ impl<'s, 'a> Space<'s, 'a> {
         }
     }
 
-    fn wait(&self, ordinal: u64) -> Option<Wait> {
-        self.get(&self.place.wait(ordinal))
+    fn wait(&self, session_id: u64, ordinal: u64) -> Option<Wait> {
+        self.get(&self.place.wait(session_id, ordinal))
+    }
+
+    /// The oldest waits of a session.
+    fn waits_of(&self, session_id: u64, most: usize) -> Vec<(u64, Wait)> {
+        let waits = self.place.waits(session_id);
+        let found = self.scope.txn.scan(waits.bytes(), &prefix_end(waits.bytes()), most);
+        found.iter().map(|(key, value)| (number_of(key), decode(value))).collect()
     }
 
     /// What a session has to do with a lock; nothing where there is no record.
@@ -154,8 +165,8 @@ impl<'s, 'a> Space<'s, 'a> {
 pub fn caller_lost(waiter: &WaiterId, index: u64) -> (u16, Operation) {
     let mut rest = waiter.0.clone();
     let (slot, _kind) = (rest.get_u16(), rest.get_u8());
-    let (namespace, ordinal) = (take_text(&mut rest), rest.get_u64());
-    (slot, Operation::LoseCaller(LoseCaller { namespace, ordinal, index }))
+    let (namespace, session_id, ordinal) = (take_text(&mut rest), rest.get_u64(), rest.get_u64());
+    (slot, Operation::LoseCaller(LoseCaller { namespace, session_id, ordinal, index }))
 }
 
 /// Whether two sessions cannot hold a lock at the same time.

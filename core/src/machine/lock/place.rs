@@ -56,8 +56,20 @@ impl Place<'_> {
         self.waiters(name).u64(if converts { ordinal } else { ordinal | ACQUIRES })
     }
 
-    pub(super) fn wait(self, ordinal: u64) -> Key {
-        self.key(Kind::Wait).text(self.namespace).u64(ordinal)
+    pub(super) fn waits(self, session_id: u64) -> Key {
+        self.key(Kind::Wait).text(self.namespace).u64(session_id)
+    }
+
+    pub(super) fn wait(self, session_id: u64, ordinal: u64) -> Key {
+        self.waits(session_id).u64(ordinal)
+    }
+
+    pub(super) fn deadlocks(self) -> Key {
+        self.key(Kind::Deadlock).text(self.namespace)
+    }
+
+    pub(super) fn deadlock(self, number: u64) -> Key {
+        self.deadlocks().u64(number)
     }
 
     pub(super) fn claims(self, session_id: u64) -> Key {

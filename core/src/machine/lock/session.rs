@@ -91,7 +91,7 @@ impl Space<'_, '_> {
     }
 
     /// A session that lives.
-    fn living(&self, id: u64) -> Result<Session, Refusal> {
+    pub(super) fn living(&self, id: u64) -> Result<Session, Refusal> {
         self.session(id).filter(|session| self.is_living(session)).ok_or_else(session_expired)
     }
 

@@ -2,7 +2,7 @@
 
 use prost::Message;
 use trefoil_proto::internal::v1::{
-    Answer, Claim, Hold, Holder, Lock, Refusal, Session, Wait, answer,
+    Answer, Claim, Hold, Holder, Lock, Refusal, Session, Wait, Waiter, answer,
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
@@ -83,7 +83,11 @@ pub(in super::super) fn get_session(
         let page = PAGE_ITEMS_MAX as usize;
         let found = view.store.scan(claims.bytes(), &prefix_end(claims.bytes()), page);
         let locks = found.iter().map(|(key, value)| {
-            view.session_lock(text_of(&key[claims.bytes().len()..]), &decode(value))
+            view.session_lock(
+                request.session_id,
+                text_of(&key[claims.bytes().len()..]),
+                &decode(value),
+            )
         });
         Ok(answer::Answer::GetSession(api::GetSessionResponse {
             header: None,
@@ -115,6 +119,16 @@ pub(in super::super) fn list_sessions(
             sessions,
             next_page_token,
         }))
+    }))
+}
+
+pub(in super::super) fn list_deadlocks(view: &View<'_, impl Store>) -> QueryOutcome {
+    end(view.checked().map(|()| {
+        let deadlocks = view.place.deadlocks();
+        let end = prefix_end(deadlocks.bytes());
+        let found = view.store.scan(deadlocks.bytes(), &end, PAGE_ITEMS_MAX as usize);
+        let deadlocks = found.iter().map(|(_, value)| decode(value)).collect();
+        answer::Answer::ListDeadlocks(api::ListDeadlocksResponse { header: None, deadlocks })
     }))
 }
 
@@ -150,8 +164,8 @@ impl<'a, S: Store> View<'a, S> {
         self.get(self.place.session(id).bytes()).filter(|session| self.is_living(session))
     }
 
-    fn wait(&self, ordinal: u64) -> Wait {
-        self.get(self.place.wait(ordinal).bytes()).expect("a waiter has its wait")
+    fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
+        self.get(self.place.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
     }
 
     fn since(&self, since_ms: u64) -> u64 {
@@ -169,9 +183,9 @@ impl<'a, S: Store> View<'a, S> {
         }
     }
 
-    fn session_lock(&self, name: String, claim: &Claim) -> api::SessionLock {
+    fn session_lock(&self, session_id: u64, name: String, claim: &Claim) -> api::SessionLock {
         let hold = claim.hold.as_ref();
-        let wait = claim.ordinals.first().map(|ordinal| self.wait(*ordinal));
+        let wait = claim.ordinals.first().map(|ordinal| self.wait(session_id, *ordinal));
         let want = wait.as_ref().and_then(|wait| wait.wants.iter().find(|want| want.name == name));
         api::SessionLock {
             mode: hold.map_or(LockMode::Unspecified, Hold::mode).into(),
@@ -234,11 +248,11 @@ impl<'a, S: Store> View<'a, S> {
         let waiters = self.place.waiters(name);
         let end = prefix_end(waiters.bytes());
         let found = self.store.scan(waiters.bytes(), &end, PAGE_ITEMS_MAX as usize);
-        let waiter = |key: &[u8]| {
-            let wait = self.wait(ordinal_of(key));
-            let session = self.session(wait.session_id)?;
+        let waiter = |key: &[u8], session_id| {
+            let wait = self.wait(session_id, ordinal_of(key));
+            let session = self.session(session_id)?;
             Some(api::LockWaiter {
-                session_id: wait.session_id,
+                session_id,
                 owner: session.owner,
                 mode: wait.wants.iter().find(|want| want.name == name)?.mode,
                 converts: wait.converts,
@@ -246,7 +260,8 @@ impl<'a, S: Store> View<'a, S> {
                 remaining_ms: wait.deadline_ms.saturating_sub(self.now_ms),
             })
         };
-        found.iter().filter_map(|(key, _)| waiter(key)).collect()
+        let of = |value: &[u8]| decode::<Waiter>(value).session_id;
+        found.iter().filter_map(|(key, value)| waiter(key, of(value))).collect()
     }
 }
 
