@@ -23,6 +23,21 @@ pub(crate) enum LockCommand {
     Convert(ConvertArgs),
     /// Release what acquire left held: one lock, or with --all everything that a session holds.
     Release(ReleaseArgs),
+    /// Take a lock from whoever holds it; they are not told.
+    ForceRelease {
+        /// The lock.
+        name: String,
+        /// The token of the one grant to take away; left out, all of them.
+        #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER", default_value_t = 0)]
+        token: u64,
+    },
+    /// Say whether a fencing token is that of a present holder; exits with 2 when not.
+    Validate {
+        /// The lock.
+        name: String,
+        /// The token.
+        token: u64,
+    },
     /// List the locks that are held or waited for.
     List {
         /// Only those whose names begin with this.
@@ -88,6 +103,9 @@ pub(crate) struct AcquireArgs {
         default_value = "exclusive"
     )]
     mode: Mode,
+    /// For how long nobody gets it after it was lost, at most 60s.
+    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    lock_delay: Duration,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -153,6 +171,13 @@ struct Converted {
 }
 
 #[derive(Serialize)]
+struct Forced {
+    lock: String,
+    released: u32,
+    fencing_token: u64,
+}
+
+#[derive(Serialize)]
 struct Released {
     lock: Option<String>,
     released: u32,
@@ -167,6 +192,10 @@ pub(crate) async fn run(
         LockCommand::Acquire(acquire) => self::acquire(acquire, args, format).await,
         LockCommand::Convert(convert) => self::convert(convert, args, format).await,
         LockCommand::Release(release) => self::release(release, args, format).await,
+        LockCommand::ForceRelease { name, token } => force_release(name, token, args, format).await,
+        LockCommand::Validate { name, token } => {
+            lock_view::validate(name, token, args, format).await
+        }
         LockCommand::List { prefix } => lock_view::list(prefix, args, format).await,
         LockCommand::Describe { name } => lock_view::describe(name, args, format).await,
         LockCommand::Deadlocks => lock_view::deadlocks(args, format).await,
@@ -181,7 +210,9 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let session = connect(client).await?.locks().open_session(args.ttl).owner(args.owner).await?;
+    let locks = connect(client).await?.locks();
+    let session =
+        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
     let Some(guard) = lock.acquire().await? else {
         session.close().await?;
@@ -244,6 +275,19 @@ async fn release(
     Ok(ExitCode::SUCCESS)
 }
 
+async fn force_release(
+    name: String,
+    token: u64,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let response = connect(client).await?.locks().force_release(name.as_str(), token).await?;
+    let forced =
+        Forced { lock: name, released: response.released, fencing_token: response.fencing_token };
+    output::print(format, &forced)?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// A mode in one small word; nothing where there is none.
 pub(crate) fn mode_name(mode: LockMode) -> &'static str {
     match mode {
@@ -281,6 +325,13 @@ impl Report for Converted {
             ("mode", mode.to_owned()),
             ("fencing token", token.to_string()),
         ])
+    }
+}
+
+impl Report for Forced {
+    fn text(&self) -> String {
+        let Self { lock, released, fencing_token } = self;
+        format!("{released} grants of {lock} taken away; all have tokens below {fencing_token}")
     }
 }
 

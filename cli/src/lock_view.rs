@@ -10,7 +10,7 @@ use trefoil_client::proto::lock::v1::{
 
 use crate::args::ClientArgs;
 use crate::client::connect;
-use crate::exit::Failure;
+use crate::exit::{Failure, NOTHING};
 use crate::lock::mode_name;
 use crate::output::{self, Format, Report};
 
@@ -69,6 +69,23 @@ pub(crate) async fn deadlocks(args: &ClientArgs, format: Format) -> Result<ExitC
     print(format, &Deadlocks { deadlocks: found.into_iter().map(Deadlock::from).collect() })
 }
 
+pub(crate) async fn validate(
+    name: String,
+    token: u64,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let answer = connect(args).await?.locks().validate(name.as_str(), token).await?;
+    let validated = Validated {
+        lock: name,
+        fencing_token: token,
+        valid: answer.valid,
+        holder: answer.holder.map(Holder::from),
+    };
+    output::print(format, &validated)?;
+    Ok(if validated.valid { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
+}
+
 fn print(format: Format, report: &impl Report) -> Result<ExitCode, Failure> {
     output::print(format, report)?;
     Ok(ExitCode::SUCCESS)
@@ -93,6 +110,7 @@ struct Described {
     name: String,
     holder_count: u64,
     waiter_count: u64,
+    delayed_ms: u64,
     holders: Vec<Holder>,
     waiters: Vec<Waiter>,
 }
@@ -145,6 +163,26 @@ struct OfSession {
     held_ms: u64,
     waits_for: &'static str,
     waiting_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Validated {
+    lock: String,
+    fencing_token: u64,
+    valid: bool,
+    holder: Option<Holder>,
+}
+
+impl Report for Validated {
+    fn text(&self) -> String {
+        let Self { lock, fencing_token, holder, .. } = self;
+        match holder {
+            Some(Holder { session_id, owner, mode, .. }) => {
+                format!("valid: session {session_id} of {owner:?} holds {lock} ({mode})")
+            }
+            None => format!("not valid: nobody holds {lock} with token {fencing_token}"),
+        }
+    }
 }
 
 #[derive(Serialize)]
@@ -253,6 +291,7 @@ impl Described {
             name,
             holder_count: described.holder_count,
             waiter_count: described.waiter_count,
+            delayed_ms: described.delayed_ms,
             holders: described.holders.into_iter().map(Holder::from).collect(),
             waiters: described.waiters.into_iter().map(Waiter::from).collect(),
         }
@@ -310,6 +349,7 @@ impl Report for Described {
             ("lock", self.name.clone()),
             ("holders", self.holder_count.to_string()),
             ("waiters", self.waiter_count.to_string()),
+            ("delayed for", ms(self.delayed_ms)),
         ]);
         let holders = self.holders.iter().map(|of| {
             let token = format!("token {}", of.fencing_token);

@@ -49,6 +49,9 @@ pub(crate) struct RunArgs {
         default_value = "exclusive"
     )]
     mode: Mode,
+    /// For how long nobody gets it after it was lost, at most 60s.
+    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    lock_delay: Duration,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -64,7 +67,9 @@ pub(crate) struct RunArgs {
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = signals()?;
-    let session = connect(client).await?.locks().open_session(args.ttl).owner(args.owner).await?;
+    let locks = connect(client).await?.locks();
+    let session =
+        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
     let acquire = lock.acquire();
     let acquired = tokio::select! {

@@ -35,6 +35,7 @@ pub struct Lock {
     name: String,
     mode: LockMode,
     wait: Duration,
+    lock_delay: Option<Duration>,
 }
 
 /// A lock that is held. Dropping it releases it in the background; `release` also says how that went.
@@ -118,6 +119,12 @@ impl OpenSession {
         self.request.owner = owner.into();
         self
     }
+
+    /// For how long nobody gets a lock that this session held when it expired, at most a minute (default: not at all).
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.request.lock_delay_ms = millis(delay);
+        self
+    }
 }
 
 impl IntoFuture for OpenSession {
@@ -131,7 +138,7 @@ impl IntoFuture for OpenSession {
 
 impl Lock {
     pub(crate) fn new(session: Session, name: String) -> Self {
-        Self { session, name, mode: LockMode::Exclusive, wait: Duration::ZERO }
+        Self { session, name, mode: LockMode::Exclusive, wait: Duration::ZERO, lock_delay: None }
     }
 
     /// In mode EXCLUSIVE, for this session alone; so it is where nothing is said.
@@ -161,6 +168,12 @@ impl Lock {
         self
     }
 
+    /// For how long nobody gets this lock when the session expires, at most a minute (default: as the session says).
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.lock_delay = Some(delay);
+        self
+    }
+
     /// Acquires the lock; none when others hold it until the wait ends. Dropping the future stops waiting. A session that
     /// holds the lock already shares its one grant among its guards: the first that is released lets it go.
     ///
@@ -175,6 +188,7 @@ impl Lock {
             wait_ms: millis(self.wait),
             request_id: None,
             mode: self.mode.into(),
+            lock_delay_ms: self.lock_delay.map(millis),
         };
         let response = tokio::select! {
             response = self.session.client().call(request) => response?,

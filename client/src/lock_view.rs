@@ -1,9 +1,10 @@
-//! What operators see of locks and sessions, whoever opened them.
+//! What operators see of locks and sessions, and do to them, whoever opened them.
 
 use trefoil_proto::lock::v1::{
-    Deadlock, DescribeLockRequest, DescribeLockResponse, GetSessionRequest, GetSessionResponse,
-    ListDeadlocksRequest, ListLocksRequest, ListSessionsRequest, LockInfo, ReleaseAllRequest,
-    SessionInfo,
+    Deadlock, DescribeLockRequest, DescribeLockResponse, ForceReleaseRequest, ForceReleaseResponse,
+    GetSessionRequest, GetSessionResponse, ListDeadlocksRequest, ListLocksRequest,
+    ListSessionsRequest, LockInfo, ReleaseAllRequest, SessionInfo, ValidateTokenRequest,
+    ValidateTokenResponse,
 };
 
 use crate::Error;
@@ -80,6 +81,34 @@ impl Locks {
     pub async fn deadlocks(&self) -> Result<Vec<Deadlock>, Error> {
         let namespace = self.client().owned_namespace();
         Ok(self.client().call(ListDeadlocksRequest { namespace }).await?.deadlocks)
+    }
+
+    /// Whether a token is that of a present holder, and whose.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn validate(
+        &self,
+        name: impl Into<String>,
+        fencing_token: u64,
+    ) -> Result<ValidateTokenResponse, Error> {
+        let (namespace, name) = (self.client().owned_namespace(), name.into());
+        self.client().call(ValidateTokenRequest { namespace, name, fencing_token }).await
+    }
+
+    /// Takes a lock from all who hold it, or with a token that is not 0 from its one holder. They are not told, but the
+    /// token in the response is larger than theirs: show it to what the lock protects.
+    ///
+    /// # Errors
+    /// NOT_HOLDER when nobody holds it under that token; else see [`Error`].
+    pub async fn force_release(
+        &self,
+        name: impl Into<String>,
+        fencing_token: u64,
+    ) -> Result<ForceReleaseResponse, Error> {
+        let (namespace, name) = (self.client().owned_namespace(), name.into());
+        let request = ForceReleaseRequest { namespace, name, fencing_token, request_id: None };
+        self.client().call(request).await
     }
 
     /// Releases all that a session holds; it stays open. Says how many locks that were.

@@ -118,6 +118,10 @@ operations! {
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     GetSession: lock::GetSessionRequest => lock::GetSessionResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ForceRelease: lock::ForceReleaseRequest => lock::ForceReleaseResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    ValidateToken: lock::ValidateTokenRequest => lock::ValidateTokenResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
     ListDeadlocks: lock::ListDeadlocksRequest => lock::ListDeadlocksResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     ListSessions: lock::ListSessionsRequest => lock::ListSessionsResponse,

@@ -132,6 +132,7 @@ impl Check for lock::OpenSessionRequest {
         namespace(&mut self.namespace)?;
         number("ttl_ms", self.ttl_ms, l::SESSION_TTL_MS_MIN, l::SESSION_TTL_MS_MAX)?;
         text("owner", &self.owner, 0, l::NAME_BYTES_MAX)?;
+        number("lock_delay_ms", self.lock_delay_ms, 0, l::LOCK_DELAY_MS_MAX)?;
         request_id(self.request_id.as_ref())
     }
 }
@@ -161,7 +162,24 @@ impl Check for lock::AcquireRequest {
             self.set_mode(lock::LockMode::Exclusive);
         }
         mode(self.mode)?;
+        number("lock_delay_ms", self.lock_delay_ms(), 0, l::LOCK_DELAY_MS_MAX)?;
         request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::ForceReleaseRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::ValidateTokenRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+        some_id("fencing_token", self.fencing_token)
     }
 }
 
@@ -397,6 +415,7 @@ mod tests {
             ttl_ms: l::SESSION_TTL_MS_MIN,
             owner: name(),
             request_id: id(),
+            lock_delay_ms: l::LOCK_DELAY_MS_MAX,
         };
         assert_refused(
             &open,
@@ -404,6 +423,7 @@ mod tests {
                 (|r| r.ttl_ms = l::SESSION_TTL_MS_MIN - 1, "ttl_ms", "100 to 86400000"),
                 (|r| r.ttl_ms = l::SESSION_TTL_MS_MAX + 1, "ttl_ms", "100 to 86400000"),
                 (|r| r.owner = long_name(), "owner", "0 to 255 bytes"),
+                (|r| r.lock_delay_ms += 1, "lock_delay_ms", "0 to 60000"),
             ),
         );
         let keep_alive = lock::KeepAliveRequest { namespace: name(), session_id: 1 };
@@ -422,6 +442,7 @@ mod tests {
             wait_ms: l::WAIT_MS_MAX,
             request_id: id(),
             mode: 3,
+            lock_delay_ms: Some(l::LOCK_DELAY_MS_MAX),
         };
         assert_refused(
             &acquire,
@@ -431,6 +452,7 @@ mod tests {
                 (|r| r.name = long_name(), "name", NAME),
                 (|r| r.wait_ms += 1, "wait_ms", "0 to 86400000"),
                 (|r| r.mode = 4, "mode", MODES),
+                (|r| r.lock_delay_ms = Some(60_001), "lock_delay_ms", "0 to 60000"),
             ),
         );
         let convert = lock::ConvertRequest {
@@ -503,6 +525,22 @@ mod tests {
         assert_refused(&lock::ListDeadlocksRequest { namespace: name() }, namespace!());
         let session = lock::GetSessionRequest { namespace: name(), session_id: 1 };
         assert_refused(&session, namespace!((|r| r.session_id = 0, "session_id", "set")));
+        let force = lock::ForceReleaseRequest {
+            namespace: name(),
+            name: name(),
+            fencing_token: 0,
+            request_id: id(),
+        };
+        assert_refused(&force, namespace_and_id!((|r| r.name.clear(), "name", NAME)));
+        let validate =
+            lock::ValidateTokenRequest { namespace: name(), name: name(), fencing_token: 1 };
+        assert_refused(
+            &validate,
+            namespace!(
+                (|r| r.name.clear(), "name", NAME),
+                (|r| r.fencing_token = 0, "fencing_token", "set"),
+            ),
+        );
         let all = lock::ReleaseAllRequest { namespace: name(), session_id: 1, request_id: id() };
         assert_refused(&all, namespace_and_id!((|r| r.session_id = 0, "session_id", "set")));
     }

@@ -41,6 +41,7 @@ limits! {
     SESSION_TTL_MS_MIN: u64 = 100, "Shortest session TTL in ms.";
     SESSION_TTL_MS_MAX: u64 = 86_400_000, "Longest session TTL in ms (a day).";
     WAIT_MS_MAX: u64 = 86_400_000, "Longest wait of Acquire and Dequeue in ms (a day).";
+    LOCK_DELAY_MS_MAX: u64 = 60_000, "Longest lock delay in ms (a minute).";
     LEASE_MS_MIN: u64 = 100, "Shortest queue lease in ms.";
     LEASE_MS_MAX: u64 = 43_200_000, "Longest queue lease in ms (12 hours).";
     LEASE_MS_DEFAULT: u64 = 30_000, "Queue lease when the request names none, in ms.";

@@ -22,7 +22,7 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ReleaseHeld, answer};
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_state::LockState;
@@ -43,6 +43,9 @@ enum Line {
     Open {
         #[arg(key)]
         ttl: u64,
+        /// Lock delay of the session.
+        #[arg(key, optional)]
+        delay: u64,
         #[arg(key)]
         id: Option<String>,
     },
@@ -61,6 +64,9 @@ enum Line {
         id: Option<String>,
         #[arg(key)]
         mode: Option<String>,
+        /// Lock delay of the grant.
+        #[arg(key)]
+        delay: Option<u64>,
     },
     Convert {
         session: u64,
@@ -80,6 +86,16 @@ enum Line {
         token: u64,
         #[arg(key)]
         id: Option<String>,
+    },
+    /// Takes a lock from its holders, by as many commands as that takes.
+    Force {
+        name: String,
+        #[arg(key, optional)]
+        token: u64,
+    },
+    Validate {
+        name: String,
+        token: u64,
     },
     /// Releases what a session holds, by as many commands as that takes.
     ReleaseAll(u64),
@@ -262,6 +278,7 @@ impl goldenscript::Runner for Runner {
             }
             Line::Garbage => self.garbage(),
             Line::ReleaseAll(session) => self.release_all(*session),
+            Line::Force { name, token } => self.force(name, *token),
             Line::Pretend { sessions, locks, waits } => self.pretend(*sessions, *locks, *waits),
             Line::Deadlock { times } => self.deadlock(*times),
             Line::Locks => self.locks(),
@@ -374,6 +391,25 @@ impl Runner {
     fn last_of(&mut self, commands: Vec<Command>) -> String {
         let text = self.entry(commands);
         text.lines().last().map_or_else(String::new, |line| format!("... {line}\n"))
+    }
+
+    fn force(&mut self, name: &str, fencing_token: u64) -> String {
+        let (mut token, mut text) = (0, String::new());
+        loop {
+            let (namespace, name) = ("default".to_owned(), name.to_owned());
+            let step = ForceStep { namespace, name, fencing_token, token };
+            let command = in_slot(Operation::ForceStep(step), None);
+            let applied = self.harness.apply(vec![command.clone()]);
+            text.push_str(&self.show(&[command], &applied));
+            match &applied.outcomes[0] {
+                Outcome::Answered(Answer { answer: Some(answer::Answer::ForcedStep(step)) })
+                    if step.more =>
+                {
+                    token = step.token;
+                }
+                _ => return text,
+            }
+        }
     }
 
     fn release_all(&mut self, session_id: u64) -> String {
@@ -532,6 +568,9 @@ impl Runner {
                 let shared = shared.take(SHOWN_MAX).collect::<Vec<_>>().join(" ");
                 holders.push(format!("shared by {} ({shared})", lock.shared));
             }
+            if lock.delayed_until_ms > 0 {
+                holders.push(format!("delayed until {}", lock.delayed_until_ms));
+            }
             let holder = if holders.is_empty() { "free".to_owned() } else { holders.join(", ") };
             writeln!(
                 text,
@@ -591,7 +630,12 @@ impl Runner {
 fn operation(line: &Line) -> Option<Operation> {
     let namespace = "default".to_owned();
     Some(match line {
-        Line::Open { ttl, .. } => open(*ttl),
+        Line::Open { ttl, delay, .. } => Operation::OpenSession(api::OpenSessionRequest {
+            namespace,
+            ttl_ms: *ttl,
+            lock_delay_ms: *delay,
+            ..Default::default()
+        }),
         Line::KeepAlive(session_id) => {
             Operation::KeepAlive(api::KeepAliveRequest { namespace, session_id: *session_id })
         }
@@ -600,8 +644,16 @@ fn operation(line: &Line) -> Option<Operation> {
             session_id: *session,
             request_id: None,
         }),
-        Line::Acquire { session, name, wait, mode, .. } => {
-            acquire(*session, name.clone(), *wait, mode_of(mode.as_deref()))
+        Line::Acquire { session, name, wait, mode, delay, .. } => {
+            Operation::Acquire(api::AcquireRequest {
+                namespace,
+                session_id: *session,
+                name: name.clone(),
+                wait_ms: *wait,
+                request_id: None,
+                mode: mode_of(mode.as_deref()).into(),
+                lock_delay_ms: *delay,
+            })
         }
         Line::Convert { session, name, mode, token, wait, .. } => {
             Operation::Convert(api::ConvertRequest {
@@ -656,6 +708,11 @@ fn question(line: &Line) -> Option<Q> {
             page_size: *size,
             page_token: after.clone(),
         }),
+        Line::Validate { name, token } => Q::ValidateToken(api::ValidateTokenRequest {
+            namespace,
+            name: name.clone(),
+            fencing_token: *token,
+        }),
         Line::ListDeadlocks => Q::ListDeadlocks(api::ListDeadlocksRequest { namespace }),
         _ => return None,
     })
@@ -693,6 +750,7 @@ fn acquire(session_id: u64, name: String, wait_ms: u64, mode: LockMode) -> Opera
         wait_ms,
         request_id: None,
         mode: mode.into(),
+        lock_delay_ms: None,
     })
 }
 
@@ -733,6 +791,9 @@ fn show(answer: &Answer) -> String {
         }
         Some(A::Convert(convert)) => {
             format!("not converted, held with token {}", convert.holder_token)
+        }
+        Some(A::ForcedStep(step)) => {
+            format!("forced {} to release, token {}", step.released, step.token)
         }
         Some(A::ReleasedHeld(released)) => format!("released {}", released.released),
         Some(A::Acquire(acquire)) if acquire.holder_token == 0 => {

@@ -20,7 +20,7 @@ use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId, caller_lost};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ReleaseHeld, answer};
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat};
@@ -36,6 +36,7 @@ const CLIENTS: [&str; 2] = ["c", "d"];
 enum Step {
     Open {
         ttl_ms: u64,
+        delay_ms: u64,
     },
     KeepAlive {
         session: usize,
@@ -48,6 +49,7 @@ enum Step {
         lock: usize,
         wait_ms: u64,
         mode: LockMode,
+        delay_ms: Option<u64>,
     },
     Convert {
         session: usize,
@@ -64,6 +66,11 @@ enum Step {
     },
     ReleaseAll {
         session: usize,
+    },
+    /// An operator takes a lock away.
+    Force {
+        lock: usize,
+        token: Token,
     },
     Release {
         session: usize,
@@ -120,18 +127,25 @@ fn steps() -> impl Strategy<Value = Vec<Choice>> {
         1 => Just(LockMode::Update),
         2 => Just(LockMode::Exclusive),
     ];
+    let delay_ms = prop_oneof![2 => Just(0), 1 => 1..2_000_u64];
+    let own_delay_ms = proptest::option::weighted(0.2, delay_ms.clone());
     let token = prop_oneof![Just(Token::Any), Just(Token::Right), Just(Token::Wrong)];
     let step = prop_oneof![
-        6 => (300..6_000_u64).prop_map(|ttl_ms| Step::Open { ttl_ms }),
+        6 => (300..6_000_u64, delay_ms.clone())
+            .prop_map(|(ttl_ms, delay_ms)| Step::Open { ttl_ms, delay_ms }),
         4 => session().prop_map(|session| Step::KeepAlive { session }),
         2 => session().prop_map(|session| Step::Close { session }),
-        24 => (session(), lock(), wait_ms.clone(), mode.clone())
-            .prop_map(|(session, lock, wait_ms, mode)| Step::Acquire { session, lock, wait_ms, mode }),
+        24 => (session(), lock(), wait_ms.clone(), mode.clone(), own_delay_ms).prop_map(
+            |(session, lock, wait_ms, mode, delay_ms)| {
+                Step::Acquire { session, lock, wait_ms, mode, delay_ms }
+            }
+        ),
         2 => (session(), lock(), wait_ms.clone(), mode.clone(), token.clone())
             .prop_map(|(session, lock, wait_ms, mode, token)| Step::Convert { session, lock, wait_ms, mode, token }),
         8 => (0..4_usize, wait_ms, mode)
             .prop_map(|(held, wait_ms, mode)| Step::ConvertHeld { held, wait_ms, mode }),
         1 => session().prop_map(|session| Step::ReleaseAll { session }),
+        1 => (lock(), token.clone()).prop_map(|(lock, token)| Step::Force { lock, token }),
         3 => (session(), lock(), token).prop_map(|(session, lock, token)| Step::Release { session, lock, token }),
         8 => (0..4_usize).prop_map(|held| Step::ReleaseHeld { held }),
         8 => (0..10_usize).prop_map(|sent| Step::Retry { sent }),
@@ -154,6 +168,7 @@ struct Seen {
     converted: u64,
     shared: u64,
     deadlocks: u64,
+    delays: u64,
     timeouts: u64,
     expired: u64,
     expired_waits: u64,
@@ -199,6 +214,7 @@ fn a_machine_does_what_its_model_does() {
         seen.converted,
         seen.shared,
         seen.deadlocks,
+        seen.delays,
         seen.timeouts,
         seen.expired,
         seen.expired_waits,
@@ -291,9 +307,10 @@ impl World {
         let session = |pick: &usize| last.saturating_sub(*pick as u64);
         let namespace = namespace.to_owned();
         Some(match step {
-            Step::Open { ttl_ms } => Operation::OpenSession(api::OpenSessionRequest {
+            Step::Open { ttl_ms, delay_ms } => Operation::OpenSession(api::OpenSessionRequest {
                 namespace,
                 ttl_ms: *ttl_ms,
+                lock_delay_ms: *delay_ms,
                 ..Default::default()
             }),
             Step::KeepAlive { session: pick } => {
@@ -307,7 +324,7 @@ impl World {
                     request_id: None,
                 })
             }
-            Step::Acquire { session: pick, lock, wait_ms, mode } => {
+            Step::Acquire { session: pick, lock, wait_ms, mode, delay_ms } => {
                 Operation::Acquire(api::AcquireRequest {
                     namespace,
                     session_id: session(pick),
@@ -315,6 +332,7 @@ impl World {
                     wait_ms: *wait_ms,
                     request_id: None,
                     mode: (*mode).into(),
+                    lock_delay_ms: *delay_ms,
                 })
             }
             Step::Convert { session: pick, lock, wait_ms, mode, token } => {
@@ -332,6 +350,11 @@ impl World {
                 session_id: session(pick),
                 ..ReleaseHeld::default()
             }),
+            Step::Force { lock, token } => {
+                let token = self.token(&(namespace.clone(), LOCKS[*lock].to_owned()), 0, *token);
+                let name = LOCKS[*lock].to_owned();
+                Operation::ForceStep(ForceStep { namespace, name, fencing_token: token, token: 0 })
+            }
             Step::Release { session: pick, lock, token } => {
                 let name = (namespace, LOCKS[*lock].to_owned());
                 let token = self.token(&name, session(pick), *token);
@@ -399,6 +422,7 @@ impl World {
             Operation::Convert(request) => &request.namespace,
             Operation::Release(request) => &request.namespace,
             Operation::ReleaseHeld(request) => &request.namespace,
+            Operation::ForceStep(request) => &request.namespace,
             other => panic!("{other:?} is none of the lock service"),
         };
         let slot = slot::of_locks(namespace);
@@ -433,6 +457,8 @@ impl World {
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
         let state = LockState::read(&self.machine.store);
         state.check(self.machine.now_ms);
+        let delays = |lock: &trefoil_proto::internal::v1::Lock| lock.delayed_until_ms > 0;
+        self.seen.delays += u64::from(state.locks.values().any(delays));
         self.seen.shared += u64::from(state.locks.values().any(|lock| lock.shared > 1));
         let grants_before = self.model.grants.len();
         let expected = commands.iter().map(|command| self.expect(command)).collect::<Vec<_>>();
@@ -538,6 +564,9 @@ impl World {
                         self.is_token(grant, convert.holder_token)
                     })
             }
+            (A::ForcedStep(step), Said::Forced(count)) => {
+                !step.more && step.released == *count && step.token > 0
+            }
             (A::ReleasedHeld(released), Said::ReleasedHeld(count)) => {
                 released.released == *count && released.after.is_empty()
             }
@@ -603,6 +632,7 @@ impl Seen {
         self.converted += other.converted;
         self.shared += other.shared;
         self.deadlocks += other.deadlocks;
+        self.delays += other.delays;
         self.timeouts += other.timeouts;
         self.expired += other.expired;
         self.expired_waits += other.expired_waits;

@@ -109,7 +109,9 @@ fn resource(access: &Access) -> Resource<'_> {
     match access.action() {
         Action::UseSession => Resource::Namespace(namespace),
         Action::ReadLocks if name.is_empty() => Resource::Namespace(namespace),
-        Action::UseLock | Action::ReadLocks => Resource::Lock { namespace, name },
+        Action::UseLock | Action::ReadLocks | Action::ControlLocks => {
+            Resource::Lock { namespace, name }
+        }
         Action::CreateQueue | Action::Enqueue | Action::Consume => {
             Resource::Queue { namespace, name }
         }
@@ -128,6 +130,7 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::KeepAlive(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::CloseSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::Acquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::ForceStep(r)) => (&[A::ControlLocks], Some((&r.namespace, r.name.as_str()))),
             Some(O::ReleaseHeld(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::Convert(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
@@ -153,6 +156,9 @@ fn covers(access: &Access, work: &Work) -> bool {
             }
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::ValidateToken(r)) => {
+                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
+            }
             Some(query::Query::ListDeadlocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::ListSessions(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             None => (&[], None),
@@ -169,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    const ACTIONS: [Action; 10] = [
+    const ACTIONS: [Action; 11] = [
         Action::UseSession,
         Action::UseLock,
         Action::CreateQueue,
@@ -180,6 +186,7 @@ mod tests {
         Action::ReadStatus,
         Action::MoveLeader,
         Action::ReadLocks,
+        Action::ControlLocks,
     ];
 
     fn covered_by(work: &Work) -> Vec<Action> {
@@ -208,6 +215,7 @@ mod tests {
             (command(O::Release(Default::default())), vec![A::UseLock]),
             (command(O::Convert(Default::default())), vec![A::UseLock]),
             (command(O::ReleaseHeld(Default::default())), vec![A::UseSession]),
+            (command(O::ForceStep(Default::default())), vec![A::ControlLocks]),
             (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
             (command(O::LoseCaller(Default::default())), vec![]),
             (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
@@ -226,6 +234,7 @@ mod tests {
             (asked(Q::GetSession(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {
@@ -241,6 +250,7 @@ mod tests {
             (Action::UseLock, Resource::Lock { namespace: "a", name: "b" }),
             (Action::ReadLocks, Resource::Lock { namespace: "a", name: "b" }),
             (Action::ReadLocks, Resource::Namespace("a")),
+            (Action::ControlLocks, Resource::Lock { namespace: "a", name: "b" }),
             (Action::Consume, Resource::Queue { namespace: "a", name: "b" }),
             (Action::WriteValue, Resource::Key { namespace: "a", key: "b" }),
             (Action::MoveLeader, Resource::Cluster),

@@ -37,6 +37,7 @@ pub struct Metrics {
     locks_acquired: IntCounter,
     locks_released: IntCounter,
     locks_blocked: IntCounter,
+    locks_forced: IntCounter,
     locks_converted: IntCounter,
     locks_wait: Counter,
     locks_hold: Counter,
@@ -194,6 +195,7 @@ impl Metrics {
             locks_acquired: r.counter("locks_acquired_total", "Locks granted, told by the shard's leader.")?,
             locks_released: r.counter("locks_released_total", "Locks released by call, close or expiry, told by the shard's leader.")?,
             locks_blocked: r.counter("locks_blocked_total", "Acquires and conversions that found the lock held, told by the shard's leader.")?,
+            locks_forced: r.counter("locks_forced_total", "Grants that an operator took away, told by the shard's leader.")?,
             locks_converted: r.counter("locks_converted_total", "Grants whose mode was changed, told by the shard's leader.")?,
             locks_wait: r.seconds("locks_wait_seconds_total", "Time that all granted waits together took, told by the shard's leader.")?,
             locks_hold: r.seconds("locks_hold_seconds_total", "Time that all holders who let go together held their locks, told by the shard's leader.")?,
@@ -277,6 +279,7 @@ impl Observer for Metrics {
         self.locks_acquired.inc_by(counts.locks_acquired);
         self.locks_released.inc_by(counts.locks_released);
         self.locks_blocked.inc_by(counts.locks_blocked);
+        self.locks_forced.inc_by(counts.locks_forced);
         self.locks_converted.inc_by(counts.locks_converted);
         self.locks_wait.inc_by(seconds(counts.lock_wait_ms));
         self.locks_hold.inc_by(seconds(counts.lock_hold_ms));

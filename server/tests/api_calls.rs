@@ -57,6 +57,11 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                 r.locks.iter_mut().for_each(|lock| lock.held_ms = 0);
             }
             Outcome::ListDeadlocks(r) => clear(&mut r.header),
+            Outcome::ForceRelease(r) => clear(&mut r.header),
+            Outcome::ValidateToken(r) => {
+                clear(&mut r.header);
+                r.holder.iter_mut().for_each(|holder| holder.held_ms = 0);
+            }
             Outcome::ListSessions(r) => {
                 clear(&mut r.header);
                 r.sessions.iter_mut().for_each(|session| session.remaining_ms = 0);
@@ -180,6 +185,49 @@ async fn the_wait_that_closes_a_circle_is_refused_at_once_with_all_of_it() {
     call(Operation::Release(release(2, "b"))).await.unwrap();
     let Ok(Outcome::Acquire(got)) = first.await.unwrap() else { panic!() };
     assert!(got.acquired);
+}
+
+#[tokio::test]
+async fn a_lock_of_many_readers_is_taken_away_and_their_tokens_are_no_longer_valid() {
+    let Served { channel, front: _front, .. } = usual().await;
+    let call = async |operation| unary(&channel, operation).await;
+    let shared = |session| lock::AcquireRequest {
+        mode: lock::LockMode::Shared.into(),
+        ..acquire(session, "l", 0)
+    };
+    let mut tokens = Vec::new();
+    for session in 1..=200 {
+        call(Operation::OpenSession(open_session(60_000))).await.unwrap();
+        let Ok(Outcome::Acquire(got)) = call(Operation::Acquire(shared(session))).await else {
+            panic!()
+        };
+        tokens.push(got.fencing_token);
+    }
+    let validate = async |fencing_token| {
+        let name = "l".to_owned();
+        let request = lock::ValidateTokenRequest { name, fencing_token, ..Default::default() };
+        match call(Operation::ValidateToken(request)).await {
+            Ok(Outcome::ValidateToken(answer)) => answer,
+            other => panic!("{other:?}"),
+        }
+    };
+    let answer = validate(tokens[7]).await;
+    assert_eq!((answer.valid, answer.holder.unwrap().session_id), (true, 8));
+    let force = lock::ForceReleaseRequest { name: "l".to_owned(), ..Default::default() };
+    let Ok(Outcome::ForceRelease(forced)) = call(Operation::ForceRelease(force)).await else {
+        panic!()
+    };
+    assert_eq!(forced.released, 200);
+    assert!(tokens.iter().all(|token| *token < forced.fencing_token));
+    let answer = validate(tokens[7]).await;
+    assert_eq!((answer.valid, answer.holder_token), (false, 0));
+    let Ok(Outcome::Acquire(got)) = call(Operation::Acquire(acquire(1, "l", 0))).await else {
+        panic!()
+    };
+    assert!(got.fencing_token > forced.fencing_token);
+    let (_, refusal) = refused(call(Operation::Release(release(2, "l"))).await);
+    assert_eq!(refusal.reason(), Reason::NotHolder);
+    assert_eq!(refusal.metadata["holder_token"], got.fencing_token.to_string());
 }
 
 #[tokio::test]

@@ -334,7 +334,9 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ListLocks(_)
         | A::GetSession(_)
         | A::ListSessions(_)
-        | A::ListDeadlocks(_)) => {
+        | A::ListDeadlocks(_)
+        | A::ForcedStep(_)
+        | A::ValidateToken(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

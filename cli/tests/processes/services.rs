@@ -98,14 +98,7 @@ async fn leadership_moves_when_it_is_asked_for_and_calls_follow() {
 #[tokio::test]
 async fn all_three_services_through_the_command_line() {
     let cluster = Cluster::start().await;
-    let json = |arguments: &[&str]| {
-        let (code, out, err) = run(&cluster, &[arguments, &["-o", "json"]].concat());
-        (
-            code,
-            serde_json::from_str::<Json>(&out)
-                .unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}")),
-        )
-    };
+    let json = |arguments: &[&str]| json(&cluster, arguments);
 
     let (code, put) = json(&["cache", "put", "k", "v", "--ttl", "60s"]);
     assert_eq!((code, put["version"].as_u64().is_some()), (0, true));
@@ -137,6 +130,20 @@ async fn all_three_services_through_the_command_line() {
         "{again}"
     );
 
+    let (code, status) = json(&["status"]);
+    assert_eq!((code, status["nodes"].as_array().map(Vec::len)), (0, Some(3)));
+    assert_eq!(status["shards"].as_array().map(Vec::len), Some(7));
+    // On a busy machine a shard may be electing its leader just now.
+    eventually("the node is healthy", async || json(&["health"]).0 == 0).await;
+    let (code, ping) = json(&["bench", "ping", "--count", "50", "--concurrency", "4"]);
+    assert_eq!((code, ping["cluster"]["successes"].as_u64()), (0, Some(150)));
+    assert_eq!(ping["nodes"].as_array().map(Vec::len), Some(3));
+}
+
+#[tokio::test]
+async fn locks_are_shared_converted_shown_and_taken_away_through_the_command_line() {
+    let cluster = Cluster::start().await;
+    let json = |arguments: &[&str]| json(&cluster, arguments);
     let (code, reader) =
         json(&["lock", "acquire", "page", "--mode", "shared", "--owner", "reader"]);
     assert_eq!((code, reader["mode"].as_str()), (0, Some("shared")));
@@ -158,19 +165,26 @@ async fn all_three_services_through_the_command_line() {
     assert_eq!((code, converted["mode"].as_str()), (0, Some("exclusive")));
     let (code, got) = json(&["lock", "session", &session(&updater)]);
     assert_eq!((code, got["locks"][0]["mode"].as_str()), (0, Some("exclusive")));
+    let token = converted["fencing_token"].to_string();
+    let (code, valid) = json(&["lock", "validate", "page", &token]);
+    assert_eq!((code, valid["holder"]["mode"].as_str()), (0, Some("exclusive")));
+    let (code, forced) = json(&["lock", "force-release", "page"]);
+    assert_eq!((code, forced["released"].as_u64()), (0, Some(1)));
+    assert!(forced["fencing_token"].as_u64() > converted["fencing_token"].as_u64());
+    assert_eq!(json(&["lock", "validate", "page", &token]).0, 2);
+    let (code, again) = json(&["lock", "acquire", "page", "--lock-delay", "2s"]);
+    assert_eq!((code, again["mode"].as_str()), (0, Some("exclusive")));
     let (code, deadlocks) = json(&["lock", "deadlocks"]);
     assert_eq!((code, deadlocks["deadlocks"].as_array().map(Vec::len)), (0, Some(0)));
-    for shown in [&["lock", "describe", "page"][..], &["lock", "session", &session(&updater)]] {
+    for shown in [&["lock", "describe", "page"][..], &["lock", "session", &session(&again)]] {
         let (code, text, _) = run(&cluster, shown);
         assert!(code == 0 && text.contains("exclusive"), "{text}");
     }
+}
 
-    let (code, status) = json(&["status"]);
-    assert_eq!((code, status["nodes"].as_array().map(Vec::len)), (0, Some(3)));
-    assert_eq!(status["shards"].as_array().map(Vec::len), Some(7));
-    // On a busy machine a shard may be electing its leader just now.
-    eventually("the node is healthy", async || json(&["health"]).0 == 0).await;
-    let (code, ping) = json(&["bench", "ping", "--count", "50", "--concurrency", "4"]);
-    assert_eq!((code, ping["cluster"]["successes"].as_u64()), (0, Some(150)));
-    assert_eq!(ping["nodes"].as_array().map(Vec::len), Some(3));
+/// What a command writes as JSON, and its exit code.
+fn json(cluster: &Cluster, arguments: &[&str]) -> (i32, Json) {
+    let (code, out, err) = run(cluster, &[arguments, &["-o", "json"]].concat());
+    let json = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}"));
+    (code, json)
 }

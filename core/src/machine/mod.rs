@@ -60,6 +60,8 @@ pub struct Counts {
     pub locks_acquired: u64,
     /// Locks released, by call, close or expiry.
     pub locks_released: u64,
+    /// Grants that an operator took away.
+    pub locks_forced: u64,
     /// Grants whose mode was changed.
     pub locks_converted: u64,
     /// Acquires and conversions that had to wait or were told that the lock is held.
@@ -372,6 +374,7 @@ impl Machine {
             Operation::Convert(request) => lock::convert(scope, request, request_id),
             Operation::Release(request) => lock::release(scope, request),
             Operation::ReleaseHeld(request) => lock::release_held(scope, request),
+            Operation::ForceStep(request) => lock::force_step(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
@@ -440,6 +443,9 @@ impl Machine {
             Some(query::Query::ListSessions(request)) => {
                 lock::list_sessions(&self.locks(store, slot, &request.namespace), request)
             }
+            Some(query::Query::ValidateToken(request)) => {
+                lock::validate_token(&self.locks(store, slot, &request.namespace), request)
+            }
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
@@ -498,6 +504,7 @@ impl Counts {
     pub fn add(&mut self, other: &Self) {
         self.locks_acquired += other.locks_acquired;
         self.locks_released += other.locks_released;
+        self.locks_forced += other.locks_forced;
         self.locks_converted += other.locks_converted;
         self.locks_blocked += other.locks_blocked;
         self.lock_wait_ms += other.lock_wait_ms;

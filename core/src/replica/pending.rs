@@ -67,6 +67,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::KeepAlive(_)
             | Operation::Release(_)
             | Operation::ReleaseHeld(_)
+            | Operation::ForceStep(_)
             | Operation::CancelAcquire(_)
             | Operation::LoseCaller(_)
             | Operation::AckLease(_)

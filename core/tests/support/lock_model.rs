@@ -11,7 +11,7 @@ use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS, WAITER_CLAIM_M
 use trefoil_core::machine::Counts;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{CancelAcquire, Command, LoseCaller, ReleaseHeld};
+use trefoil_proto::internal::v1::{CancelAcquire, Command, ForceStep, LoseCaller, ReleaseHeld};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 use trefoil_proto::reason::Retry;
 
@@ -33,6 +33,7 @@ pub enum Answer {
     NotConverted(Option<Grant>),
     Released,
     ReleasedHeld(u32),
+    Forced(u32),
     Done,
     Refused(Reason, Option<Grant>),
 }
@@ -55,6 +56,7 @@ pub struct Settled {
 struct Session {
     ttl_ms: u64,
     renewed_at_ms: u64,
+    lock_delay_ms: u64,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -63,6 +65,7 @@ struct Lock {
     holders: Vec<Holder>,
     /// Those who convert stand first.
     queue: Vec<Wait>,
+    delayed_until_ms: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -72,6 +75,7 @@ struct Holder {
     former: Option<Grant>,
     mode: LockMode,
     since_ms: u64,
+    lock_delay_ms: Option<u64>,
     relying: Vec<Id>,
     is_kept: bool,
 }
@@ -83,6 +87,7 @@ struct Wait {
     seat: Seat,
     mode: LockMode,
     converts: bool,
+    lock_delay_ms: Option<u64>,
     since_ms: u64,
     deadline_ms: u64,
     callers: u32,
@@ -98,6 +103,7 @@ struct Wish {
     mode: LockMode,
     id: Id,
     converts: bool,
+    lock_delay_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -160,11 +166,17 @@ impl Model {
         let expires =
             |session: &Session| (session.renewed_at_ms + session.ttl_ms).max(self.grace_until_ms);
         let dead = self.sessions.iter().filter(|(_, session)| now_ms >= expires(session));
-        let dead = dead.map(|(key, _)| key.clone()).collect::<Vec<_>>();
+        let dead = dead.map(|(key, session)| (key.clone(), session.lock_delay_ms));
+        let dead = dead.collect::<BTreeMap<_, _>>();
         self.counts.sessions_expired = dead.len() as u64;
-        self.sessions.retain(|key, _| !dead.contains(key));
+        self.sessions.retain(|key, _| !dead.contains_key(key));
         for name in self.locks.keys().cloned().collect::<Vec<_>>() {
-            for (_, session) in dead.iter().filter(|(namespace, _)| *namespace == name.0) {
+            let of_space = dead.iter().filter(|((namespace, _), _)| *namespace == name.0);
+            for ((_, session), delay_ms) in of_space {
+                let hold = self.lock(&name).holder(*session).map(|holder| holder.lock_delay_ms);
+                let delay_ms = hold.map_or(0, |own_ms| own_ms.unwrap_or(*delay_ms));
+                let lock = self.lock(&name);
+                lock.delayed_until_ms = lock.delayed_until_ms.max(now_ms + delay_ms);
                 self.forget_session(&name, *session);
             }
             let queue = std::mem::take(&mut self.lock(&name).queue);
@@ -225,6 +237,7 @@ impl Model {
             Operation::Convert(request) => self.convert(request, id),
             Operation::Release(request) => self.release(request),
             Operation::ReleaseHeld(request) => self.release_held(request),
+            Operation::ForceStep(request) => self.force(request),
             Operation::CancelAcquire(request) => Ok(self.cancel(request)),
             Operation::LoseCaller(request) => Ok(self.lose_caller(request)),
             other => panic!("{other:?} is none of the lock service"),
@@ -234,7 +247,11 @@ impl Model {
     fn open(&mut self, request: &api::OpenSessionRequest) -> Outcome {
         let last = self.last_session.entry(request.namespace.clone()).or_default();
         *last += 1;
-        let session = Session { ttl_ms: request.ttl_ms, renewed_at_ms: self.now_ms };
+        let session = Session {
+            ttl_ms: request.ttl_ms,
+            renewed_at_ms: self.now_ms,
+            lock_delay_ms: request.lock_delay_ms,
+        };
         self.sessions.insert((request.namespace.clone(), *last), session);
         Outcome::Answer(Answer::Session(*last))
     }
@@ -268,8 +285,8 @@ impl Model {
         self.renew(&request.namespace, session)?;
         let name = (request.namespace.clone(), request.name.clone());
         let is_first = self.lock(&name).queue.is_empty();
-        if is_first && self.lock(&name).admits(session, mode) && !self.lock(&name).has(session) {
-            self.grant(&name, session, mode);
+        if is_first && self.admits(&name, session, mode) && !self.lock(&name).has(session) {
+            self.grant(&name, session, mode, request.lock_delay_ms);
         }
         if let Some(holder) = self.lock(&name).holder(session) {
             if holder.mode < mode {
@@ -278,7 +295,9 @@ impl Model {
             holder.rely(&id);
             return Ok(Outcome::Answer(Answer::Granted(holder.grant)));
         }
-        self.enqueue(&name, Wish { session, mode, id, converts: false }, request.wait_ms)
+        let lock_delay_ms = request.lock_delay_ms;
+        let wish = Wish { session, mode, id, converts: false, lock_delay_ms };
+        self.enqueue(&name, wish, request.wait_ms)
     }
 
     fn convert(&mut self, request: &api::ConvertRequest, id: Id) -> Ruling {
@@ -291,16 +310,17 @@ impl Model {
         }
         let lock = self.lock(&name);
         let is_first = lock.queue.first().is_none_or(|wait| !wait.converts);
-        if mode < holder.mode || is_first && lock.admits(session, mode) {
+        if mode < holder.mode || is_first && self.admits(&name, session, mode) {
             let grant = self.regrant(&name, session, mode);
             self.hand_on(&name);
             return Ok(Outcome::Answer(Answer::Converted(grant)));
         }
-        self.enqueue(&name, Wish { session, mode, id, converts: true }, request.wait_ms)
+        let wish = Wish { session, mode, id, converts: true, lock_delay_ms: None };
+        self.enqueue(&name, wish, request.wait_ms)
     }
 
     fn enqueue(&mut self, name: &Name, wish: Wish, wait_ms: u64) -> Ruling {
-        let Wish { session, mode, id, converts } = wish;
+        let Wish { session, mode, id, converts, lock_delay_ms } = wish;
         let (seats, index, now_ms) = (self.seats, self.index, self.now_ms);
         // A free lock waits for its first waiter to come back.
         let held = Outcome::Answer(not_got(converts, self.holder(name)));
@@ -329,6 +349,7 @@ impl Model {
                 seat: seats,
                 mode,
                 converts,
+                lock_delay_ms,
                 since_ms: now_ms,
                 deadline_ms: now_ms + wait_ms,
                 callers: 1,
@@ -345,6 +366,33 @@ impl Model {
         }
         self.counts.locks_blocked += 1;
         Ok(if wait_ms > 0 { Outcome::Waits(seats) } else { held })
+    }
+
+    /// Whether nobody else's grant, and no delay, is in the way.
+    fn admits(&mut self, name: &Name, session: u64, mode: LockMode) -> bool {
+        let now_ms = self.now_ms;
+        let lock = self.lock(name);
+        now_ms >= lock.delayed_until_ms && lock.admits(session, mode)
+    }
+
+    fn force(&mut self, request: &ForceStep) -> Ruling {
+        let name = (request.namespace.clone(), request.name.clone());
+        let held = self.held().into_iter().filter(|(lock, ..)| *lock == name);
+        let names = |grant| {
+            request.fencing_token == 0 || self.tokens.get(&grant) == Some(&request.fencing_token)
+        };
+        let mut held = held.filter(|(.., grant)| names(*grant)).collect::<Vec<_>>();
+        held.sort_by_key(|(.., grant)| self.modes[*grant] == LockMode::Shared);
+        if held.is_empty() && request.fencing_token > 0 {
+            return Err((Reason::NotHolder, self.holder(&name)));
+        }
+        held.iter().for_each(|(_, session, _)| self.vacate(&name, *session));
+        if request.fencing_token == 0 {
+            self.lock(&name).delayed_until_ms = 0;
+        }
+        self.hand_on(&name);
+        self.counts.locks_forced += held.len() as u64;
+        Ok(Outcome::Answer(Answer::Forced(u32::try_from(held.len()).expect("few sessions"))))
     }
 
     /// Whether a session waits for itself, by way of others.
@@ -496,11 +544,18 @@ impl Model {
         self.grants.len() - 1
     }
 
-    fn grant(&mut self, name: &Name, session: u64, mode: LockMode) -> Grant {
+    fn grant(
+        &mut self,
+        name: &Name,
+        session: u64,
+        mode: LockMode,
+        lock_delay_ms: Option<u64>,
+    ) -> Grant {
         let grant = self.new_grant(name, mode);
         let since_ms = self.now_ms;
         let (former, relying, is_kept) = (None, Vec::new(), false);
-        let holder = Holder { session, grant, former, mode, since_ms, relying, is_kept };
+        let holder =
+            Holder { session, grant, former, mode, since_ms, lock_delay_ms, relying, is_kept };
         self.lock(name).holders.push(holder);
         self.counts.locks_acquired += 1;
         grant
@@ -537,10 +592,11 @@ impl Model {
     fn hand_on(&mut self, name: &Name) {
         let now_ms = self.now_ms;
         let mut gone = Vec::new();
-        loop {
+        while let Some(wait) = self.lock(name).queue.first().cloned() {
+            if !self.admits(name, wait.session, wait.mode) {
+                break;
+            }
             let lock = self.lock(name);
-            let admitted = lock.queue.first().filter(|wait| lock.admits(wait.session, wait.mode));
-            let Some(wait) = admitted.cloned() else { break };
             if wait.lost_ms.is_some_and(|at| now_ms >= at + WAITER_CLAIM_MS) {
                 gone.push(lock.queue.remove(0));
             } else if wait.lost_ms.is_some() {
@@ -558,7 +614,7 @@ impl Model {
         let grant = if first.converts {
             self.regrant(name, first.session, first.mode)
         } else {
-            self.grant(name, first.session, first.mode)
+            self.grant(name, first.session, first.mode, first.lock_delay_ms)
         };
         let queue = std::mem::take(&mut self.lock(name).queue);
         let goes_on = |wait: &Wait| wait.converts && wait.mode > first.mode;

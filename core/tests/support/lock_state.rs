@@ -198,7 +198,10 @@ impl LockState {
         let mut tokens = BTreeMap::new();
         for ((namespace, name), lock) in &self.locks {
             assert!(
-                lock.session_id > 0 || lock.shared > 0 || lock.waiters > 0,
+                lock.session_id > 0
+                    || lock.shared > 0
+                    || lock.waiters > 0
+                    || lock.delayed_until_ms > 0,
                 "a lock that nobody wants has no record"
             );
             assert_eq!(lock.session_id > 0, lock.token > 0, "every grant has a token");
@@ -255,9 +258,10 @@ impl LockState {
             let goes_on = |(_, kind, rest): &(u64, u8, Vec<u8>)| {
                 *kind == LOCK && *rest == [&sized(namespace)[..], name.as_bytes()].concat()
             };
+            let is_held = lock.session_id > 0 || lock.shared > 0;
             assert!(
-                lock.session_id > 0 || lock.shared > 0 || self.timers.iter().any(goes_on),
-                "a free lock is handed on"
+                is_held && lock.delayed_until_ms == 0 || self.timers.iter().any(goes_on),
+                "a free lock is handed on, and a delay ends"
             );
         }
         let clients = self.timers.iter().filter(|(_, kind, _)| *kind == REQUEST_CLIENT).count();

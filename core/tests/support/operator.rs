@@ -29,10 +29,9 @@ pub fn show(answer: &Answer) -> String {
             let holders = described.holders.iter().map(|of| format!("  {}\n", holder(of)));
             let waiters = described.waiters.iter().map(|of| format!("  {}\n", waiter(of)));
             let lines = holders.chain(waiters).collect::<String>();
-            format!(
-                "holders {}, waiters {}\n{lines}",
-                described.holder_count, described.waiter_count
-            )
+            let delay = delay(described.delayed_ms);
+            let (holders, waiters) = (described.holder_count, described.waiter_count);
+            format!("holders {holders}, waiters {waiters}{delay}\n{lines}")
         }
         A::ListLocks(listed) => page(listed.locks.iter().map(lock), &listed.next_page_token),
         A::GetSession(got) => {
@@ -43,6 +42,13 @@ pub fn show(answer: &Answer) -> String {
         A::ListSessions(listed) => {
             page(listed.sessions.iter().map(session), &listed.next_page_token)
         }
+        A::ValidateToken(validated) => match &validated.holder {
+            Some(of) if validated.valid => format!("valid, {}\n", holder(of)),
+            None if !validated.valid => {
+                format!("not valid, held with token {}\n", validated.holder_token)
+            }
+            other => panic!("a valid token has its holder: {other:?}"),
+        },
         A::ListDeadlocks(listed) => {
             let all = listed.deadlocks.len();
             let shown = listed.deadlocks.iter().take(3).map(deadlock).collect::<String>();
@@ -58,10 +64,16 @@ fn page(items: impl Iterator<Item = String>, next: &str) -> String {
     lines + &next
 }
 
+fn delay(ms: u64) -> String {
+    if ms == 0 { String::new() } else { format!(", delayed for {ms} ms") }
+}
+
 fn lock(info: &LockInfo) -> String {
     let held = mode(info.mode());
     let by = info.holder.as_ref().map(|of| format!(", {}", holder(of))).unwrap_or_default();
-    format!("{}:{held} holders {}, waiters {}{by}", info.name, info.holder_count, info.waiter_count)
+    let LockInfo { name, holder_count, waiter_count, delayed_ms, .. } = info;
+    let delay = delay(*delayed_ms);
+    format!("{name}:{held} holders {holder_count}, waiters {waiter_count}{by}{delay}")
 }
 
 fn holder(of: &LockHolder) -> String {

@@ -10,7 +10,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
-use trefoil_proto::internal::v1::{CancelAcquire, Refusal, ReleaseHeld};
+use trefoil_proto::internal::v1::{CancelAcquire, ForceStep, Refusal, ReleaseHeld};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::reason::Retry;
 
@@ -148,6 +148,43 @@ impl<S: Shards> Api<S> {
                 return Ok(lock::ReleaseAllResponse { header: Some(header), released });
             }
         }
+    }
+
+    /// Takes away batch after batch; as with [`Self::release_all`] the first one says how to go on.
+    pub(super) async fn force_release(
+        &self,
+        context: &Context,
+        request: lock::ForceReleaseRequest,
+    ) -> Result<lock::ForceReleaseResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let mut id = request.request_id;
+        let lock::ForceReleaseRequest { namespace, name, fencing_token, .. } = request;
+        let mut step = ForceStep { namespace, name, fencing_token, token: 0 };
+        let mut released = 0;
+        loop {
+            let command = Command::ForceStep(step.clone());
+            let Decided { header, answer } =
+                self.command(slot, id.take(), command, &context.ask).await?;
+            let Answer::ForcedStep(done) = answer else { return Err(other_answer()) };
+            released += done.released;
+            step.token = done.token;
+            if !done.more {
+                let (header, fencing_token) = (Some(header), done.token);
+                return Ok(lock::ForceReleaseResponse { header, released, fencing_token });
+            }
+        }
+    }
+
+    pub(super) async fn validate_token(
+        &self,
+        context: &Context,
+        request: lock::ValidateTokenRequest,
+    ) -> Result<lock::ValidateTokenResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::ValidateToken(request), &context.ask).await?,
+            ValidateToken
+        )
     }
 
     pub(super) async fn describe_lock(

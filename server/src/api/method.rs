@@ -66,6 +66,8 @@ methods! {
     GetSession: "trefoil.lock.v1.LockService" "GetSession" Work "Shows a session.";
     ListSessions: "trefoil.lock.v1.LockService" "ListSessions" Work "Lists sessions.";
     ListDeadlocks: "trefoil.lock.v1.LockService" "ListDeadlocks" Work "Lists the last deadlocks.";
+    ForceRelease: "trefoil.lock.v1.LockService" "ForceRelease" Priority "Takes a lock away.";
+    ValidateToken: "trefoil.lock.v1.LockService" "ValidateToken" Work "Checks a fencing token.";
     CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";
     Enqueue: "trefoil.queue.v1.QueueService" "Enqueue" Work "Stores messages.";
     Dequeue: "trefoil.queue.v1.QueueService" "Dequeue" Work "Leases messages.";

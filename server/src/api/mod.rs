@@ -242,6 +242,12 @@ impl<S: Shards> Api<S> {
             Operation::GetSession(request) => {
                 Outcome::GetSession(self.get_session(context, request).await?)
             }
+            Operation::ForceRelease(request) => {
+                Outcome::ForceRelease(self.force_release(context, request).await?)
+            }
+            Operation::ValidateToken(request) => {
+                Outcome::ValidateToken(self.validate_token(context, request).await?)
+            }
             Operation::ListDeadlocks(request) => {
                 Outcome::ListDeadlocks(self.list_deadlocks(context, request).await?)
             }

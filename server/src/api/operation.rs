@@ -44,6 +44,8 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::GetSession(request) => request.check(),
         Operation::ListSessions(request) => request.check(),
         Operation::ListDeadlocks(request) => request.check(),
+        Operation::ForceRelease(request) => request.check(),
+        Operation::ValidateToken(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -72,6 +74,8 @@ pub fn method(operation: &Operation) -> Method {
         Operation::GetSession(_) => Method::GetSession,
         Operation::ListSessions(_) => Method::ListSessions,
         Operation::ListDeadlocks(_) => Method::ListDeadlocks,
+        Operation::ForceRelease(_) => Method::ForceRelease,
+        Operation::ValidateToken(_) => Method::ValidateToken,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -112,6 +116,10 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         Operation::GetSession(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::ListSessions(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::ListDeadlocks(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::ForceRelease(r) => {
+            (Action::ControlLocks, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::ValidateToken(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, 0),
         Operation::CreateQueue(r) => {
             (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
         }
@@ -153,7 +161,9 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListLocks
         | Method::GetSession
         | Method::ListSessions
-        | Method::ListDeadlocks => Some(Service::Lock),
+        | Method::ListDeadlocks
+        | Method::ForceRelease
+        | Method::ValidateToken => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

@@ -103,6 +103,8 @@ service!(lock::lock_service_server::LockService {
     get_session: GetSession(lock::GetSessionRequest) -> lock::GetSessionResponse;
     list_sessions: ListSessions(lock::ListSessionsRequest) -> lock::ListSessionsResponse;
     list_deadlocks: ListDeadlocks(lock::ListDeadlocksRequest) -> lock::ListDeadlocksResponse;
+    force_release: ForceRelease(lock::ForceReleaseRequest) -> lock::ForceReleaseResponse;
+    validate_token: ValidateToken(lock::ValidateTokenRequest) -> lock::ValidateTokenResponse;
 });
 
 service!(queue::queue_service_server::QueueService {

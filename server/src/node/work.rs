@@ -76,6 +76,7 @@ impl Work {
             | O::CloseSession(_)
             | O::Release(_)
             | O::ReleaseHeld(_)
+            | O::ForceStep(_)
             | O::CancelAcquire(_)
             | O::LoseCaller(_) => Share::Reserved,
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
@@ -127,7 +128,11 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::LoseCaller(_)
         | O::CreateQueue(_)
         | O::OpenPartition(_) => true,
-        O::OpenSession(_) | O::CloseSession(_) | O::Release(_) | O::ReleaseHeld(_) => false,
+        O::OpenSession(_)
+        | O::CloseSession(_)
+        | O::Release(_)
+        | O::ReleaseHeld(_)
+        | O::ForceStep(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
     }

@@ -100,6 +100,8 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
         O::ListLocks(r) => Outcome::ListLocks(lock.list_locks(r).await?.into_inner()),
         O::GetSession(r) => Outcome::GetSession(lock.get_session(r).await?.into_inner()),
         O::ListSessions(r) => Outcome::ListSessions(lock.list_sessions(r).await?.into_inner()),
+        O::ForceRelease(r) => Outcome::ForceRelease(lock.force_release(r).await?.into_inner()),
+        O::ValidateToken(r) => Outcome::ValidateToken(lock.validate_token(r).await?.into_inner()),
         O::ListDeadlocks(r) => Outcome::ListDeadlocks(lock.list_deadlocks(r).await?.into_inner()),
         O::CreateQueue(r) => Outcome::CreateQueue(queue.create_queue(r).await?.into_inner()),
         O::Enqueue(r) => Outcome::Enqueue(queue.enqueue(r).await?.into_inner()),

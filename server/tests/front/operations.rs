@@ -88,6 +88,15 @@ pub fn one_of_each() -> Vec<Operation> {
         }),
         Operation::ListSessions(lock::ListSessionsRequest::default()),
         Operation::ListDeadlocks(lock::ListDeadlocksRequest::default()),
+        Operation::ValidateToken(lock::ValidateTokenRequest {
+            name: "l".to_owned(),
+            fencing_token: 1,
+            ..Default::default()
+        }),
+        Operation::ForceRelease(lock::ForceReleaseRequest {
+            name: "other".to_owned(),
+            ..Default::default()
+        }),
         Operation::Release(release(session, "l")),
         Operation::ReleaseAll(lock::ReleaseAllRequest {
             session_id: session,

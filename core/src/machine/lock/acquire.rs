@@ -26,6 +26,8 @@ pub(super) struct Call<'r> {
     /// Client and sequence alone.
     pub(super) id: Option<RequestId>,
     pub(super) converts: bool,
+    /// The lock delay of the grant, where the call says one.
+    pub(super) lock_delay_ms: Option<u64>,
 }
 
 pub(in super::super) fn acquire(
@@ -42,6 +44,7 @@ pub(in super::super) fn acquire(
         wait_ms: request.wait_ms,
         id: stripped(id),
         converts: false,
+        lock_delay_ms: request.lock_delay_ms,
     };
     space.renew(call.session_id)?;
     space.tidy(call.name);
@@ -58,6 +61,7 @@ pub(in super::super) fn acquire(
     if is_first && space.admits(call.name, call.mode, call.session_id) {
         space.may_claim(&call)?;
         let hold = space.grant(call.name, call.session_id, call.mode, |hold| {
+            hold.lock_delay_ms = call.lock_delay_ms;
             rely(hold, call.id.as_ref());
         });
         return Ok(Verdict::Answer(granted(&hold)));
@@ -164,6 +168,7 @@ impl Space<'_, '_> {
             since_ms: now_ms,
             wants: vec![Want { name: call.name.to_owned(), mode: call.mode.into() }],
             converts: call.converts,
+            lock_delay_ms: call.lock_delay_ms,
         };
         let key = self.place.wait(call.session_id, ordinal);
         timers::set(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));

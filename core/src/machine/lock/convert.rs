@@ -24,6 +24,7 @@ pub(in super::super) fn convert(
         wait_ms: request.wait_ms,
         id: stripped(id),
         converts: true,
+        lock_delay_ms: None,
     };
     space.renew(call.session_id)?;
     space.tidy(call.name);

@@ -49,6 +49,7 @@ impl Space<'_, '_> {
 
     /// Takes the lock from a holder whose session is over, and hands it on.
     pub(super) fn tidy(&mut self, name: &str) {
+        self.end_delay(name);
         self.free_from_the_dead(name);
         self.hand_on(name);
     }
@@ -57,8 +58,36 @@ impl Space<'_, '_> {
     fn free_from_the_dead(&mut self, name: &str) {
         let lock = self.lock(name);
         if lock.session_id != 0 && self.is_over(lock.session_id) {
-            self.vacate(name, lock.session_id);
+            self.bury(name, lock.session_id);
         }
+    }
+
+    /// The session of a holder is over. Where it expired, and did not close, a lock delay begins.
+    fn bury(&mut self, name: &str, session_id: u64) {
+        let expired = self.session(session_id).filter(|session| session.expired);
+        let delay_ms = expired.and_then(|session| {
+            let hold = self.claim(session_id, name).hold?;
+            Some(hold.lock_delay_ms.unwrap_or(session.lock_delay_ms))
+        });
+        self.vacate(name, session_id);
+        let Some(delay_ms) = delay_ms.filter(|delay_ms| *delay_ms > 0) else { return };
+        let until_ms = self.scope.now_ms.saturating_add(delay_ms);
+        self.change_lock(name, |lock| lock.delayed_until_ms = lock.delayed_until_ms.max(until_ms));
+        let key = self.place.lock(name);
+        timers::set(self.scope, until_ms, Kind::Lock, timer_rest(&key));
+    }
+
+    /// Ends a lock delay whose time has come.
+    fn end_delay(&mut self, name: &str) {
+        let lock = self.lock(name);
+        if lock.delayed_until_ms > 0 && !self.is_delayed(&lock) {
+            self.change_lock(name, |lock| lock.delayed_until_ms = 0);
+        }
+    }
+
+    /// Whether a lock delay goes on.
+    fn is_delayed(&self, lock: &Lock) -> bool {
+        self.scope.now_ms < lock.delayed_until_ms
     }
 
     /// The holder holds it no longer, and has nothing left to convert.
@@ -127,7 +156,7 @@ impl Space<'_, '_> {
             self.change_lock(name, |lock| lock.shared = lock.shared.saturating_sub(1));
         } else {
             self.change_lock(name, |lock| {
-                *lock = Lock { shared: lock.shared, waiters: lock.waiters, ..Lock::default() };
+                *lock = Lock { session_id: 0, token: 0, mode: 0, ..*lock };
             });
         }
     }
@@ -137,12 +166,14 @@ impl Space<'_, '_> {
         let lock = self.lock(name);
         let is_in_the_way =
             lock.session_id != 0 && lock.session_id != session_id && conflict(lock.mode(), mode);
-        !is_in_the_way && (mode != LockMode::Exclusive || self.oldest_shared(name, session_id) == 0)
+        !self.is_delayed(&lock)
+            && !is_in_the_way
+            && (mode != LockMode::Exclusive || self.oldest_shared(name, session_id) == 0)
     }
 
     /// Token of the oldest living session in mode SHARED but for one; 0 where there is none. The dead before it are
     /// taken out, as many as this step may.
-    fn oldest_shared(&mut self, name: &str, but_for: u64) -> u64 {
+    pub(super) fn oldest_shared(&mut self, name: &str, but_for: u64) -> u64 {
         let holders = self.place.holders(name);
         let end = prefix_end(holders.bytes());
         let mut from = holders;
@@ -156,7 +187,7 @@ impl Space<'_, '_> {
                     return token;
                 }
                 self.left -= 1;
-                self.vacate(name, session_id);
+                self.bury(name, session_id);
             }
             from = self.place.holder(name, token + 1);
         }
@@ -273,6 +304,7 @@ impl Space<'_, '_> {
         } else {
             self.grant(name, wait.session_id, mode, |hold| {
                 let fits = |wait: &&(u64, Wait, bool)| wait.2 && wait.1.wants[0].mode() <= mode;
+                hold.lock_delay_ms = wait.lock_delay_ms;
                 for (_, wait, _) in waits.iter().filter(fits) {
                     (0..wait.callers).for_each(|_| rely(hold, wait.request_id.as_ref()));
                 }
@@ -307,7 +339,7 @@ impl Space<'_, '_> {
         }
         if claim.hold.is_some() {
             self.left = self.left.saturating_sub(1);
-            self.vacate(name, session_id);
+            self.bury(name, session_id);
         }
         self.hand_on(name);
     }

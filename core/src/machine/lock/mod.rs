@@ -8,6 +8,7 @@ mod acquire;
 mod cancel;
 mod convert;
 mod deadlock;
+mod force;
 mod handoff;
 mod place;
 mod release;
@@ -26,12 +27,13 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 pub(super) use self::acquire::acquire;
 pub(super) use self::cancel::{cancel_acquire, lose_caller};
 pub(super) use self::convert::convert;
+pub(super) use self::force::force_step;
 pub(super) use self::handoff::{lock_due, wait_due};
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
 pub(super) use self::view::{
-    View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions,
+    View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions, validate_token,
 };
 use super::{Scope, WaiterId, refuse, refuse_with};
 use crate::key::Key;
@@ -191,7 +193,7 @@ fn claims_anything(claim: &Claim) -> bool {
 
 /// Whether a lock has a record.
 fn is_wanted(lock: &Lock) -> bool {
-    lock.session_id != 0 || lock.shared > 0 || lock.waiters > 0
+    lock.session_id != 0 || lock.shared > 0 || lock.waiters > 0 || lock.delayed_until_ms > 0
 }
 
 /// Whether a caller's token, 0 for any, is that of a grant: its present one, or the one before its last conversion.

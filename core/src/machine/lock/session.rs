@@ -27,6 +27,7 @@ pub(in super::super) fn open_session(
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
         renewed_at_ms: space.scope.now_ms,
+        lock_delay_ms: request.lock_delay_ms,
         ..Session::default()
     };
     let id = counters.last_session_id;
@@ -100,7 +101,7 @@ impl Space<'_, '_> {
     pub(super) fn is_over(&mut self, id: u64) -> bool {
         let Some(mut session) = self.session(id) else { return true };
         if !session.ended && !self.is_living(&session) {
-            session.ended = true;
+            (session.ended, session.expired) = (true, true);
             self.scope.output.counts.sessions_expired += 1;
             self.put_session(id, &session);
         }

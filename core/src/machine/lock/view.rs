@@ -39,6 +39,7 @@ pub(in super::super) fn describe_lock(
             waiters: view.waiters(&request.name),
             holder_count: holder_count(&lock),
             waiter_count: lock.waiters,
+            delayed_ms: lock.delayed_until_ms.saturating_sub(view.now_ms),
         }))
     }))
 }
@@ -118,6 +119,27 @@ pub(in super::super) fn list_sessions(
             header: None,
             sessions,
             next_page_token,
+        }))
+    }))
+}
+
+pub(in super::super) fn validate_token(
+    view: &View<'_, impl Store>,
+    request: &api::ValidateTokenRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        check_name("name", &request.name)?;
+        let (name, token) = (&request.name, request.fencing_token);
+        let lock = view.lock(name);
+        let shared = view.get::<Holder>(view.place.holder(name, token).bytes());
+        let session_id = shared.map_or(lock.session_id, |holder| holder.session_id);
+        let holder = view.holder(name, session_id).filter(|holder| holder.fencing_token == token);
+        let present = view.holders(name, &lock, 1).pop().map_or(0, |holder| holder.fencing_token);
+        Ok(answer::Answer::ValidateToken(api::ValidateTokenResponse {
+            header: None,
+            valid: holder.is_some(),
+            holder_token: if holder.is_some() { 0 } else { present },
+            holder,
         }))
     }))
 }
@@ -208,6 +230,7 @@ impl<'a, S: Store> View<'a, S> {
             mode: strong.unwrap_or(shared).into(),
             holder_count: holder_count(lock),
             waiter_count: lock.waiters,
+            delayed_ms: lock.delayed_until_ms.saturating_sub(self.now_ms),
             holder,
         }
     }
