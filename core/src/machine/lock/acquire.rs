@@ -57,8 +57,9 @@ pub(in super::super) fn acquire(
         });
         return Ok(Verdict::Answer(granted(&hold)));
     }
-    let is_first = space.lock(call.name).waiters == 0;
-    if is_first && space.admits(call.name, call.mode, call.session_id) {
+    let lock = space.lock(call.name);
+    let is_free = !is_wanted(&lock);
+    if is_free || lock.waiters == 0 && space.admits(call.name, call.mode, call.session_id) {
         space.may_claim(&call)?;
         let hold = space.grant(call.name, call.session_id, call.mode, |hold| {
             hold.lock_delay_ms = call.lock_delay_ms;

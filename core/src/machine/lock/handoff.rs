@@ -8,7 +8,8 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use super::super::{Scope, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
 use super::{
-    Space, conflict, convert_needed, converted, granted, session_expired, take_text, text_of,
+    Space, conflict, convert_needed, converted, granted, is_wanted, session_expired, take_text,
+    text_of,
 };
 use crate::key::Kind;
 use crate::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
@@ -49,6 +50,9 @@ impl Space<'_, '_> {
 
     /// Takes the lock from a holder whose session is over, and hands it on.
     pub(super) fn tidy(&mut self, name: &str) {
+        if !is_wanted(&self.lock(name)) {
+            return;
+        }
         self.end_delay(name);
         self.free_from_the_dead(name);
         self.hand_on(name);
