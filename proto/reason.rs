@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 24] = [
+pub const ALL: [Reason; 26] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -61,6 +61,8 @@ pub const ALL: [Reason; 24] = [
     Reason::LimitReached,
     Reason::PartitionNotOpen,
     Reason::StaleMap,
+    Reason::ConvertNeeded,
+    Reason::Deadlock,
     Reason::NotLeader,
     Reason::NoQuorum,
     Reason::MaybeApplied,
@@ -157,6 +159,16 @@ impl Reason {
                 C::Unavailable,
                 Freely,
                 "The command was routed by another slot map. Nothing happened.",
+            ),
+            Self::ConvertNeeded => (
+                C::FailedPrecondition,
+                Never,
+                "The session holds the lock in a weaker mode: convert that grant. Metadata `mode` and `fencing_token` are the grant's.",
+            ),
+            Self::Deadlock => (
+                C::Aborted,
+                Never,
+                "The wait would have closed a circle of sessions that wait for each other; nothing waits now. Release a lock, then ask again. Metadata `length` and `edge_n_*` show the circle.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

@@ -1,14 +1,16 @@
-//! `trefoil lock`: acquire and release; `run` has a file of its own.
+//! `trefoil lock`: acquire, convert and release; `run` and what operators see have files of their own.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use trefoil_client::LockMode;
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
+use crate::lock_view;
 use crate::output::{self, Format, Report};
 use crate::run::RunArgs;
 
@@ -17,10 +19,68 @@ use crate::run::RunArgs;
 pub(crate) enum LockCommand {
     /// Acquire a lock and leave it held until its TTL is over or it is released; exits with 2 when another holds it.
     Acquire(AcquireArgs),
-    /// Release what acquire left held.
+    /// Change the mode of what acquire left held; exits with 2 when others are in the way.
+    Convert(ConvertArgs),
+    /// Release what acquire left held: one lock, or with --all everything that a session holds.
     Release(ReleaseArgs),
+    /// Take a lock from whoever holds it; they are not told.
+    ForceRelease {
+        /// The lock.
+        name: String,
+        /// The token of the one grant to take away; left out, all of them.
+        #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER", default_value_t = 0)]
+        token: u64,
+    },
+    /// Say whether a fencing token is that of a present holder; exits with 2 when not.
+    Validate {
+        /// The lock.
+        name: String,
+        /// The token.
+        token: u64,
+    },
+    /// List the locks that are held or waited for.
+    List {
+        /// Only those whose names begin with this.
+        #[arg(default_value = "")]
+        prefix: String,
+    },
+    /// Show a lock: its holders, and its waiters in order.
+    Describe {
+        /// The lock.
+        name: String,
+    },
+    /// List the last deadlocks, at most 100.
+    Deadlocks,
+    /// List the living sessions.
+    Sessions,
+    /// Show a session: what it holds and waits for.
+    Session {
+        /// Its id.
+        id: u64,
+    },
     /// Run a command while the lock is held, and exit with its code; exits with 2 when another holds the lock.
     Run(RunArgs),
+}
+
+/// How a lock is held.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(crate) enum Mode {
+    /// Together with other readers.
+    Shared,
+    /// Beside readers, to be converted to exclusive.
+    Update,
+    /// Alone.
+    Exclusive,
+}
+
+impl From<Mode> for LockMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Shared => Self::Shared,
+            Mode::Update => Self::Update,
+            Mode::Exclusive => Self::Exclusive,
+        }
+    }
 }
 
 /// What to acquire.
@@ -34,6 +94,18 @@ pub(crate) struct AcquireArgs {
     /// How long to wait for it.
     #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
     wait: Duration,
+    /// Together with whom.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_MODE",
+        value_name = "MODE",
+        value_enum,
+        default_value = "exclusive"
+    )]
+    mode: Mode,
+    /// For how long nobody gets it after it was lost, at most 60s.
+    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    lock_delay: Duration,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -44,32 +116,71 @@ pub(crate) struct AcquireArgs {
     owner: String,
 }
 
-/// What to release.
+/// What to convert.
 #[derive(Debug, Args)]
-pub(crate) struct ReleaseArgs {
+pub(crate) struct ConvertArgs {
     /// The lock.
     name: String,
+    /// The mode to hold it in from now on.
+    #[arg(value_enum)]
+    mode: Mode,
     /// The session that acquire wrote.
     #[arg(long, env = "TREFOIL_LOCK_SESSION", value_name = "ID")]
     session: u64,
     /// The fencing token that acquire wrote; left out, whatever grant the session has.
     #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER", default_value_t = 0)]
     token: u64,
+    /// How long to wait for the other holders.
+    #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    wait: Duration,
+}
+
+/// What to release.
+#[derive(Debug, Args)]
+pub(crate) struct ReleaseArgs {
+    /// The lock.
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    name: Option<String>,
+    /// All locks of the session.
+    #[arg(long, env = "TREFOIL_LOCK_ALL", conflicts_with = "token")]
+    all: bool,
+    /// The session that acquire wrote.
+    #[arg(long, env = "TREFOIL_LOCK_SESSION", value_name = "ID")]
+    session: u64,
+    /// The fencing token that acquire wrote; left out, whatever grant the session has.
+    #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER")]
+    token: Option<u64>,
 }
 
 #[derive(Serialize)]
 struct Acquired {
     lock: String,
     acquired: bool,
+    mode: Option<&'static str>,
     session_id: Option<u64>,
     fencing_token: Option<u64>,
     held_for_ms: Option<u128>,
 }
 
 #[derive(Serialize)]
-struct Released {
+struct Converted {
     lock: String,
-    released: bool,
+    converted: bool,
+    mode: Option<&'static str>,
+    fencing_token: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Forced {
+    lock: String,
+    released: u32,
+    fencing_token: u64,
+}
+
+#[derive(Serialize)]
+struct Released {
+    lock: Option<String>,
+    released: u32,
 }
 
 pub(crate) async fn run(
@@ -79,12 +190,17 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, Failure> {
     match command {
         LockCommand::Acquire(acquire) => self::acquire(acquire, args, format).await,
-        LockCommand::Release(release) => {
-            let locks = connect(args).await?.locks();
-            locks.release(release.session, release.name.as_str(), release.token).await?;
-            output::print(format, &Released { lock: release.name, released: true })?;
-            Ok(ExitCode::SUCCESS)
+        LockCommand::Convert(convert) => self::convert(convert, args, format).await,
+        LockCommand::Release(release) => self::release(release, args, format).await,
+        LockCommand::ForceRelease { name, token } => force_release(name, token, args, format).await,
+        LockCommand::Validate { name, token } => {
+            lock_view::validate(name, token, args, format).await
         }
+        LockCommand::List { prefix } => lock_view::list(prefix, args, format).await,
+        LockCommand::Describe { name } => lock_view::describe(name, args, format).await,
+        LockCommand::Deadlocks => lock_view::deadlocks(args, format).await,
+        LockCommand::Sessions => lock_view::sessions(args, format).await,
+        LockCommand::Session { id } => lock_view::session(id, args, format).await,
         LockCommand::Run(run) => crate::run::run(run, args).await,
     }
 }
@@ -94,12 +210,16 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let session = connect(client).await?.locks().open_session(args.ttl).owner(args.owner).await?;
-    let Some(guard) = session.lock(args.name.as_str()).wait(args.wait).acquire().await? else {
+    let locks = connect(client).await?.locks();
+    let session =
+        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
+    let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
+    let Some(guard) = lock.acquire().await? else {
         session.close().await?;
         let missed = Acquired {
             lock: args.name,
             acquired: false,
+            mode: None,
             session_id: None,
             fencing_token: None,
             held_for_ms: None,
@@ -110,6 +230,7 @@ async fn acquire(
     let acquired = Acquired {
         lock: args.name,
         acquired: true,
+        mode: Some(mode_name(guard.mode())),
         session_id: Some(session.id()),
         fencing_token: Some(guard.token()),
         held_for_ms: Some(guard.remaining().as_millis()),
@@ -119,15 +240,74 @@ async fn acquire(
     Ok(ExitCode::SUCCESS)
 }
 
+async fn convert(
+    args: ConvertArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let ConvertArgs { name, mode, session, token, wait } = args;
+    let locks = connect(client).await?.locks();
+    let response = locks.convert(session, name.as_str(), token, mode.into(), wait).await?;
+    let converted = Converted {
+        lock: name,
+        converted: response.converted,
+        mode: response.converted.then(|| mode_name(response.mode())),
+        fencing_token: response.converted.then_some(response.fencing_token),
+    };
+    output::print(format, &converted)?;
+    Ok(if converted.converted { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
+}
+
+async fn release(
+    args: ReleaseArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let locks = connect(client).await?.locks();
+    let released = match &args.name {
+        Some(name) => {
+            locks.release(args.session, name.as_str(), args.token.unwrap_or(0)).await?;
+            1
+        }
+        None => locks.release_all(args.session).await?,
+    };
+    output::print(format, &Released { lock: args.name, released })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn force_release(
+    name: String,
+    token: u64,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let response = connect(client).await?.locks().force_release(name.as_str(), token).await?;
+    let forced =
+        Forced { lock: name, released: response.released, fencing_token: response.fencing_token };
+    output::print(format, &forced)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A mode in one small word; nothing where there is none.
+pub(crate) fn mode_name(mode: LockMode) -> &'static str {
+    match mode {
+        LockMode::Unspecified => "",
+        LockMode::Shared => "shared",
+        LockMode::Update => "update",
+        LockMode::Exclusive => "exclusive",
+    }
+}
+
 impl Report for Acquired {
     fn text(&self) -> String {
-        let (Some(session), Some(token), Some(ms)) =
-            (self.session_id, self.fencing_token, self.held_for_ms)
+        let (Some(mode), Some(session), Some(token), Some(ms)) =
+            (self.mode, self.session_id, self.fencing_token, self.held_for_ms)
         else {
             return format!("{} is held by another", self.lock);
         };
         output::fields([
             ("lock", self.lock.clone()),
+            ("mode", mode.to_owned()),
             ("session", session.to_string()),
             ("fencing token", token.to_string()),
             ("held for", format!("{ms} ms")),
@@ -135,8 +315,31 @@ impl Report for Acquired {
     }
 }
 
+impl Report for Converted {
+    fn text(&self) -> String {
+        let (Some(mode), Some(token)) = (self.mode, self.fencing_token) else {
+            return format!("{} is held by others as well, and was not converted", self.lock);
+        };
+        output::fields([
+            ("lock", self.lock.clone()),
+            ("mode", mode.to_owned()),
+            ("fencing token", token.to_string()),
+        ])
+    }
+}
+
+impl Report for Forced {
+    fn text(&self) -> String {
+        let Self { lock, released, fencing_token } = self;
+        format!("{released} grants of {lock} taken away; all have tokens below {fencing_token}")
+    }
+}
+
 impl Report for Released {
     fn text(&self) -> String {
-        format!("{} released", self.lock)
+        match &self.lock {
+            Some(lock) => format!("{lock} released"),
+            None => format!("{} locks released", self.released),
+        }
     }
 }

@@ -10,6 +10,7 @@ mod cache;
 mod dev;
 mod health;
 mod lock;
+mod lock_view;
 mod manual;
 mod queue;
 mod run;

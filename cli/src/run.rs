@@ -19,6 +19,7 @@ use trefoil_client::Guard;
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
+use crate::lock::Mode;
 use crate::output;
 
 /// Exit code of a shell for a command that does not exist.
@@ -39,6 +40,18 @@ pub(crate) struct RunArgs {
     /// How long to wait for it, at most 24 h.
     #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "24h", value_parser = duration)]
     wait: Duration,
+    /// Together with whom.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_MODE",
+        value_name = "MODE",
+        value_enum,
+        default_value = "exclusive"
+    )]
+    mode: Mode,
+    /// For how long nobody gets it after it was lost, at most 60s.
+    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    lock_delay: Duration,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -54,8 +67,11 @@ pub(crate) struct RunArgs {
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = signals()?;
-    let session = connect(client).await?.locks().open_session(args.ttl).owner(args.owner).await?;
-    let acquire = session.lock(args.name.as_str()).wait(args.wait).acquire();
+    let locks = connect(client).await?.locks();
+    let session =
+        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
+    let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
+    let acquire = lock.acquire();
     let acquired = tokio::select! {
         acquired = acquire => acquired?,
         Some(signal) = signals.recv() => {

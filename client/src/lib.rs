@@ -34,6 +34,7 @@ mod client;
 mod cache;
 mod cluster;
 mod lock;
+mod lock_view;
 mod queue;
 mod session;
 mod value;
@@ -52,12 +53,14 @@ pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
 pub use error::Error;
 pub use lock::{Guard, Lock, Locks, OpenSession};
+pub use lock_view::Page;
 pub use operation::Request;
 pub use queue::{Delivery, Dequeue, Message, Queue};
 pub use session::Session;
 pub use trefoil_proto as proto;
 pub use trefoil_proto::cache::v1::LineState;
 pub use trefoil_proto::common::v1::{Reason, ResponseHeader};
+pub use trefoil_proto::lock::v1::LockMode;
 pub use value::Value;
 
 /// Whole milliseconds, rounded up: a short time is not none.

@@ -5,7 +5,9 @@ use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::time::Duration;
 
-use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
+use trefoil_proto::lock::v1::{
+    AcquireRequest, ConvertRequest, ConvertResponse, LockMode, OpenSessionRequest, ReleaseRequest,
+};
 
 use crate::millis;
 use crate::session::Session;
@@ -31,7 +33,9 @@ pub struct OpenSession {
 pub struct Lock {
     session: Session,
     name: String,
+    mode: LockMode,
     wait: Duration,
+    lock_delay: Option<Duration>,
 }
 
 /// A lock that is held. Dropping it releases it in the background; `release` also says how that went.
@@ -39,6 +43,7 @@ pub struct Lock {
 pub struct Guard {
     session: Session,
     name: String,
+    mode: LockMode,
     token: u64,
     released: bool,
 }
@@ -77,12 +82,47 @@ impl Locks {
         };
         self.client.call(request).await.map(drop)
     }
+
+    /// Changes the mode in which a session that another program opened holds a lock; token 0 converts whatever grant it
+    /// has. The response says whether that was possible within `wait`, and the new token.
+    ///
+    /// # Errors
+    /// SESSION_EXPIRED, NOT_HOLDER, DEADLOCK, LIMIT_REACHED; else see [`Error`].
+    pub async fn convert(
+        &self,
+        session_id: u64,
+        name: impl Into<String>,
+        fencing_token: u64,
+        mode: LockMode,
+        wait: Duration,
+    ) -> Result<ConvertResponse, Error> {
+        let request = ConvertRequest {
+            namespace: self.client.owned_namespace(),
+            session_id,
+            name: name.into(),
+            fencing_token,
+            mode: mode.into(),
+            wait_ms: millis(wait),
+            request_id: None,
+        };
+        self.client.call(request).await
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
 }
 
 impl OpenSession {
     /// A word that says who this is, for operators. At most 255 bytes.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.request.owner = owner.into();
+        self
+    }
+
+    /// For how long nobody gets a lock that this session held when it expired, at most a minute (default: not at all).
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.request.lock_delay_ms = millis(delay);
         self
     }
 }
@@ -98,7 +138,28 @@ impl IntoFuture for OpenSession {
 
 impl Lock {
     pub(crate) fn new(session: Session, name: String) -> Self {
-        Self { session, name, wait: Duration::ZERO }
+        Self { session, name, mode: LockMode::Exclusive, wait: Duration::ZERO, lock_delay: None }
+    }
+
+    /// In mode EXCLUSIVE, for this session alone; so it is where nothing is said.
+    pub fn exclusive(self) -> Self {
+        self.mode(LockMode::Exclusive)
+    }
+
+    /// In mode SHARED, together with other readers.
+    pub fn shared(self) -> Self {
+        self.mode(LockMode::Shared)
+    }
+
+    /// In mode UPDATE, beside readers and to be converted to EXCLUSIVE.
+    pub fn update(self) -> Self {
+        self.mode(LockMode::Update)
+    }
+
+    /// In one of these modes.
+    pub fn mode(mut self, mode: LockMode) -> Self {
+        self.mode = mode;
+        self
     }
 
     /// Waits so long, in the order of arrival, at most a day (default: tries once).
@@ -107,10 +168,18 @@ impl Lock {
         self
     }
 
-    /// Acquires the lock; none when another holds it until the wait ends. Dropping the future stops waiting.
+    /// For how long nobody gets this lock when the session expires, at most a minute (default: as the session says).
+    pub fn lock_delay(mut self, delay: Duration) -> Self {
+        self.lock_delay = Some(delay);
+        self
+    }
+
+    /// Acquires the lock; none when others hold it until the wait ends. Dropping the future stops waiting. A session that
+    /// holds the lock already shares its one grant among its guards: the first that is released lets it go.
     ///
     /// # Errors
-    /// SESSION_EXPIRED, LIMIT_REACHED; else see [`Error`].
+    /// SESSION_EXPIRED, LIMIT_REACHED; CONVERT_NEEDED when the session holds it in a weaker mode; DEADLOCK when it would wait
+    /// for sessions that wait for this one; else see [`Error`].
     pub async fn acquire(self) -> Result<Option<Guard>, Error> {
         let request = AcquireRequest {
             namespace: self.session.client().owned_namespace(),
@@ -118,6 +187,8 @@ impl Lock {
             name: self.name.clone(),
             wait_ms: millis(self.wait),
             request_id: None,
+            mode: self.mode.into(),
+            lock_delay_ms: self.lock_delay.map(millis),
         };
         let response = tokio::select! {
             response = self.session.client().call(request) => response?,
@@ -126,6 +197,7 @@ impl Lock {
         Ok(response.acquired.then(|| Guard {
             session: self.session,
             name: self.name,
+            mode: response.mode(),
             token: response.fencing_token,
             released: false,
         }))
@@ -137,6 +209,30 @@ impl Guard {
     #[must_use]
     pub fn token(&self) -> u64 {
         self.token
+    }
+
+    /// The mode in which it is held: the one asked for, or a stronger one that the session had before.
+    #[must_use]
+    pub fn mode(&self) -> LockMode {
+        self.mode
+    }
+
+    /// Changes the mode, waiting for other holders at most so long; false when they were in the way until then. To a weaker
+    /// mode it goes at once. The new mode is another grant: [`Self::token`] is larger from then on.
+    ///
+    /// # Errors
+    /// SESSION_EXPIRED or NOT_HOLDER when the lock was lost before; DEADLOCK, LIMIT_REACHED; else see [`Error`].
+    pub async fn convert(&mut self, mode: LockMode, wait: Duration) -> Result<bool, Error> {
+        let locks = self.session.client().locks();
+        let convert = locks.convert(self.session.id(), self.name.as_str(), self.token, mode, wait);
+        let response = tokio::select! {
+            response = convert => response?,
+            () = self.session.lost() => return Err(self.session.expired()),
+        };
+        if response.converted {
+            (self.mode, self.token) = (response.mode(), response.fencing_token);
+        }
+        Ok(response.converted)
     }
 
     /// Name of the lock.

@@ -108,6 +108,24 @@ operations! {
         |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
     Release: lock::ReleaseRequest => lock::ReleaseResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    Convert: lock::ConvertRequest => lock::ConvertResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    ReleaseAll: lock::ReleaseAllRequest => lock::ReleaseAllResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    DescribeLock: lock::DescribeLockRequest => lock::DescribeLockResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ListLocks: lock::ListLocksRequest => lock::ListLocksResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    GetSession: lock::GetSessionRequest => lock::GetSessionResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ForceRelease: lock::ForceReleaseRequest => lock::ForceReleaseResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    ValidateToken: lock::ValidateTokenRequest => lock::ValidateTokenResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ListDeadlocks: lock::ListDeadlocksRequest => lock::ListDeadlocksResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ListSessions: lock::ListSessionsRequest => lock::ListSessionsResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
     CreateQueue: queue::CreateQueueRequest => queue::CreateQueueResponse,
         |_| Scope::Any, |_| Way::Calls, id = request_id;
     Enqueue: queue::EnqueueRequest => queue::EnqueueResponse,

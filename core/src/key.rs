@@ -24,10 +24,17 @@ pub enum Kind {
     Session = 17,
     /// A lock. Rest: namespace (length 1), name. Value: `Lock`.
     Lock = 18,
-    /// A waiter in its order. Rest: namespace (length 1), name (length 1), ordinal (8). Value: `Waiter`.
+    /// A waiter in its order. Rest: namespace (length 1), name (length 1), ordinal (8), with the highest bit set unless it
+    /// converts. Value: `Waiter`.
     Waiter = 19,
     /// What a session holds or waits for. Rest: namespace (length 1), session id (8), name. Value: `Claim`.
     Claim = 20,
+    /// A session that holds a lock in mode SHARED. Rest: namespace (length 1), name (length 1), token (8). Value: `Holder`.
+    Holder = 21,
+    /// A call that waits. Rest: namespace (length 1), session id (8), ordinal (8). Value: `Wait`.
+    Wait = 22,
+    /// A deadlock. Rest: namespace (length 1), number (8). Value: `trefoil.lock.v1.Deadlock`.
+    Deadlock = 23,
 
     /// Meta shard: counters of the catalogue. Value: `CatalogueCounters`.
     CatalogueCounters = 32,

@@ -41,6 +41,7 @@ limits! {
     SESSION_TTL_MS_MIN: u64 = 100, "Shortest session TTL in ms.";
     SESSION_TTL_MS_MAX: u64 = 86_400_000, "Longest session TTL in ms (a day).";
     WAIT_MS_MAX: u64 = 86_400_000, "Longest wait of Acquire and Dequeue in ms (a day).";
+    LOCK_DELAY_MS_MAX: u64 = 60_000, "Longest lock delay in ms (a minute).";
     LEASE_MS_MIN: u64 = 100, "Shortest queue lease in ms.";
     LEASE_MS_MAX: u64 = 43_200_000, "Longest queue lease in ms (12 hours).";
     LEASE_MS_DEFAULT: u64 = 30_000, "Queue lease when the request names none, in ms.";
@@ -51,9 +52,16 @@ limits! {
     SHARDS_MAX: u32 = 64, "Data shards of a cluster.";
     MEMBERS_MAX: usize = 9, "Members of a cluster.";
     SESSIONS_PER_NAMESPACE_MAX: u64 = 200_000, "Open sessions of a namespace.";
-    WAITERS_PER_LOCK_MAX: u64 = 20_000, "Sessions that wait for one lock.";
+    LOCKS_PER_NAMESPACE_MAX: u64 = 1_000_000, "Locks of a namespace that are held or waited for.";
+    WAITS_PER_NAMESPACE_MAX: u64 = 200_000, "Calls that wait for the locks of a namespace.";
+    WAITERS_PER_LOCK_MAX: u64 = 20_000, "Calls that wait for one lock.";
     LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
-    ACQUIRES_PER_CLAIM_MAX: usize = 16, "Acquires of one session that wait for the same lock.";
+    ACQUIRES_PER_CLAIM_MAX: usize = 16, "Calls of one session that wait for the same lock.";
+    DEADLOCK_STEPS_MAX: usize = 1_000, "Waits, waiters and holders that the search for a deadlock looks at; a request whose search ends there waits, for its wait_ms at most.";
+    DEADLOCK_EDGES_MAX: usize = 16, "Sessions of a deadlock that are named; its length counts all.";
+    DEADLOCKS_KEPT_MAX: u64 = 100, "Deadlocks of a namespace that are remembered.";
+    PAGE_ITEMS_MAX: u32 = 1_000, "Locks, sessions, holders or waiters in one answer.";
+    PAGE_ITEMS_DEFAULT: u32 = 100, "Items of a page when the request names no size.";
 
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";

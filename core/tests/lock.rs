@@ -1,7 +1,11 @@
 //! Scripts of the lock service and of request ids: what each command answers, entry by entry.
 
+#[path = "support/lock_line.rs"]
+mod lock_line;
 #[path = "support/lock_state.rs"]
 mod lock_state;
+#[path = "support/operator.rs"]
+mod operator;
 mod support;
 
 use std::collections::BTreeMap;
@@ -13,12 +17,17 @@ use bytes::Bytes;
 use prost::Message as _;
 use test_each_file::test_each_path;
 use trefoil_core::key::{Key, Kind};
-use trefoil_core::machine::{Applied, Counts, Machine, Outcome, Settled, WaiterId, caller_lost};
+use trefoil_core::machine::{
+    Applied, Counts, Machine, Outcome, QueryOutcome, Settled, WaiterId, caller_lost,
+};
 use trefoil_core::slot;
+use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, answer};
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
+use trefoil_proto::lock::v1::{self as api, LockMode};
 
+use self::lock_line::{Line, acquire, in_slot, line_id, mode_of, open, operation, question};
 use self::lock_state::LockState;
 use self::support::{Harness, command, request_id, show_answer};
 
@@ -29,104 +38,6 @@ const SHOWN_MAX: usize = 16;
 
 fn run(path: &Path) {
     goldenscript::run(&mut Runner::new(), path).expect("a script runs");
-}
-
-/// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed.
-#[derive(goldenscript::Command)]
-enum Line {
-    Open {
-        #[arg(key)]
-        ttl: u64,
-        #[arg(key)]
-        id: Option<String>,
-    },
-    KeepAlive(u64),
-    Close {
-        session: u64,
-        #[arg(key)]
-        id: Option<String>,
-    },
-    Acquire {
-        session: u64,
-        name: String,
-        #[arg(key, optional)]
-        wait: u64,
-        #[arg(key)]
-        id: Option<String>,
-    },
-    Release {
-        session: u64,
-        name: String,
-        #[arg(key, optional)]
-        token: u64,
-        #[arg(key)]
-        id: Option<String>,
-    },
-    /// `id` is that of the acquire.
-    Cancel {
-        session: u64,
-        name: String,
-        #[arg(key)]
-        id: Option<String>,
-    },
-    /// Nobody is left to take the answer of a wait, so called, as of so many entries ago.
-    Lose {
-        waiter: String,
-        #[arg(key, optional)]
-        ago: u64,
-    },
-    /// One session acquires locks name-1 to name-n, all in one entry; only the last answer is shown.
-    AcquireMany {
-        session: u64,
-        name: String,
-        count: u64,
-        #[arg(key, optional)]
-        wait: u64,
-    },
-    /// Sends many requests of a client, all in one entry; only the last answer is shown.
-    OpenMany {
-        client: String,
-        count: u64,
-        #[arg(key)]
-        ttl: u64,
-    },
-    /// Opens as many sessions, each of which then waits for the lock, all in one entry.
-    Crowd {
-        name: String,
-        count: u64,
-        #[arg(key)]
-        ttl: u64,
-        #[arg(key)]
-        wait: u64,
-    },
-    /// Opens as many sessions, each of which acquires as many locks of its own.
-    Hoard {
-        sessions: u64,
-        #[arg(key)]
-        locks: u64,
-        #[arg(key)]
-        ttl: u64,
-    },
-    /// Names, ids and slots that no checked request has.
-    Garbage,
-    /// Commands from here on come in one entry.
-    Together,
-    /// The entry ends.
-    Apply,
-    Advance(u64),
-    /// Log time moves with the next entry.
-    Sleep(u64),
-    /// Entries follow, each at the same log time, until nothing is due any more.
-    Settle,
-    NewTerm,
-    /// The machine is opened again from its store.
-    Reopen,
-    /// As if so many sessions were open.
-    PretendSessions(u64),
-    Locks,
-    Sessions,
-    Records,
-    Counts,
 }
 
 struct Runner {
@@ -145,6 +56,9 @@ impl goldenscript::Runner for Runner {
         if let Some(operation) = operation(line) {
             let command = in_slot(operation, line_id(line));
             return Ok(self.command(command));
+        }
+        if let Some(question) = question(line) {
+            return Ok(self.ask(question));
         }
         Ok(match line {
             Line::Together => {
@@ -173,25 +87,36 @@ impl goldenscript::Runner for Runner {
                 self.harness.machine = Machine::open(&self.harness.store, 1, 1);
                 String::new()
             }
-            Line::AcquireMany { session, name, count, wait } => {
+            Line::AcquireMany { session, name, count, wait, mode } => {
+                let mode = mode_of(mode.as_deref());
                 let acquires =
-                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait));
+                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait, mode));
                 self.last_of(acquires.map(|acquire| in_slot(acquire, None)).collect())
             }
             Line::OpenMany { client, count, ttl } => {
                 let id = |n| Some(request_id(&format!("{client}/{n}")));
                 self.last_of((1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect())
             }
-            Line::Crowd { name, count, ttl, wait } => self.crowd(name, *count, *ttl, *wait),
+            Line::Crowd { name, count, ttl, wait, mode } => {
+                self.crowd(name, *count, *ttl, *wait, mode_of(mode.as_deref()))
+            }
             Line::Hoard { sessions, locks, ttl } => {
                 let mut commands =
                     (0..*sessions).map(|_| in_slot(open(*ttl), None)).collect::<Vec<_>>();
-                let acquire = |n| in_slot(acquire(1 + n % sessions, format!("hoard-{n}"), 0), None);
+                let acquire = |n| {
+                    in_slot(
+                        acquire(1 + n % sessions, format!("hoard-{n}"), 0, LockMode::Exclusive),
+                        None,
+                    )
+                };
                 commands.extend((0..sessions * locks).map(acquire));
                 self.last_of(commands)
             }
             Line::Garbage => self.garbage(),
-            Line::PretendSessions(count) => self.pretend_sessions(*count),
+            Line::ReleaseAll(session) => self.release_all(*session),
+            Line::Force { name, token } => self.force(name, *token),
+            Line::Pretend { sessions, locks, waits } => self.pretend(*sessions, *locks, *waits),
+            Line::Deadlock { times } => self.deadlock(*times),
             Line::Locks => self.locks(),
             Line::Sessions => self.sessions(),
             Line::Records => self.records(),
@@ -235,8 +160,7 @@ impl Runner {
         let remembers = commands.iter().any(|command| command.request_id.is_some());
         let before = (!is_due && !remembers).then(|| self.state_beside_progress());
         let applied = self.harness.apply(commands.clone());
-        let is_refused =
-            |outcome: &Outcome| matches!(outcome, Outcome::Answered(answer) if is_refusal(answer));
+        let is_refused = |outcome: &Outcome| matches!(outcome, Outcome::Answered(answer) if changes_nothing(answer));
         if applied.outcomes.iter().all(is_refused)
             && let Some(before) = before
         {
@@ -305,7 +229,63 @@ impl Runner {
         text.lines().last().map_or_else(String::new, |line| format!("... {line}\n"))
     }
 
-    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64) -> String {
+    fn force(&mut self, name: &str, fencing_token: u64) -> String {
+        let (mut token, mut text) = (0, String::new());
+        loop {
+            let (namespace, name) = ("default".to_owned(), name.to_owned());
+            let step = ForceStep { namespace, name, fencing_token, token };
+            let command = in_slot(Operation::ForceStep(step), None);
+            let applied = self.harness.apply(vec![command.clone()]);
+            text.push_str(&self.show(&[command], &applied));
+            match &applied.outcomes[0] {
+                Outcome::Answered(Answer { answer: Some(answer::Answer::ForcedStep(step)) })
+                    if step.more =>
+                {
+                    token = step.token;
+                }
+                _ => return text,
+            }
+        }
+    }
+
+    fn release_all(&mut self, session_id: u64) -> String {
+        let (mut after, mut up_to_token, mut text) = (String::new(), 0, String::new());
+        loop {
+            let namespace = "default".to_owned();
+            let release = ReleaseHeld { namespace, session_id, after, up_to_token };
+            let command = in_slot(Operation::ReleaseHeld(release), None);
+            let applied = self.harness.apply(vec![command.clone()]);
+            text.push_str(&self.show(&[command], &applied));
+            let Outcome::Answered(Answer { answer: Some(answer::Answer::ReleasedHeld(released)) }) =
+                &applied.outcomes[0]
+            else {
+                return text;
+            };
+            (after, up_to_token) = (released.after.clone(), released.up_to_token);
+            if after.is_empty() {
+                return text;
+            }
+        }
+    }
+
+    fn deadlock(&mut self, times: u64) -> String {
+        let exclusive = |session, name: &str, wait| {
+            in_slot(acquire(session, name.to_owned(), wait, LockMode::Exclusive), None)
+        };
+        let mut commands =
+            vec![exclusive(1, "x", 0), exclusive(2, "y", 0), exclusive(1, "y", 50_000)];
+        commands.extend((0..times).map(|_| exclusive(2, "x", 1)));
+        self.last_of(commands)
+    }
+
+    fn ask(&mut self, query: Q) -> String {
+        match self.harness.query(slot::of_locks("default"), 1, query).1 {
+            QueryOutcome::Answered(answer) => operator::show(&answer),
+            other => panic!("an operator waits for {other:?}"),
+        }
+    }
+
+    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64, mode: LockMode) -> String {
         let first = self.harness.apply(vec![in_slot(open(ttl), None)]);
         let Some(Outcome::Answered(Answer { answer: Some(answer::Answer::OpenSession(opened)) })) =
             first.outcomes.first()
@@ -314,7 +294,7 @@ impl Runner {
         };
         let ids = opened.session_id..opened.session_id + count;
         let mut commands = (1..count).map(|_| in_slot(open(ttl), None)).collect::<Vec<_>>();
-        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait), None)));
+        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait, mode), None)));
         self.last_of(commands)
     }
 
@@ -334,6 +314,15 @@ impl Runner {
             };
             let slot = slot::of_locks("default");
             commands.push(command(slot, 1, None, Operation::Acquire(acquire.clone())));
+            let unknown = api::AcquireRequest { mode: 9, ..acquire.clone() };
+            commands.push(command(slot, 1, None, Operation::Acquire(unknown)));
+            let convert = api::ConvertRequest {
+                namespace: acquire.namespace.clone(),
+                session_id: 1,
+                name: acquire.name.clone(),
+                ..Default::default()
+            };
+            commands.push(command(slot, 1, None, Operation::Convert(convert)));
             let release = api::ReleaseRequest {
                 namespace,
                 session_id: 1,
@@ -362,6 +351,7 @@ impl Runner {
             session_id: 1,
             name: "a".to_owned(),
             waiter,
+            ..CancelAcquire::default()
         };
         commands.push(in_slot(Operation::CancelAcquire(cancel), None));
         let mut nothing = in_slot(open(1_000), None);
@@ -374,12 +364,12 @@ impl Runner {
         text
     }
 
-    fn pretend_sessions(&mut self, count: u64) -> String {
+    fn pretend(&mut self, sessions: u64, locks: u64, waits: u64) -> String {
         self.pretends = true;
         let key =
             Bytes::from(Key::new(slot::of_locks("default"), Kind::LockNamespace).tail(b"default"));
         let mut counters = LockState::read(&self.harness.store).namespaces["default"];
-        counters.sessions = count;
+        (counters.sessions, counters.locks, counters.waits) = (sessions, locks, waits);
         self.harness.store.records.insert(key, counters.encode_to_vec().into());
         String::new()
     }
@@ -388,8 +378,10 @@ impl Runner {
         let state = LockState::read(&self.harness.store);
         let mut text = String::new();
         for ((namespace, name), lock) in &state.locks {
-            let of_lock = state.waiters.range((namespace.clone(), name.clone(), 0)..);
-            let waiters = of_lock.take_while(|((_, other, _), _)| other == name);
+            let place = (namespace.clone(), name.clone(), 0);
+            let of_lock = state.waiters.range(place.clone()..);
+            let waiters =
+                of_lock.take_while(|((of, other, _), _)| (of, other) == (namespace, name));
             let waiters =
                 waiters.map(|(_, waiter)| format!(" {}", waiter.session_id)).collect::<Vec<_>>();
             let shown = if waiters.len() > SHOWN_MAX {
@@ -397,11 +389,25 @@ impl Runner {
             } else {
                 waiters.concat()
             };
-            let holder = if lock.session_id == 0 {
-                "free".to_owned()
-            } else {
-                format!("session {} with token {}", lock.session_id, lock.token)
-            };
+            let mut holders = Vec::new();
+            if lock.session_id > 0 {
+                let mode = if lock.mode() == LockMode::Update { " to update" } else { "" };
+                holders
+                    .push(format!("session {} with token {}{mode}", lock.session_id, lock.token));
+            }
+            if lock.shared > 0 {
+                let shared = state.holders.range(place..);
+                let shared =
+                    shared.take_while(|((of, other, _), _)| (of, other) == (namespace, name));
+                let shared =
+                    shared.map(|((.., token), holder)| format!("{}/{token}", holder.session_id));
+                let shared = shared.take(SHOWN_MAX).collect::<Vec<_>>().join(" ");
+                holders.push(format!("shared by {} ({shared})", lock.shared));
+            }
+            if lock.delayed_until_ms > 0 {
+                holders.push(format!("delayed until {}", lock.delayed_until_ms));
+            }
+            let holder = if holders.is_empty() { "free".to_owned() } else { holders.join(", ") };
             writeln!(
                 text,
                 "{name}: {holder}, waiting:{}",
@@ -433,8 +439,11 @@ impl Runner {
             ("namespaces", state.namespaces.len()),
             ("sessions", state.sessions.len()),
             ("locks", state.locks.len()),
+            ("holders", state.holders.len()),
             ("waiters", state.waiters.len()),
+            ("waits", state.waits.len()),
             ("claims", state.claims.len()),
+            ("deadlocks", state.deadlocks.len()),
             ("timers", state.timers.len()),
             ("clients", state.clients.len()),
             ("answers", state.answers.len()),
@@ -454,79 +463,19 @@ impl Runner {
     }
 }
 
-fn operation(line: &Line) -> Option<Operation> {
-    let namespace = "default".to_owned();
-    Some(match line {
-        Line::Open { ttl, .. } => open(*ttl),
-        Line::KeepAlive(session_id) => {
-            Operation::KeepAlive(api::KeepAliveRequest { namespace, session_id: *session_id })
-        }
-        Line::Close { session, .. } => Operation::CloseSession(api::CloseSessionRequest {
-            namespace,
-            session_id: *session,
-            request_id: None,
-        }),
-        Line::Acquire { session, name, wait, .. } => acquire(*session, name.clone(), *wait),
-        Line::Release { session, name, token, .. } => Operation::Release(api::ReleaseRequest {
-            namespace,
-            session_id: *session,
-            name: name.clone(),
-            fencing_token: *token,
-            request_id: None,
-        }),
-        Line::Cancel { session, name, id } => Operation::CancelAcquire(CancelAcquire {
-            namespace,
-            session_id: *session,
-            name: name.clone(),
-            waiter: id.as_deref().map(request_id),
-        }),
-        _ => return None,
-    })
-}
-
-fn line_id(line: &Line) -> Option<trefoil_proto::common::v1::RequestId> {
-    match line {
-        Line::Open { id, .. }
-        | Line::Close { id, .. }
-        | Line::Acquire { id, .. }
-        | Line::Release { id, .. } => id.as_deref().map(request_id),
-        _ => None,
-    }
-}
-
-fn in_slot(operation: Operation, id: Option<trefoil_proto::common::v1::RequestId>) -> Command {
-    command(slot::of_locks("default"), 1, id, operation)
-}
-
-fn open(ttl_ms: u64) -> Operation {
-    Operation::OpenSession(api::OpenSessionRequest {
-        namespace: "default".to_owned(),
-        ttl_ms,
-        ..Default::default()
-    })
-}
-
-fn acquire(session_id: u64, name: String, wait_ms: u64) -> Operation {
-    let namespace = "default".to_owned();
-    Operation::Acquire(api::AcquireRequest {
-        namespace,
-        session_id,
-        name,
-        wait_ms,
-        request_id: None,
-    })
-}
-
 fn waiter_name(command: &Command) -> String {
-    let Some(Operation::Acquire(request)) = &command.operation else {
-        panic!("only an acquire waits")
+    let (session_id, name, how) = match &command.operation {
+        Some(Operation::Acquire(request)) => (request.session_id, &request.name, "for"),
+        Some(Operation::Convert(request)) => (request.session_id, &request.name, "to convert"),
+        _ => panic!("only an acquire or a convert waits"),
     };
     let id = command.request_id.as_ref().map(|id| format!(" {}/{}", id.client, id.sequence));
-    format!("{} for {}{}", request.session_id, request.name, id.unwrap_or_default())
+    format!("{session_id} {how} {name}{}", id.unwrap_or_default())
 }
 
-fn is_refusal(answer: &Answer) -> bool {
-    matches!(answer.answer, Some(answer::Answer::Refusal(_)))
+/// A refusal of which nothing is kept.
+fn changes_nothing(answer: &Answer) -> bool {
+    matches!(&answer.answer, Some(answer::Answer::Refusal(refusal)) if refusal.reason() != Reason::Deadlock)
 }
 
 fn show(answer: &Answer) -> String {
@@ -536,8 +485,18 @@ fn show(answer: &Answer) -> String {
         Some(A::KeepAlive(alive)) => format!("alive for {} ms", alive.remaining_ms),
         Some(A::CloseSession(closed)) => format!("closed, released {}", closed.released),
         Some(A::Acquire(acquire)) if acquire.acquired => {
-            format!("acquired, token {}", acquire.fencing_token)
+            format!("acquired{}, token {}", operator::weak(acquire.mode()), acquire.fencing_token)
         }
+        Some(A::Convert(convert)) if convert.converted => {
+            format!("converted{}, token {}", operator::mode(convert.mode()), convert.fencing_token)
+        }
+        Some(A::Convert(convert)) => {
+            format!("not converted, held with token {}", convert.holder_token)
+        }
+        Some(A::ForcedStep(step)) => {
+            format!("forced {} to release, token {}", step.released, step.token)
+        }
+        Some(A::ReleasedHeld(released)) => format!("released {}", released.released),
         Some(A::Acquire(acquire)) if acquire.holder_token == 0 => {
             "not acquired, no holder".to_owned()
         }
@@ -552,7 +511,17 @@ fn show(answer: &Answer) -> String {
 
 fn show_counts(counts: &Counts) -> String {
     format!(
-        "acquired {}, released {}, blocked {}, expired {}\n",
-        counts.locks_acquired, counts.locks_released, counts.locks_blocked, counts.sessions_expired
+        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms{}\n",
+        counts.locks_acquired,
+        counts.locks_converted,
+        counts.locks_released,
+        counts.locks_blocked,
+        counts.sessions_expired,
+        counts.lock_wait_ms,
+        counts.lock_hold_ms,
+        match (counts.deadlocks, counts.deadlock_searches_cut) {
+            (0, 0) => String::new(),
+            (found, cut) => format!(", deadlocks {found}, searches cut {cut}"),
+        }
     )
 }

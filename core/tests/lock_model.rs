@@ -7,122 +7,37 @@
 mod lock_model;
 #[path = "support/lock_state.rs"]
 mod lock_state;
+#[path = "support/lock_steps.rs"]
+mod lock_steps;
 mod support;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use proptest::collection::vec;
-use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use trefoil_core::limits::REQUEST_CLIENT_IDLE_MS;
 use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId, caller_lost};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, answer};
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
+use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat};
 use self::lock_state::LockState;
+use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, steps};
 use self::support::{Harness, command};
 
 const NAMESPACES: [&str; 2] = ["x", "y"];
-const LOCKS: [&str; 3] = ["a", "b", "ab"];
-const CLIENTS: [&str; 2] = ["c", "d"];
-
-/// What happens; numbers pick from what there is at that time.
-#[derive(Clone, Debug)]
-enum Step {
-    Open {
-        ttl_ms: u64,
-    },
-    KeepAlive {
-        session: usize,
-    },
-    Close {
-        session: usize,
-    },
-    Acquire {
-        session: usize,
-        lock: usize,
-        wait_ms: u64,
-    },
-    Release {
-        session: usize,
-        lock: usize,
-        token: Token,
-    },
-    /// A holder releases what it holds.
-    ReleaseHeld {
-        held: usize,
-    },
-    /// A command is sent again, with its request id where it has one.
-    Retry {
-        sent: usize,
-    },
-    /// The caller of an acquire is gone: that of its newest attempt, or of the one before.
-    Cancel {
-        sent: usize,
-        is_late: bool,
-    },
-    /// Nobody is there any more to take the answer of a wait, as its leader saw it now or so many entries ago.
-    Lose {
-        seat: usize,
-        ago: u64,
-    },
-    /// A client has seen all its answers but the newest few.
-    Acknowledge {
-        client: usize,
-        kept: u64,
-    },
-    /// The entry ends, and log time moves.
-    Advance {
-        ms: u64,
-    },
-    NewTerm,
-    Reopen,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Token {
-    Any,
-    Right,
-    Wrong,
-}
-
-/// A step, the namespace that it is in, and the client whose request id it carries, if any.
-type Choice = (Step, usize, Option<usize>);
-
-fn steps() -> impl Strategy<Value = Vec<Choice>> {
-    let session = || 0..6_usize;
-    let lock = || 0..LOCKS.len();
-    let wait_ms = prop_oneof![1 => Just(0), 4 => 1..4_000_u64];
-    let token = prop_oneof![Just(Token::Any), Just(Token::Right), Just(Token::Wrong)];
-    let step = prop_oneof![
-        6 => (300..6_000_u64).prop_map(|ttl_ms| Step::Open { ttl_ms }),
-        4 => session().prop_map(|session| Step::KeepAlive { session }),
-        2 => session().prop_map(|session| Step::Close { session }),
-        24 => (session(), lock(), wait_ms).prop_map(|(session, lock, wait_ms)| Step::Acquire { session, lock, wait_ms }),
-        3 => (session(), lock(), token).prop_map(|(session, lock, token)| Step::Release { session, lock, token }),
-        8 => (0..4_usize).prop_map(|held| Step::ReleaseHeld { held }),
-        8 => (0..10_usize).prop_map(|sent| Step::Retry { sent }),
-        5 => (0..10_usize, any::<bool>()).prop_map(|(sent, is_late)| Step::Cancel { sent, is_late }),
-        5 => (0..CLIENTS.len(), 0..4_u64).prop_map(|(client, kept)| Step::Acknowledge { client, kept }),
-        14 => (0..900_u64).prop_map(|ms| Step::Advance { ms }),
-        5 => (0..6_usize, 0..3_u64).prop_map(|(seat, ago)| Step::Lose { seat, ago }),
-        2 => Just(Step::NewTerm),
-        1 => Just(Step::Reopen),
-    ];
-    let namespace = prop_oneof![5 => Just(0_usize), 1 => Just(1)];
-    let client = prop_oneof![Just(None), (0..CLIENTS.len()).prop_map(Some)];
-    vec((step, namespace, client), 1..160)
-}
 
 /// How often what the test is about has happened.
 #[derive(Debug, Default)]
 struct Seen {
     handoffs: u64,
+    converted: u64,
+    shared: u64,
+    deadlocks: u64,
+    delays: u64,
     timeouts: u64,
     expired: u64,
     expired_waits: u64,
@@ -165,6 +80,10 @@ fn a_machine_does_what_its_model_does() {
     let seen = seen.into_inner();
     let rarest = [
         seen.handoffs,
+        seen.converted,
+        seen.shared,
+        seen.deadlocks,
+        seen.delays,
         seen.timeouts,
         seen.expired,
         seen.expired_waits,
@@ -257,9 +176,10 @@ impl World {
         let session = |pick: &usize| last.saturating_sub(*pick as u64);
         let namespace = namespace.to_owned();
         Some(match step {
-            Step::Open { ttl_ms } => Operation::OpenSession(api::OpenSessionRequest {
+            Step::Open { ttl_ms, delay_ms } => Operation::OpenSession(api::OpenSessionRequest {
                 namespace,
                 ttl_ms: *ttl_ms,
+                lock_delay_ms: *delay_ms,
                 ..Default::default()
             }),
             Step::KeepAlive { session: pick } => {
@@ -273,25 +193,40 @@ impl World {
                     request_id: None,
                 })
             }
-            Step::Acquire { session: pick, lock, wait_ms } => {
+            Step::Acquire { session: pick, lock, wait_ms, mode, delay_ms } => {
                 Operation::Acquire(api::AcquireRequest {
                     namespace,
                     session_id: session(pick),
                     name: LOCKS[*lock].to_owned(),
                     wait_ms: *wait_ms,
                     request_id: None,
+                    mode: (*mode).into(),
+                    lock_delay_ms: *delay_ms,
                 })
+            }
+            Step::Convert { session: pick, lock, wait_ms, mode, token } => {
+                let name = (namespace, LOCKS[*lock].to_owned());
+                let token = self.token(&name, session(pick), *token);
+                convert(name, session(pick), token, *mode, *wait_ms)
+            }
+            Step::ConvertHeld { held, wait_ms, mode } => {
+                let all = self.model.held();
+                let (name, session_id, _) = all.get(held % all.len().max(1))?.clone();
+                convert(name, session_id, 0, *mode, *wait_ms)
+            }
+            Step::ReleaseAll { session: pick } => Operation::ReleaseHeld(ReleaseHeld {
+                namespace,
+                session_id: session(pick),
+                ..ReleaseHeld::default()
+            }),
+            Step::Force { lock, token } => {
+                let token = self.token(&(namespace.clone(), LOCKS[*lock].to_owned()), 0, *token);
+                let name = LOCKS[*lock].to_owned();
+                Operation::ForceStep(ForceStep { namespace, name, fencing_token: token, token: 0 })
             }
             Step::Release { session: pick, lock, token } => {
                 let name = (namespace, LOCKS[*lock].to_owned());
-                let held = self.model.held().into_iter().find(|held| held.0 == name);
-                let right =
-                    held.and_then(|held| self.model.tokens.get(&held.2).copied()).unwrap_or(0);
-                let token = match token {
-                    Token::Any => 0,
-                    Token::Right => right,
-                    Token::Wrong => right + 1_000_000,
-                };
+                let token = self.token(&name, session(pick), *token);
                 release(name, session(pick), token)
             }
             Step::ReleaseHeld { held } => {
@@ -303,21 +238,39 @@ impl World {
         })
     }
 
+    /// A token that a session may name a grant by: its own where it has one, or any holder's.
+    fn token(&self, name: &(String, String), session: u64, token: Token) -> u64 {
+        let held = self.model.held().into_iter().filter(|held| held.0 == *name);
+        let held = held.min_by_key(|held| held.1 != session);
+        let right = held.and_then(|held| self.model.tokens.get(&held.2).copied()).unwrap_or(0);
+        match token {
+            Token::Any => 0,
+            Token::Right => right,
+            Token::Wrong => right + 1_000_000,
+        }
+    }
+
     fn cancel(&mut self, sent: usize, is_late: bool) {
-        let is_acquire =
-            |command: &Command| matches!(command.operation, Some(Operation::Acquire(_)));
-        let Some(n) = self.pick_sent(sent, is_acquire) else { return };
-        let Some(Operation::Acquire(request)) = self.sent[n].operation.clone() else { return };
+        let waits = |command: &Command| {
+            matches!(command.operation, Some(Operation::Acquire(_) | Operation::Convert(_)))
+        };
+        let Some(n) = self.pick_sent(sent, waits) else { return };
+        let (namespace, session_id, name, mode, converts) = match self.sent[n].operation.clone() {
+            Some(Operation::Acquire(r)) => (r.namespace, r.session_id, r.name, r.mode, false),
+            Some(Operation::Convert(r)) => (r.namespace, r.session_id, r.name, r.mode, true),
+            _ => return,
+        };
         let mut waiter = self.sent[n].request_id.clone();
         if let Some(id) = &mut waiter {
             id.attempt = id.attempt.saturating_sub(u32::from(is_late));
         }
-        let (namespace, name) = (request.namespace, request.name);
         let cancel = CancelAcquire {
             namespace: namespace.clone(),
-            session_id: request.session_id,
+            session_id,
             name,
             waiter,
+            mode,
+            converts,
         };
         let slot = slot::of_locks(&namespace);
         self.pending.push(command(slot, 1, None, Operation::CancelAcquire(cancel)));
@@ -335,7 +288,10 @@ impl World {
             Operation::KeepAlive(request) => &request.namespace,
             Operation::CloseSession(request) => &request.namespace,
             Operation::Acquire(request) => &request.namespace,
+            Operation::Convert(request) => &request.namespace,
             Operation::Release(request) => &request.namespace,
+            Operation::ReleaseHeld(request) => &request.namespace,
+            Operation::ForceStep(request) => &request.namespace,
             other => panic!("{other:?} is none of the lock service"),
         };
         let slot = slot::of_locks(namespace);
@@ -368,7 +324,11 @@ impl World {
         assert_eq!(applied, twin, "two machines say the same");
         self.index = applied.index;
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
-        LockState::read(&self.machine.store).check(self.machine.now_ms);
+        let state = LockState::read(&self.machine.store);
+        state.check(self.machine.now_ms);
+        let delays = |lock: &trefoil_proto::internal::v1::Lock| lock.delayed_until_ms > 0;
+        self.seen.delays += u64::from(state.locks.values().any(delays));
+        self.seen.shared += u64::from(state.locks.values().any(|lock| lock.shared > 1));
         let grants_before = self.model.grants.len();
         let expected = commands.iter().map(|command| self.expect(command)).collect::<Vec<_>>();
         assert_eq!(applied.outcomes.len(), expected.len());
@@ -398,6 +358,7 @@ impl World {
         }
         assert_eq!(applied.counts, self.model.counts);
         self.seen.expired += applied.counts.sessions_expired;
+        self.seen.deadlocks += applied.counts.deadlocks;
     }
 
     fn expect(&mut self, command: &Command) -> Expected {
@@ -431,7 +392,8 @@ impl World {
             match (expected.seat, expected.answer) {
                 (None, _) => self.seen.undone += 1,
                 (Some(_), Said::Granted(_)) => self.seen.handoffs += 1,
-                (Some(_), Said::Held(_)) => self.seen.timeouts += 1,
+                (Some(_), Said::Converted(_)) => self.seen.converted += 1,
+                (Some(_), Said::Held(_) | Said::NotConverted(_)) => self.seen.timeouts += 1,
                 (Some(_), _) => self.seen.expired_waits += 1,
             }
         }
@@ -448,6 +410,7 @@ impl World {
             (A::Acquire(acquire), Said::Granted(grant)) => {
                 acquire.acquired
                     && acquire.holder_token == 0
+                    && acquire.mode() == self.model.modes[*grant]
                     && self.is_token(*grant, acquire.fencing_token)
             }
             (A::Acquire(acquire), Said::Held(holder)) => {
@@ -457,11 +420,31 @@ impl World {
                         self.is_token(grant, acquire.holder_token)
                     })
             }
+            (A::Convert(convert), Said::Converted(grant)) => {
+                convert.converted
+                    && convert.holder_token == 0
+                    && convert.mode() == self.model.modes[*grant]
+                    && self.is_token(*grant, convert.fencing_token)
+            }
+            (A::Convert(convert), Said::NotConverted(holder)) => {
+                !convert.converted
+                    && convert.fencing_token == 0
+                    && holder.map_or(convert.holder_token == 0, |grant| {
+                        self.is_token(grant, convert.holder_token)
+                    })
+            }
+            (A::ForcedStep(step), Said::Forced(count)) => {
+                !step.more && step.released == *count && step.token > 0
+            }
+            (A::ReleasedHeld(released), Said::ReleasedHeld(count)) => {
+                released.released == *count && released.after.is_empty()
+            }
             (A::Release(_), Said::Released) | (A::Done(_), Said::Done) => true,
             (A::Refusal(refusal), Said::Refused(reason, holder)) => {
                 let token = refusal
                     .metadata
                     .get("holder_token")
+                    .or_else(|| refusal.metadata.get("fencing_token"))
                     .map(|token| token.parse().expect("a number"));
                 let same_holder = match (token, holder) {
                     (Some(token), Some(grant)) => self.is_token(*grant, token),
@@ -506,7 +489,7 @@ impl World {
         let left = self.machine.store.records.len();
         assert_eq!(
             (state.namespaces.len(), left),
-            (NAMESPACES.len(), NAMESPACES.len() + 1),
+            (NAMESPACES.len(), NAMESPACES.len() + state.deadlocks.len() + 1),
             "nothing is left over"
         );
     }
@@ -515,6 +498,10 @@ impl World {
 impl Seen {
     fn add(&mut self, other: &Self) {
         self.handoffs += other.handoffs;
+        self.converted += other.converted;
+        self.shared += other.shared;
+        self.deadlocks += other.deadlocks;
+        self.delays += other.delays;
         self.timeouts += other.timeouts;
         self.expired += other.expired;
         self.expired_waits += other.expired_waits;
@@ -523,6 +510,24 @@ impl Seen {
         self.forgotten += other.forgotten;
         self.undone += other.undone;
     }
+}
+
+fn convert(
+    (namespace, name): (String, String),
+    session_id: u64,
+    fencing_token: u64,
+    mode: LockMode,
+    wait_ms: u64,
+) -> Operation {
+    Operation::Convert(api::ConvertRequest {
+        namespace,
+        session_id,
+        name,
+        fencing_token,
+        mode: mode.into(),
+        wait_ms,
+        request_id: None,
+    })
 }
 
 fn release((namespace, name): (String, String), session_id: u64, fencing_token: u64) -> Operation {

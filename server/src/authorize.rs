@@ -108,7 +108,10 @@ fn resource(access: &Access) -> Resource<'_> {
     let (namespace, name) = (access.namespace.as_str(), access.name.as_str());
     match access.action() {
         Action::UseSession => Resource::Namespace(namespace),
-        Action::UseLock => Resource::Lock { namespace, name },
+        Action::ReadLocks if name.is_empty() => Resource::Namespace(namespace),
+        Action::UseLock | Action::ReadLocks | Action::ControlLocks => {
+            Resource::Lock { namespace, name }
+        }
         Action::CreateQueue | Action::Enqueue | Action::Consume => {
             Resource::Queue { namespace, name }
         }
@@ -127,6 +130,9 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::KeepAlive(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::CloseSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::Acquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::ForceStep(r)) => (&[A::ControlLocks], Some((&r.namespace, r.name.as_str()))),
+            Some(O::ReleaseHeld(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
+            Some(O::Convert(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CancelAcquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CreateQueue(r)) => {
@@ -145,6 +151,16 @@ fn covers(access: &Access, work: &Work) -> bool {
                 (&[A::Enqueue, A::Consume], Some((&r.namespace, r.queue.as_str())))
             }
             Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
+            Some(query::Query::DescribeLock(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::ValidateToken(r)) => {
+                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::ListDeadlocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::ListSessions(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             None => (&[], None),
         },
     };
@@ -159,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    const ACTIONS: [Action; 9] = [
+    const ACTIONS: [Action; 11] = [
         Action::UseSession,
         Action::UseLock,
         Action::CreateQueue,
@@ -169,6 +185,8 @@ mod tests {
         Action::WriteValue,
         Action::ReadStatus,
         Action::MoveLeader,
+        Action::ReadLocks,
+        Action::ControlLocks,
     ];
 
     fn covered_by(work: &Work) -> Vec<Action> {
@@ -195,6 +213,9 @@ mod tests {
             (command(O::CloseSession(Default::default())), vec![A::UseSession]),
             (command(O::Acquire(Default::default())), vec![A::UseLock]),
             (command(O::Release(Default::default())), vec![A::UseLock]),
+            (command(O::Convert(Default::default())), vec![A::UseLock]),
+            (command(O::ReleaseHeld(Default::default())), vec![A::UseSession]),
+            (command(O::ForceStep(Default::default())), vec![A::ControlLocks]),
             (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
             (command(O::LoseCaller(Default::default())), vec![]),
             (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
@@ -208,6 +229,12 @@ mod tests {
             (asked(Q::Get(Default::default())), vec![A::ReadValue]),
             (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
             (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),
+            (asked(Q::DescribeLock(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListLocks(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::GetSession(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {
@@ -221,6 +248,9 @@ mod tests {
         for (action, on) in [
             (Action::UseSession, Resource::Namespace("a")),
             (Action::UseLock, Resource::Lock { namespace: "a", name: "b" }),
+            (Action::ReadLocks, Resource::Lock { namespace: "a", name: "b" }),
+            (Action::ReadLocks, Resource::Namespace("a")),
+            (Action::ControlLocks, Resource::Lock { namespace: "a", name: "b" }),
             (Action::Consume, Resource::Queue { namespace: "a", name: "b" }),
             (Action::WriteValue, Resource::Key { namespace: "a", key: "b" }),
             (Action::MoveLeader, Resource::Cluster),

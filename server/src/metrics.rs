@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use tonic::Code;
 use trefoil_core::ShardId;
@@ -37,6 +37,12 @@ pub struct Metrics {
     locks_acquired: IntCounter,
     locks_released: IntCounter,
     locks_blocked: IntCounter,
+    locks_forced: IntCounter,
+    locks_converted: IntCounter,
+    locks_wait: Counter,
+    locks_hold: Counter,
+    deadlocks: IntCounter,
+    deadlock_searches_cut: IntCounter,
     sessions_expired: IntCounter,
     queue_enqueued: IntCounter,
     queue_dequeued: IntCounter,
@@ -95,6 +101,11 @@ impl Registrar<'_> {
 
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
         self.add(IntCounter::with_opts(Opts::new(name, help).namespace(PREFIX)))
+    }
+
+    /// A counter of time.
+    fn seconds(&self, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
+        self.add(Counter::with_opts(Opts::new(name, help).namespace(PREFIX)))
     }
 
     fn counters(
@@ -183,7 +194,13 @@ impl Metrics {
         let metrics = Self {
             locks_acquired: r.counter("locks_acquired_total", "Locks granted, told by the shard's leader.")?,
             locks_released: r.counter("locks_released_total", "Locks released by call, close or expiry, told by the shard's leader.")?,
-            locks_blocked: r.counter("locks_blocked_total", "Acquires that found the lock held, told by the shard's leader.")?,
+            locks_blocked: r.counter("locks_blocked_total", "Acquires and conversions that found the lock held, told by the shard's leader.")?,
+            locks_forced: r.counter("locks_forced_total", "Grants that an operator took away, told by the shard's leader.")?,
+            locks_converted: r.counter("locks_converted_total", "Grants whose mode was changed, told by the shard's leader.")?,
+            locks_wait: r.seconds("locks_wait_seconds_total", "Time that all granted waits together took, told by the shard's leader.")?,
+            locks_hold: r.seconds("locks_hold_seconds_total", "Time that all holders who let go together held their locks, told by the shard's leader.")?,
+            deadlocks: r.counter("deadlocks_total", "Waits refused because they would have closed a circle of sessions, told by the shard's leader.")?,
+            deadlock_searches_cut: r.counter("deadlock_searches_cut_total", "Searches for a deadlock that ended at their bound, so that the call waits, told by the shard's leader.")?,
             sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
             queue_enqueued: r.counter("queue_enqueued_total", "Messages stored, told by the shard's leader.")?,
             queue_dequeued: r.counter("queue_dequeued_total", "Deliveries leased, told by the shard's leader.")?,
@@ -262,6 +279,12 @@ impl Observer for Metrics {
         self.locks_acquired.inc_by(counts.locks_acquired);
         self.locks_released.inc_by(counts.locks_released);
         self.locks_blocked.inc_by(counts.locks_blocked);
+        self.locks_forced.inc_by(counts.locks_forced);
+        self.locks_converted.inc_by(counts.locks_converted);
+        self.locks_wait.inc_by(seconds(counts.lock_wait_ms));
+        self.locks_hold.inc_by(seconds(counts.lock_hold_ms));
+        self.deadlocks.inc_by(counts.deadlocks);
+        self.deadlock_searches_cut.inc_by(counts.deadlock_searches_cut);
         self.sessions_expired.inc_by(counts.sessions_expired);
         self.queue_enqueued.inc_by(counts.enqueued);
         self.queue_dequeued.inc_by(counts.dequeued);
@@ -332,6 +355,10 @@ impl Drop for Handling {
     fn drop(&mut self) {
         self.record(Code::Cancelled);
     }
+}
+
+fn seconds(ms: u64) -> f64 {
+    Duration::from_millis(ms).as_secs_f64()
 }
 
 /// The names that gRPC metrics use in every language.

@@ -62,6 +62,57 @@ fn bad_locks() -> Vec<(Operation, &'static str, &'static str)> {
             "set",
         ),
         (Operation::Release(release(0, "l")), "session_id", "set"),
+        (open(|request| request.lock_delay_ms = 60_001), "lock_delay_ms", "0 to 60000"),
+    ]
+}
+
+/// The same for modes, and for what operators ask.
+fn bad_modes_and_questions() -> Vec<(Operation, &'static str, &'static str)> {
+    vec![
+        (
+            Operation::Acquire(lock::AcquireRequest { mode: 4, ..acquire(1, "l", 0) }),
+            "mode",
+            "SHARED, UPDATE or EXCLUSIVE",
+        ),
+        (
+            Operation::Convert(convert(1, "l", lock::LockMode::Unspecified)),
+            "mode",
+            "SHARED, UPDATE or EXCLUSIVE",
+        ),
+        (Operation::Convert(convert(1, "", lock::LockMode::Shared)), "name", "1 to 255 bytes"),
+        (Operation::ReleaseAll(lock::ReleaseAllRequest::default()), "session_id", "set"),
+        (Operation::ForceRelease(lock::ForceReleaseRequest::default()), "name", "1 to 255 bytes"),
+        (
+            Operation::ValidateToken(lock::ValidateTokenRequest {
+                name: "l".to_owned(),
+                ..Default::default()
+            }),
+            "fencing_token",
+            "set",
+        ),
+        (
+            Operation::Acquire(lock::AcquireRequest {
+                lock_delay_ms: Some(60_001),
+                ..acquire(1, "l", 0)
+            }),
+            "lock_delay_ms",
+            "0 to 60000",
+        ),
+        (Operation::GetSession(lock::GetSessionRequest::default()), "session_id", "set"),
+        (Operation::DescribeLock(lock::DescribeLockRequest::default()), "name", "1 to 255 bytes"),
+        (
+            Operation::ListLocks(lock::ListLocksRequest { page_size: 1_001, ..Default::default() }),
+            "page_size",
+            "1 to 1000",
+        ),
+        (
+            Operation::ListSessions(lock::ListSessionsRequest {
+                page_token: "x".to_owned(),
+                ..Default::default()
+            }),
+            "page_token",
+            "the next_page_token of a page",
+        ),
     ]
 }
 
@@ -137,7 +188,9 @@ fn bad_others() -> Vec<(Operation, &'static str, &'static str)> {
 async fn every_bad_field_is_named_with_its_limit() {
     let served = usual().await;
     let mut stream = Stream::open(&served.channel).await;
-    for (n, (operation, field, limit)) in (1..).zip([bad_locks(), bad_others()].concat()) {
+    for (n, (operation, field, limit)) in
+        (1..).zip([bad_locks(), bad_modes_and_questions(), bad_others()].concat())
+    {
         let method = operation::method(&operation);
         for end in [
             unary(&served.channel, operation.clone()).await,

@@ -70,12 +70,14 @@ fn the_list_is_what_dashboards_know() {
     let golden = "
         trefoil_build_info trefoil_cache_expired_total trefoil_cache_hits_total trefoil_cache_misses_total
         trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
-        trefoil_connections trefoil_connections_refused_total trefoil_disk_free_bytes trefoil_disk_low trefoil_grpc_server_handled_total
+        trefoil_connections trefoil_connections_refused_total trefoil_deadlock_searches_cut_total
+        trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_grpc_server_handled_total
         trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_leases_expired_total
-        trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_released_total
-        trefoil_pipeline_streams trefoil_process_resident_memory_bytes trefoil_queue_acked_total
-        trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag trefoil_raft_current_term
-        trefoil_raft_role trefoil_rpc_latency_seconds trefoil_sessions_expired_total
+        trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_converted_total
+        trefoil_locks_forced_total trefoil_locks_hold_seconds_total trefoil_locks_released_total
+        trefoil_locks_wait_seconds_total trefoil_pipeline_streams trefoil_process_resident_memory_bytes
+        trefoil_queue_acked_total trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag
+        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_sessions_expired_total
         trefoil_state_diverged_total trefoil_wal_fsync_seconds";
     assert_eq!(names, golden.split_whitespace().collect::<Vec<_>>());
 }

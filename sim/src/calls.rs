@@ -180,7 +180,13 @@ impl Router {
     ) -> Request {
         let (namespace, name) = (namespace.to_owned(), lock.to_owned());
         let slot = slot::of_locks(&namespace);
-        let cancel = CancelAcquire { namespace, session_id: session, name, waiter: Some(waiter) };
+        let cancel = CancelAcquire {
+            namespace,
+            session_id: session,
+            name,
+            waiter: Some(waiter),
+            ..CancelAcquire::default()
+        };
         self.command(slot, Operation::CancelAcquire(cancel))
     }
 
@@ -241,13 +247,12 @@ impl Router {
                 (namespace, Operation::CloseSession(close))
             }
             Action::Acquire { namespace, session: session_id, lock: name, wait_ms } => {
-                let request_id = None;
                 let acquire = lock::AcquireRequest {
                     namespace: namespace.clone(),
                     session_id,
                     name,
                     wait_ms,
-                    request_id,
+                    ..lock::AcquireRequest::default()
                 };
                 (namespace, Operation::Acquire(acquire))
             }
@@ -319,7 +324,19 @@ pub fn outcome(answer: Answer) -> Outcome {
         A::Delete(deleted) => {
             Outcome::Deleted { version: deleted.deleted.then_some(deleted.version) }
         }
-        other @ (A::Done(_) | A::CreateQueue(_) | A::Catalogue(_) | A::Ready(_)) => {
+        other @ (A::Done(_)
+        | A::CreateQueue(_)
+        | A::Catalogue(_)
+        | A::Ready(_)
+        | A::Convert(_)
+        | A::ReleasedHeld(_)
+        | A::DescribeLock(_)
+        | A::ListLocks(_)
+        | A::GetSession(_)
+        | A::ListSessions(_)
+        | A::ListDeadlocks(_)
+        | A::ForcedStep(_)
+        | A::ValidateToken(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

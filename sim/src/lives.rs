@@ -1,4 +1,4 @@
-//! Sessions and waiters as the state has them before an entry, for what the entry then does with them.
+//! Sessions and waits as the state has them before an entry, for what the entry then does with them.
 
 use std::collections::BTreeMap;
 
@@ -9,18 +9,18 @@ use trefoil_core::machine::{Applied, Outcome};
 use trefoil_core::slot;
 use trefoil_core::store::{Store, decode, prefix_end};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, Entry, Session, Waiter, answer};
+use trefoil_proto::internal::v1::{Answer, Entry, Session, Wait, answer};
 
 use crate::check::Violation;
 use crate::check::lives::{Life, Times, granted, renewed};
 use crate::disk::state::State;
 use crate::roles::NAMESPACES;
 
-/// Sessions by namespace and id, waiters by their key.
+/// Sessions by namespace and id, whose wait it is by the key of the wait.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
     sessions: BTreeMap<(&'static str, u64), Life>,
-    waiters: BTreeMap<Bytes, (&'static str, u64)>,
+    waits: BTreeMap<Bytes, (&'static str, u64)>,
 }
 
 fn scan(store: &State, prefix: &Key) -> Vec<(Bytes, Bytes)> {
@@ -44,8 +44,8 @@ impl Lives {
                 let life = Life { until_ms, ended: session.ended };
                 lives.sessions.insert((namespace, id), life);
             }
-            for (key, value) in scan(store, &Key::new(slot, Kind::Waiter).text(namespace)) {
-                lives.waiters.insert(key, (namespace, decode::<Waiter>(&value).session_id));
+            for (key, value) in scan(store, &Key::new(slot, Kind::Wait).text(namespace)) {
+                lives.waits.insert(key, (namespace, decode::<Wait>(&value).session_id));
             }
         }
         lives
@@ -79,7 +79,7 @@ impl Lives {
             }
         }
         for settled in &applied.settled {
-            let Some((namespace, id)) = self.waiters.get(&settled.waiter.0) else { continue };
+            let Some((namespace, id)) = self.waits.get(&settled.waiter.0) else { continue };
             let was_granted = matches!(&settled.answer.answer, Some(answer::Answer::Acquire(acquire)) if acquire.acquired);
             if was_granted && !touched.contains(&(*namespace, Some(*id))) {
                 found.extend(granted(&format!("session {id}"), self.life(namespace, *id), times));

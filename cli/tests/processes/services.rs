@@ -98,14 +98,7 @@ async fn leadership_moves_when_it_is_asked_for_and_calls_follow() {
 #[tokio::test]
 async fn all_three_services_through_the_command_line() {
     let cluster = Cluster::start().await;
-    let json = |arguments: &[&str]| {
-        let (code, out, err) = run(&cluster, &[arguments, &["-o", "json"]].concat());
-        (
-            code,
-            serde_json::from_str::<Json>(&out)
-                .unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}")),
-        )
-    };
+    let json = |arguments: &[&str]| json(&cluster, arguments);
 
     let (code, put) = json(&["cache", "put", "k", "v", "--ttl", "60s"]);
     assert_eq!((code, put["version"].as_u64().is_some()), (0, true));
@@ -145,4 +138,53 @@ async fn all_three_services_through_the_command_line() {
     let (code, ping) = json(&["bench", "ping", "--count", "50", "--concurrency", "4"]);
     assert_eq!((code, ping["cluster"]["successes"].as_u64()), (0, Some(150)));
     assert_eq!(ping["nodes"].as_array().map(Vec::len), Some(3));
+}
+
+#[tokio::test]
+async fn locks_are_shared_converted_shown_and_taken_away_through_the_command_line() {
+    let cluster = Cluster::start().await;
+    let json = |arguments: &[&str]| json(&cluster, arguments);
+    let (code, reader) =
+        json(&["lock", "acquire", "page", "--mode", "shared", "--owner", "reader"]);
+    assert_eq!((code, reader["mode"].as_str()), (0, Some("shared")));
+    let (code, updater) = json(&["lock", "acquire", "page", "--mode", "update"]);
+    assert_eq!(code, 0);
+    let (code, listed) = json(&["lock", "list", "p"]);
+    let names = listed["locks"].as_array().unwrap().iter().map(|lock| lock["name"].as_str());
+    assert_eq!((code, names.collect::<Vec<_>>()), (0, vec![Some("page")]));
+    let (code, described) = json(&["lock", "describe", "page"]);
+    assert_eq!((code, described["holders"][1]["owner"].as_str()), (0, Some("reader")));
+    let (code, sessions) = json(&["lock", "sessions"]);
+    assert!(code == 0 && sessions["sessions"].as_array().unwrap().len() >= 2, "{sessions}");
+    let session = |held: &Json| held["session_id"].to_string();
+    let convert = ["lock", "convert", "page", "exclusive", "--session", &session(&updater)];
+    assert_eq!(json(&convert).0, 2);
+    let (code, released) = json(&["lock", "release", "--all", "--session", &session(&reader)]);
+    assert_eq!((code, released["released"].as_u64()), (0, Some(1)));
+    let (code, converted) = json(&convert);
+    assert_eq!((code, converted["mode"].as_str()), (0, Some("exclusive")));
+    let (code, got) = json(&["lock", "session", &session(&updater)]);
+    assert_eq!((code, got["locks"][0]["mode"].as_str()), (0, Some("exclusive")));
+    let token = converted["fencing_token"].to_string();
+    let (code, valid) = json(&["lock", "validate", "page", &token]);
+    assert_eq!((code, valid["holder"]["mode"].as_str()), (0, Some("exclusive")));
+    let (code, forced) = json(&["lock", "force-release", "page"]);
+    assert_eq!((code, forced["released"].as_u64()), (0, Some(1)));
+    assert!(forced["fencing_token"].as_u64() > converted["fencing_token"].as_u64());
+    assert_eq!(json(&["lock", "validate", "page", &token]).0, 2);
+    let (code, again) = json(&["lock", "acquire", "page", "--lock-delay", "2s"]);
+    assert_eq!((code, again["mode"].as_str()), (0, Some("exclusive")));
+    let (code, deadlocks) = json(&["lock", "deadlocks"]);
+    assert_eq!((code, deadlocks["deadlocks"].as_array().map(Vec::len)), (0, Some(0)));
+    for shown in [&["lock", "describe", "page"][..], &["lock", "session", &session(&again)]] {
+        let (code, text, _) = run(&cluster, shown);
+        assert!(code == 0 && text.contains("exclusive"), "{text}");
+    }
+}
+
+/// What a command writes as JSON, and its exit code.
+fn json(cluster: &Cluster, arguments: &[&str]) -> (i32, Json) {
+    let (code, out, err) = run(cluster, &[arguments, &["-o", "json"]].concat());
+    let json = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}"));
+    (code, json)
 }

@@ -6,7 +6,8 @@ use crate::support::{Fake, header, refusal};
 use tokio::time::{Instant, timeout};
 use trefoil_client::proto::common::v1::Reason;
 use trefoil_client::proto::lock::v1::{
-    AcquireResponse, CloseSessionResponse, KeepAliveResponse, OpenSessionResponse, ReleaseResponse,
+    AcquireResponse, CloseSessionResponse, ConvertResponse, KeepAliveResponse, LockMode,
+    OpenSessionResponse, ReleaseResponse,
 };
 use trefoil_client::proto::pipeline::v1::Call;
 use trefoil_client::proto::pipeline::v1::call::Operation;
@@ -27,6 +28,7 @@ fn answers(call: &Call) -> Option<Outcome> {
             acquired: true,
             fencing_token: 4,
             holder_token: 0,
+            mode: LockMode::Exclusive.into(),
         }),
         _ => return None,
     })
@@ -126,4 +128,45 @@ async fn release_and_close_answer_and_are_sent_once() {
     close.await.unwrap().unwrap();
     tokio::time::sleep(Duration::from_millis(400)).await;
     assert_eq!(fake.waiting(), 0, "nothing more is sent, no renewal either");
+}
+
+#[tokio::test]
+async fn a_converted_guard_has_the_mode_and_the_token_of_its_new_grant() {
+    let mut fake = Fake::answering(answers);
+    let (_session, mut guard) = held(&fake).await;
+    let says = |converted, fencing_token, mode: LockMode| {
+        let (header, mode) = (header(1), mode.into());
+        Outcome::Convert(ConvertResponse {
+            header,
+            converted,
+            fencing_token,
+            mode,
+            holder_token: 3,
+        })
+    };
+    for (answer, mode, token) in [
+        (says(false, 0, LockMode::Unspecified), LockMode::Exclusive, 4),
+        (says(true, 7, LockMode::Shared), LockMode::Shared, 7),
+    ] {
+        let convert = tokio::spawn(async move {
+            let converted = guard.convert(LockMode::Shared, Duration::ZERO).await.unwrap();
+            (converted, guard)
+        });
+        let (stream, call) = fake.call().await;
+        let Some(Operation::Convert(request)) = &call.operation else { panic!("{call:?}") };
+        assert_eq!(
+            (request.session_id, request.fencing_token, request.mode()),
+            (9, 4, LockMode::Shared)
+        );
+        fake.reply(stream, call.id, answer).await;
+        let converted;
+        (converted, guard) = convert.await.unwrap();
+        assert_eq!((converted, guard.mode(), guard.token()), (token == 7, mode, token));
+    }
+    drop(guard);
+    let (_, call) = fake.call().await;
+    assert!(
+        matches!(&call.operation, Some(Operation::Release(release)) if release.fencing_token == 7),
+        "{call:?}"
+    );
 }

@@ -60,8 +60,20 @@ pub struct Counts {
     pub locks_acquired: u64,
     /// Locks released, by call, close or expiry.
     pub locks_released: u64,
-    /// Acquires that had to wait or were told that the lock is held.
+    /// Grants that an operator took away.
+    pub locks_forced: u64,
+    /// Grants whose mode was changed.
+    pub locks_converted: u64,
+    /// Acquires and conversions that had to wait or were told that the lock is held.
     pub locks_blocked: u64,
+    /// Log time in ms that all granted waits together took.
+    pub lock_wait_ms: u64,
+    /// Log time in ms that all holders who let go together held their locks.
+    pub lock_hold_ms: u64,
+    /// Waits that were refused because they would have closed a circle.
+    pub deadlocks: u64,
+    /// Searches for a circle that ended because they had looked at as much as they may.
+    pub deadlock_searches_cut: u64,
     /// Sessions that expired.
     pub sessions_expired: u64,
     /// Messages stored.
@@ -295,7 +307,8 @@ impl Machine {
             scope.txn.delete(timer.key.clone());
             match timer.kind {
                 Kind::Session => lock::session_due(&mut scope, &timer.rest),
-                Kind::Waiter => lock::waiter_due(&mut scope, &timer.rest),
+                Kind::Wait => lock::wait_due(&mut scope, &timer.rest),
+                Kind::Lock => lock::lock_due(&mut scope, &timer.rest),
                 Kind::Lease => queue::lease_due(&mut scope, &timer.rest),
                 Kind::CacheItem => cache::item_due(&mut scope, &timer.rest),
                 Kind::RequestClient => requests::client_due(&mut scope, &timer.rest),
@@ -358,7 +371,10 @@ impl Machine {
             Operation::KeepAlive(request) => lock::keep_alive(scope, request),
             Operation::CloseSession(request) => lock::close_session(scope, request),
             Operation::Acquire(request) => lock::acquire(scope, request, request_id),
+            Operation::Convert(request) => lock::convert(scope, request, request_id),
             Operation::Release(request) => lock::release(scope, request),
+            Operation::ReleaseHeld(request) => lock::release_held(scope, request),
+            Operation::ForceStep(request) => lock::force_step(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
@@ -421,8 +437,37 @@ impl Machine {
             Some(query::Query::AwaitReady(request)) => {
                 queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
             }
+            Some(query::Query::DescribeLock(request)) => {
+                lock::describe_lock(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListLocks(request)) => {
+                lock::list_locks(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::GetSession(request)) => {
+                lock::get_session(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListSessions(request)) => {
+                lock::list_sessions(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ValidateToken(request)) => {
+                lock::validate_token(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListDeadlocks(request)) => {
+                lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
+            }
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
+    }
+
+    /// The sessions and locks of a namespace at the applied index: log time alone decides what is over.
+    fn locks<'a, S: Store>(
+        &self,
+        store: &'a S,
+        slot: u16,
+        namespace: &'a str,
+    ) -> lock::View<'a, S> {
+        let Progress { log_time_ms, term_started_at_ms, .. } = self.progress;
+        lock::View::new(store, slot, namespace, log_time_ms, term_started_at_ms)
     }
 
     /// Ends a long poll whose caller went away.
@@ -465,7 +510,13 @@ impl Counts {
     pub fn add(&mut self, other: &Self) {
         self.locks_acquired += other.locks_acquired;
         self.locks_released += other.locks_released;
+        self.locks_forced += other.locks_forced;
+        self.locks_converted += other.locks_converted;
         self.locks_blocked += other.locks_blocked;
+        self.lock_wait_ms += other.lock_wait_ms;
+        self.lock_hold_ms += other.lock_hold_ms;
+        self.deadlocks += other.deadlocks;
+        self.deadlock_searches_cut += other.deadlock_searches_cut;
         self.sessions_expired += other.sessions_expired;
         self.enqueued += other.enqueued;
         self.dequeued += other.dequeued;

@@ -19,8 +19,8 @@ pub(super) struct Timer {
 }
 
 /// Kinds that may have timers.
-const KINDS: [Kind; 5] =
-    [Kind::Session, Kind::Waiter, Kind::Lease, Kind::CacheItem, Kind::RequestClient];
+const KINDS: [Kind; 6] =
+    [Kind::Session, Kind::Wait, Kind::Lock, Kind::Lease, Kind::CacheItem, Kind::RequestClient];
 
 /// Bytes before `rest`: system slot, kind of the record, due time, slot, kind.
 const HEAD: usize = 2 + 1 + 8 + 2 + 1;

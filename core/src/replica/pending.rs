@@ -66,6 +66,8 @@ pub(super) fn frees_space(command: &Command) -> bool {
             Operation::CloseSession(_)
             | Operation::KeepAlive(_)
             | Operation::Release(_)
+            | Operation::ReleaseHeld(_)
+            | Operation::ForceStep(_)
             | Operation::CancelAcquire(_)
             | Operation::LoseCaller(_)
             | Operation::AckLease(_)
@@ -75,6 +77,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
         Some(
             Operation::OpenSession(_)
             | Operation::Acquire(_)
+            | Operation::Convert(_)
             | Operation::CreateQueue(_)
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)

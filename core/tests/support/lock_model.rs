@@ -5,14 +5,17 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+#[path = "lock_model_handoff.rs"]
+mod handoff;
+
 use std::collections::BTreeMap;
 
-use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS, WAITER_CLAIM_MS};
+use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS};
 use trefoil_core::machine::Counts;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{CancelAcquire, Command, LoseCaller};
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::internal::v1::{CancelAcquire, Command, ForceStep, LoseCaller, ReleaseHeld};
+use trefoil_proto::lock::v1::{self as api, LockMode};
 use trefoil_proto::reason::Retry;
 
 /// Names a grant.
@@ -29,7 +32,11 @@ pub enum Answer {
     Closed(u32),
     Granted(Grant),
     Held(Option<Grant>),
+    Converted(Grant),
+    NotConverted(Option<Grant>),
     Released,
+    ReleasedHeld(u32),
+    Forced(u32),
     Done,
     Refused(Reason, Option<Grant>),
 }
@@ -52,18 +59,26 @@ pub struct Settled {
 struct Session {
     ttl_ms: u64,
     renewed_at_ms: u64,
+    lock_delay_ms: u64,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Lock {
-    holder: Option<Holder>,
+    /// In the order of their grants.
+    holders: Vec<Holder>,
+    /// Those who convert stand first.
     queue: Vec<Wait>,
+    delayed_until_ms: u64,
 }
 
 #[derive(Clone, Debug)]
 struct Holder {
     session: u64,
     grant: Grant,
+    former: Option<Grant>,
+    mode: LockMode,
+    since_ms: u64,
+    lock_delay_ms: Option<u64>,
     relying: Vec<Id>,
     is_kept: bool,
 }
@@ -73,12 +88,25 @@ struct Wait {
     session: u64,
     id: Id,
     seat: Seat,
+    mode: LockMode,
+    converts: bool,
+    lock_delay_ms: Option<u64>,
+    since_ms: u64,
     deadline_ms: u64,
     callers: u32,
     /// Index of the entry that brought it last.
     claimed_index: u64,
     /// Since when nobody takes its answer.
     lost_ms: Option<u64>,
+}
+
+/// What a call wants.
+struct Wish {
+    session: u64,
+    mode: LockMode,
+    id: Id,
+    converts: bool,
+    lock_delay_ms: Option<u64>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -98,6 +126,8 @@ pub struct Model {
     pub last_session: BTreeMap<String, u64>,
     /// The lock of each grant, in the order of the grants of one lock.
     pub grants: Vec<Name>,
+    /// The mode of each grant.
+    pub modes: Vec<LockMode>,
     /// Tokens of the grants that are known so far.
     pub tokens: BTreeMap<Grant, u64>,
     pub seats: usize,
@@ -122,7 +152,7 @@ impl Model {
     /// The grants of all locks that are held.
     pub fn held(&self) -> Vec<(Name, u64, Grant)> {
         let holders =
-            self.locks.iter().filter_map(|(name, lock)| Some((name, lock.holder.as_ref()?)));
+            self.locks.iter().flat_map(|(name, lock)| lock.holders.iter().map(move |h| (name, h)));
         holders.map(|(name, holder)| (name.clone(), holder.session, holder.grant)).collect()
     }
 
@@ -139,11 +169,17 @@ impl Model {
         let expires =
             |session: &Session| (session.renewed_at_ms + session.ttl_ms).max(self.grace_until_ms);
         let dead = self.sessions.iter().filter(|(_, session)| now_ms >= expires(session));
-        let dead = dead.map(|(key, _)| key.clone()).collect::<Vec<_>>();
+        let dead = dead.map(|(key, session)| (key.clone(), session.lock_delay_ms));
+        let dead = dead.collect::<BTreeMap<_, _>>();
         self.counts.sessions_expired = dead.len() as u64;
-        self.sessions.retain(|key, _| !dead.contains(key));
+        self.sessions.retain(|key, _| !dead.contains_key(key));
         for name in self.locks.keys().cloned().collect::<Vec<_>>() {
-            for (_, session) in dead.iter().filter(|(namespace, _)| *namespace == name.0) {
+            let of_space = dead.iter().filter(|((namespace, _), _)| *namespace == name.0);
+            for ((_, session), delay_ms) in of_space {
+                let hold = self.lock(&name).holder(*session).map(|holder| holder.lock_delay_ms);
+                let delay_ms = hold.map_or(0, |own_ms| own_ms.unwrap_or(*delay_ms));
+                let lock = self.lock(&name);
+                lock.delayed_until_ms = lock.delayed_until_ms.max(now_ms + delay_ms);
                 self.forget_session(&name, *session);
             }
             let queue = std::mem::take(&mut self.lock(&name).queue);
@@ -151,9 +187,7 @@ impl Model {
                 queue.into_iter().partition::<Vec<_>, _>(|wait| now_ms >= wait.deadline_ms);
             self.lock(&name).queue = in_time;
             self.hand_on(&name);
-            let answer = Answer::Held(self.holder(&name));
-            late.into_iter()
-                .for_each(|wait| self.settle(Some(wait.seat), &wait.id, answer.clone()));
+            late.into_iter().for_each(|wait| self.settle_held(&name, &wait));
         }
     }
 
@@ -203,7 +237,10 @@ impl Model {
             }
             Operation::CloseSession(request) => self.close(&request.namespace, request.session_id),
             Operation::Acquire(request) => self.acquire(request, id),
+            Operation::Convert(request) => self.convert(request, id),
             Operation::Release(request) => self.release(request),
+            Operation::ReleaseHeld(request) => self.release_held(request),
+            Operation::ForceStep(request) => self.force(request),
             Operation::CancelAcquire(request) => Ok(self.cancel(request)),
             Operation::LoseCaller(request) => Ok(self.lose_caller(request)),
             other => panic!("{other:?} is none of the lock service"),
@@ -213,7 +250,11 @@ impl Model {
     fn open(&mut self, request: &api::OpenSessionRequest) -> Outcome {
         let last = self.last_session.entry(request.namespace.clone()).or_default();
         *last += 1;
-        let session = Session { ttl_ms: request.ttl_ms, renewed_at_ms: self.now_ms };
+        let session = Session {
+            ttl_ms: request.ttl_ms,
+            renewed_at_ms: self.now_ms,
+            lock_delay_ms: request.lock_delay_ms,
+        };
         self.sessions.insert((request.namespace.clone(), *last), session);
         Outcome::Answer(Answer::Session(*last))
     }
@@ -243,67 +284,150 @@ impl Model {
     }
 
     fn acquire(&mut self, request: &api::AcquireRequest, id: Id) -> Ruling {
-        let (session, now_ms) = (request.session_id, self.now_ms);
+        let (session, mode) = (request.session_id, request.mode());
         self.renew(&request.namespace, session)?;
         let name = (request.namespace.clone(), request.name.clone());
-        if self.lock(&name).holder.is_none() && self.lock(&name).queue.is_empty() {
-            self.grant(&name, session);
+        let is_first = self.lock(&name).queue.is_empty();
+        if is_first && self.admits(&name, session, mode) && !self.lock(&name).has(session) {
+            self.grant(&name, session, mode, request.lock_delay_ms);
         }
-        let (seats, index) = (self.seats, self.index);
-        let lock = self.lock(&name);
-        if let Some(holder) = lock.holder.as_mut().filter(|holder| holder.session == session) {
+        if let Some(holder) = self.lock(&name).holder(session) {
+            if holder.mode < mode {
+                return Err((Reason::ConvertNeeded, Some(holder.grant)));
+            }
             holder.rely(&id);
             return Ok(Outcome::Answer(Answer::Granted(holder.grant)));
         }
+        let lock_delay_ms = request.lock_delay_ms;
+        let wish = Wish { session, mode, id, converts: false, lock_delay_ms };
+        self.enqueue(&name, wish, request.wait_ms)
+    }
+
+    fn convert(&mut self, request: &api::ConvertRequest, id: Id) -> Ruling {
+        let (session, mode) = (request.session_id, request.mode());
+        self.renew(&request.namespace, session)?;
+        let name = (request.namespace.clone(), request.name.clone());
+        let holder = self.named(&name, session, request.fencing_token)?;
+        if holder.mode == mode {
+            return Ok(Outcome::Answer(Answer::Converted(holder.grant)));
+        }
+        let lock = self.lock(&name);
+        let is_first = lock.queue.first().is_none_or(|wait| !wait.converts);
+        if mode < holder.mode || is_first && self.admits(&name, session, mode) {
+            let grant = self.regrant(&name, session, mode);
+            self.hand_on(&name);
+            return Ok(Outcome::Answer(Answer::Converted(grant)));
+        }
+        let wish = Wish { session, mode, id, converts: true, lock_delay_ms: None };
+        self.enqueue(&name, wish, request.wait_ms)
+    }
+
+    fn enqueue(&mut self, name: &Name, wish: Wish, wait_ms: u64) -> Ruling {
+        let Wish { session, mode, id, converts, lock_delay_ms } = wish;
+        let (seats, index, now_ms) = (self.seats, self.index, self.now_ms);
         // A free lock waits for its first waiter to come back.
-        let held = Outcome::Answer(Answer::Held(lock.holder.as_ref().map(|holder| holder.grant)));
-        let same = lock.queue.iter_mut().find(|wait| wait.session == session && wait.id == id);
-        if let Some(wait) = same
-            && (id.is_some() || request.wait_ms > 0)
+        let held = Outcome::Answer(not_got(converts, self.holder(name)));
+        let lock = self.lock(name);
+        let same = |wait: &&mut Wait| wait.is(session, &id, converts, mode);
+        if let Some(wait) = lock.queue.iter_mut().find(same)
+            && (id.is_some() || wait_ms > 0)
         {
             wait.callers += u32::from(id.is_none());
             (wait.claimed_index, wait.lost_ms) = (index, None);
             let seat = wait.seat;
-            self.hand_on(&name);
+            self.hand_on(name);
             return Ok(Outcome::Waits(seat));
         }
-        if request.wait_ms > 0 {
+        if wait_ms > 0 {
             if lock.queue.iter().filter(|wait| wait.session == session).count()
                 >= ACQUIRES_PER_CLAIM_MAX
             {
                 return Err((Reason::LimitReached, None));
             }
-            let deadline_ms = now_ms + request.wait_ms;
-            lock.queue.push(Wait {
+            let converting = lock.queue.iter().take_while(|wait| wait.converts).count();
+            let place = if converts { converting } else { lock.queue.len() };
+            let wait = Wait {
                 session,
                 id,
                 seat: seats,
-                deadline_ms,
+                mode,
+                converts,
+                lock_delay_ms,
+                since_ms: now_ms,
+                deadline_ms: now_ms + wait_ms,
                 callers: 1,
                 claimed_index: index,
                 lost_ms: None,
-            });
+            };
+            lock.queue.insert(place, wait);
+            if self.is_in_circle(&name.0, session) {
+                self.lock(name).queue.remove(place);
+                self.counts.deadlocks += 1;
+                return Ok(Outcome::Answer(Answer::Refused(Reason::Deadlock, None)));
+            }
             self.seats += 1;
         }
         self.counts.locks_blocked += 1;
-        Ok(if request.wait_ms > 0 { Outcome::Waits(seats) } else { held })
+        Ok(if wait_ms > 0 { Outcome::Waits(seats) } else { held })
+    }
+
+    fn force(&mut self, request: &ForceStep) -> Ruling {
+        let name = (request.namespace.clone(), request.name.clone());
+        let held = self.held().into_iter().filter(|(lock, ..)| *lock == name);
+        let names = |grant| {
+            request.fencing_token == 0 || self.tokens.get(&grant) == Some(&request.fencing_token)
+        };
+        let mut held = held.filter(|(.., grant)| names(*grant)).collect::<Vec<_>>();
+        held.sort_by_key(|(.., grant)| self.modes[*grant] == LockMode::Shared);
+        if held.is_empty() && request.fencing_token > 0 {
+            return Err((Reason::NotHolder, self.holder(&name)));
+        }
+        held.iter().for_each(|(_, session, _)| self.vacate(&name, *session));
+        if request.fencing_token == 0 {
+            self.lock(&name).delayed_until_ms = 0;
+        }
+        self.hand_on(&name);
+        self.counts.locks_forced += held.len() as u64;
+        Ok(Outcome::Answer(Answer::Forced(u32::try_from(held.len()).expect("few sessions"))))
     }
 
     fn release(&mut self, request: &api::ReleaseRequest) -> Ruling {
         self.renew(&request.namespace, request.session_id)?;
         let name = (request.namespace.clone(), request.name.clone());
-        let holder = self.lock(&name).holder.clone();
-        let is_token = |grant| {
-            request.fencing_token == 0 || self.tokens.get(&grant) == Some(&request.fencing_token)
-        };
-        match holder {
-            Some(holder) if holder.session == request.session_id && is_token(holder.grant) => {
-                self.vacate(&name);
-                self.hand_on(&name);
-                Ok(Outcome::Answer(Answer::Released))
-            }
-            holder => Err((Reason::NotHolder, holder.map(|holder| holder.grant))),
+        self.named(&name, request.session_id, request.fencing_token)?;
+        self.vacate(&name, request.session_id);
+        self.hand_on(&name);
+        Ok(Outcome::Answer(Answer::Released))
+    }
+
+    fn release_held(&mut self, request: &ReleaseHeld) -> Ruling {
+        self.renew(&request.namespace, request.session_id)?;
+        let held = self.held().into_iter();
+        let held = held.filter(|(name, session, _)| {
+            (&name.0, *session) == (&request.namespace, request.session_id)
+        });
+        let mut released = 0;
+        for (name, session, _) in held.collect::<Vec<_>>() {
+            self.vacate(&name, session);
+            self.hand_on(&name);
+            released += 1;
         }
+        Ok(Outcome::Answer(Answer::ReleasedHeld(released)))
+    }
+
+    /// The grant of a session that a token names, 0 whichever there is.
+    fn named(
+        &mut self,
+        name: &Name,
+        session: u64,
+        token: u64,
+    ) -> Result<Holder, (Reason, Option<Grant>)> {
+        let holder = self.lock(name).holder(session).cloned();
+        let names = |holder: &Holder| {
+            let is = |grant: &Grant| self.tokens.get(grant) == Some(&token);
+            token == 0 || is(&holder.grant) || holder.former.as_ref().is_some_and(is)
+        };
+        holder.filter(names).ok_or_else(|| (Reason::NotHolder, self.holder(name)))
     }
 
     fn cancel(&mut self, request: &CancelAcquire) -> Outcome {
@@ -320,27 +444,24 @@ impl Model {
         }
         let name = (request.namespace.clone(), request.name.clone());
         let lock = self.lock(&name);
-        if let Some(place) =
-            lock.queue.iter().position(|wait| wait.session == request.session_id && wait.id == id)
-        {
+        let same = |wait: &Wait| wait.is(request.session_id, &id, request.converts, request.mode());
+        if let Some(place) = lock.queue.iter().position(same) {
             lock.queue[place].callers -= 1;
             if lock.queue[place].callers == 0 {
                 let wait = lock.queue.remove(place);
-                let answer = Answer::Held(self.holder(&name));
-                self.settle(Some(wait.seat), &id, answer);
+                self.settle_held(&name, &wait);
             }
             self.hand_on(&name);
             return done;
         }
-        let Some(holder) =
-            lock.holder.as_mut().filter(|holder| holder.session == request.session_id)
-        else {
+        if request.converts {
             return done;
-        };
+        }
+        let Some(holder) = lock.holder(request.session_id) else { return done };
         if let Some(place) = holder.relying.iter().position(|other| *other == id) {
             holder.relying.remove(place);
             if holder.relying.is_empty() && !holder.is_kept {
-                self.vacate(&name);
+                self.vacate(&name, request.session_id);
                 self.hand_on(&name);
             }
             let answer = Answer::Held(self.holder(&name));
@@ -350,11 +471,10 @@ impl Model {
     }
 
     fn lose_caller(&mut self, request: &LoseCaller) -> Outcome {
-        let name = (request.namespace.clone(), request.name.clone());
         let seat = self.places.get(&(request.namespace.clone(), request.ordinal)).copied();
         let now_ms = self.now_ms;
-        let mut queue = self.lock(&name).queue.iter_mut();
-        if let Some(wait) = queue.find(|wait| Some(wait.seat) == seat)
+        let mut waits = self.locks.values_mut().flat_map(|lock| &mut lock.queue);
+        if let Some(wait) = waits.find(|wait| Some(wait.seat) == seat)
             && wait.claimed_index <= request.index
         {
             wait.lost_ms.get_or_insert(now_ms);
@@ -366,58 +486,44 @@ impl Model {
         self.locks.entry(name.clone()).or_default()
     }
 
+    /// The grant that a caller is told of who does not get the lock.
     fn holder(&self, name: &Name) -> Option<Grant> {
-        Some(self.locks.get(name)?.holder.as_ref()?.grant)
+        let holders = &self.locks.get(name)?.holders;
+        let strong = holders.iter().find(|holder| holder.mode > LockMode::Shared);
+        strong.or_else(|| holders.first()).map(|holder| holder.grant)
     }
 
-    fn grant(&mut self, name: &Name, session: u64) -> Grant {
-        let grant = self.grants.len();
+    fn new_grant(&mut self, name: &Name, mode: LockMode) -> Grant {
         self.grants.push(name.clone());
-        self.lock(name).holder =
-            Some(Holder { session, grant, relying: Vec::new(), is_kept: false });
+        self.modes.push(mode);
+        self.grants.len() - 1
+    }
+
+    fn grant(
+        &mut self,
+        name: &Name,
+        session: u64,
+        mode: LockMode,
+        lock_delay_ms: Option<u64>,
+    ) -> Grant {
+        let grant = self.new_grant(name, mode);
+        let since_ms = self.now_ms;
+        let (former, relying, is_kept) = (None, Vec::new(), false);
+        let holder =
+            Holder { session, grant, former, mode, since_ms, lock_delay_ms, relying, is_kept };
+        self.lock(name).holders.push(holder);
         self.counts.locks_acquired += 1;
         grant
     }
 
-    fn vacate(&mut self, name: &Name) {
-        self.lock(name).holder = None;
-        self.counts.locks_released += 1;
-    }
-
-    /// A free lock goes to the session that has waited longest, for all of its waits. It waits a while for one whose
-    /// caller is lost, then forgets it.
-    fn hand_on(&mut self, name: &Name) {
-        let now_ms = self.now_ms;
-        let lock = self.lock(name);
-        if lock.holder.is_some() {
-            return;
-        }
-        let is_gone = |wait: &Wait| wait.lost_ms.is_some_and(|at| now_ms >= at + WAITER_CLAIM_MS);
-        let gone = lock.queue.iter().take_while(|wait| is_gone(wait)).count();
-        let gone = lock.queue.drain(..gone).collect::<Vec<_>>();
-        self.grant_first(name);
-        let answer = Answer::Held(self.holder(name));
-        gone.into_iter().for_each(|wait| self.settle(Some(wait.seat), &wait.id, answer.clone()));
-    }
-
-    fn grant_first(&mut self, name: &Name) {
-        let lock = self.lock(name);
-        let first = lock.queue.first().filter(|wait| wait.lost_ms.is_none());
-        let Some(session) = first.map(|wait| wait.session) else { return };
-        let queue = std::mem::take(&mut lock.queue);
-        let (granted, waiting) =
-            queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
-        lock.queue = waiting;
-        let grant = self.grant(name, session);
-        for wait in granted {
-            if wait.lost_ms.is_some() {
-                self.settle(Some(wait.seat), &wait.id, Answer::Held(Some(grant)));
-                continue;
-            }
-            let holder = self.lock(name).holder.as_mut().expect("granted above");
-            (0..wait.callers).for_each(|_| holder.rely(&wait.id));
-            self.settle(Some(wait.seat), &wait.id, Answer::Granted(grant));
-        }
+    fn regrant(&mut self, name: &Name, session: u64, mode: LockMode) -> Grant {
+        let grant = self.new_grant(name, mode);
+        let holders = &mut self.lock(name).holders;
+        let place = holders.iter().position(|holder| holder.session == session);
+        let holder = holders.remove(place.expect("who converts holds the lock"));
+        holders.push(Holder { grant, former: Some(holder.grant), mode, ..holder });
+        self.counts.locks_converted += 1;
+        grant
     }
 
     /// A session is gone: it waits no more and holds nothing.
@@ -427,12 +533,17 @@ impl Model {
         let (ended, waiting) =
             queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
         lock.queue = waiting;
-        if lock.holder.as_ref().is_some_and(|holder| holder.session == session) {
-            self.vacate(name);
+        if lock.has(session) {
+            self.vacate(name, session);
         }
         for wait in ended {
             self.settle(Some(wait.seat), &wait.id, Answer::Refused(Reason::SessionExpired, None));
         }
+    }
+
+    fn settle_held(&mut self, name: &Name, wait: &Wait) {
+        let answer = not_got(wait.converts, self.holder(name));
+        self.settle(Some(wait.seat), &wait.id, answer);
     }
 
     fn settle(&mut self, seat: Option<Seat>, id: &Id, answer: Answer) {
@@ -477,4 +588,8 @@ impl Holder {
             self.is_kept = true;
         }
     }
+}
+
+fn not_got(converts: bool, holder: Option<Grant>) -> Answer {
+    if converts { Answer::NotConverted(holder) } else { Answer::Held(holder) }
 }

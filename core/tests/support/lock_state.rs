@@ -4,11 +4,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use trefoil_core::limits::DEADLOCKS_KEPT_MAX;
 use trefoil_core::slot;
 use trefoil_core::store::{MemoryStore, decode};
 use trefoil_proto::internal::v1::{
-    Claim, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Waiter,
+    Claim, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Wait, Waiter,
 };
+use trefoil_proto::lock::v1::{Deadlock, LockMode};
 
 /// Numbers of `key::Kind`, written out because they are the format.
 const PROGRESS: u8 = 1;
@@ -20,6 +22,12 @@ const SESSION: u8 = 17;
 const LOCK: u8 = 18;
 const WAITER: u8 = 19;
 const CLAIM: u8 = 20;
+const HOLDER: u8 = 21;
+const WAIT: u8 = 22;
+const DEADLOCK: u8 = 23;
+
+/// The place of a waiter that does not convert.
+const ACQUIRES: u64 = 1 << 63;
 
 /// All records of locks, by what their keys say.
 #[derive(Debug, Default)]
@@ -27,8 +35,14 @@ pub struct LockState {
     pub namespaces: BTreeMap<String, LockNamespace>,
     pub sessions: BTreeMap<(String, u64), Session>,
     pub locks: BTreeMap<(String, String), Lock>,
-    /// (namespace, lock, ordinal)
+    /// (namespace, lock, place)
     pub waiters: BTreeMap<(String, String, u64), Waiter>,
+    /// (namespace, lock, token)
+    pub holders: BTreeMap<(String, String, u64), Holder>,
+    /// (namespace, session, ordinal)
+    pub waits: BTreeMap<(String, u64, u64), Wait>,
+    /// (namespace, number)
+    pub deadlocks: BTreeMap<(String, u64), Deadlock>,
     pub claims: BTreeMap<(String, u64, String), Claim>,
     /// (due, kind, rest)
     pub timers: BTreeSet<(u64, u8, Vec<u8>)>,
@@ -81,6 +95,16 @@ impl LockState {
             WAITER => {
                 self.waiters.insert((of, text(&mut rest), number(&mut rest)), decode(value));
             }
+            HOLDER => {
+                self.holders.insert((of, text(&mut rest), number(&mut rest)), decode(value));
+            }
+            DEADLOCK => {
+                self.deadlocks.insert((of, number(&mut rest)), decode(value));
+            }
+            WAIT => {
+                let key = (of, number(&mut rest), number(&mut rest));
+                self.waits.insert(key, decode(value));
+            }
             CLAIM => {
                 self.claims.insert((of, number(&mut rest), tail(rest)), decode(value));
             }
@@ -93,27 +117,45 @@ impl LockState {
     pub fn check(&self, now_ms: u64) {
         let is_swept = |session: &Session| !session.ended || session.timer_at_ms <= now_ms;
         assert!(self.sessions.values().all(is_swept), "an ended session is about to be swept");
+        let is_kept = |(namespace, number): &(String, u64)| {
+            let last = self.namespaces[namespace].last_deadlock;
+            (1..=last).contains(number) && number + DEADLOCKS_KEPT_MAX > last
+        };
+        assert!(self.deadlocks.keys().all(is_kept), "only the last deadlocks are kept");
         self.check_counts();
         self.check_locks();
         self.check_timers();
+        self.check_waits();
         for ((namespace, session, name), claim) in &self.claims {
-            assert!(claim.holds || !claim.waits.is_empty(), "a claim claims something");
+            assert!(claim.hold.is_some() || !claim.ordinals.is_empty(), "a claim claims something");
             assert!(
                 self.sessions.contains_key(&(namespace.clone(), *session)),
                 "a claim has a session"
             );
-            for wait in &claim.waits {
-                let waiter = self.waiters.get(&(namespace.clone(), name.clone(), wait.ordinal));
-                assert_eq!(
-                    waiter.map(|waiter| waiter.session_id),
-                    Some(*session),
-                    "a wait has its waiter"
-                );
-                assert!(wait.callers > 0, "somebody waits");
+            for ordinal in &claim.ordinals {
+                let wait = &self.waits[&(namespace.clone(), *session, *ordinal)];
+                assert!(wait.wants.iter().any(|want| want.name == *name), "a wait is its claim's");
+                assert_eq!(wait.session_id, *session);
+                assert_eq!(wait.converts, claim.hold.is_some(), "only a holder converts");
             }
         }
-        let waits = self.claims.values().map(|claim| claim.waits.len()).sum::<usize>();
-        assert_eq!(waits, self.waiters.len(), "a waiter has its wait");
+        let ordinals = self.claims.values().map(|claim| claim.ordinals.len()).sum::<usize>();
+        assert_eq!(ordinals, self.waiters.len(), "a waiter is in its claim");
+    }
+
+    fn check_waits(&self) {
+        let mut waiters = BTreeMap::new();
+        for ((namespace, session, ordinal), wait) in &self.waits {
+            assert_eq!(wait.session_id, *session);
+            assert!(wait.callers > 0 && !wait.wants.is_empty(), "somebody waits for something");
+            assert!(*ordinal <= self.namespaces[namespace].last_ordinal);
+            for want in &wait.wants {
+                let place = if wait.converts { *ordinal } else { ordinal | ACQUIRES };
+                let key = (namespace.clone(), want.name.clone(), place);
+                waiters.insert(key, Waiter { session_id: wait.session_id });
+            }
+        }
+        assert_eq!(waiters, self.waiters, "waiters are those of the waits");
     }
 
     fn check_counts(&self) {
@@ -123,12 +165,16 @@ impl LockState {
         }
         for (namespace, counters) in &self.namespaces {
             assert_eq!(counters.sessions, sessions.get(namespace).copied().unwrap_or(0));
+            let locks = self.locks.keys().filter(|(of, _)| of == namespace).count();
+            let waits = self.waits.keys().filter(|(of, ..)| of == namespace).count();
+            let counted = (counters.locks, counters.waits);
+            assert_eq!(counted, (locks as u64, waits as u64), "a namespace counts its records");
         }
         let mut claims = BTreeMap::<_, (u64, u64)>::new();
         for ((namespace, session, _), claim) in &self.claims {
             let counts = claims.entry((namespace.clone(), *session)).or_default();
             counts.0 += 1;
-            counts.1 += u64::from(claim.holds);
+            counts.1 += u64::from(claim.hold.is_some());
         }
         for (key, session) in &self.sessions {
             let counted = claims.get(key).copied().unwrap_or_default();
@@ -149,37 +195,46 @@ impl LockState {
     }
 
     fn check_locks(&self) {
-        let mut tokens = BTreeSet::new();
+        let mut tokens = BTreeMap::new();
         for ((namespace, name), lock) in &self.locks {
             assert!(
-                lock.session_id > 0 || lock.waiters > 0,
+                lock.session_id > 0
+                    || lock.shared > 0
+                    || lock.waiters > 0
+                    || lock.delayed_until_ms > 0,
                 "a lock that nobody wants has no record"
             );
             assert_eq!(lock.session_id > 0, lock.token > 0, "every grant has a token");
+            assert_eq!(lock.session_id > 0, lock.mode() > LockMode::Shared);
+            assert!(lock.mode() != LockMode::Exclusive || lock.shared == 0, "exclusive is alone");
             let all =
                 (namespace.clone(), name.clone(), 0)..=(namespace.clone(), name.clone(), u64::MAX);
-            assert_eq!(
-                lock.waiters,
-                self.waiters.range(all).count() as u64,
-                "a lock counts its waiters"
-            );
-            if lock.session_id > 0 {
-                assert!(tokens.insert((namespace, lock.token)), "a token is one grant's");
-                assert!(lock.token <= self.namespaces[namespace].last_token);
-                let claim = self.claims.get(&(namespace.clone(), lock.session_id, name.clone()));
-                assert!(
-                    claim.is_some_and(|claim| claim.holds && claim.waits.is_empty()),
-                    "a holder has its claim"
-                );
-                assert!(lock.kept || !lock.acquirers.is_empty(), "a grant answered somebody");
+            let waiters = self.waiters.range(all.clone()).count();
+            assert_eq!(lock.waiters, waiters as u64, "a lock counts its waiters");
+            let shared = self.holders.range(all);
+            let shared = shared.map(|((.., token), holder)| (*token, (holder.session_id, true)));
+            let shared = shared.collect::<Vec<_>>();
+            assert_eq!(lock.shared, shared.len() as u64, "a lock counts its holders");
+            let strong = (lock.session_id > 0).then_some((lock.token, (lock.session_id, false)));
+            for (token, (session_id, is_shared)) in shared.into_iter().chain(strong) {
+                let grant = (session_id, name.clone(), is_shared);
+                let others = tokens.insert((namespace.clone(), token), grant);
+                assert_eq!(others, None, "a token is one grant's");
+                assert!(token <= self.namespaces[namespace].last_token);
             }
         }
-        let holding = self.claims.values().filter(|claim| claim.holds).count();
-        assert_eq!(holding, tokens.len(), "a claim that holds is the holder's");
-        for (namespace, name, _) in self.waiters.keys() {
+        let holds = self.claims.iter().filter_map(|((namespace, session, name), claim)| {
+            let hold = claim.hold.as_ref()?;
+            assert!(hold.kept || !hold.acquirers.is_empty(), "a grant answered somebody");
+            assert!(hold.former_token < hold.token);
+            let grant = (*session, name.clone(), hold.mode() == LockMode::Shared);
+            Some(((namespace.clone(), hold.token), grant))
+        });
+        assert_eq!(holds.collect::<BTreeMap<_, _>>(), tokens, "a claim that holds is a holder's");
+        for (namespace, name, _) in self.waiters.keys().chain(self.holders.keys()) {
             assert!(
                 self.locks.contains_key(&(namespace.clone(), name.clone())),
-                "a waiter has its lock"
+                "who waits or holds has a lock"
             );
         }
     }
@@ -194,26 +249,25 @@ impl LockState {
                 [&sized(namespace)[..], &id.to_be_bytes()].concat(),
             ));
         }
-        for ((namespace, _, name), claim) in &self.claims {
-            for wait in &claim.waits {
-                let rest =
-                    [&sized(namespace)[..], &sized(name), &wait.ordinal.to_be_bytes()].concat();
-                expected.insert((wait.deadline_ms, WAITER, rest));
-            }
+        for ((namespace, session, ordinal), wait) in &self.waits {
+            let rest = [&sized(namespace)[..], &session.to_be_bytes(), &ordinal.to_be_bytes()];
+            let rest = rest.concat();
+            expected.insert((wait.deadline_ms, WAIT, rest));
         }
         for ((namespace, name), lock) in &self.locks {
             let goes_on = |(_, kind, rest): &(u64, u8, Vec<u8>)| {
-                *kind == WAITER && *rest == [&sized(namespace)[..], &sized(name), &[0; 8]].concat()
+                *kind == LOCK && *rest == [&sized(namespace)[..], name.as_bytes()].concat()
             };
+            let is_held = lock.session_id > 0 || lock.shared > 0;
             assert!(
-                lock.session_id > 0 || self.timers.iter().any(goes_on),
-                "a free lock is handed on"
+                is_held && lock.delayed_until_ms == 0 || self.timers.iter().any(goes_on),
+                "a free lock is handed on, and a delay ends"
             );
         }
         let clients = self.timers.iter().filter(|(_, kind, _)| *kind == REQUEST_CLIENT).count();
         assert_eq!(clients, self.clients.len(), "a client has its timer");
         let is_looked_at =
-            |timer: &&(u64, u8, Vec<u8>)| timer.1 == REQUEST_CLIENT || timer.2.ends_with(&[0; 8]);
+            |timer: &&(u64, u8, Vec<u8>)| timer.1 == REQUEST_CLIENT || timer.1 == LOCK;
         let others = self.timers.iter().filter(|timer| !is_looked_at(timer)).cloned();
         assert_eq!(others.collect::<BTreeSet<_>>(), expected, "timers are those of the records");
     }

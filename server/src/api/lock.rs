@@ -7,12 +7,14 @@ use std::time::Duration;
 use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
+use trefoil_proto::internal::v1::query::Query;
+use trefoil_proto::internal::v1::{CancelAcquire, ForceStep, Refusal, ReleaseHeld};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::reason::Retry;
 
-use super::{Api, Context, Shards, expect_answer};
+use super::{Api, Context, Decided, Shards, expect_answer, other_answer};
 
 /// How long a caller who is gone may take to ask again, by another node, under the same request id. A clean-up that
 /// comes later than the retry does nothing.
@@ -73,11 +75,38 @@ impl<S: Shards> Api<S> {
                 session_id: request.session_id,
                 name: request.name.clone(),
                 waiter: id.clone(),
+                mode: request.mode,
+                converts: false,
             }),
         };
         let decided = self.command(slot, id, Command::Acquire(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Acquire)
+    }
+
+    /// Converts, and never leaves behind a waiter that nobody knows of.
+    pub(super) async fn convert(
+        self: &Arc<Self>,
+        context: &Context,
+        mut request: lock::ConvertRequest,
+    ) -> Result<lock::ConvertResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        let mut abandoned = Abandoned {
+            api: Arc::clone(self),
+            context,
+            cancel: Some(CancelAcquire {
+                namespace: request.namespace.clone(),
+                session_id: request.session_id,
+                name: request.name.clone(),
+                waiter: id.clone(),
+                mode: request.mode,
+                converts: true,
+            }),
+        };
+        let decided = self.command(slot, id, Command::Convert(request), &context.ask).await;
+        abandoned.judge(decided.as_ref().err());
+        expect_answer!(decided?, Convert)
     }
 
     pub(super) async fn release(
@@ -92,9 +121,131 @@ impl<S: Shards> Api<S> {
             Release
         )
     }
+
+    /// Releases batch after batch. The request id goes with the first one, whose answer says how to go on: a retry
+    /// goes on from there, and releases nothing that was granted since.
+    pub(super) async fn release_all(
+        &self,
+        context: &Context,
+        request: lock::ReleaseAllRequest,
+    ) -> Result<lock::ReleaseAllResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let mut id = request.request_id;
+        let mut batch = ReleaseHeld {
+            namespace: request.namespace,
+            session_id: request.session_id,
+            ..ReleaseHeld::default()
+        };
+        let mut released = 0;
+        loop {
+            let command = Command::ReleaseHeld(batch.clone());
+            let Decided { header, answer } =
+                self.command(slot, id.take(), command, &context.ask).await?;
+            let Answer::ReleasedHeld(done) = answer else { return Err(other_answer()) };
+            released += done.released;
+            (batch.after, batch.up_to_token) = (done.after, done.up_to_token);
+            if batch.after.is_empty() {
+                return Ok(lock::ReleaseAllResponse { header: Some(header), released });
+            }
+        }
+    }
+
+    /// Takes away batch after batch; as with [`Self::release_all`] the first one says how to go on.
+    pub(super) async fn force_release(
+        &self,
+        context: &Context,
+        request: lock::ForceReleaseRequest,
+    ) -> Result<lock::ForceReleaseResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let mut id = request.request_id;
+        let lock::ForceReleaseRequest { namespace, name, fencing_token, .. } = request;
+        let mut step = ForceStep { namespace, name, fencing_token, token: 0 };
+        let mut released = 0;
+        loop {
+            let command = Command::ForceStep(step.clone());
+            let Decided { header, answer } =
+                self.command(slot, id.take(), command, &context.ask).await?;
+            let Answer::ForcedStep(done) = answer else { return Err(other_answer()) };
+            released += done.released;
+            step.token = done.token;
+            if !done.more {
+                let (header, fencing_token) = (Some(header), done.token);
+                return Ok(lock::ForceReleaseResponse { header, released, fencing_token });
+            }
+        }
+    }
+
+    pub(super) async fn validate_token(
+        &self,
+        context: &Context,
+        request: lock::ValidateTokenRequest,
+    ) -> Result<lock::ValidateTokenResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::ValidateToken(request), &context.ask).await?,
+            ValidateToken
+        )
+    }
+
+    pub(super) async fn describe_lock(
+        &self,
+        context: &Context,
+        request: lock::DescribeLockRequest,
+    ) -> Result<lock::DescribeLockResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::DescribeLock(request), &context.ask).await?,
+            DescribeLock
+        )
+    }
+
+    pub(super) async fn list_locks(
+        &self,
+        context: &Context,
+        request: lock::ListLocksRequest,
+    ) -> Result<lock::ListLocksResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(self.query(slot, Query::ListLocks(request), &context.ask).await?, ListLocks)
+    }
+
+    pub(super) async fn get_session(
+        &self,
+        context: &Context,
+        request: lock::GetSessionRequest,
+    ) -> Result<lock::GetSessionResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::GetSession(request), &context.ask).await?,
+            GetSession
+        )
+    }
+
+    pub(super) async fn list_deadlocks(
+        &self,
+        context: &Context,
+        request: lock::ListDeadlocksRequest,
+    ) -> Result<lock::ListDeadlocksResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::ListDeadlocks(request), &context.ask).await?,
+            ListDeadlocks
+        )
+    }
+
+    pub(super) async fn list_sessions(
+        &self,
+        context: &Context,
+        request: lock::ListSessionsRequest,
+    ) -> Result<lock::ListSessionsResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(
+            self.query(slot, Query::ListSessions(request), &context.ask).await?,
+            ListSessions
+        )
+    }
 }
 
-/// An Acquire whose end the caller has not seen. Dropped in that state, it is cancelled.
+/// An Acquire or a Convert whose end the caller has not seen. Dropped in that state, it is cancelled.
 struct Abandoned<'a, S: Shards> {
     api: Arc<Api<S>>,
     context: &'a Context,

@@ -59,6 +59,15 @@ methods! {
     CloseSession: "trefoil.lock.v1.LockService" "CloseSession" Priority "Closes a session.";
     Acquire: "trefoil.lock.v1.LockService" "Acquire" Work "Acquires a lock.";
     Release: "trefoil.lock.v1.LockService" "Release" Priority "Releases a lock.";
+    Convert: "trefoil.lock.v1.LockService" "Convert" Work "Changes the mode of a grant.";
+    ReleaseAll: "trefoil.lock.v1.LockService" "ReleaseAll" Priority "Releases all locks of a session.";
+    DescribeLock: "trefoil.lock.v1.LockService" "DescribeLock" Work "Shows a lock.";
+    ListLocks: "trefoil.lock.v1.LockService" "ListLocks" Work "Lists locks.";
+    GetSession: "trefoil.lock.v1.LockService" "GetSession" Work "Shows a session.";
+    ListSessions: "trefoil.lock.v1.LockService" "ListSessions" Work "Lists sessions.";
+    ListDeadlocks: "trefoil.lock.v1.LockService" "ListDeadlocks" Work "Lists the last deadlocks.";
+    ForceRelease: "trefoil.lock.v1.LockService" "ForceRelease" Priority "Takes a lock away.";
+    ValidateToken: "trefoil.lock.v1.LockService" "ValidateToken" Work "Checks a fencing token.";
     CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";
     Enqueue: "trefoil.queue.v1.QueueService" "Enqueue" Work "Stores messages.";
     Dequeue: "trefoil.queue.v1.QueueService" "Dequeue" Work "Leases messages.";

@@ -229,6 +229,31 @@ impl<S: Shards> Api<S> {
             }
             Operation::Acquire(request) => Outcome::Acquire(self.acquire(context, request).await?),
             Operation::Release(request) => Outcome::Release(self.release(context, request).await?),
+            Operation::Convert(request) => Outcome::Convert(self.convert(context, request).await?),
+            Operation::ReleaseAll(request) => {
+                Outcome::ReleaseAll(self.release_all(context, request).await?)
+            }
+            Operation::DescribeLock(request) => {
+                Outcome::DescribeLock(self.describe_lock(context, request).await?)
+            }
+            Operation::ListLocks(request) => {
+                Outcome::ListLocks(self.list_locks(context, request).await?)
+            }
+            Operation::GetSession(request) => {
+                Outcome::GetSession(self.get_session(context, request).await?)
+            }
+            Operation::ForceRelease(request) => {
+                Outcome::ForceRelease(self.force_release(context, request).await?)
+            }
+            Operation::ValidateToken(request) => {
+                Outcome::ValidateToken(self.validate_token(context, request).await?)
+            }
+            Operation::ListDeadlocks(request) => {
+                Outcome::ListDeadlocks(self.list_deadlocks(context, request).await?)
+            }
+            Operation::ListSessions(request) => {
+                Outcome::ListSessions(self.list_sessions(context, request).await?)
+            }
             Operation::CreateQueue(request) => {
                 Outcome::CreateQueue(self.create_queue(context, request).await?)
             }

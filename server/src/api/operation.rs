@@ -37,6 +37,15 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::CloseSession(request) => request.check(),
         Operation::Acquire(request) => request.check(),
         Operation::Release(request) => request.check(),
+        Operation::Convert(request) => request.check(),
+        Operation::ReleaseAll(request) => request.check(),
+        Operation::DescribeLock(request) => request.check(),
+        Operation::ListLocks(request) => request.check(),
+        Operation::GetSession(request) => request.check(),
+        Operation::ListSessions(request) => request.check(),
+        Operation::ListDeadlocks(request) => request.check(),
+        Operation::ForceRelease(request) => request.check(),
+        Operation::ValidateToken(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -58,6 +67,15 @@ pub fn method(operation: &Operation) -> Method {
         Operation::CloseSession(_) => Method::CloseSession,
         Operation::Acquire(_) => Method::Acquire,
         Operation::Release(_) => Method::Release,
+        Operation::Convert(_) => Method::Convert,
+        Operation::ReleaseAll(_) => Method::ReleaseAll,
+        Operation::DescribeLock(_) => Method::DescribeLock,
+        Operation::ListLocks(_) => Method::ListLocks,
+        Operation::GetSession(_) => Method::GetSession,
+        Operation::ListSessions(_) => Method::ListSessions,
+        Operation::ListDeadlocks(_) => Method::ListDeadlocks,
+        Operation::ForceRelease(_) => Method::ForceRelease,
+        Operation::ValidateToken(_) => Method::ValidateToken,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -87,6 +105,21 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         Operation::Release(r) => {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
+        Operation::Convert(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::ReleaseAll(r) => {
+            (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
+        }
+        Operation::DescribeLock(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::ListLocks(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::GetSession(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::ListSessions(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::ListDeadlocks(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::ForceRelease(r) => {
+            (Action::ControlLocks, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::ValidateToken(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, 0),
         Operation::CreateQueue(r) => {
             (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
         }
@@ -121,7 +154,16 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::KeepAlive
         | Method::CloseSession
         | Method::Acquire
-        | Method::Release => Some(Service::Lock),
+        | Method::Release
+        | Method::Convert
+        | Method::ReleaseAll
+        | Method::DescribeLock
+        | Method::ListLocks
+        | Method::GetSession
+        | Method::ListSessions
+        | Method::ListDeadlocks
+        | Method::ForceRelease
+        | Method::ValidateToken => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

@@ -96,6 +96,15 @@ service!(lock::lock_service_server::LockService {
     close_session: CloseSession(lock::CloseSessionRequest) -> lock::CloseSessionResponse;
     acquire: Acquire(lock::AcquireRequest) -> lock::AcquireResponse;
     release: Release(lock::ReleaseRequest) -> lock::ReleaseResponse;
+    convert: Convert(lock::ConvertRequest) -> lock::ConvertResponse;
+    release_all: ReleaseAll(lock::ReleaseAllRequest) -> lock::ReleaseAllResponse;
+    describe_lock: DescribeLock(lock::DescribeLockRequest) -> lock::DescribeLockResponse;
+    list_locks: ListLocks(lock::ListLocksRequest) -> lock::ListLocksResponse;
+    get_session: GetSession(lock::GetSessionRequest) -> lock::GetSessionResponse;
+    list_sessions: ListSessions(lock::ListSessionsRequest) -> lock::ListSessionsResponse;
+    list_deadlocks: ListDeadlocks(lock::ListDeadlocksRequest) -> lock::ListDeadlocksResponse;
+    force_release: ForceRelease(lock::ForceReleaseRequest) -> lock::ForceReleaseResponse;
+    validate_token: ValidateToken(lock::ValidateTokenRequest) -> lock::ValidateTokenResponse;
 });
 
 service!(queue::queue_service_server::QueueService {

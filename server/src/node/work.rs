@@ -75,12 +75,16 @@ impl Work {
             O::KeepAlive(_)
             | O::CloseSession(_)
             | O::Release(_)
+            | O::ReleaseHeld(_)
+            | O::ForceStep(_)
             | O::CancelAcquire(_)
             | O::LoseCaller(_) => Share::Reserved,
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
-            O::OpenSession(_) | O::Acquire(_) | O::CreateQueue(_) | O::OpenPartition(_) => {
-                Share::Ordinary
-            }
+            O::OpenSession(_)
+            | O::Acquire(_)
+            | O::Convert(_)
+            | O::CreateQueue(_)
+            | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
         }
     }
@@ -118,12 +122,17 @@ fn is_idempotent(operation: &Operation) -> bool {
     use Operation as O;
     match operation {
         O::Acquire(_)
+        | O::Convert(_)
         | O::KeepAlive(_)
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
         | O::CreateQueue(_)
         | O::OpenPartition(_) => true,
-        O::OpenSession(_) | O::CloseSession(_) | O::Release(_) => false,
+        O::OpenSession(_)
+        | O::CloseSession(_)
+        | O::Release(_)
+        | O::ReleaseHeld(_)
+        | O::ForceStep(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
     }

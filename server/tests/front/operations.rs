@@ -31,6 +31,11 @@ pub fn release(session_id: u64, name: &str) -> lock::ReleaseRequest {
     lock::ReleaseRequest { session_id, name: name.to_owned(), ..Default::default() }
 }
 
+pub fn convert(session_id: u64, name: &str, mode: lock::LockMode) -> lock::ConvertRequest {
+    let (name, mode) = (name.to_owned(), mode.into());
+    lock::ConvertRequest { session_id, name, mode, ..Default::default() }
+}
+
 pub fn create_queue(queue: &str, partitions: u32) -> queue::CreateQueueRequest {
     queue::CreateQueueRequest { queue: queue.to_owned(), partitions, ..Default::default() }
 }
@@ -71,7 +76,32 @@ pub fn one_of_each() -> Vec<Operation> {
         Operation::OpenSession(open_session(60_000)),
         Operation::KeepAlive(lock::KeepAliveRequest { session_id: session, ..Default::default() }),
         Operation::Acquire(acquire(session, "l", 0)),
+        Operation::Convert(convert(session, "l", lock::LockMode::Shared)),
+        Operation::DescribeLock(lock::DescribeLockRequest {
+            name: "l".to_owned(),
+            ..Default::default()
+        }),
+        Operation::ListLocks(lock::ListLocksRequest::default()),
+        Operation::GetSession(lock::GetSessionRequest {
+            session_id: session,
+            ..Default::default()
+        }),
+        Operation::ListSessions(lock::ListSessionsRequest::default()),
+        Operation::ListDeadlocks(lock::ListDeadlocksRequest::default()),
+        Operation::ValidateToken(lock::ValidateTokenRequest {
+            name: "l".to_owned(),
+            fencing_token: 1,
+            ..Default::default()
+        }),
+        Operation::ForceRelease(lock::ForceReleaseRequest {
+            name: "other".to_owned(),
+            ..Default::default()
+        }),
         Operation::Release(release(session, "l")),
+        Operation::ReleaseAll(lock::ReleaseAllRequest {
+            session_id: session,
+            ..Default::default()
+        }),
         Operation::CloseSession(lock::CloseSessionRequest {
             session_id: session,
             ..Default::default()

@@ -2,38 +2,45 @@
 
 use bytes::{Buf as _, Bytes};
 use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Acquirer, Answer, Lock, Wait, Waiter, answer};
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::internal::v1::{Acquirer, Answer, Hold, Holder, Lock, Wait, Waiter, answer};
+use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::{Scope, Settled, timers};
-use super::{Space, session_expired, take_text, timer_rest};
+use super::place::{number_of, ordinal_of, timer_rest};
+use super::{
+    Space, conflict, convert_needed, converted, granted, is_wanted, session_expired, take_text,
+    text_of,
+};
 use crate::key::Kind;
 use crate::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
 use crate::store::{decode, prefix_end};
 
-/// No waiter at all. In a timer: the lock is free and still to be handed on.
-const NO_ORDINAL: u64 = 0;
-
-/// A waiter's timer: its deadline has passed, or a free lock is to be handed on.
-pub(in super::super) fn waiter_due(scope: &mut Scope<'_>, rest: &Bytes) {
+/// A wait's timer: its deadline has passed.
+pub(in super::super) fn wait_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
-    let (namespace, name, ordinal) = (take_text(&mut rest), take_text(&mut rest), rest.get_u64());
+    let (namespace, session_id, ordinal) = (take_text(&mut rest), rest.get_u64(), rest.get_u64());
     let mut space = Space::new(scope, &namespace);
-    let mut lock = space.lock(&name);
-    space.free_from_the_dead(&name, &mut lock);
-    if let Some(Waiter { session_id }) = space.waiter(&name, ordinal) {
-        let claim = space.claim(session_id, &name);
-        let wait = claim.waits.into_iter().find(|wait| wait.ordinal == ordinal);
-        let wait = wait.expect("the claim of a waiter knows its wait");
-        if space.is_over(session_id) {
-            space.leave(&name, &mut lock, session_id, &wait);
-            space.settle(&name, &wait, session_expired());
+    let Some(wait) = space.wait(session_id, ordinal) else { return };
+    let names = wait.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
+    names.iter().for_each(|name| space.tidy(name));
+    if let Some(wait) = space.wait(session_id, ordinal) {
+        if space.is_over(wait.session_id) {
+            space.leave(ordinal, &wait);
+            space.settle(ordinal, &wait, session_expired());
         } else if space.has_passed(&wait) {
-            space.leave(&name, &mut lock, session_id, &wait);
-            space.settle(&name, &wait, held(lock.token));
+            space.leave(ordinal, &wait);
+            let answer = space.held(&names[0], wait.converts);
+            space.settle(ordinal, &wait, answer);
         }
     }
-    space.put_lock(&name, &lock);
+    names.iter().for_each(|name| space.hand_on(name));
+}
+
+/// A lock's timer: it is still to be handed on.
+pub(in super::super) fn lock_due(scope: &mut Scope<'_>, rest: &Bytes) {
+    let mut rest = rest.clone();
+    let namespace = take_text(&mut rest);
+    Space::new(scope, &namespace).tidy(&text_of(&rest));
 }
 
 impl Space<'_, '_> {
@@ -42,40 +49,187 @@ impl Space<'_, '_> {
     }
 
     /// Takes the lock from a holder whose session is over, and hands it on.
-    pub(super) fn free_from_the_dead(&mut self, name: &str, lock: &mut Lock) {
-        if lock.session_id != 0 && self.is_over(lock.session_id) {
-            self.vacate(name, lock);
+    pub(super) fn tidy(&mut self, name: &str) {
+        if !is_wanted(&self.lock(name)) {
+            return;
         }
-        self.hand_on(name, lock);
+        self.end_delay(name);
+        self.free_from_the_dead(name);
+        self.hand_on(name);
     }
 
-    /// The holder holds it no longer.
-    pub(super) fn vacate(&mut self, name: &str, lock: &mut Lock) {
-        self.change_claim(lock.session_id, name, |claim| claim.holds = false);
-        *lock = Lock { waiters: lock.waiters, ..Lock::default() };
-        self.scope.output.counts.locks_released += 1;
+    /// Only whoever holds it in mode UPDATE or EXCLUSIVE: those in mode SHARED are looked at when they are in the way.
+    fn free_from_the_dead(&mut self, name: &str) {
+        let lock = self.lock(name);
+        if lock.session_id != 0 && self.is_over(lock.session_id) {
+            self.bury(name, lock.session_id);
+        }
     }
 
-    /// Grants a free lock, with a token that is larger than every one before it.
-    pub(super) fn grant(&mut self, name: &str, lock: &mut Lock, session_id: u64) {
+    /// The session of a holder is over. Where it expired, and did not close, a lock delay begins.
+    fn bury(&mut self, name: &str, session_id: u64) {
+        let expired = self.session(session_id).filter(|session| session.expired);
+        let delay_ms = expired.and_then(|session| {
+            let hold = self.claim(session_id, name).hold?;
+            Some(hold.lock_delay_ms.unwrap_or(session.lock_delay_ms))
+        });
+        self.vacate(name, session_id);
+        let Some(delay_ms) = delay_ms.filter(|delay_ms| *delay_ms > 0) else { return };
+        let until_ms = self.scope.now_ms.saturating_add(delay_ms);
+        self.change_lock(name, |lock| lock.delayed_until_ms = lock.delayed_until_ms.max(until_ms));
+        let key = self.place.lock(name);
+        timers::set(self.scope, until_ms, Kind::Lock, timer_rest(&key));
+    }
+
+    /// Ends a lock delay whose time has come.
+    fn end_delay(&mut self, name: &str) {
+        let lock = self.lock(name);
+        if lock.delayed_until_ms > 0 && !self.is_delayed(&lock) {
+            self.change_lock(name, |lock| lock.delayed_until_ms = 0);
+        }
+    }
+
+    /// Whether a lock delay goes on.
+    fn is_delayed(&self, lock: &Lock) -> bool {
+        self.scope.now_ms < lock.delayed_until_ms
+    }
+
+    /// The holder holds it no longer, and has nothing left to convert.
+    pub(super) fn vacate(&mut self, name: &str, session_id: u64) {
+        let claim = self.claim(session_id, name);
+        let Some(hold) = &claim.hold else { return };
+        self.unlist(name, hold);
+        self.change_claim(session_id, name, |claim| claim.hold = None);
+        let counts = &mut self.scope.output.counts;
+        counts.locks_released += 1;
+        counts.lock_hold_ms += self.scope.now_ms.saturating_sub(hold.since_ms);
+        let converts = self.waits(session_id, &claim.ordinals).filter(|(_, wait)| wait.converts);
+        for (ordinal, wait) in converts.collect::<Vec<_>>() {
+            self.leave(ordinal, &wait);
+            let refusal =
+                if self.is_over(session_id) { session_expired() } else { self.not_holder(name) };
+            self.settle(ordinal, &wait, refusal);
+        }
+    }
+
+    /// The token of a lock's next grant, larger than every one before it.
+    pub(super) fn next_token(&mut self, name: &str) -> u64 {
         let mut counters = self.counters();
         counters.last_token += 1;
         if crate::mutant!(TokenFromLock) {
-            counters.last_token = lock.token + 1;
+            counters.last_token = self.lock(name).token + 1;
         }
         self.put_counters(&counters);
-        lock.session_id = session_id;
-        lock.token = counters.last_token;
-        self.change_claim(session_id, name, |claim| claim.holds = true);
-        self.scope.output.counts.locks_acquired += 1;
+        counters.last_token
     }
 
-    /// Whether somebody is there to take the answer of a waiting Acquire.
+    /// Grants a lock, with a token that is larger than every one before it.
+    pub(super) fn grant(
+        &mut self,
+        name: &str,
+        session_id: u64,
+        mode: LockMode,
+        rely: impl FnOnce(&mut Hold),
+    ) -> Hold {
+        let mut hold = Hold {
+            mode: mode.into(),
+            token: self.next_token(name),
+            since_ms: self.scope.now_ms,
+            ..Hold::default()
+        };
+        rely(&mut hold);
+        self.list(name, session_id, &hold);
+        self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
+        self.scope.output.counts.locks_acquired += 1;
+        hold
+    }
+
+    /// The lock knows of a grant.
+    pub(super) fn list(&mut self, name: &str, session_id: u64, hold: &Hold) {
+        if hold.mode() == LockMode::Shared {
+            let key = self.place.holder(name, hold.token);
+            self.scope.txn.put_message(key, &Holder { session_id });
+            self.change_lock(name, |lock| lock.shared += 1);
+        } else {
+            self.change_lock(name, |lock| {
+                *lock = Lock { session_id, token: hold.token, mode: hold.mode, ..*lock };
+            });
+        }
+    }
+
+    /// The lock knows of it no longer.
+    pub(super) fn unlist(&mut self, name: &str, hold: &Hold) {
+        if hold.mode() == LockMode::Shared {
+            self.scope.txn.delete(self.place.holder(name, hold.token));
+            self.change_lock(name, |lock| lock.shared = lock.shared.saturating_sub(1));
+        } else {
+            self.change_lock(name, |lock| {
+                *lock = Lock { session_id: 0, token: 0, mode: 0, ..*lock };
+            });
+        }
+    }
+
+    /// Whether no other holder is in the way of a session.
+    pub(super) fn admits(&mut self, name: &str, mode: LockMode, session_id: u64) -> bool {
+        let lock = self.lock(name);
+        let is_in_the_way =
+            lock.session_id != 0 && lock.session_id != session_id && conflict(lock.mode(), mode);
+        !self.is_delayed(&lock)
+            && !is_in_the_way
+            && (mode != LockMode::Exclusive || self.oldest_shared(name, session_id) == 0)
+    }
+
+    /// Token of the oldest living session in mode SHARED but for one; 0 where there is none. The dead before it are
+    /// taken out, as many as this step may.
+    pub(super) fn oldest_shared(&mut self, name: &str, but_for: u64) -> u64 {
+        let holders = self.place.holders(name);
+        let end = prefix_end(holders.bytes());
+        let mut from = holders;
+        while self.lock(name).shared > 0 {
+            let Some((key, value)) = self.scope.txn.scan(from.bytes(), &end, 1).pop() else {
+                break;
+            };
+            let (token, session_id) = (number_of(&key), decode::<Holder>(&value).session_id);
+            if session_id != but_for {
+                if self.left == 0 || !self.is_over(session_id) {
+                    return token;
+                }
+                self.left -= 1;
+                self.bury(name, session_id);
+            }
+            from = self.place.holder(name, token + 1);
+        }
+        0
+    }
+
+    /// Token of a holder, of several the one in mode UPDATE, else the oldest; 0 where there is none.
+    pub(super) fn holder_token(&mut self, name: &str) -> u64 {
+        let lock = self.lock(name);
+        if lock.session_id != 0 && !self.is_over(lock.session_id) {
+            return lock.token;
+        }
+        self.oldest_shared(name, 0)
+    }
+
+    /// The answer of an Acquire, or of a Convert, that did not get the lock.
+    pub(super) fn held(&mut self, name: &str, converts: bool) -> answer::Answer {
+        let holder_token = self.holder_token(name);
+        if converts {
+            let response = api::ConvertResponse { holder_token, ..api::ConvertResponse::default() };
+            return answer::Answer::Convert(response);
+        }
+        answer::Answer::Acquire(api::AcquireResponse {
+            holder_token,
+            ..api::AcquireResponse::default()
+        })
+    }
+
+    /// Whether somebody is there to take the answer of a waiting call.
     fn is_claimed(&self, wait: &Wait) -> bool {
         wait.claimed_term == self.scope.term && wait.lost_at_ms == 0
     }
 
-    /// When an Acquire that nobody claims loses its place; never while somebody does.
+    /// When a call that nobody claims loses its place; never while somebody does.
     fn lost_by_ms(&self, wait: &Wait) -> u64 {
         let lost_ms = if self.is_claimed(wait) {
             u64::MAX
@@ -87,159 +241,153 @@ impl Space<'_, '_> {
         lost_ms.saturating_add(WAITER_CLAIM_MS)
     }
 
-    /// Grants a free lock to the first waiter whose session lives and whose deadline has not passed. Where nobody is
-    /// there to take its answer the lock stays free until that waiter is claimed, or has lost its place; where this
-    /// step may do no more, it stays free as well. A timer goes on.
-    pub(super) fn hand_on(&mut self, name: &str, lock: &mut Lock) {
-        let waiters = self.waiters_key(name);
-        let end = prefix_end(waiters.bytes());
-        let mut from = waiters.clone();
-        let (mut late, mut again_ms) = (Vec::new(), self.scope.now_ms);
-        while lock.session_id == 0 && lock.waiters > 0 {
-            let first = self.scope.txn.scan(from.bytes(), &end, 1);
-            if self.left == 0 || first.is_empty() {
+    /// Grants a lock to its first waiters, one after the other, as long as no holder is in the way, their sessions live
+    /// and their deadlines have not passed. Where nobody is there to take a waiter's answer the lock waits until that
+    /// waiter is claimed, or has lost its place; where this step may do no more, it waits as well. A timer goes on.
+    pub(super) fn hand_on(&mut self, name: &str) {
+        let (mut late, mut again_ms) = (Vec::new(), None);
+        loop {
+            let lock = self.lock(name);
+            if lock.waiters == 0 || lock.mode() == LockMode::Exclusive {
                 break;
             }
-            let (key, value) = &first[0];
-            let ordinal = (&key[waiters.bytes().len()..]).get_u64();
-            let session_id = decode::<Waiter>(value).session_id;
-            from = waiters.clone().u64(ordinal + 1);
-            let claim = self.claim(session_id, name);
-            let wait = claim.waits.into_iter().find(|wait| wait.ordinal == ordinal);
-            let wait = wait.expect("the claim of a waiter knows its wait");
-            if !crate::mutant!(DeadWaiter) && self.is_over(session_id) {
-                self.leave(name, lock, session_id, &wait);
-                self.settle(name, &wait, session_expired());
-            } else if self.has_passed(&wait) || self.scope.now_ms >= self.lost_by_ms(&wait) {
-                self.leave(name, lock, session_id, &wait);
-                late.push(wait);
+            if self.left == 0 {
+                again_ms = Some(self.scope.now_ms);
+                break;
+            }
+            let (ordinal, wait) = self.first_wait(name);
+            let mode = wait.wants[0].mode();
+            if !crate::mutant!(DeadWaiter) && self.is_over(wait.session_id) {
+                self.leave(ordinal, &wait);
+                self.settle(ordinal, &wait, session_expired());
+            } else if self.has_passed(&wait) {
+                self.leave(ordinal, &wait);
+                late.push((ordinal, wait));
+            } else if !self.admits(name, mode, wait.session_id) {
+                if self.left == 0 {
+                    again_ms = Some(self.scope.now_ms);
+                }
+                break;
+            } else if self.scope.now_ms >= self.lost_by_ms(&wait) {
+                self.leave(ordinal, &wait);
+                late.push((ordinal, wait));
             } else if !self.is_claimed(&wait) {
-                again_ms = self.lost_by_ms(&wait);
+                again_ms = Some(self.lost_by_ms(&wait));
                 break;
             } else {
-                self.grant_waiter(name, lock, session_id);
+                self.grant_wait(name, &wait);
             }
         }
-        for wait in late {
-            self.settle(name, &wait, held(lock.token));
+        for (ordinal, wait) in late {
+            let answer = self.held(name, wait.converts);
+            self.settle(ordinal, &wait, answer);
         }
-        if lock.session_id == 0 && lock.waiters > 0 {
-            let key = self.waiter_key(name, NO_ORDINAL);
-            timers::set(self.scope, again_ms, Kind::Waiter, timer_rest(&key));
+        if let Some(again_ms) = again_ms {
+            let key = self.place.lock(name);
+            timers::set(self.scope, again_ms, Kind::Lock, timer_rest(&key));
         }
     }
 
-    /// Grants a free lock to a session that waits for it: one grant for all of its waits.
-    fn grant_waiter(&mut self, name: &str, lock: &mut Lock, session_id: u64) {
-        self.grant(name, lock, session_id);
-        for wait in self.claim(session_id, name).waits {
-            self.leave(name, lock, session_id, &wait);
-            if self.has_passed(&wait) || !self.is_claimed(&wait) {
-                self.settle(name, &wait, held(lock.token));
+    /// Whose turn it is.
+    fn first_wait(&self, name: &str) -> (u64, Wait) {
+        let waiters = self.place.waiters(name);
+        let first = self.scope.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1);
+        let (key, waiter) = first.first().expect("a lock counts its waiters");
+        let (ordinal, session_id) = (ordinal_of(key), decode::<Waiter>(waiter).session_id);
+        (ordinal, self.wait(session_id, ordinal).expect("a waiter has its wait"))
+    }
+
+    /// Grants a lock to a session that waits for it.
+    fn grant_wait(&mut self, name: &str, wait: &Wait) {
+        let mode = wait.wants[0].mode();
+        self.scope.output.counts.lock_wait_ms += self.scope.now_ms.saturating_sub(wait.since_ms);
+        let ordinals = self.claim(wait.session_id, name).ordinals;
+        let waits = self.waits(wait.session_id, &ordinals).map(|(ordinal, wait)| {
+            let takes = !self.has_passed(&wait) && self.is_claimed(&wait);
+            (ordinal, wait, takes)
+        });
+        let waits = waits.collect::<Vec<_>>();
+        let hold = if wait.converts {
+            self.regrant(name, wait.session_id, mode)
+        } else {
+            self.grant(name, wait.session_id, mode, |hold| {
+                let fits = |wait: &&(u64, Wait, bool)| wait.2 && wait.1.wants[0].mode() <= mode;
+                hold.lock_delay_ms = wait.lock_delay_ms;
+                for (_, wait, _) in waits.iter().filter(fits) {
+                    (0..wait.callers).for_each(|_| rely(hold, wait.request_id.as_ref()));
+                }
+            })
+        };
+        // One grant for all waits of a session; it may go on to convert.
+        for (ordinal, wait, takes) in waits {
+            let is_stronger = wait.wants[0].mode() > mode;
+            if wait.converts && is_stronger {
                 continue;
             }
-            for _ in 0..wait.callers {
-                rely(lock, wait.request_id.as_ref());
-            }
-            self.settle(name, &wait, granted(lock.token));
+            self.leave(ordinal, &wait);
+            let answer: Answer = if !takes {
+                self.held(name, wait.converts).into()
+            } else if is_stronger {
+                convert_needed(&hold).into()
+            } else if wait.converts {
+                converted(&hold).into()
+            } else {
+                granted(&hold).into()
+            };
+            self.settle(ordinal, &wait, answer);
         }
     }
 
     /// Ends a claim of a session that has ended: what it holds goes on, its waits are over.
     pub(super) fn end_claim(&mut self, session_id: u64, name: &str) {
-        let mut lock = self.lock(name);
         let claim = self.claim(session_id, name);
-        for wait in &claim.waits {
-            self.leave(name, &mut lock, session_id, wait);
-            self.settle(name, wait, session_expired());
+        for (ordinal, wait) in self.waits(session_id, &claim.ordinals).collect::<Vec<_>>() {
+            self.leave(ordinal, &wait);
+            self.settle(ordinal, &wait, session_expired());
         }
-        if claim.holds {
+        if claim.hold.is_some() {
             self.left = self.left.saturating_sub(1);
-            self.vacate(name, &mut lock);
+            self.bury(name, session_id);
         }
-        self.hand_on(name, &mut lock);
-        self.put_lock(name, &lock);
+        self.hand_on(name);
     }
 
-    /// Puts an Acquire at the end of a lock's waiters.
-    pub(super) fn join(
-        &mut self,
-        lock: &mut Lock,
-        request: &api::AcquireRequest,
-        id: Option<RequestId>,
-    ) -> u64 {
-        let mut counters = self.counters();
-        counters.last_ordinal += 1;
-        self.put_counters(&counters);
-        lock.waiters += 1;
-        let ordinal = counters.last_ordinal;
-        let deadline_ms = self.scope.now_ms.saturating_add(request.wait_ms);
-        let key = self.waiter_key(&request.name, ordinal);
-        timers::set(self.scope, deadline_ms, Kind::Waiter, timer_rest(&key));
-        self.scope.txn.put_message(key, &Waiter { session_id: request.session_id });
-        let wait = Wait {
-            ordinal,
-            request_id: id,
-            deadline_ms,
-            callers: 1,
-            claimed_term: self.scope.term,
-            claimed_index: self.scope.index,
-            lost_at_ms: 0,
-        };
-        self.change_claim(request.session_id, &request.name, |claim| claim.waits.push(wait));
-        ordinal
-    }
-
-    /// Takes an Acquire out of a lock's waiters; whoever does so settles it.
-    pub(super) fn leave(&mut self, name: &str, lock: &mut Lock, session_id: u64, wait: &Wait) {
-        let key = self.waiter_key(name, wait.ordinal);
-        timers::clear(self.scope, wait.deadline_ms, Kind::Waiter, timer_rest(&key));
+    /// Takes a call out of the waiters; whoever does so settles it.
+    pub(super) fn leave(&mut self, ordinal: u64, wait: &Wait) {
+        let key = self.place.wait(wait.session_id, ordinal);
+        timers::clear(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.delete(key);
-        self.change_claim(session_id, name, |claim| {
-            claim.waits.retain(|other| other.ordinal != wait.ordinal)
-        });
-        lock.waiters = lock.waiters.saturating_sub(1);
+        for want in &wait.wants {
+            self.scope.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
+            self.change_claim(wait.session_id, &want.name, |claim| {
+                claim.ordinals.retain(|other| *other != ordinal);
+            });
+            self.change_lock(&want.name, |lock| lock.waiters = lock.waiters.saturating_sub(1));
+        }
+        let mut counters = self.counters();
+        counters.waits = counters.waits.saturating_sub(1);
+        self.put_counters(&counters);
         self.left = self.left.saturating_sub(1);
     }
 
-    /// Answers an Acquire that waited, or changes what a retry of it is answered.
-    pub(super) fn settle(&mut self, name: &str, wait: &Wait, answer: impl Into<Answer>) {
-        let waiter = self.waiter_id(name, wait.ordinal);
+    /// Answers a call that waited, or changes what a retry of it is answered.
+    pub(super) fn settle(&mut self, ordinal: u64, wait: &Wait, answer: impl Into<Answer>) {
+        let waiter = self.waiter_id(wait.session_id, ordinal);
         let request_id = wait.request_id.clone();
         self.scope.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
     }
 }
 
-/// One more Acquire was answered with the present grant.
-pub(super) fn rely(lock: &mut Lock, id: Option<&RequestId>) {
+/// One more Acquire was answered with a grant.
+pub(super) fn rely(hold: &mut Hold, id: Option<&RequestId>) {
     let is_known =
-        id.is_some() && lock.acquirers.iter().any(|other| other.request_id.as_ref() == id);
+        id.is_some() && hold.acquirers.iter().any(|other| other.request_id.as_ref() == id);
     if is_known {
         return;
     }
-    if lock.acquirers.len() < ACQUIRES_PER_CLAIM_MAX {
-        lock.acquirers.push(Acquirer { request_id: id.cloned() });
+    if hold.acquirers.len() < ACQUIRES_PER_CLAIM_MAX {
+        hold.acquirers.push(Acquirer { request_id: id.cloned() });
     } else {
-        lock.kept = true;
+        hold.kept = true;
     }
-}
-
-/// The session holds the lock.
-pub(super) fn granted(token: u64) -> answer::Answer {
-    answer::Answer::Acquire(api::AcquireResponse {
-        header: None,
-        acquired: true,
-        fencing_token: token,
-        holder_token: 0,
-    })
-}
-
-/// Another holds the lock; with token 0 it has no holder at this moment.
-pub(super) fn held(token: u64) -> answer::Answer {
-    answer::Answer::Acquire(api::AcquireResponse {
-        header: None,
-        acquired: false,
-        fencing_token: 0,
-        holder_token: token,
-    })
 }

@@ -5,92 +5,71 @@
 //! leaves behind therefore may take as many steps as it likes.
 
 mod acquire;
+mod cancel;
+mod convert;
+mod deadlock;
+mod force;
 mod handoff;
+mod place;
+mod release;
 mod session;
+mod view;
 
 use bytes::{Buf as _, Bytes};
 use prost::Message;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    Claim, Lock, LockNamespace, LoseCaller, Refusal, Session, Waiter,
+    Claim, Hold, Lock, LockNamespace, LoseCaller, Refusal, Session, Wait, answer,
 };
+use trefoil_proto::lock::v1::{self as api, LockMode};
 
-pub(super) use self::acquire::{acquire, cancel_acquire, lose_caller, release};
-pub(super) use self::handoff::waiter_due;
+pub(super) use self::acquire::acquire;
+pub(super) use self::cancel::{cancel_acquire, lose_caller};
+pub(super) use self::convert::convert;
+pub(super) use self::force::force_step;
+pub(super) use self::handoff::{lock_due, wait_due};
+use self::place::{Place, number_of};
+pub(super) use self::release::{release, release_held};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
+pub(super) use self::view::{
+    View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions, validate_token,
+};
 use super::{Scope, WaiterId, refuse, refuse_with};
-use crate::key::{Key, Kind};
+use crate::key::Key;
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
+use crate::store::{decode, prefix_end};
 use crate::{check, slot};
 
-/// Claims and waiters that one step may end. Each costs at most ten keys: its lock, waiter, timer, two claims, two
-/// sessions, the answer of its request id, the client of that, and the namespace.
-const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 10;
+/// Claims and waits that one step may end. Each costs at most twelve keys: its lock, holder, waiter, wait, timer, two
+/// claims, two sessions, the answer of its request id, the client of that, and the namespace.
+const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 12;
 
-/// Bytes of a key before what the service adds: slot and kind.
-const KEY_HEAD: usize = 2 + 1;
-
-/// The records of one namespace, as one step of a command sees and changes them.
-///
-/// Only a [`Lock`] is held in memory over calls, by whoever works on it; everything else is read where it is needed.
+/// The records of one namespace, as one step of a command sees and changes them. Nothing is held in memory between
+/// calls: every record is read where it is needed.
 struct Space<'s, 'a> {
     scope: &'s mut Scope<'a>,
-    namespace: &'s str,
-    /// Claims and waiters that this step may still end.
+    place: Place<'s>,
+    /// Claims and waits that this step may still end.
     left: usize,
 }
 
 impl<'s, 'a> Space<'s, 'a> {
     /// The namespace of a timer.
     fn new(scope: &'s mut Scope<'a>, namespace: &'s str) -> Self {
-        Self { scope, namespace, left: STEP_MAX }
+        let place = Place { slot: scope.slot, namespace };
+        Self { scope, place, left: STEP_MAX }
     }
 
     /// The namespace of a command, whose content may be anything.
     fn checked(scope: &'s mut Scope<'a>, namespace: &'s str) -> Result<Self, Refusal> {
-        check_name("namespace", namespace)?;
-        if scope.slot != slot::of_locks(namespace) {
-            return Err(refuse(Reason::StaleMap, "the slot is not that of the namespace"));
-        }
+        check_place(scope.slot, namespace)?;
         Ok(Self::new(scope, namespace))
     }
 
-    fn key(&self, kind: Kind) -> Key {
-        Key::new(self.scope.slot, kind)
-    }
-
-    fn namespace_key(&self) -> Key {
-        self.key(Kind::LockNamespace).tail(self.namespace.as_bytes())
-    }
-
-    fn session_key(&self, id: u64) -> Key {
-        self.key(Kind::Session).text(self.namespace).u64(id)
-    }
-
-    fn lock_key(&self, name: &str) -> Key {
-        self.key(Kind::Lock).text(self.namespace).tail(name.as_bytes())
-    }
-
-    fn waiters_key(&self, name: &str) -> Key {
-        self.key(Kind::Waiter).text(self.namespace).text(name)
-    }
-
-    fn waiter_key(&self, name: &str, ordinal: u64) -> Key {
-        self.waiters_key(name).u64(ordinal)
-    }
-
-    fn claims_key(&self, session_id: u64) -> Key {
-        self.key(Kind::Claim).text(self.namespace).u64(session_id)
-    }
-
-    fn claim_key(&self, session_id: u64, name: &str) -> Key {
-        self.claims_key(session_id).tail(name.as_bytes())
-    }
-
-    /// Names an Acquire that waits, the same for each of its retries: the key of its waiter.
-    fn waiter_id(&self, name: &str, ordinal: u64) -> WaiterId {
-        WaiterId(self.waiter_key(name, ordinal).into())
+    /// Names a call that waits, the same for each of its retries: the key of its wait.
+    fn waiter_id(&self, session_id: u64, ordinal: u64) -> WaiterId {
+        WaiterId(self.place.wait(session_id, ordinal).into())
     }
 
     fn get<M: Message + Default>(&self, key: &Key) -> Option<M> {
@@ -98,41 +77,59 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     fn counters(&self) -> LockNamespace {
-        self.get(&self.namespace_key()).unwrap_or_default()
+        self.get(&self.place.namespace()).unwrap_or_default()
     }
 
     fn put_counters(&mut self, counters: &LockNamespace) {
-        self.scope.txn.put_message(self.namespace_key(), counters);
+        self.scope.txn.put_message(self.place.namespace(), counters);
     }
 
     fn session(&self, id: u64) -> Option<Session> {
-        self.get(&self.session_key(id))
+        self.get(&self.place.session(id))
     }
 
     fn put_session(&mut self, id: u64, session: &Session) {
-        self.scope.txn.put_message(self.session_key(id), session);
+        self.scope.txn.put_message(self.place.session(id), session);
     }
 
     /// A lock; one that has no record is free.
     fn lock(&self, name: &str) -> Lock {
-        self.get(&self.lock_key(name)).unwrap_or_default()
+        self.get(&self.place.lock(name)).unwrap_or_default()
     }
 
-    fn put_lock(&mut self, name: &str, lock: &Lock) {
-        if lock.session_id == 0 && lock.waiters == 0 {
-            self.scope.txn.delete(self.lock_key(name));
+    /// Changes a lock, and with it what its namespace counts.
+    fn change_lock(&mut self, name: &str, change: impl FnOnce(&mut Lock)) {
+        let mut lock = self.lock(name);
+        let before = u64::from(is_wanted(&lock));
+        change(&mut lock);
+        let after = u64::from(is_wanted(&lock));
+        let key = self.place.lock(name);
+        if is_wanted(&lock) {
+            self.scope.txn.put_message(key, &lock);
         } else {
-            self.scope.txn.put_message(self.lock_key(name), lock);
+            self.scope.txn.delete(key);
+        }
+        if before != after {
+            let mut counters = self.counters();
+            counters.locks = (counters.locks + after).saturating_sub(before);
+            self.put_counters(&counters);
         }
     }
 
-    fn waiter(&self, name: &str, ordinal: u64) -> Option<Waiter> {
-        self.get(&self.waiter_key(name, ordinal))
+    fn wait(&self, session_id: u64, ordinal: u64) -> Option<Wait> {
+        self.get(&self.place.wait(session_id, ordinal))
+    }
+
+    /// The oldest waits of a session.
+    fn waits_of(&self, session_id: u64, most: usize) -> Vec<(u64, Wait)> {
+        let waits = self.place.waits(session_id);
+        let found = self.scope.txn.scan(waits.bytes(), &prefix_end(waits.bytes()), most);
+        found.iter().map(|(key, value)| (number_of(key), decode(value))).collect()
     }
 
     /// What a session has to do with a lock; nothing where there is no record.
     fn claim(&self, session_id: u64, name: &str) -> Claim {
-        self.get(&self.claim_key(session_id, name)).unwrap_or_default()
+        self.get(&self.place.claim(session_id, name)).unwrap_or_default()
     }
 
     /// Changes a claim, and with it what its session counts.
@@ -143,10 +140,12 @@ impl<'s, 'a> Space<'s, 'a> {
         change: impl FnOnce(&mut Claim) -> T,
     ) -> T {
         let mut claim = self.claim(session_id, name);
-        let before = (u64::from(claims_anything(&claim)), u64::from(claim.holds));
+        let counts =
+            |claim: &Claim| (u64::from(claims_anything(claim)), u64::from(claim.hold.is_some()));
+        let before = counts(&claim);
         let result = change(&mut claim);
-        let after = (u64::from(claims_anything(&claim)), u64::from(claim.holds));
-        let key = self.claim_key(session_id, name);
+        let after = counts(&claim);
+        let key = self.place.claim(session_id, name);
         if claims_anything(&claim) {
             self.scope.txn.put_message(key, &claim);
         } else {
@@ -163,17 +162,51 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 }
 
-/// What a leader proposes when nobody is left to take the answer of a waiting Acquire; `index` is what was applied then.
+/// What a leader proposes when nobody is left to take the answer of a waiting call; `index` is what was applied then.
 #[must_use]
 pub fn caller_lost(waiter: &WaiterId, index: u64) -> (u16, Operation) {
     let mut rest = waiter.0.clone();
     let (slot, _kind) = (rest.get_u16(), rest.get_u8());
-    let (namespace, name, ordinal) = (take_text(&mut rest), take_text(&mut rest), rest.get_u64());
-    (slot, Operation::LoseCaller(LoseCaller { namespace, name, ordinal, index }))
+    let (namespace, session_id, ordinal) = (take_text(&mut rest), rest.get_u64(), rest.get_u64());
+    (slot, Operation::LoseCaller(LoseCaller { namespace, session_id, ordinal, index }))
+}
+
+/// Whether two sessions cannot hold a lock at the same time.
+fn conflict(one: LockMode, other: LockMode) -> bool {
+    use LockMode::{Shared, Update};
+    !matches!((one, other), (Shared, Shared | Update) | (Update, Shared))
+}
+
+/// The mode that a request names; none at all is refused or means the one given.
+fn mode_of(mode: i32, unspecified: Option<LockMode>) -> Result<LockMode, Refusal> {
+    match LockMode::try_from(mode) {
+        Ok(LockMode::Unspecified) => unspecified,
+        Ok(mode) => Some(mode),
+        Err(_) => None,
+    }
+    .ok_or_else(|| check::invalid("mode", check::MODES))
 }
 
 fn claims_anything(claim: &Claim) -> bool {
-    claim.holds || !claim.waits.is_empty()
+    claim.hold.is_some() || !claim.ordinals.is_empty()
+}
+
+/// Whether a lock has a record.
+fn is_wanted(lock: &Lock) -> bool {
+    lock.session_id != 0 || lock.shared > 0 || lock.waiters > 0 || lock.delayed_until_ms > 0
+}
+
+/// Whether a caller's token, 0 for any, is that of a grant: its present one, or the one before its last conversion.
+fn names_grant(hold: &Hold, token: u64) -> bool {
+    token == 0 || token == hold.token || token == hold.former_token
+}
+
+fn check_place(slot: u16, namespace: &str) -> Result<(), Refusal> {
+    check_name("namespace", namespace)?;
+    if slot == slot::of_locks(namespace) {
+        return Ok(());
+    }
+    Err(refuse(Reason::StaleMap, "the slot is not that of the namespace"))
 }
 
 /// Refuses a name that no key can hold.
@@ -181,7 +214,7 @@ fn check_name(field: &str, name: &str) -> Result<(), Refusal> {
     check::text(field, name, 1, NAME_BYTES_MAX)
 }
 
-/// A request id as waiters and grants know it: the same for each retry.
+/// A request id as waits and grants know it: the same for each retry.
 fn stripped(id: Option<&RequestId>) -> Option<RequestId> {
     id.map(|id| RequestId {
         client: id.client.clone(),
@@ -200,14 +233,49 @@ fn limit_reached(limit: &str, value: impl std::fmt::Display) -> Refusal {
     refuse_with(Reason::LimitReached, message, [("limit", limit.to_owned())])
 }
 
-/// What a timer needs to find its record: the record's key after slot and kind.
-fn timer_rest(key: &Key) -> &[u8] {
-    &key.bytes()[KEY_HEAD..]
+/// The session holds the lock already, and not as strongly as it asks for.
+fn convert_needed(hold: &Hold) -> Refusal {
+    refuse_with(
+        Reason::ConvertNeeded,
+        "the session holds the lock in a weaker mode",
+        [("mode", mode_name(hold.mode()).to_owned()), ("fencing_token", hold.token.to_string())],
+    )
+}
+
+/// A mode as people write it.
+fn mode_name(mode: LockMode) -> &'static str {
+    mode.as_str_name().trim_start_matches("LOCK_MODE_")
+}
+
+/// The session holds the lock.
+fn granted(hold: &Hold) -> answer::Answer {
+    answer::Answer::Acquire(api::AcquireResponse {
+        header: None,
+        acquired: true,
+        fencing_token: hold.token,
+        holder_token: 0,
+        mode: hold.mode,
+    })
+}
+
+/// The session holds the lock in another mode than before.
+fn converted(hold: &Hold) -> answer::Answer {
+    answer::Answer::Convert(api::ConvertResponse {
+        header: None,
+        converted: true,
+        fencing_token: hold.token,
+        mode: hold.mode,
+        holder_token: 0,
+    })
 }
 
 /// Takes a string with its length before it from what a timer was given.
 fn take_text(rest: &mut Bytes) -> String {
     let length = usize::from(rest.get_u8());
-    let text = rest.split_to(length);
-    std::str::from_utf8(&text).expect("a name is text").to_owned()
+    text_of(&rest.split_to(length))
+}
+
+/// A name in a key.
+fn text_of(bytes: &[u8]) -> String {
+    std::str::from_utf8(bytes).expect("a name is text").to_owned()
 }

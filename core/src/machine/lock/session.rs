@@ -1,11 +1,12 @@
 //! The life of sessions: opened, renewed, closed or expired, and swept away in bounded steps.
 
-use bytes::{Buf as _, Bytes};
+use bytes::Bytes;
 use trefoil_proto::internal::v1::{Refusal, Session, answer};
 use trefoil_proto::lock::v1 as api;
 
 use super::super::{Ruling, Scope, Verdict, timers};
-use super::{STEP_MAX, Space, limit_reached, session_expired, take_text, timer_rest};
+use super::place::{number_of, timer_rest};
+use super::{STEP_MAX, Space, limit_reached, session_expired, take_text, text_of};
 use crate::key::Kind;
 use crate::limits::{SESSIONS_PER_NAMESPACE_MAX, TERM_GRACE_MS};
 use crate::store::prefix_end;
@@ -26,6 +27,7 @@ pub(in super::super) fn open_session(
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
         renewed_at_ms: space.scope.now_ms,
+        lock_delay_ms: request.lock_delay_ms,
         ..Session::default()
     };
     let id = counters.last_session_id;
@@ -70,7 +72,7 @@ pub(in super::super) fn close_session(
 /// A session's timer: its time has come, or it was renewed, or there is something left to sweep.
 pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
-    let (namespace, id) = (take_text(&mut rest), rest.get_u64());
+    let (namespace, id) = (take_text(&mut rest), number_of(&rest));
     let mut space = Space::new(scope, &namespace);
     if crate::mutant!(TimerDecides)
         && let Some(mut session) = space.session(id)
@@ -87,19 +89,16 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
 }
 
 impl Space<'_, '_> {
-    /// When a session expires: never within the grace of a term, because its renewals may have had no leader.
     fn due_ms(&self, session: &Session) -> u64 {
-        let grace_ms = if crate::mutant!(NoGrace) { 0 } else { TERM_GRACE_MS };
-        let grace_until_ms = self.scope.term_started_ms.saturating_add(grace_ms);
-        session.renewed_at_ms.saturating_add(session.ttl_ms).max(grace_until_ms)
+        due_ms(session, self.scope.term_started_ms)
     }
 
-    pub(super) fn is_living(&self, session: &Session) -> bool {
+    fn is_living(&self, session: &Session) -> bool {
         !session.ended && self.scope.now_ms < self.due_ms(session)
     }
 
     /// A session that lives.
-    fn living(&self, id: u64) -> Result<Session, Refusal> {
+    pub(super) fn living(&self, id: u64) -> Result<Session, Refusal> {
         self.session(id).filter(|session| self.is_living(session)).ok_or_else(session_expired)
     }
 
@@ -108,7 +107,7 @@ impl Space<'_, '_> {
     pub(super) fn is_over(&mut self, id: u64) -> bool {
         let Some(mut session) = self.session(id) else { return true };
         if !session.ended && !self.is_living(&session) {
-            session.ended = true;
+            (session.ended, session.expired) = (true, true);
             self.scope.output.counts.sessions_expired += 1;
             self.put_session(id, &session);
         }
@@ -132,20 +131,19 @@ impl Space<'_, '_> {
 
     /// Ends claims of an ended session, as many as this step may, and goes on with a timer until none is left.
     fn sweep(&mut self, id: u64) {
-        let claims = self.claims_key(id);
+        let claims = self.place.claims(id);
         for (key, _) in self.scope.txn.scan(claims.bytes(), &prefix_end(claims.bytes()), STEP_MAX) {
             if self.left == 0 {
                 break;
             }
-            let name = std::str::from_utf8(&key[claims.bytes().len()..]).expect("a name is text");
-            self.end_claim(id, name);
+            self.end_claim(id, &text_of(&key[claims.bytes().len()..]));
         }
         let Some(session) = self.session(id) else { return };
         if session.claims > 0 {
             let now_ms = self.scope.now_ms;
             return self.watch(id, session, now_ms);
         }
-        let key = self.session_key(id);
+        let key = self.place.session(id);
         timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
         self.scope.txn.delete(key);
         let mut counters = self.counters();
@@ -155,10 +153,17 @@ impl Space<'_, '_> {
 
     /// Moves the one timer of a session.
     fn watch(&mut self, id: u64, mut session: Session, at_ms: u64) {
-        let key = self.session_key(id);
+        let key = self.place.session(id);
         timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
         timers::set(self.scope, at_ms, Kind::Session, timer_rest(&key));
         session.timer_at_ms = at_ms;
         self.put_session(id, &session);
     }
+}
+
+/// When a session expires: never within the grace of a term, because its renewals may have had no leader.
+pub(super) fn due_ms(session: &Session, term_started_ms: u64) -> u64 {
+    let grace_ms = if crate::mutant!(NoGrace) { 0 } else { TERM_GRACE_MS };
+    let grace_until_ms = term_started_ms.saturating_add(grace_ms);
+    session.renewed_at_ms.saturating_add(session.ttl_ms).max(grace_until_ms)
 }

@@ -1,0 +1,416 @@
+//! `trefoil lock list`, `describe`, `sessions`, `session`: what operators see.
+
+use std::process::ExitCode;
+
+use serde::Serialize;
+use trefoil_client::proto::lock::v1::{
+    self, DeadlockEdge, DescribeLockResponse, GetSessionResponse, LockHolder, LockInfo, LockWaiter,
+    SessionInfo, SessionLock,
+};
+
+use crate::args::ClientArgs;
+use crate::client::connect;
+use crate::exit::{Failure, NOTHING};
+use crate::lock::mode_name;
+use crate::output::{self, Format, Report};
+
+pub(crate) async fn list(
+    prefix: String,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let locks = connect(args).await?.locks();
+    let (mut found, mut page) = (Vec::new(), None);
+    loop {
+        let listed = locks.list(prefix.as_str(), page).await?;
+        found.extend(listed.items.into_iter().map(Lock::from));
+        page = listed.next;
+        if page.is_none() {
+            break;
+        }
+    }
+    print(format, &Locks { locks: found })
+}
+
+pub(crate) async fn describe(
+    name: String,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let described = connect(args).await?.locks().describe(name.as_str()).await?;
+    print(format, &Described::new(name, described))
+}
+
+pub(crate) async fn sessions(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+    let locks = connect(args).await?.locks();
+    let (mut found, mut page) = (Vec::new(), None);
+    loop {
+        let listed = locks.sessions(page).await?;
+        found.extend(listed.items.into_iter().map(Session::from));
+        page = listed.next;
+        if page.is_none() {
+            break;
+        }
+    }
+    print(format, &Sessions { sessions: found })
+}
+
+pub(crate) async fn session(
+    id: u64,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let got = connect(args).await?.locks().session(id).await?;
+    print(format, &OneSession::from(got))
+}
+
+pub(crate) async fn deadlocks(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+    let found = connect(args).await?.locks().deadlocks().await?;
+    print(format, &Deadlocks { deadlocks: found.into_iter().map(Deadlock::from).collect() })
+}
+
+pub(crate) async fn validate(
+    name: String,
+    token: u64,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let answer = connect(args).await?.locks().validate(name.as_str(), token).await?;
+    let validated = Validated {
+        lock: name,
+        fencing_token: token,
+        valid: answer.valid,
+        holder: answer.holder.map(Holder::from),
+    };
+    output::print(format, &validated)?;
+    Ok(if validated.valid { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
+}
+
+fn print(format: Format, report: &impl Report) -> Result<ExitCode, Failure> {
+    output::print(format, report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct Locks {
+    locks: Vec<Lock>,
+}
+
+#[derive(Serialize)]
+struct Lock {
+    name: String,
+    mode: &'static str,
+    holder_count: u64,
+    waiter_count: u64,
+    holder: Option<Holder>,
+}
+
+#[derive(Serialize)]
+struct Described {
+    name: String,
+    holder_count: u64,
+    waiter_count: u64,
+    delayed_ms: u64,
+    holders: Vec<Holder>,
+    waiters: Vec<Waiter>,
+}
+
+#[derive(Serialize)]
+struct Holder {
+    session_id: u64,
+    owner: String,
+    mode: &'static str,
+    fencing_token: u64,
+    held_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Waiter {
+    session_id: u64,
+    owner: String,
+    mode: &'static str,
+    converts: bool,
+    waiting_ms: u64,
+    remaining_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Sessions {
+    sessions: Vec<Session>,
+}
+
+#[derive(Default, Serialize)]
+struct Session {
+    session_id: u64,
+    owner: String,
+    ttl_ms: u64,
+    remaining_ms: u64,
+    locks: u64,
+    held: u64,
+}
+
+#[derive(Serialize)]
+struct OneSession {
+    session: Session,
+    locks: Vec<OfSession>,
+}
+
+#[derive(Serialize)]
+struct OfSession {
+    name: String,
+    mode: &'static str,
+    fencing_token: u64,
+    held_ms: u64,
+    waits_for: &'static str,
+    waiting_ms: u64,
+}
+
+#[derive(Serialize)]
+struct Validated {
+    lock: String,
+    fencing_token: u64,
+    valid: bool,
+    holder: Option<Holder>,
+}
+
+impl Report for Validated {
+    fn text(&self) -> String {
+        let Self { lock, fencing_token, holder, .. } = self;
+        match holder {
+            Some(Holder { session_id, owner, mode, .. }) => {
+                format!("valid: session {session_id} of {owner:?} holds {lock} ({mode})")
+            }
+            None => format!("not valid: nobody holds {lock} with token {fencing_token}"),
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Deadlocks {
+    deadlocks: Vec<Deadlock>,
+}
+
+#[derive(Serialize)]
+struct Deadlock {
+    number: u64,
+    session_id: u64,
+    log_time_ms: u64,
+    length: u32,
+    edges: Vec<Edge>,
+}
+
+#[derive(Serialize)]
+struct Edge {
+    session_id: u64,
+    owner: String,
+    lock: String,
+    mode: &'static str,
+    converts: bool,
+    waiting_ms: u64,
+    waits_for: u64,
+    held_mode: &'static str,
+    fencing_token: u64,
+    held_ms: u64,
+}
+
+impl From<v1::Deadlock> for Deadlock {
+    fn from(deadlock: v1::Deadlock) -> Self {
+        let v1::Deadlock { number, session_id, log_time_ms, length, edges } = deadlock;
+        let edges = edges.into_iter().map(Edge::from).collect();
+        Self { number, session_id, log_time_ms, length, edges }
+    }
+}
+
+impl From<DeadlockEdge> for Edge {
+    fn from(edge: DeadlockEdge) -> Self {
+        Self {
+            mode: mode_name(edge.mode()),
+            held_mode: mode_name(edge.held_mode()),
+            session_id: edge.session_id,
+            owner: edge.owner,
+            lock: edge.lock,
+            converts: edge.converts,
+            waiting_ms: edge.waiting_ms,
+            waits_for: edge.waits_for,
+            fencing_token: edge.fencing_token,
+            held_ms: edge.held_ms,
+        }
+    }
+}
+
+impl Report for Deadlocks {
+    fn text(&self) -> String {
+        let rows = self.deadlocks.iter().flat_map(|deadlock| {
+            deadlock.edges.iter().map(|edge| {
+                let held = !edge.held_mode.is_empty();
+                vec![
+                    deadlock.number.to_string(),
+                    edge.session_id.to_string(),
+                    edge.owner.clone(),
+                    edge.lock.clone(),
+                    edge.mode.to_owned(),
+                    edge.waits_for.to_string(),
+                    edge.held_mode.to_owned(),
+                    if held { ms(edge.held_ms) } else { String::new() },
+                ]
+            })
+        });
+        let header =
+            ["DEADLOCK", "SESSION", "OWNER", "WANTS", "MODE", "WAITS FOR", "WHO HAS", "FOR"];
+        output::table(&header, &[0, 1, 5, 7], rows)
+    }
+}
+
+impl From<LockInfo> for Lock {
+    fn from(info: LockInfo) -> Self {
+        let mode = mode_name(info.mode());
+        let LockInfo { name, holder_count, waiter_count, holder, .. } = info;
+        Self { name, mode, holder_count, waiter_count, holder: holder.map(Holder::from) }
+    }
+}
+
+impl From<LockHolder> for Holder {
+    fn from(holder: LockHolder) -> Self {
+        let mode = mode_name(holder.mode());
+        let LockHolder { session_id, owner, fencing_token, held_ms, .. } = holder;
+        Self { session_id, owner, mode, fencing_token, held_ms }
+    }
+}
+
+impl From<LockWaiter> for Waiter {
+    fn from(waiter: LockWaiter) -> Self {
+        let mode = mode_name(waiter.mode());
+        let LockWaiter { session_id, owner, converts, waiting_ms, remaining_ms, .. } = waiter;
+        Self { session_id, owner, mode, converts, waiting_ms, remaining_ms }
+    }
+}
+
+impl Described {
+    fn new(name: String, described: DescribeLockResponse) -> Self {
+        Self {
+            name,
+            holder_count: described.holder_count,
+            waiter_count: described.waiter_count,
+            delayed_ms: described.delayed_ms,
+            holders: described.holders.into_iter().map(Holder::from).collect(),
+            waiters: described.waiters.into_iter().map(Waiter::from).collect(),
+        }
+    }
+}
+
+impl From<SessionInfo> for Session {
+    fn from(info: SessionInfo) -> Self {
+        let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held } = info;
+        Self { session_id, owner, ttl_ms, remaining_ms, locks, held }
+    }
+}
+
+impl From<SessionLock> for OfSession {
+    fn from(lock: SessionLock) -> Self {
+        let (mode, waits_for) = (mode_name(lock.mode()), mode_name(lock.waits_for()));
+        let SessionLock { name, fencing_token, held_ms, waiting_ms, .. } = lock;
+        Self { name, mode, fencing_token, held_ms, waits_for, waiting_ms }
+    }
+}
+
+impl From<GetSessionResponse> for OneSession {
+    fn from(got: GetSessionResponse) -> Self {
+        Self {
+            session: got.session.map(Session::from).unwrap_or_default(),
+            locks: got.locks.into_iter().map(OfSession::from).collect(),
+        }
+    }
+}
+
+impl Report for Locks {
+    fn text(&self) -> String {
+        let rows = self.locks.iter().map(|lock| {
+            let holder = lock.holder.as_ref();
+            vec![
+                lock.name.clone(),
+                lock.mode.to_owned(),
+                lock.holder_count.to_string(),
+                lock.waiter_count.to_string(),
+                holder.map(|holder| holder.session_id.to_string()).unwrap_or_default(),
+                holder.map(|holder| holder.owner.clone()).unwrap_or_default(),
+                holder.map(|holder| holder.fencing_token.to_string()).unwrap_or_default(),
+                holder.map(|holder| ms(holder.held_ms)).unwrap_or_default(),
+            ]
+        });
+        let header =
+            ["LOCK", "MODE", "HOLDERS", "WAITERS", "SESSION", "OWNER", "TOKEN", "HELD FOR"];
+        output::table(&header, &[2, 3, 4, 6, 7], rows)
+    }
+}
+
+impl Report for Described {
+    fn text(&self) -> String {
+        let head = output::fields([
+            ("lock", self.name.clone()),
+            ("holders", self.holder_count.to_string()),
+            ("waiters", self.waiter_count.to_string()),
+            ("delayed for", ms(self.delayed_ms)),
+        ]);
+        let holders = self.holders.iter().map(|of| {
+            let token = format!("token {}", of.fencing_token);
+            let (session, owner) = (of.session_id.to_string(), of.owner.clone());
+            vec!["holds".to_owned(), session, owner, of.mode.to_owned(), ms(of.held_ms), token]
+        });
+        let waiters = self.waiters.iter().map(|of| {
+            let what = if of.converts { "converts" } else { "waits" }.to_owned();
+            let more = format!("{} more", ms(of.remaining_ms));
+            let (session, owner) = (of.session_id.to_string(), of.owner.clone());
+            vec![what, session, owner, of.mode.to_owned(), ms(of.waiting_ms), more]
+        });
+        let header = ["", "SESSION", "OWNER", "MODE", "FOR", ""];
+        format!("{head}\n\n{}", output::table(&header, &[1, 4], holders.chain(waiters)))
+    }
+}
+
+impl Report for Sessions {
+    fn text(&self) -> String {
+        let rows = self.sessions.iter().map(|session| {
+            vec![
+                session.session_id.to_string(),
+                session.owner.clone(),
+                ms(session.ttl_ms),
+                ms(session.remaining_ms),
+                session.held.to_string(),
+                (session.locks.saturating_sub(session.held)).to_string(),
+            ]
+        });
+        let header = ["SESSION", "OWNER", "TTL", "LEFT", "HOLDS", "WAITS FOR"];
+        output::table(&header, &[0, 2, 3, 4, 5], rows)
+    }
+}
+
+impl Report for OneSession {
+    fn text(&self) -> String {
+        let Session { session_id, owner, ttl_ms, remaining_ms, .. } = &self.session;
+        let head = output::fields([
+            ("session", session_id.to_string()),
+            ("owner", owner.clone()),
+            ("ttl", ms(*ttl_ms)),
+            ("left", ms(*remaining_ms)),
+        ]);
+        let rows = self.locks.iter().map(|lock| {
+            let holds = !lock.mode.is_empty();
+            let (token, held) = (lock.fencing_token.to_string(), ms(lock.held_ms));
+            let waits = !lock.waits_for.is_empty();
+            vec![
+                lock.name.clone(),
+                lock.mode.to_owned(),
+                if holds { token } else { String::new() },
+                if holds { held } else { String::new() },
+                lock.waits_for.to_owned(),
+                if waits { ms(lock.waiting_ms) } else { String::new() },
+            ]
+        });
+        let header = ["LOCK", "HOLDS", "TOKEN", "FOR", "WAITS FOR", "FOR"];
+        format!("{head}\n\n{}", output::table(&header, &[2, 3, 5], rows))
+    }
+}
+
+fn ms(ms: u64) -> String {
+    format!("{ms} ms")
+}

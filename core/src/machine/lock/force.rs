@@ -1,0 +1,56 @@
+//! ForceRelease: an operator takes a lock from whoever holds it.
+
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, answer};
+
+use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
+use super::place::number_of;
+use super::{Space, check_name};
+use crate::store::{decode, prefix_end};
+
+/// Takes away grants, the one in mode UPDATE or EXCLUSIVE first. What is left over is for the next command, which knows
+/// by the tokens what was granted since the first one.
+pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    check_name("name", &request.name)?;
+    let name = &request.name;
+    space.tidy(name);
+    let is_first = request.token == 0;
+    let token = if is_first { space.next_token(&request.name) } else { request.token };
+    let wanted =
+        |other| other < token && (request.fencing_token == 0 || other == request.fencing_token);
+    let lock = space.lock(name);
+    let mut released = 0;
+    if lock.session_id != 0 && wanted(lock.token) {
+        space.vacate(name, lock.session_id);
+        released += 1;
+    }
+    let first = space.place.holder(name, request.fencing_token);
+    let end = prefix_end(space.place.holders(name).bytes());
+    let most = if request.fencing_token == 0 { space.left } else { 1 };
+    let shared = space.scope.txn.scan(first.bytes(), &end, most);
+    let shared = shared.iter().filter(|(key, _)| wanted(number_of(key)));
+    for session_id in
+        shared.map(|(_, value)| decode::<Holder>(value).session_id).collect::<Vec<_>>()
+    {
+        space.left = space.left.saturating_sub(1);
+        space.vacate(name, session_id);
+        released += 1;
+    }
+    if is_first && request.fencing_token > 0 && released == 0 {
+        let message = "nobody holds the lock with this token";
+        return Err(match space.holder_token(name) {
+            0 => refuse(Reason::NotHolder, message),
+            token => refuse_with(Reason::NotHolder, message, [("holder_token", token.to_string())]),
+        });
+    }
+    if request.fencing_token == 0 {
+        space.change_lock(name, |lock| lock.delayed_until_ms = 0);
+    }
+    let more = request.fencing_token == 0
+        && space.left == 0
+        && (1..token).contains(&space.oldest_shared(name, 0));
+    space.hand_on(name);
+    space.scope.output.counts.locks_forced += u64::from(released);
+    Ok(Verdict::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
+}

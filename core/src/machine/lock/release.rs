@@ -1,0 +1,74 @@
+//! Release of one lock, or of all that a session holds.
+
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Claim, Refusal, ReleaseHeld, ReleasedHeld, answer};
+use trefoil_proto::lock::v1 as api;
+
+use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
+use super::{STEP_MAX, Space, check_name, names_grant, text_of};
+use crate::check;
+use crate::limits::NAME_BYTES_MAX;
+use crate::store::{decode, prefix_end};
+
+/// Claims that one step looks at.
+const CLAIMS_SEEN_MAX: usize = 10 * STEP_MAX;
+
+pub(in super::super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseRequest) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    check_name("name", &request.name)?;
+    space.renew(request.session_id)?;
+    let hold = space.claim(request.session_id, &request.name).hold;
+    let mut holder_id = request.session_id;
+    if hold.is_none_or(|hold| !names_grant(&hold, request.fencing_token)) {
+        holder_id = space.lock(&request.name).session_id;
+        if !crate::mutant!(AnyoneReleases) || holder_id == 0 {
+            return Err(space.not_holder(&request.name));
+        }
+    }
+    space.vacate(&request.name, holder_id);
+    space.hand_on(&request.name);
+    Ok(Verdict::Answer(answer::Answer::Release(api::ReleaseResponse { header: None })))
+}
+
+/// Releases locks of a session in the order of their names. What is left over is for the next command, which knows by
+/// the tokens what was granted since the first one.
+pub(in super::super) fn release_held(scope: &mut Scope<'_>, request: &ReleaseHeld) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    check::text("after", &request.after, 0, NAME_BYTES_MAX)?;
+    space.renew(request.session_id)?;
+    let up_to_token =
+        if request.up_to_token == 0 { space.counters().last_token } else { request.up_to_token };
+    let claims = space.place.claims(request.session_id);
+    let mut start = space.place.claim(request.session_id, &request.after).bytes().to_vec();
+    if !request.after.is_empty() {
+        start.push(0);
+    }
+    let seen = space.scope.txn.scan(&start, &prefix_end(claims.bytes()), CLAIMS_SEEN_MAX);
+    let (mut released, mut after) = (0, String::new());
+    for (n, (key, value)) in seen.iter().enumerate() {
+        let name = text_of(&key[claims.bytes().len()..]);
+        let hold = decode::<Claim>(value).hold;
+        if hold.is_some_and(|hold| hold.token <= up_to_token) {
+            space.vacate(&name, request.session_id);
+            space.hand_on(&name);
+            space.left = space.left.saturating_sub(1);
+            released += 1;
+        }
+        if space.left == 0 || n + 1 == CLAIMS_SEEN_MAX {
+            after = name;
+            break;
+        }
+    }
+    let released = ReleasedHeld { released, after, up_to_token };
+    Ok(Verdict::Answer(answer::Answer::ReleasedHeld(released)))
+}
+
+impl Space<'_, '_> {
+    pub(super) fn not_holder(&mut self, name: &str) -> Refusal {
+        let message = "the session does not hold the lock with this token";
+        match self.holder_token(name) {
+            0 => refuse(Reason::NotHolder, message),
+            token => refuse_with(Reason::NotHolder, message, [("holder_token", token.to_string())]),
+        }
+    }
+}

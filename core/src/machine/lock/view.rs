@@ -1,0 +1,305 @@
+//! What an operator sees of sessions and locks: read at the applied index, changing nothing.
+
+use prost::Message;
+use trefoil_proto::internal::v1::{
+    Answer, Claim, Hold, Holder, Lock, Refusal, Session, Wait, Waiter, answer,
+};
+use trefoil_proto::lock::v1::{self as api, LockMode};
+
+use super::super::{QueryOutcome, answered};
+use super::place::{Place, number_of, ordinal_of};
+use super::session::due_ms;
+use super::{check_name, check_place, session_expired, text_of};
+use crate::check;
+use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
+use crate::store::{Store, decode, prefix_end};
+
+/// Holders in mode SHARED that are looked at for one that lives: the dead before it are about to be swept away.
+const SHARED_SEEN_MIN: usize = 16;
+
+/// The records of one namespace.
+pub(in super::super) struct View<'a, S> {
+    store: &'a S,
+    place: Place<'a>,
+    /// Log time of the last entry in ms, and of the first stamped one of the term.
+    now_ms: u64,
+    term_started_ms: u64,
+}
+
+pub(in super::super) fn describe_lock(
+    view: &View<'_, impl Store>,
+    request: &api::DescribeLockRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        check_name("name", &request.name)?;
+        let lock = view.lock(&request.name);
+        Ok(answer::Answer::DescribeLock(api::DescribeLockResponse {
+            header: None,
+            holders: view.holders(&request.name, &lock, PAGE_ITEMS_MAX as usize),
+            waiters: view.waiters(&request.name),
+            holder_count: holder_count(&lock),
+            waiter_count: lock.waiters,
+            delayed_ms: lock.delayed_until_ms.saturating_sub(view.now_ms),
+        }))
+    }))
+}
+
+pub(in super::super) fn list_locks(
+    view: &View<'_, impl Store>,
+    request: &api::ListLocksRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        check::text("prefix", &request.prefix, 0, NAME_BYTES_MAX)?;
+        check::text("page_token", &request.page_token, 0, NAME_BYTES_MAX)?;
+        let size = page_size(request.page_size)?;
+        let (head, prefix) = (view.place.locks(), view.place.lock(&request.prefix));
+        let mut start = prefix.bytes().to_vec();
+        if request.page_token >= request.prefix && !request.page_token.is_empty() {
+            start = view.place.lock(&request.page_token).bytes().to_vec();
+            start.push(0);
+        }
+        let found = view.store.scan(&start, &prefix_end(prefix.bytes()), size);
+        let name = |key: &[u8]| text_of(&key[head.bytes().len()..]);
+        let next_page_token = match found.last() {
+            Some((key, _)) if found.len() == size => name(key),
+            _ => String::new(),
+        };
+        let locks = found.iter().map(|(key, value)| view.info(name(key), &decode(value)));
+        let locks = locks.collect();
+        Ok(answer::Answer::ListLocks(api::ListLocksResponse {
+            header: None,
+            locks,
+            next_page_token,
+        }))
+    }))
+}
+
+pub(in super::super) fn get_session(
+    view: &View<'_, impl Store>,
+    request: &api::GetSessionRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        let session = view.session(request.session_id).ok_or_else(session_expired)?;
+        let claims = view.place.claims(request.session_id);
+        let page = PAGE_ITEMS_MAX as usize;
+        let found = view.store.scan(claims.bytes(), &prefix_end(claims.bytes()), page);
+        let locks = found.iter().map(|(key, value)| {
+            view.session_lock(
+                request.session_id,
+                text_of(&key[claims.bytes().len()..]),
+                &decode(value),
+            )
+        });
+        Ok(answer::Answer::GetSession(api::GetSessionResponse {
+            header: None,
+            session: Some(view.session_info(request.session_id, &session)),
+            locks: locks.collect(),
+        }))
+    }))
+}
+
+pub(in super::super) fn list_sessions(
+    view: &View<'_, impl Store>,
+    request: &api::ListSessionsRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        let size = page_size(request.page_size)?;
+        let after = check::session_page(&request.page_token)?;
+        let start = view.place.session(after.saturating_add(1));
+        let found =
+            view.store.scan(start.bytes(), &prefix_end(view.place.sessions().bytes()), size);
+        let next_page_token = match found.last() {
+            Some((key, _)) if found.len() == size => number_of(key).to_string(),
+            _ => String::new(),
+        };
+        let sessions = found.iter().map(|(key, value)| (number_of(key), decode(value)));
+        let living = sessions.filter(|(_, session)| view.is_living(session));
+        let sessions = living.map(|(id, session)| view.session_info(id, &session)).collect();
+        Ok(answer::Answer::ListSessions(api::ListSessionsResponse {
+            header: None,
+            sessions,
+            next_page_token,
+        }))
+    }))
+}
+
+pub(in super::super) fn validate_token(
+    view: &View<'_, impl Store>,
+    request: &api::ValidateTokenRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        check_name("name", &request.name)?;
+        let (name, token) = (&request.name, request.fencing_token);
+        let lock = view.lock(name);
+        let shared = view.get::<Holder>(view.place.holder(name, token).bytes());
+        let session_id = shared.map_or(lock.session_id, |holder| holder.session_id);
+        let holder = view.holder(name, session_id).filter(|holder| holder.fencing_token == token);
+        let present = view.holders(name, &lock, 1).pop().map_or(0, |holder| holder.fencing_token);
+        Ok(answer::Answer::ValidateToken(api::ValidateTokenResponse {
+            header: None,
+            valid: holder.is_some(),
+            holder_token: if holder.is_some() { 0 } else { present },
+            holder,
+        }))
+    }))
+}
+
+pub(in super::super) fn list_deadlocks(view: &View<'_, impl Store>) -> QueryOutcome {
+    end(view.checked().map(|()| {
+        let deadlocks = view.place.deadlocks();
+        let end = prefix_end(deadlocks.bytes());
+        let found = view.store.scan(deadlocks.bytes(), &end, PAGE_ITEMS_MAX as usize);
+        let deadlocks = found.iter().map(|(_, value)| decode(value)).collect();
+        answer::Answer::ListDeadlocks(api::ListDeadlocksResponse { header: None, deadlocks })
+    }))
+}
+
+impl<'a, S: Store> View<'a, S> {
+    pub(in super::super) fn new(
+        store: &'a S,
+        slot: u16,
+        namespace: &'a str,
+        now_ms: u64,
+        term_started_ms: u64,
+    ) -> Self {
+        Self { store, place: Place { slot, namespace }, now_ms, term_started_ms }
+    }
+
+    fn checked(&self) -> Result<(), Refusal> {
+        check_place(self.place.slot, self.place.namespace)
+    }
+
+    fn get<M: Message + Default>(&self, key: &[u8]) -> Option<M> {
+        self.store.get(key).map(|value| decode(&value))
+    }
+
+    fn lock(&self, name: &str) -> Lock {
+        self.get(self.place.lock(name).bytes()).unwrap_or_default()
+    }
+
+    fn is_living(&self, session: &Session) -> bool {
+        !session.ended && self.now_ms < due_ms(session, self.term_started_ms)
+    }
+
+    /// A session that lives.
+    fn session(&self, id: u64) -> Option<Session> {
+        self.get(self.place.session(id).bytes()).filter(|session| self.is_living(session))
+    }
+
+    fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
+        self.get(self.place.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
+    }
+
+    fn since(&self, since_ms: u64) -> u64 {
+        self.now_ms.saturating_sub(since_ms)
+    }
+
+    fn session_info(&self, session_id: u64, session: &Session) -> api::SessionInfo {
+        api::SessionInfo {
+            session_id,
+            owner: session.owner.clone(),
+            ttl_ms: session.ttl_ms,
+            remaining_ms: due_ms(session, self.term_started_ms).saturating_sub(self.now_ms),
+            locks: session.claims,
+            held: session.held,
+        }
+    }
+
+    fn session_lock(&self, session_id: u64, name: String, claim: &Claim) -> api::SessionLock {
+        let hold = claim.hold.as_ref();
+        let wait = claim.ordinals.first().map(|ordinal| self.wait(session_id, *ordinal));
+        let want = wait.as_ref().and_then(|wait| wait.wants.iter().find(|want| want.name == name));
+        api::SessionLock {
+            mode: hold.map_or(LockMode::Unspecified, Hold::mode).into(),
+            fencing_token: hold.map_or(0, |hold| hold.token),
+            held_ms: hold.map_or(0, |hold| self.since(hold.since_ms)),
+            waits_for: want.map_or(0, |want| want.mode),
+            waiting_ms: wait.as_ref().map_or(0, |wait| self.since(wait.since_ms)),
+            name,
+        }
+    }
+
+    fn info(&self, name: String, lock: &Lock) -> api::LockInfo {
+        let holder = self.holders(&name, lock, 1).pop();
+        // The living one in mode UPDATE or EXCLUSIVE comes first.
+        let strong = holder.as_ref().map(api::LockHolder::mode);
+        let strong = strong.filter(|mode| *mode > LockMode::Shared);
+        let shared = if lock.shared > 0 { LockMode::Shared } else { LockMode::Unspecified };
+        api::LockInfo {
+            name,
+            mode: strong.unwrap_or(shared).into(),
+            holder_count: holder_count(lock),
+            waiter_count: lock.waiters,
+            delayed_ms: lock.delayed_until_ms.saturating_sub(self.now_ms),
+            holder,
+        }
+    }
+
+    /// The living session that holds a lock in mode UPDATE or EXCLUSIVE.
+    fn strong_holder(&self, name: &str, lock: &Lock) -> Option<api::LockHolder> {
+        if lock.session_id == 0 { None } else { self.holder(name, lock.session_id) }
+    }
+
+    fn holder(&self, name: &str, session_id: u64) -> Option<api::LockHolder> {
+        let session = self.session(session_id)?;
+        let claim = self.get::<Claim>(self.place.claim(session_id, name).bytes())?;
+        let hold = claim.hold?;
+        Some(api::LockHolder {
+            session_id,
+            owner: session.owner,
+            mode: hold.mode,
+            fencing_token: hold.token,
+            held_ms: self.since(hold.since_ms),
+        })
+    }
+
+    fn holders(&self, name: &str, lock: &Lock, most: usize) -> Vec<api::LockHolder> {
+        let mut holders = Vec::from_iter(self.strong_holder(name, lock));
+        if lock.shared == 0 || holders.len() == most {
+            return holders;
+        }
+        let start = self.place.holders(name);
+        let page = most.max(SHARED_SEEN_MIN);
+        let found = self.store.scan(start.bytes(), &prefix_end(start.bytes()), page);
+        let shared = found.iter().map(|(_, value)| decode::<Holder>(value).session_id);
+        let living = shared.filter_map(|session_id| self.holder(name, session_id));
+        holders.extend(living.take(most - holders.len()));
+        holders
+    }
+
+    fn waiters(&self, name: &str) -> Vec<api::LockWaiter> {
+        let waiters = self.place.waiters(name);
+        let end = prefix_end(waiters.bytes());
+        let found = self.store.scan(waiters.bytes(), &end, PAGE_ITEMS_MAX as usize);
+        let waiter = |key: &[u8], session_id| {
+            let wait = self.wait(session_id, ordinal_of(key));
+            let session = self.session(session_id)?;
+            Some(api::LockWaiter {
+                session_id,
+                owner: session.owner,
+                mode: wait.wants.iter().find(|want| want.name == name)?.mode,
+                converts: wait.converts,
+                waiting_ms: self.since(wait.since_ms),
+                remaining_ms: wait.deadline_ms.saturating_sub(self.now_ms),
+            })
+        };
+        let of = |value: &[u8]| decode::<Waiter>(value).session_id;
+        found.iter().filter_map(|(key, value)| waiter(key, of(value))).collect()
+    }
+}
+
+fn holder_count(lock: &Lock) -> u64 {
+    lock.shared + u64::from(lock.session_id != 0)
+}
+
+fn page_size(size: u32) -> Result<usize, Refusal> {
+    check::number("page_size", size.into(), 1, PAGE_ITEMS_MAX.into())?;
+    Ok(size as usize)
+}
+
+fn end(found: Result<answer::Answer, Refusal>) -> QueryOutcome {
+    match found {
+        Ok(answer) => answered(Answer::from(answer)),
+        Err(refusal) => answered(refusal),
+    }
+}

@@ -1,0 +1,314 @@
+//! The lines of a script of the lock service, and the commands and questions that they stand for.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use trefoil_core::slot;
+use trefoil_proto::common::v1::RequestId;
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{CancelAcquire, Command};
+use trefoil_proto::lock::v1::{self as api, LockMode};
+
+use crate::support::{command, request_id};
+
+/// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed.
+#[derive(goldenscript::Command)]
+pub enum Line {
+    Open {
+        #[arg(key)]
+        ttl: u64,
+        /// Lock delay of the session.
+        #[arg(key, optional)]
+        delay: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    KeepAlive(u64),
+    Close {
+        session: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    Acquire {
+        session: u64,
+        name: String,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
+        #[arg(key)]
+        mode: Option<String>,
+        /// Lock delay of the grant.
+        #[arg(key)]
+        delay: Option<u64>,
+    },
+    Convert {
+        session: u64,
+        name: String,
+        mode: String,
+        #[arg(key, optional)]
+        token: u64,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    Release {
+        session: u64,
+        name: String,
+        #[arg(key, optional)]
+        token: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    /// Takes a lock from its holders, by as many commands as that takes.
+    Force {
+        name: String,
+        #[arg(key, optional)]
+        token: u64,
+    },
+    Validate {
+        name: String,
+        token: u64,
+    },
+    /// Releases what a session holds, by as many commands as that takes.
+    ReleaseAll(u64),
+    /// `id` is that of the acquire or, with `converts`, of the convert.
+    Cancel {
+        session: u64,
+        name: String,
+        #[arg(key)]
+        id: Option<String>,
+        #[arg(key)]
+        mode: Option<String>,
+        #[arg(key, optional)]
+        converts: bool,
+    },
+    /// Nobody is left to take the answer of a wait, so called, as of so many entries ago.
+    Lose {
+        waiter: String,
+        #[arg(key, optional)]
+        ago: u64,
+    },
+    /// One session acquires locks name-1 to name-n, all in one entry; only the last answer is shown.
+    AcquireMany {
+        session: u64,
+        name: String,
+        count: u64,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        mode: Option<String>,
+    },
+    /// Sends many requests of a client, all in one entry; only the last answer is shown.
+    OpenMany {
+        client: String,
+        count: u64,
+        #[arg(key)]
+        ttl: u64,
+    },
+    /// Opens as many sessions, each of which then waits for the lock, all in one entry.
+    Crowd {
+        name: String,
+        count: u64,
+        #[arg(key)]
+        ttl: u64,
+        #[arg(key)]
+        wait: u64,
+        #[arg(key)]
+        mode: Option<String>,
+    },
+    /// Opens as many sessions, each of which acquires as many locks of its own.
+    Hoard {
+        sessions: u64,
+        #[arg(key)]
+        locks: u64,
+        #[arg(key)]
+        ttl: u64,
+    },
+    /// Names, ids and slots that no checked request has.
+    Garbage,
+    /// Commands from here on come in one entry.
+    Together,
+    /// The entry ends.
+    Apply,
+    Advance(u64),
+    /// Log time moves with the next entry.
+    Sleep(u64),
+    /// Entries follow, each at the same log time, until nothing is due any more.
+    Settle,
+    NewTerm,
+    /// The machine is opened again from its store.
+    Reopen,
+    /// As if the namespace had so many sessions, locks or waits.
+    Pretend {
+        #[arg(key, optional)]
+        sessions: u64,
+        #[arg(key, optional)]
+        locks: u64,
+        #[arg(key, optional)]
+        waits: u64,
+    },
+    /// What operators are shown.
+    Describe(String),
+    List {
+        #[arg(key, optional)]
+        prefix: String,
+        #[arg(key, optional)]
+        after: String,
+        #[arg(key)]
+        size: u32,
+    },
+    GetSession(u64),
+    ListSessions {
+        #[arg(key, optional)]
+        after: String,
+        #[arg(key)]
+        size: u32,
+    },
+    ListDeadlocks,
+    /// Deadlocks between sessions 1 and 2 over two locks, over and over.
+    Deadlock {
+        #[arg(key)]
+        times: u64,
+    },
+    Locks,
+    Sessions,
+    Records,
+    Counts,
+}
+
+pub fn operation(line: &Line) -> Option<Operation> {
+    let namespace = "default".to_owned();
+    Some(match line {
+        Line::Open { ttl, delay, .. } => Operation::OpenSession(api::OpenSessionRequest {
+            namespace,
+            ttl_ms: *ttl,
+            lock_delay_ms: *delay,
+            ..Default::default()
+        }),
+        Line::KeepAlive(session_id) => {
+            Operation::KeepAlive(api::KeepAliveRequest { namespace, session_id: *session_id })
+        }
+        Line::Close { session, .. } => Operation::CloseSession(api::CloseSessionRequest {
+            namespace,
+            session_id: *session,
+            request_id: None,
+        }),
+        Line::Acquire { session, name, wait, mode, delay, .. } => {
+            Operation::Acquire(api::AcquireRequest {
+                namespace,
+                session_id: *session,
+                name: name.clone(),
+                wait_ms: *wait,
+                request_id: None,
+                mode: mode_of(mode.as_deref()).into(),
+                lock_delay_ms: *delay,
+            })
+        }
+        Line::Convert { session, name, mode, token, wait, .. } => {
+            Operation::Convert(api::ConvertRequest {
+                namespace,
+                session_id: *session,
+                name: name.clone(),
+                fencing_token: *token,
+                mode: mode_of(Some(mode)).into(),
+                wait_ms: *wait,
+                request_id: None,
+            })
+        }
+        Line::Release { session, name, token, .. } => Operation::Release(api::ReleaseRequest {
+            namespace,
+            session_id: *session,
+            name: name.clone(),
+            fencing_token: *token,
+            request_id: None,
+        }),
+        Line::Cancel { session, name, id, mode, converts } => {
+            Operation::CancelAcquire(CancelAcquire {
+                namespace,
+                session_id: *session,
+                name: name.clone(),
+                waiter: id.as_deref().map(request_id),
+                mode: mode_of(mode.as_deref()).into(),
+                converts: *converts,
+            })
+        }
+        _ => return None,
+    })
+}
+
+/// What a line asks as an operator.
+pub fn question(line: &Line) -> Option<Q> {
+    let namespace = "default".to_owned();
+    Some(match line {
+        Line::Describe(name) => {
+            Q::DescribeLock(api::DescribeLockRequest { namespace, name: name.clone() })
+        }
+        Line::List { prefix, after, size } => Q::ListLocks(api::ListLocksRequest {
+            namespace,
+            prefix: prefix.clone(),
+            page_size: *size,
+            page_token: after.clone(),
+        }),
+        Line::GetSession(session_id) => {
+            Q::GetSession(api::GetSessionRequest { namespace, session_id: *session_id })
+        }
+        Line::ListSessions { after, size } => Q::ListSessions(api::ListSessionsRequest {
+            namespace,
+            page_size: *size,
+            page_token: after.clone(),
+        }),
+        Line::Validate { name, token } => Q::ValidateToken(api::ValidateTokenRequest {
+            namespace,
+            name: name.clone(),
+            fencing_token: *token,
+        }),
+        Line::ListDeadlocks => Q::ListDeadlocks(api::ListDeadlocksRequest { namespace }),
+        _ => return None,
+    })
+}
+
+pub fn line_id(line: &Line) -> Option<RequestId> {
+    match line {
+        Line::Open { id, .. }
+        | Line::Close { id, .. }
+        | Line::Acquire { id, .. }
+        | Line::Convert { id, .. }
+        | Line::Release { id, .. } => id.as_deref().map(request_id),
+        _ => None,
+    }
+}
+
+pub fn in_slot(operation: Operation, id: Option<RequestId>) -> Command {
+    command(slot::of_locks("default"), 1, id, operation)
+}
+
+pub fn open(ttl_ms: u64) -> Operation {
+    Operation::OpenSession(api::OpenSessionRequest {
+        namespace: "default".to_owned(),
+        ttl_ms,
+        ..Default::default()
+    })
+}
+
+pub fn acquire(session_id: u64, name: String, wait_ms: u64, mode: LockMode) -> Operation {
+    let namespace = "default".to_owned();
+    Operation::Acquire(api::AcquireRequest {
+        namespace,
+        session_id,
+        name,
+        wait_ms,
+        request_id: None,
+        mode: mode.into(),
+        lock_delay_ms: None,
+    })
+}
+
+pub fn mode_of(mode: Option<&str>) -> LockMode {
+    match mode {
+        None => LockMode::Exclusive,
+        Some(mode) => LockMode::from_str_name(&format!("LOCK_MODE_{}", mode.to_uppercase()))
+            .expect("a mode is shared, update or exclusive"),
+    }
+}

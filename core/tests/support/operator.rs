@@ -1,0 +1,125 @@
+//! What operators are shown of locks and sessions, in words.
+
+#![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
+
+use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::lock::v1::{
+    Deadlock, DeadlockEdge, LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo, SessionLock,
+};
+
+use crate::support::show_answer;
+
+/// " shared", " update", " exclusive" or nothing.
+pub fn mode(mode: LockMode) -> String {
+    if mode == LockMode::Unspecified {
+        return String::new();
+    }
+    format!(" {}", mode.as_str_name().trim_start_matches("LOCK_MODE_").to_lowercase())
+}
+
+/// The same, with nothing for what is usual.
+pub fn weak(asked: LockMode) -> String {
+    if asked == LockMode::Exclusive { String::new() } else { mode(asked) }
+}
+
+pub fn show(answer: &Answer) -> String {
+    use answer::Answer as A;
+    match answer.answer.as_ref().expect("an answer says something") {
+        A::DescribeLock(described) => {
+            let holders = described.holders.iter().map(|of| format!("  {}\n", holder(of)));
+            let waiters = described.waiters.iter().map(|of| format!("  {}\n", waiter(of)));
+            let lines = holders.chain(waiters).collect::<String>();
+            let delay = delay(described.delayed_ms);
+            let (holders, waiters) = (described.holder_count, described.waiter_count);
+            format!("holders {holders}, waiters {waiters}{delay}\n{lines}")
+        }
+        A::ListLocks(listed) => page(listed.locks.iter().map(lock), &listed.next_page_token),
+        A::GetSession(got) => {
+            let session = got.session.as_ref().expect("a session is described");
+            let locks = got.locks.iter().map(|of| format!("  {}\n", session_lock(of)));
+            format!("{}\n{}", self::session(session), locks.collect::<String>())
+        }
+        A::ListSessions(listed) => {
+            page(listed.sessions.iter().map(session), &listed.next_page_token)
+        }
+        A::ValidateToken(validated) => match &validated.holder {
+            Some(of) if validated.valid => format!("valid, {}\n", holder(of)),
+            None if !validated.valid => {
+                format!("not valid, held with token {}\n", validated.holder_token)
+            }
+            other => panic!("a valid token has its holder: {other:?}"),
+        },
+        A::ListDeadlocks(listed) => {
+            let all = listed.deadlocks.len();
+            let shown = listed.deadlocks.iter().take(3).map(deadlock).collect::<String>();
+            format!("{shown}{all} deadlocks\n")
+        }
+        _ => format!("{}\n", show_answer(answer)),
+    }
+}
+
+fn page(items: impl Iterator<Item = String>, next: &str) -> String {
+    let lines = items.map(|item| format!("{item}\n")).collect::<String>();
+    let next = if next.is_empty() { "the end\n".to_owned() } else { format!("next: {next}\n") };
+    lines + &next
+}
+
+fn delay(ms: u64) -> String {
+    if ms == 0 { String::new() } else { format!(", delayed for {ms} ms") }
+}
+
+fn lock(info: &LockInfo) -> String {
+    let held = mode(info.mode());
+    let by = info.holder.as_ref().map(|of| format!(", {}", holder(of))).unwrap_or_default();
+    let LockInfo { name, holder_count, waiter_count, delayed_ms, .. } = info;
+    let delay = delay(*delayed_ms);
+    format!("{name}:{held} holders {holder_count}, waiters {waiter_count}{by}{delay}")
+}
+
+fn holder(of: &LockHolder) -> String {
+    let LockHolder { session_id, fencing_token, held_ms, .. } = of;
+    format!("held by {session_id}{} with token {fencing_token} for {held_ms} ms", mode(of.mode()))
+}
+
+fn waiter(of: &LockWaiter) -> String {
+    let how = if of.converts { "converts to" } else { "waits for" };
+    let LockWaiter { session_id, waiting_ms, remaining_ms, .. } = of;
+    format!("{session_id} {how}{} for {waiting_ms} ms, {remaining_ms} ms more", mode(of.mode()))
+}
+
+fn deadlock(of: &Deadlock) -> String {
+    let Deadlock { number, session_id, log_time_ms, length, edges } = of;
+    let edges = edges.iter().map(|edge| {
+        let DeadlockEdge {
+            session_id, lock, waiting_ms, waits_for, fencing_token, held_ms, ..
+        } = edge;
+        let wants = mode(edge.mode());
+        let converts = if edge.converts { " to convert" } else { "" };
+        let held = mode(edge.held_mode());
+        format!(
+            "  {session_id} waits{converts} for {lock}{wants} for {waiting_ms} ms, in the way is \
+             {waits_for}{held} with token {fencing_token} for {held_ms} ms\n"
+        )
+    });
+    let edges = edges.collect::<String>();
+    format!("deadlock {number} of {length}, refused {session_id} at {log_time_ms} ms\n{edges}")
+}
+
+fn session(info: &SessionInfo) -> String {
+    let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held } = info;
+    format!(
+        "{session_id} of {owner:?}: ttl {ttl_ms} ms, {remaining_ms} ms left, locks {locks}, holds {held}"
+    )
+}
+
+fn session_lock(of: &SessionLock) -> String {
+    format!(
+        "{}: holds{} with token {} for {} ms, waits for{} for {} ms",
+        of.name,
+        mode(of.mode()),
+        of.fencing_token,
+        of.held_ms,
+        mode(of.waits_for()),
+        of.waiting_ms
+    )
+}
