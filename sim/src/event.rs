@@ -26,8 +26,8 @@ pub struct Process {
 pub enum Event {
     /// Something inside a process.
     In(Process, Local),
-    /// A Raft message arrives.
-    Peer(NodeId, ShardId, Box<Peer>),
+    /// A Raft message arrives at the process that it was sent to: its stream ends with that.
+    Peer(Process, ShardId, Box<Peer>),
     /// The stream of a snapshot ends.
     Stream {
         /// The sender.

@@ -236,7 +236,7 @@ impl World {
     fn standing_still(&self, event: &Event) -> Option<u64> {
         let (node, deaf_us) = match event {
             Event::In(Process { node, .. }, _) => (node, 0),
-            Event::Peer(node, ..)
+            Event::Peer(Process { node, .. }, ..)
             | Event::Stream { to: node, .. }
             | Event::Uncertain { to: node, .. } => (node, self.nodes[node].deaf_us.0),
             Event::Request { to: node, .. } | Event::HangUp { to: node, .. } => {
@@ -261,7 +261,10 @@ impl World {
                     self.local(process.node, local);
                 }
             }
-            Event::Peer(to, shard, peer) => {
+            Event::Peer(Process { node: to, life }, shard, peer) => {
+                if self.nodes[&to].life != life {
+                    return;
+                }
                 let followed = if peer.time.continuous { "" } else { "?" };
                 let time = peer.time.log_time_ms;
                 trace!(self, "s{shard} {} at log time {time}{followed}", Brief(&peer.message));
