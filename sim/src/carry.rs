@@ -176,8 +176,9 @@ impl World {
                 Event::In(self.process(node), Local::Unreachable(shard, to)),
             );
         }
+        let receiver = self.process(to);
         for at in times {
-            self.at(at, Event::Peer(self.process(to), shard, Box::new(peer.clone())));
+            self.at(at, Event::Peer(receiver, shard, Box::new(peer.clone())));
         }
     }
 

@@ -26,7 +26,7 @@ pub struct Process {
 pub enum Event {
     /// Something inside a process.
     In(Process, Local),
-    /// A Raft message arrives at the process that its stream led to.
+    /// A Raft message arrives at the process that it was sent to: its stream ends with that.
     Peer(Process, ShardId, Box<Peer>),
     /// The stream of a snapshot ends.
     Stream {

@@ -80,7 +80,8 @@ impl World {
                 self.step(node, shard, Input::Pressure(pressure));
             }
             FaultKind::WallClock => {
-                let most = 4 * trefoil_core::limits::WALL_ADVANCE_MS_MAX;
+                // Far beyond every TTL of a run, and below what makes a shard forget idle clients.
+                let most = trefoil_core::limits::REQUEST_CLIENT_IDLE_MS / 30;
                 let ahead = i64::try_from(self.shared.dice.between(0, most)).expect("small");
                 let back = i64::try_from(self.shared.dice.between(0, most)).expect("small");
                 self.node(node).set_wall_clock(ahead - back);

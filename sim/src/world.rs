@@ -261,9 +261,10 @@ impl World {
                     self.local(process.node, local);
                 }
             }
-            // No stream outlives a process (rule 19): what a dead one was sent does not reach the next.
-            Event::Peer(to, ..) if self.nodes[&to.node].life != to.life => (),
-            Event::Peer(Process { node: to, .. }, shard, peer) => {
+            Event::Peer(Process { node: to, life }, shard, peer) => {
+                if self.nodes[&to].life != life {
+                    return;
+                }
                 let followed = if peer.time.continuous { "" } else { "?" };
                 let time = peer.time.log_time_ms;
                 trace!(self, "s{shard} {} at log time {time}{followed}", Brief(&peer.message));
