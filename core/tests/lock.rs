@@ -404,8 +404,13 @@ impl Runner {
                 let shared = shared.take(SHOWN_MAX).collect::<Vec<_>>().join(" ");
                 holders.push(format!("shared by {} ({shared})", lock.shared));
             }
-            if lock.delayed_until_ms > 0 {
-                holders.push(format!("delayed until {}", lock.delayed_until_ms));
+            let delays = [
+                (lock.shared_delay_until_ms, " for writers"),
+                (lock.update_delay_until_ms, " for updaters and writers"),
+                (lock.exclusive_delay_until_ms, ""),
+            ];
+            for (until_ms, whom) in delays.into_iter().filter(|(until_ms, _)| *until_ms > 0) {
+                holders.push(format!("delayed until {until_ms}{whom}"));
             }
             let holder = if holders.is_empty() { "free".to_owned() } else { holders.join(", ") };
             writeln!(

@@ -34,6 +34,8 @@ pub enum Answer {
     Held(Option<Grant>),
     Converted(Grant),
     NotConverted(Option<Grant>),
+    /// A wait that ends without the lock, of a Convert or not; who held it then depends on the order of what is due.
+    GaveUp(bool),
     Released,
     ReleasedHeld(u32),
     Forced(u32),
@@ -68,7 +70,8 @@ struct Lock {
     holders: Vec<Holder>,
     /// Those who convert stand first.
     queue: Vec<Wait>,
-    delayed_until_ms: u64,
+    /// In what mode holders had it that expired, and until when each keeps others out.
+    delays: Vec<(LockMode, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -176,10 +179,11 @@ impl Model {
         for name in self.locks.keys().cloned().collect::<Vec<_>>() {
             let of_space = dead.iter().filter(|((namespace, _), _)| *namespace == name.0);
             for ((_, session), delay_ms) in of_space {
-                let hold = self.lock(&name).holder(*session).map(|holder| holder.lock_delay_ms);
-                let delay_ms = hold.map_or(0, |own_ms| own_ms.unwrap_or(*delay_ms));
                 let lock = self.lock(&name);
-                lock.delayed_until_ms = lock.delayed_until_ms.max(now_ms + delay_ms);
+                if let Some(holder) = lock.holder(*session).cloned() {
+                    let delay_ms = holder.lock_delay_ms.unwrap_or(*delay_ms);
+                    lock.delays.push((holder.mode, now_ms + delay_ms));
+                }
                 self.forget_session(&name, *session);
             }
             let queue = std::mem::take(&mut self.lock(&name).queue);
@@ -187,7 +191,7 @@ impl Model {
                 queue.into_iter().partition::<Vec<_>, _>(|wait| now_ms >= wait.deadline_ms);
             self.lock(&name).queue = in_time;
             self.hand_on(&name);
-            late.into_iter().for_each(|wait| self.settle_held(&name, &wait));
+            late.iter().for_each(|wait| self.give_up(wait));
         }
     }
 
@@ -384,7 +388,7 @@ impl Model {
         }
         held.iter().for_each(|(_, session, _)| self.vacate(&name, *session));
         if request.fencing_token == 0 {
-            self.lock(&name).delayed_until_ms = 0;
+            self.lock(&name).delays.clear();
         }
         self.hand_on(&name);
         self.counts.locks_forced += held.len() as u64;
@@ -449,7 +453,7 @@ impl Model {
             lock.queue[place].callers -= 1;
             if lock.queue[place].callers == 0 {
                 let wait = lock.queue.remove(place);
-                self.settle_held(&name, &wait);
+                self.give_up(&wait);
             }
             self.hand_on(&name);
             return done;
@@ -541,9 +545,8 @@ impl Model {
         }
     }
 
-    fn settle_held(&mut self, name: &Name, wait: &Wait) {
-        let answer = not_got(wait.converts, self.holder(name));
-        self.settle(Some(wait.seat), &wait.id, answer);
+    fn give_up(&mut self, wait: &Wait) {
+        self.settle(Some(wait.seat), &wait.id, Answer::GaveUp(wait.converts));
     }
 
     fn settle(&mut self, seat: Option<Seat>, id: &Id, answer: Answer) {

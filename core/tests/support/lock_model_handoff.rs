@@ -11,7 +11,9 @@ impl Model {
     pub(super) fn admits(&mut self, name: &Name, session: u64, mode: LockMode) -> bool {
         let now_ms = self.now_ms;
         let lock = self.lock(name);
-        now_ms >= lock.delayed_until_ms && lock.admits(session, mode)
+        let mut delays = lock.delays.iter();
+        delays.all(|(held, until_ms)| now_ms >= *until_ms || !conflict(*held, mode))
+            && lock.admits(session, mode)
     }
 
     /// Whether a session waits for itself, by way of others.
@@ -89,7 +91,7 @@ impl Model {
                 self.grant_first(name, &wait);
             }
         }
-        gone.iter().for_each(|wait| self.settle_held(name, wait));
+        gone.iter().for_each(|wait| self.give_up(wait));
     }
 
     /// One grant for all waits of a session that it is strong enough for.
@@ -108,7 +110,7 @@ impl Model {
         self.lock(name).queue = waiting;
         for wait in ended {
             if wait.lost_ms.is_some() {
-                self.settle_held(name, &wait);
+                self.give_up(&wait);
             } else if wait.mode > first.mode {
                 let answer = Answer::Refused(Reason::ConvertNeeded, Some(grant));
                 self.settle(Some(wait.seat), &wait.id, answer);

@@ -198,10 +198,7 @@ impl LockState {
         let mut tokens = BTreeMap::new();
         for ((namespace, name), lock) in &self.locks {
             assert!(
-                lock.session_id > 0
-                    || lock.shared > 0
-                    || lock.waiters > 0
-                    || lock.delayed_until_ms > 0,
+                lock.session_id > 0 || lock.shared > 0 || lock.waiters > 0 || is_delayed(lock),
                 "a lock that nobody wants has no record"
             );
             assert_eq!(lock.session_id > 0, lock.token > 0, "every grant has a token");
@@ -260,7 +257,7 @@ impl LockState {
             };
             let is_held = lock.session_id > 0 || lock.shared > 0;
             assert!(
-                is_held && lock.delayed_until_ms == 0 || self.timers.iter().any(goes_on),
+                is_held && !is_delayed(lock) || self.timers.iter().any(goes_on),
                 "a free lock is handed on, and a delay ends"
             );
         }
@@ -271,6 +268,13 @@ impl LockState {
         let others = self.timers.iter().filter(|timer| !is_looked_at(timer)).cloned();
         assert_eq!(others.collect::<BTreeSet<_>>(), expected, "timers are those of the records");
     }
+}
+
+/// Whether a holder that expired still keeps others out, or did when it was looked at last.
+pub fn is_delayed(lock: &Lock) -> bool {
+    let delays =
+        [lock.shared_delay_until_ms, lock.update_delay_until_ms, lock.exclusive_delay_until_ms];
+    delays != [0; 3]
 }
 
 fn text(rest: &mut &[u8]) -> String {

@@ -5,7 +5,7 @@ use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, answer};
 
 use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
 use super::place::number_of;
-use super::{Space, check_name};
+use super::{Space, check_name, delays};
 use crate::store::{decode, prefix_end};
 
 /// Takes away grants, the one in mode UPDATE or EXCLUSIVE first. What is left over is for the next command, which knows
@@ -45,7 +45,7 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
         });
     }
     if request.fencing_token == 0 {
-        space.change_lock(name, |lock| lock.delayed_until_ms = 0);
+        space.change_lock(name, |lock| delays(lock).into_iter().for_each(|(_, until)| *until = 0));
     }
     let more = request.fencing_token == 0
         && space.left == 0

@@ -8,8 +8,8 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use super::super::{Scope, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
 use super::{
-    Space, conflict, convert_needed, converted, granted, is_wanted, session_expired, take_text,
-    text_of,
+    Space, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
+    take_text, text_of,
 };
 use crate::key::Kind;
 use crate::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
@@ -53,7 +53,7 @@ impl Space<'_, '_> {
         if !is_wanted(&self.lock(name)) {
             return;
         }
-        self.end_delay(name);
+        self.end_delays(name);
         self.free_from_the_dead(name);
         self.hand_on(name);
     }
@@ -69,29 +69,42 @@ impl Space<'_, '_> {
     /// The session of a holder is over. Where it expired, and did not close, a lock delay begins.
     fn bury(&mut self, name: &str, session_id: u64) {
         let expired = self.session(session_id).filter(|session| session.expired);
-        let delay_ms = expired.and_then(|session| {
+        let delay = expired.and_then(|session| {
             let hold = self.claim(session_id, name).hold?;
-            Some(hold.lock_delay_ms.unwrap_or(session.lock_delay_ms))
+            Some((hold.mode(), hold.lock_delay_ms.unwrap_or(session.lock_delay_ms)))
         });
         self.vacate(name, session_id);
-        let Some(delay_ms) = delay_ms.filter(|delay_ms| *delay_ms > 0) else { return };
+        let Some((held, delay_ms)) = delay.filter(|(_, delay_ms)| *delay_ms > 0) else { return };
         let until_ms = self.scope.now_ms.saturating_add(delay_ms);
-        self.change_lock(name, |lock| lock.delayed_until_ms = lock.delayed_until_ms.max(until_ms));
+        self.change_lock(name, |lock| {
+            let mut delays = delays(lock).into_iter();
+            let delay = delays.find(|(mode, _)| *mode == held).map(|(_, until_ms)| until_ms);
+            let delay = delay.expect("a lock is held in a mode");
+            *delay = until_ms.max(*delay);
+        });
         let key = self.place.lock(name);
         timers::set(self.scope, until_ms, Kind::Lock, timer_rest(&key));
     }
 
-    /// Ends a lock delay whose time has come.
-    fn end_delay(&mut self, name: &str) {
-        let lock = self.lock(name);
-        if lock.delayed_until_ms > 0 && !self.is_delayed(&lock) {
-            self.change_lock(name, |lock| lock.delayed_until_ms = 0);
+    /// Ends the lock delays whose time has come.
+    fn end_delays(&mut self, name: &str) {
+        let now_ms = self.scope.now_ms;
+        let mut lock = self.lock(name);
+        let before = lock;
+        let delays = delays(&mut lock).into_iter();
+        delays.filter(|(_, until_ms)| **until_ms <= now_ms).for_each(|(_, until_ms)| *until_ms = 0);
+        if lock != before {
+            self.change_lock(name, |kept| *kept = lock);
         }
     }
 
-    /// Whether a lock delay goes on.
-    fn is_delayed(&self, lock: &Lock) -> bool {
-        self.scope.now_ms < lock.delayed_until_ms
+    /// Whether a lock delay keeps out who wants this mode.
+    fn is_delayed(&self, name: &str, mode: LockMode) -> bool {
+        let now_ms = self.scope.now_ms;
+        let mut lock = self.lock(name);
+        delays(&mut lock)
+            .into_iter()
+            .any(|(held, until_ms)| now_ms < *until_ms && conflict(held, mode))
     }
 
     /// The holder holds it no longer, and has nothing left to convert.
@@ -174,9 +187,12 @@ impl Space<'_, '_> {
         let lock = self.lock(name);
         let is_in_the_way =
             lock.session_id != 0 && lock.session_id != session_id && conflict(lock.mode(), mode);
-        !self.is_delayed(&lock)
-            && !is_in_the_way
-            && (mode != LockMode::Exclusive || self.oldest_shared(name, session_id) == 0)
+        if is_in_the_way || mode == LockMode::Exclusive && self.oldest_shared(name, session_id) != 0
+        {
+            return false;
+        }
+        // Looked at last: a holder that was found dead just now may have left a delay.
+        !self.is_delayed(name, mode)
     }
 
     /// Token of the oldest living session in mode SHARED but for one; 0 where there is none. The dead before it are

@@ -193,7 +193,22 @@ fn claims_anything(claim: &Claim) -> bool {
 
 /// Whether a lock has a record.
 fn is_wanted(lock: &Lock) -> bool {
-    lock.session_id != 0 || lock.shared > 0 || lock.waiters > 0 || lock.delayed_until_ms > 0
+    lock.session_id != 0 || lock.shared > 0 || lock.waiters > 0 || delayed_until_ms(lock) > 0
+}
+
+/// Until when an expired holder of each mode keeps out those whom it kept out before; 0 where there is no delay.
+fn delays(lock: &mut Lock) -> [(LockMode, &mut u64); 3] {
+    [
+        (LockMode::Shared, &mut lock.shared_delay_until_ms),
+        (LockMode::Update, &mut lock.update_delay_until_ms),
+        (LockMode::Exclusive, &mut lock.exclusive_delay_until_ms),
+    ]
+}
+
+/// When the last delay of a lock ends.
+fn delayed_until_ms(lock: &Lock) -> u64 {
+    let mut lock = *lock;
+    delays(&mut lock).into_iter().map(|(_, until_ms)| *until_ms).max().unwrap_or(0)
 }
 
 /// Whether a caller's token, 0 for any, is that of a grant: its present one, or the one before its last conversion.

@@ -9,7 +9,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use super::super::{QueryOutcome, answered};
 use super::place::{Place, number_of, ordinal_of};
 use super::session::due_ms;
-use super::{check_name, check_place, session_expired, text_of};
+use super::{check_name, check_place, delayed_until_ms, session_expired, text_of};
 use crate::check;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
 use crate::store::{Store, decode, prefix_end};
@@ -39,7 +39,7 @@ pub(in super::super) fn describe_lock(
             waiters: view.waiters(&request.name),
             holder_count: holder_count(&lock),
             waiter_count: lock.waiters,
-            delayed_ms: lock.delayed_until_ms.saturating_sub(view.now_ms),
+            delayed_ms: delayed_until_ms(&lock).saturating_sub(view.now_ms),
         }))
     }))
 }
@@ -230,7 +230,7 @@ impl<'a, S: Store> View<'a, S> {
             mode: strong.unwrap_or(shared).into(),
             holder_count: holder_count(lock),
             waiter_count: lock.waiters,
-            delayed_ms: lock.delayed_until_ms.saturating_sub(self.now_ms),
+            delayed_ms: delayed_until_ms(lock).saturating_sub(self.now_ms),
             holder,
         }
     }
