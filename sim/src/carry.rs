@@ -335,8 +335,11 @@ impl World {
         let Some(at) = stamped_at.copied() else { return };
         let before = self.agreements.last_stamp.insert(shard, at).unwrap_or_default();
         let restarted = self.nodes.values().all(|node| node.started_at > before);
-        let resumed = self.agreements.resumed.remove(&(shard, applied.term));
-        if self.shared.knobs.wrong_wall_clocks && (restarted || resumed) {
+        // One that resumed may have told the leaders after it before it stamped anything.
+        let resumed = self.agreements.resumed.range((shard, 0)..=(shard, applied.term));
+        let resumed = resumed.copied().collect::<Vec<_>>();
+        self.agreements.resumed.retain(|of| !resumed.contains(of));
+        if self.shared.knobs.wrong_wall_clocks && (restarted || !resumed.is_empty()) {
             self.agreements.log_time.jumps(shard);
             self.stats.wall_clock_decided += 1;
         }

@@ -43,7 +43,7 @@ struct Arguments {
     mutants: bool,
     /// Seeds that a mutant may survive at most.
     #[cfg(feature = "mutants")]
-    #[arg(long, default_value_t = 200)]
+    #[arg(long, default_value_t = 400)]
     most: u64,
 }
 
