@@ -49,6 +49,8 @@ pub(crate) enum LockCommand {
         /// The lock.
         name: String,
     },
+    /// Write a line for each thing that happens to locks, until Ctrl-C.
+    Watch(crate::lock_watch::WatchArgs),
     /// List the last deadlocks, at most 100.
     Deadlocks,
     /// List the living sessions.
@@ -198,6 +200,7 @@ pub(crate) async fn run(
         }
         LockCommand::List { prefix } => lock_view::list(prefix, args, format).await,
         LockCommand::Describe { name } => lock_view::describe(name, args, format).await,
+        LockCommand::Watch(watch) => crate::lock_watch::run(watch, args, format).await,
         LockCommand::Deadlocks => lock_view::deadlocks(args, format).await,
         LockCommand::Sessions => lock_view::sessions(args, format).await,
         LockCommand::Session { id } => lock_view::session(id, args, format).await,

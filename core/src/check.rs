@@ -233,6 +233,18 @@ impl Check for lock::ListLocksRequest {
     }
 }
 
+impl Check for lock::WatchLocksRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 0, l::NAME_BYTES_MAX)?;
+        text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
+        if !self.name.is_empty() && !self.prefix.is_empty() {
+            return Err(invalid("prefix", "empty where a name is given"));
+        }
+        self.after.map_or(Ok(()), |after| some_id("after.index", after.index))
+    }
+}
+
 impl Check for lock::ListDeadlocksRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)

@@ -161,6 +161,9 @@ fn covers(access: &Access, work: &Work) -> bool {
             }
             Some(query::Query::ListDeadlocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::ListSessions(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::WatchLocks(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
             None => (&[], None),
         },
     };
@@ -235,6 +238,7 @@ mod tests {
             (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
+            (asked(Q::WatchLocks(Default::default())), vec![A::ReadLocks]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {

@@ -176,6 +176,8 @@ pub enum Line {
     Sessions,
     Records,
     Counts,
+    /// What those who watch were told since the last such line.
+    Events,
 }
 
 pub fn operation(line: &Line) -> Option<Operation> {

@@ -15,7 +15,9 @@ pub mod pipeline;
 mod queue;
 pub mod routes;
 pub mod shards;
+pub mod told;
 pub mod unary;
+mod watches;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

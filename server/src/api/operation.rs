@@ -163,7 +163,8 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListSessions
         | Method::ListDeadlocks
         | Method::ForceRelease
-        | Method::ValidateToken => Some(Service::Lock),
+        | Method::ValidateToken
+        | Method::WatchLocks => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

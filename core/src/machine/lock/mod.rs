@@ -8,6 +8,7 @@ mod acquire;
 mod cancel;
 mod convert;
 mod deadlock;
+mod event;
 mod force;
 mod handoff;
 mod place;
