@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::LockMode;
+use trefoil_client::{Error, Guard, Lock, LockMode, WaitPlace};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
@@ -108,6 +108,9 @@ pub(crate) struct AcquireArgs {
     /// For how long nobody gets it after it was lost, at most 60s.
     #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
     lock_delay: Duration,
+    /// Say on standard error how many stand before this call while it waits.
+    #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
+    progress: bool,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -217,7 +220,7 @@ async fn acquire(
     let session =
         locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
-    let Some(guard) = lock.acquire().await? else {
+    let Some(guard) = acquire_lock(lock, args.progress).await? else {
         session.close().await?;
         let missed = Acquired {
             lock: args.name,
@@ -241,6 +244,18 @@ async fn acquire(
     session.leave();
     output::print(format, &acquired)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Acquires, and says meanwhile how many stand before the call where that is wanted.
+pub(crate) async fn acquire_lock(lock: Lock, progress: bool) -> Result<Option<Guard>, Error> {
+    if !progress {
+        return lock.acquire().await;
+    }
+    let tell = |place: WaitPlace| {
+        let more = if place.or_more { " or more" } else { "" };
+        output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
+    };
+    lock.acquire_telling(tell).await
 }
 
 async fn convert(

@@ -31,6 +31,7 @@
 
 mod client;
 
+mod acquire;
 mod cache;
 mod cluster;
 mod lock;
@@ -62,7 +63,7 @@ pub use session::Session;
 pub use trefoil_proto as proto;
 pub use trefoil_proto::cache::v1::LineState;
 pub use trefoil_proto::common::v1::{Reason, ResponseHeader, WatchPosition};
-pub use trefoil_proto::lock::v1::{LockEvent, LockEventKind, LockMode};
+pub use trefoil_proto::lock::v1::{LockEvent, LockEventKind, LockMode, WaitPlace};
 pub use value::Value;
 pub use watch::{LockWatch, Watch, WatchRequest};
 

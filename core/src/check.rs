@@ -167,6 +167,12 @@ impl Check for lock::AcquireRequest {
     }
 }
 
+impl Check for lock::AcquireStreamRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        self.acquire.as_mut().ok_or_else(|| invalid("acquire", "set"))?.check()
+    }
+}
+
 impl Check for lock::ForceReleaseRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;

@@ -156,6 +156,9 @@ fn covers(access: &Access, work: &Work) -> bool {
             }
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::FindPlace(r)) => {
+                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
+            }
             Some(query::Query::ValidateToken(r)) => {
                 (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
             }
@@ -239,6 +242,7 @@ mod tests {
             (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
             (asked(Q::WatchLocks(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::FindPlace(Default::default())), vec![A::UseLock]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {

@@ -9,6 +9,7 @@
 mod dev;
 mod faults;
 mod full_disk;
+mod line;
 mod lock_run;
 mod record;
 mod refusals;

@@ -461,6 +461,9 @@ impl Machine {
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
+            Some(query::Query::FindPlace(request)) => {
+                lock::find_place(&self.locks(store, slot, &request.namespace), request)
+            }
             Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }

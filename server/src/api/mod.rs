@@ -3,6 +3,7 @@
 //! `unary` and `pipeline` are the two ways in; neither knows what an operation does, and no handler knows by which
 //! way it was called.
 
+mod acquire_stream;
 mod background;
 mod cache;
 mod catalogue;

@@ -164,7 +164,8 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListDeadlocks
         | Method::ForceRelease
         | Method::ValidateToken
-        | Method::WatchLocks => Some(Service::Lock),
+        | Method::WatchLocks
+        | Method::AcquireStream => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

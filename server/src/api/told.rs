@@ -112,6 +112,11 @@ impl<T> Teller<T> {
         }
     }
 
+    /// Waits until what was said is on its way to the client; false where the client is gone.
+    pub(super) async fn is_taken(&self) -> bool {
+        self.responses.reserve().await.is_ok()
+    }
+
     /// Waits for the node to stop.
     pub(super) async fn stopped(&mut self) -> Refusal {
         stops(&mut self.phase).await

@@ -126,6 +126,19 @@ service!(lock::lock_service_server::LockService {
     force_release: ForceRelease(lock::ForceReleaseRequest) -> lock::ForceReleaseResponse;
     validate_token: ValidateToken(lock::ValidateTokenRequest) -> lock::ValidateTokenResponse;
 }
+    type AcquireStreamStream = Told<lock::AcquireStreamResponse>;
+
+    async fn acquire_stream(
+        &self,
+        mut request: Request<lock::AcquireStreamRequest>,
+    ) -> Result<Response<Self::AcquireStreamStream>, Status> {
+        let listener = self.listener(&mut request, Method::AcquireStream)?;
+        let request = request.into_inner();
+        let has_id = request.acquire.as_ref().is_some_and(|acquire| acquire.request_id.is_some());
+        let told = self.api.acquire_stream(listener, request);
+        told.map(Response::new).map_err(|refusal| to_status(&refusal, has_id))
+    }
+
     type WatchLocksStream = Told<lock::WatchLocksResponse>;
 
     async fn watch_locks(
