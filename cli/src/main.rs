@@ -11,6 +11,7 @@ mod dev;
 mod health;
 mod lock;
 mod lock_view;
+mod lock_watch;
 mod manual;
 mod queue;
 mod run;

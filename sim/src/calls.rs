@@ -336,7 +336,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ListSessions(_)
         | A::ListDeadlocks(_)
         | A::ForcedStep(_)
-        | A::ValidateToken(_)) => {
+        | A::ValidateToken(_)
+        | A::Place(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

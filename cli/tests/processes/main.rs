@@ -9,8 +9,10 @@
 mod dev;
 mod faults;
 mod full_disk;
+mod line;
 mod lock_run;
 mod record;
 mod refusals;
 mod services;
 mod support;
+mod watch;

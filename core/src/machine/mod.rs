@@ -6,6 +6,7 @@
 mod cache;
 mod catalogue;
 mod directory;
+mod event;
 mod lock;
 mod polls;
 mod queue;
@@ -26,6 +27,7 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::event::{Body, Event};
 pub use self::lock::caller_lost;
 pub use self::queue::{lease_id, parse_lease_id};
 
@@ -105,6 +107,8 @@ pub struct Applied {
     pub settled: Vec<Settled>,
     /// Long polls that ended.
     pub polls: Vec<(CallId, Answer)>,
+    /// What it did, for those who watch.
+    pub events: Vec<Event>,
     /// When the next timer is due, in log time; timers that are due already fire with the next entry.
     pub next_due_ms: Option<u64>,
     /// What happened, for metrics.
@@ -153,6 +157,7 @@ struct Scope<'a> {
 struct Output {
     counts: Counts,
     settled: Vec<Settled>,
+    events: Vec<Event>,
     /// Partitions that gained a message to deliver: (queue id, partition).
     ready: Vec<(u64, u32)>,
     /// Change of the number of messages that are neither acknowledged, dead nor expired.
@@ -404,6 +409,7 @@ impl Machine {
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
+        applied.events.extend(output.events);
         for (key, writer) in output.lines {
             self.directory.wrote(&key, writer);
         }
@@ -455,6 +461,10 @@ impl Machine {
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
+            Some(query::Query::FindPlace(request)) => {
+                lock::find_place(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
     }

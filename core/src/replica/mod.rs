@@ -426,7 +426,12 @@ impl Replica {
             };
             self.effects.push(Effect::Reply(call, Reply::Answered(position, answer)));
         }
-        let kept = Applied { outcomes: Vec::new(), settled: Vec::new(), ..applied.clone() };
+        let kept = Applied {
+            outcomes: Vec::new(),
+            settled: Vec::new(),
+            events: Vec::new(),
+            ..applied.clone()
+        };
         self.pending.applied(applied, &mut self.effects);
         self.reads.time_is(kept.log_time_ms);
         self.applied = kept;

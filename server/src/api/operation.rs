@@ -163,7 +163,9 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListSessions
         | Method::ListDeadlocks
         | Method::ForceRelease
-        | Method::ValidateToken => Some(Service::Lock),
+        | Method::ValidateToken
+        | Method::WatchLocks
+        | Method::AcquireStream => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

@@ -19,8 +19,8 @@ const SHARED_SEEN_MIN: usize = 16;
 
 /// The records of one namespace.
 pub(in super::super) struct View<'a, S> {
-    store: &'a S,
-    place: Place<'a>,
+    pub(super) store: &'a S,
+    pub(super) place: Place<'a>,
     /// Log time of the last entry in ms, and of the first stamped one of the term.
     now_ms: u64,
     term_started_ms: u64,
@@ -165,7 +165,7 @@ impl<'a, S: Store> View<'a, S> {
         Self { store, place: Place { slot, namespace }, now_ms, term_started_ms }
     }
 
-    fn checked(&self) -> Result<(), Refusal> {
+    pub(super) fn checked(&self) -> Result<(), Refusal> {
         check_place(self.place.slot, self.place.namespace)
     }
 
