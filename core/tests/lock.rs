@@ -443,6 +443,7 @@ impl Runner {
         let counts = [
             ("namespaces", state.namespaces.len()),
             ("sessions", state.sessions.len()),
+            ("metadata", state.metadata.len()),
             ("locks", state.locks.len()),
             ("holders", state.holders.len()),
             ("waiters", state.waiters.len()),

@@ -8,7 +8,8 @@ use trefoil_core::limits::DEADLOCKS_KEPT_MAX;
 use trefoil_core::slot;
 use trefoil_core::store::{MemoryStore, decode};
 use trefoil_proto::internal::v1::{
-    Claim, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Wait, Waiter,
+    Claim, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, SessionMetadata,
+    Wait, Waiter,
 };
 use trefoil_proto::lock::v1::{Deadlock, LockMode};
 
@@ -17,6 +18,7 @@ const PROGRESS: u8 = 1;
 const TIMER: u8 = 2;
 const REQUEST_CLIENT: u8 = 3;
 const REQUEST_ANSWER: u8 = 4;
+const METADATA: u8 = 5;
 const NAMESPACE: u8 = 16;
 const SESSION: u8 = 17;
 const LOCK: u8 = 18;
@@ -34,6 +36,7 @@ const ACQUIRES: u64 = 1 << 63;
 pub struct LockState {
     pub namespaces: BTreeMap<String, LockNamespace>,
     pub sessions: BTreeMap<(String, u64), Session>,
+    pub metadata: BTreeMap<(String, u64), SessionMetadata>,
     pub locks: BTreeMap<(String, String), Lock>,
     /// (namespace, lock, place)
     pub waiters: BTreeMap<(String, String, u64), Waiter>,
@@ -89,6 +92,9 @@ impl LockState {
             SESSION => {
                 self.sessions.insert((of, number(&mut rest)), decode(value));
             }
+            METADATA => {
+                self.metadata.insert((of, number(&mut rest)), decode(value));
+            }
             LOCK => {
                 self.locks.insert((of, tail(rest)), decode(value));
             }
@@ -121,6 +127,8 @@ impl LockState {
             let last = self.namespaces[namespace].last_deadlock;
             (1..=last).contains(number) && number + DEADLOCKS_KEPT_MAX > last
         };
+        let is_opens = |key| self.sessions.contains_key(key);
+        assert!(self.metadata.keys().all(is_opens), "metadata go with their session");
         assert!(self.deadlocks.keys().all(is_kept), "only the last deadlocks are kept");
         self.check_counts();
         self.check_locks();
