@@ -23,6 +23,7 @@ pub(in super::super) fn open_session(
     counters.last_session_id += 1;
     counters.sessions += 1;
     space.put_counters(&counters);
+    space.scope.output.locks.sessions += 1;
     let session = Session {
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
@@ -157,6 +158,7 @@ impl Space<'_, '_> {
         let mut counters = self.counters();
         counters.sessions = counters.sessions.saturating_sub(1);
         self.put_counters(&counters);
+        self.scope.output.locks.sessions -= 1;
     }
 
     /// Moves the one timer of a session.
