@@ -11,7 +11,7 @@ use crate::output::Format;
 #[derive(Debug, Parser)]
 #[command(name = "trefoil", version, propagate_version = false, arg_required_else_help = true)]
 #[command(
-    after_help = "Exit codes: 0 done; 1 failed; 2 nothing there (lock not acquired, queue empty, key missing); 64 wrong usage."
+    after_help = "Exit codes: 0 done; 1 failed; 2 nothing there (lock not acquired, queue empty, key missing); 64 wrong usage; 75 lock run lost its lock and ended the command."
 )]
 pub(crate) struct Arguments {
     /// How results are written.
@@ -104,6 +104,13 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     number.checked_mul(factor).map(Duration::from_millis).ok_or_else(wrong)
 }
 
+/// A key and a value with = between them.
+pub(crate) fn entry(text: &str) -> Result<(String, String), String> {
+    let entry = text.split_once('=').filter(|(key, _)| !key.is_empty());
+    let (key, value) = entry.ok_or_else(|| format!("{text:?} must be KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
+}
+
 /// A URL; the scheme may be left out.
 fn endpoint(text: &str) -> Result<String, String> {
     let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
@@ -127,6 +134,13 @@ mod tests {
         {
             assert!(duration(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn entries_have_a_key() {
+        assert_eq!(entry("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
+        assert_eq!(entry("a="), Ok(("a".to_owned(), String::new())));
+        assert!(entry("=b").is_err() && entry("a").is_err());
     }
 
     #[test]

@@ -8,6 +8,8 @@ use crate::output;
 
 /// Nothing there: the lock was not acquired, the queue is empty, the key is missing.
 pub(crate) const NOTHING: u8 = 2;
+/// The lock was lost while its command ran (EX_TEMPFAIL of sysexits.h).
+pub(crate) const LOST: u8 = 75;
 /// Wrong usage or configuration (EX_USAGE of sysexits.h).
 pub(crate) const USAGE: u8 = 64;
 

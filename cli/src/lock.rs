@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::{Error, Guard, Lock, LockMode, WaitPlace};
+use trefoil_client::{Error, Guard, Lock, LockMode, OpenSession, WaitPlace};
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::lock_view;
@@ -119,6 +119,15 @@ pub(crate) struct AcquireArgs {
         default_value = "trefoil lock acquire"
     )]
     owner: String,
+    /// A fact about this session for operators; may be given up to 16 times.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_METADATA",
+        value_name = "KEY=VALUE",
+        value_delimiter = ',',
+        value_parser = entry
+    )]
+    metadata: Vec<(String, String)>,
 }
 
 /// What to convert.
@@ -217,8 +226,8 @@ async fn acquire(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let locks = connect(client).await?.locks();
-    let session =
-        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
+    let open = locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
+    let session = with_metadata(open, args.metadata).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
     let Some(guard) = acquire_lock(lock, args.progress).await? else {
         session.close().await?;
@@ -256,6 +265,11 @@ pub(crate) async fn acquire_lock(lock: Lock, progress: bool) -> Result<Option<Gu
         output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
     };
     lock.acquire_telling(tell).await
+}
+
+/// A session to be opened, with facts for operators.
+pub(crate) fn with_metadata(open: OpenSession, metadata: Vec<(String, String)>) -> OpenSession {
+    metadata.into_iter().fold(open, |open, (key, value)| open.metadata(key, value))
 }
 
 async fn convert(

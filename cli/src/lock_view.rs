@@ -1,5 +1,6 @@
 //! `trefoil lock list`, `describe`, `sessions`, `session`: what operators see.
 
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use serde::Serialize;
@@ -147,6 +148,7 @@ struct Session {
     remaining_ms: u64,
     locks: u64,
     held: u64,
+    metadata: BTreeMap<String, String>,
 }
 
 #[derive(Serialize)]
@@ -300,8 +302,8 @@ impl Described {
 
 impl From<SessionInfo> for Session {
     fn from(info: SessionInfo) -> Self {
-        let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held } = info;
-        Self { session_id, owner, ttl_ms, remaining_ms, locks, held }
+        let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held, metadata } = info;
+        Self { session_id, owner, ttl_ms, remaining_ms, locks, held, metadata }
     }
 }
 
@@ -377,21 +379,23 @@ impl Report for Sessions {
                 ms(session.remaining_ms),
                 session.held.to_string(),
                 (session.locks.saturating_sub(session.held)).to_string(),
+                entries(&session.metadata),
             ]
         });
-        let header = ["SESSION", "OWNER", "TTL", "LEFT", "HOLDS", "WAITS FOR"];
+        let header = ["SESSION", "OWNER", "TTL", "LEFT", "HOLDS", "WAITS FOR", "METADATA"];
         output::table(&header, &[0, 2, 3, 4, 5], rows)
     }
 }
 
 impl Report for OneSession {
     fn text(&self) -> String {
-        let Session { session_id, owner, ttl_ms, remaining_ms, .. } = &self.session;
+        let Session { session_id, owner, ttl_ms, remaining_ms, metadata, .. } = &self.session;
         let head = output::fields([
             ("session", session_id.to_string()),
             ("owner", owner.clone()),
             ("ttl", ms(*ttl_ms)),
             ("left", ms(*remaining_ms)),
+            ("metadata", entries(metadata)),
         ]);
         let rows = self.locks.iter().map(|lock| {
             let holds = !lock.mode.is_empty();
@@ -409,6 +413,12 @@ impl Report for OneSession {
         let header = ["LOCK", "HOLDS", "TOKEN", "FOR", "WAITS FOR", "FOR"];
         format!("{head}\n\n{}", output::table(&header, &[2, 3, 5], rows))
     }
+}
+
+/// Metadata in one line.
+fn entries(metadata: &BTreeMap<String, String>) -> String {
+    let entries = metadata.iter().map(|(key, value)| format!("{key}={value}"));
+    entries.collect::<Vec<_>>().join(" ")
 }
 
 fn ms(ms: u64) -> String {

@@ -1,7 +1,8 @@
 //! `trefoil lock run`: a command that runs only while the lock is held.
 //!
-//! The command learns its fencing token from the environment. It is killed when the lock is lost; should this
-//! program itself be killed with -9, the command goes on, and only the token keeps it from doing harm.
+//! The command learns its fencing token from the environment. When the lock is lost it is ended, with all that it
+//! started, unless it is only to be warned; should this program itself be killed with -9, the command goes on, and only
+//! the token keeps it from doing harm.
 
 use std::ffi::OsString;
 use std::io::IsTerminal as _;
@@ -10,16 +11,19 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::Duration;
 
 use clap::Args;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{
+    Pid, Signal, kill_process, kill_process_group, test_kill_process, test_kill_process_group,
+};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
 use trefoil_client::Guard;
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::lock::{Mode, acquire_lock};
+use crate::exit::{Failure, LOST, NOTHING};
+use crate::lock::{Mode, acquire_lock, with_metadata};
 use crate::output;
 
 /// Exit code of a shell for a command that does not exist.
@@ -28,6 +32,19 @@ const NO_COMMAND: u8 = 127;
 const BY_SIGNAL: i32 = 128;
 /// Signals that wait to be forwarded, at most.
 const SIGNALS_MAX: usize = 16;
+/// Pause between two looks whether all that was told to end has ended.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What becomes of the command when the lock is lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum OnLost {
+    /// It is killed at once.
+    Kill,
+    /// It is told to end, and killed when it has not within --grace.
+    Term,
+    /// It goes on; a line on standard error says that the lock is gone.
+    Warn,
+}
 
 /// What to run.
 #[derive(Debug, Args)]
@@ -55,6 +72,18 @@ pub(crate) struct RunArgs {
     /// Say on standard error how many stand before this call while it waits.
     #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
     progress: bool,
+    /// What becomes of the command, and of all that it started, when the lock is lost.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_ON_LOST",
+        value_name = "WHAT",
+        value_enum,
+        default_value = "term"
+    )]
+    on_lost: OnLost,
+    /// How long it may take to end then.
+    #[arg(long, env = "TREFOIL_LOCK_GRACE", value_name = "TIME", default_value = "5s", value_parser = duration)]
+    grace: Duration,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -63,6 +92,15 @@ pub(crate) struct RunArgs {
         default_value = "trefoil lock run"
     )]
     owner: String,
+    /// A fact about this session for operators; may be given up to 16 times.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_METADATA",
+        value_name = "KEY=VALUE",
+        value_delimiter = ',',
+        value_parser = entry
+    )]
+    metadata: Vec<(String, String)>,
     /// The command and its arguments. It finds its token in TREFOIL_FENCING_TOKEN, the lock in TREFOIL_LOCK.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -71,8 +109,8 @@ pub(crate) struct RunArgs {
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = signals()?;
     let locks = connect(client).await?.locks();
-    let session =
-        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
+    let open = locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
+    let session = with_metadata(open, args.metadata).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
     let acquire = acquire_lock(lock, args.progress);
     let acquired = tokio::select! {
@@ -88,7 +126,10 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
             .next("Wait longer for it with --wait.")
             .code(NOTHING));
     };
-    let ended = watch(&args.command, &guard, &mut signals).await;
+    let ended = match Job::start(&args.command, &guard) {
+        Ok(mut job) => job.watch(&guard, &mut signals, args.on_lost, args.grace).await,
+        Err(failure) => Err(failure),
+    };
     if guard.remaining() > Duration::ZERO
         && let Err(error) = guard.release().await
     {
@@ -101,43 +142,110 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
     ended
 }
 
-/// Runs the command to its end, or kills it when the lock is lost.
-async fn watch(
-    command: &[OsString],
-    guard: &Guard,
-    signals: &mut mpsc::Receiver<Signal>,
-) -> Result<ExitCode, Failure> {
-    let mut child = start(command, guard)?;
-    loop {
-        tokio::select! {
-            ended = child.wait() => {
-                let status = ended.map_err(|error| Failure::new(format!("cannot wait for the command: {error}")))?;
-                return Ok(ExitCode::from(code(status)));
-            }
-            Some(signal) = signals.recv() => forward(&child, signal),
-            () = guard.lost() => {
-                // At this moment another may hold the lock: there is no time to be gentle.
-                child.kill().await.ok();
-                return Err(Failure::new(format!("the lock {} was lost, so the command was killed", guard.name()))
-                    .next("Look at `trefoil status`; a longer --ttl outlasts longer faults."));
+/// The command while it runs.
+struct Job {
+    child: Child,
+    pid: Option<Pid>,
+    /// Whether it leads a process group of its own. At a terminal it stays in the group of this program: another one
+    /// could not read from the terminal.
+    leads: bool,
+}
+
+impl Job {
+    fn start(command: &[OsString], guard: &Guard) -> Result<Self, Failure> {
+        let (program, arguments) =
+            command.split_first().ok_or_else(|| Failure::usage("a command is missing after --"))?;
+        let leads = !std::io::stdin().is_terminal();
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("TREFOIL_FENCING_TOKEN", guard.token().to_string())
+            .env("TREFOIL_LOCK", guard.name())
+            .kill_on_drop(true);
+        if leads {
+            command.process_group(0);
+        }
+        let child = command.spawn().map_err(|error| {
+            Failure::new(format!("cannot run {}: {error}", program.to_string_lossy()))
+                .code(NO_COMMAND)
+        })?;
+        let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        Ok(Self { child, pid, leads })
+    }
+
+    /// Waits for the end of the command, and ends it when the lock is lost.
+    async fn watch(
+        &mut self,
+        guard: &Guard,
+        signals: &mut mpsc::Receiver<Signal>,
+        on_lost: OnLost,
+        grace: Duration,
+    ) -> Result<ExitCode, Failure> {
+        let mut is_warned = false;
+        loop {
+            tokio::select! {
+                ended = self.child.wait() => {
+                    let status = ended.map_err(|error| Failure::new(format!("cannot wait for the command: {error}")))?;
+                    return Ok(ExitCode::from(code(status)));
+                }
+                Some(signal) = signals.recv() => self.forward(signal),
+                () = guard.lost(), if !is_warned => {
+                    let name = guard.name();
+                    if on_lost == OnLost::Warn {
+                        output::note(&format!("trefoil: the lock {name} was lost, and the command goes on"));
+                        is_warned = true;
+                        continue;
+                    }
+                    self.end(on_lost, grace).await;
+                    return Err(Failure::new(format!("the lock {name} was lost, so the command was ended"))
+                        .next("Look at `trefoil status`; a longer --ttl outlasts longer faults.")
+                        .code(LOST));
+                }
             }
         }
     }
-}
 
-fn start(command: &[OsString], guard: &Guard) -> Result<Child, Failure> {
-    let (program, arguments) =
-        command.split_first().ok_or_else(|| Failure::usage("a command is missing after --"))?;
-    Command::new(program)
-        .args(arguments)
-        .env("TREFOIL_FENCING_TOKEN", guard.token().to_string())
-        .env("TREFOIL_LOCK", guard.name())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(|error| {
-            Failure::new(format!("cannot run {}: {error}", program.to_string_lossy()))
-                .code(NO_COMMAND)
-        })
+    /// Ends the command and all that it started. From now on another may hold the lock.
+    async fn end(&mut self, on_lost: OnLost, grace: Duration) {
+        if on_lost == OnLost::Term {
+            let deadline = Instant::now() + grace;
+            self.signal(Signal::TERM);
+            // What stands still hears of it only when it goes on.
+            self.signal(Signal::CONT);
+            while self.is_there() && Instant::now() < deadline {
+                sleep(LOOK.min(deadline - Instant::now())).await;
+            }
+        }
+        self.signal(Signal::KILL);
+        self.child.wait().await.ok();
+    }
+
+    /// Whether anything of it is left to be ended.
+    fn is_there(&mut self) -> bool {
+        let has_ended = matches!(self.child.try_wait(), Ok(Some(_)));
+        match self.pid {
+            Some(pid) if self.leads => test_kill_process_group(pid).is_ok(),
+            Some(pid) => !has_ended && test_kill_process(pid).is_ok(),
+            None => false,
+        }
+    }
+
+    /// Passes a signal on. Ctrl-C at a terminal reaches the command without help, and twice would be too much.
+    fn forward(&self, signal: Signal) {
+        if self.leads || !matches!(signal, Signal::INT | Signal::QUIT) {
+            self.signal(signal);
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It may have ended just now: then there is nothing to do.
+        match self.pid {
+            Some(pid) if self.leads => kill_process_group(pid, signal).ok(),
+            // Once it was waited for, its number may be another's.
+            Some(pid) if self.child.id().is_some() => kill_process(pid, signal).ok(),
+            _ => None,
+        };
+    }
 }
 
 /// The signals that end or concern the command.
@@ -152,18 +260,6 @@ fn signals() -> Result<mpsc::Receiver<Signal>, Failure> {
         });
     }
     Ok(receiver)
-}
-
-/// Passes a signal on. Ctrl-C at a terminal reaches the command without help, and twice would be too much.
-fn forward(child: &Child, signal: Signal) {
-    if matches!(signal, Signal::INT | Signal::QUIT) && std::io::stdin().is_terminal() {
-        return;
-    }
-    let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
-    if let Some(pid) = pid {
-        // It may have ended just now: then its end is next.
-        kill_process(pid, signal).ok();
-    }
 }
 
 fn code(status: ExitStatus) -> u8 {

@@ -122,6 +122,13 @@ impl OpenSession {
         self
     }
 
+    /// One more fact for operators, such as host or version: at most 16 with keys of 1 to 64 bytes and values of at most
+    /// 255 bytes, 2,048 bytes together.
+    pub fn metadata(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.request.metadata.insert(key.into(), value.into());
+        self
+    }
+
     /// For how long nobody gets a lock that this session held when it expired, at most a minute (default: not at all).
     pub fn lock_delay(mut self, delay: Duration) -> Self {
         self.request.lock_delay_ms = millis(delay);

@@ -65,6 +65,24 @@ pub(crate) fn number(field: &str, number: u64, min: u64, max: u64) -> Result<(),
     Err(invalid(field, format_args!("{min} to {max}")))
 }
 
+/// Facts of a session: few and short.
+fn metadata(metadata: &BTreeMap<String, String>) -> Result<(), Refusal> {
+    if metadata.len() > l::SESSION_METADATA_ENTRIES_MAX {
+        let limit = format!("at most {} entries", l::SESSION_METADATA_ENTRIES_MAX);
+        return Err(invalid("metadata", limit));
+    }
+    for (key, value) in metadata {
+        text("metadata.key", key, 1, l::SESSION_METADATA_KEY_BYTES_MAX)?;
+        text(&format!("metadata[{key:?}]"), value, 0, l::SESSION_METADATA_VALUE_BYTES_MAX)?;
+    }
+    let bytes = metadata.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+    if bytes > l::SESSION_METADATA_BYTES_MAX {
+        let limit = format!("at most {} bytes together", l::SESSION_METADATA_BYTES_MAX);
+        return Err(invalid("metadata", limit));
+    }
+    Ok(())
+}
+
 fn mode(mode: i32) -> Result<(), Refusal> {
     match lock::LockMode::try_from(mode) {
         Ok(lock::LockMode::Unspecified) | Err(_) => Err(invalid("mode", MODES)),
@@ -133,6 +151,7 @@ impl Check for lock::OpenSessionRequest {
         number("ttl_ms", self.ttl_ms, l::SESSION_TTL_MS_MIN, l::SESSION_TTL_MS_MAX)?;
         text("owner", &self.owner, 0, l::NAME_BYTES_MAX)?;
         number("lock_delay_ms", self.lock_delay_ms, 0, l::LOCK_DELAY_MS_MAX)?;
+        metadata(&self.metadata)?;
         request_id(self.request_id.as_ref())
     }
 }

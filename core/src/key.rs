@@ -22,6 +22,8 @@ pub enum Kind {
     LockNamespace = 16,
     /// A session. Rest: namespace (length 1), session id (8). Value: `Session`.
     Session = 17,
+    /// Facts of a session. Rest: namespace (length 1), session id (8). Value: `SessionMetadata`.
+    SessionMetadata = 5,
     /// A lock. Rest: namespace (length 1), name. Value: `Lock`.
     Lock = 18,
     /// A waiter in its order. Rest: namespace (length 1), name (length 1), ordinal (8), with the highest bit set unless it

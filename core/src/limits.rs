@@ -40,6 +40,10 @@ limits! {
 
     SESSION_TTL_MS_MIN: u64 = 100, "Shortest session TTL in ms.";
     SESSION_TTL_MS_MAX: u64 = 86_400_000, "Longest session TTL in ms (a day).";
+    SESSION_METADATA_ENTRIES_MAX: usize = 16, "Entries of a session's metadata.";
+    SESSION_METADATA_KEY_BYTES_MAX: usize = 64, "Bytes of a key of a session's metadata.";
+    SESSION_METADATA_VALUE_BYTES_MAX: usize = 255, "Bytes of a value of a session's metadata.";
+    SESSION_METADATA_BYTES_MAX: usize = 2 << 10, "Bytes of all keys and values of a session's metadata.";
     WAIT_MS_MAX: u64 = 86_400_000, "Longest wait of Acquire and Dequeue in ms (a day).";
     LOCK_DELAY_MS_MAX: u64 = 60_000, "Longest lock delay in ms (a minute).";
     LEASE_MS_MIN: u64 = 100, "Shortest queue lease in ms.";
@@ -175,6 +179,11 @@ const _: () = {
     assert!(
         REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX,
         "the largest entry fits a peer message"
+    );
+    assert!(
+        PAGE_ITEMS_MAX as usize * (SESSION_METADATA_BYTES_MAX + NAME_BYTES_MAX + 256)
+            < PEER_MESSAGE_BYTES_MAX,
+        "a page of sessions fits a peer message"
     );
     assert!(
         LOG_CACHE_BYTES as u64 <= UNCOMMITTED_BYTES_MAX,

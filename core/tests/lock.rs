@@ -463,6 +463,7 @@ impl Runner {
         let counts = [
             ("namespaces", state.namespaces.len()),
             ("sessions", state.sessions.len()),
+            ("metadata", state.metadata.len()),
             ("locks", state.locks.len()),
             ("holders", state.holders.len()),
             ("waiters", state.waiters.len()),
@@ -536,14 +537,18 @@ fn show(answer: &Answer) -> String {
 
 fn show_counts(counts: &Counts) -> String {
     format!(
-        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms{}\n",
+        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms{}{}\n",
         counts.locks_acquired,
         counts.locks_converted,
         counts.locks_released,
         counts.locks_blocked,
         counts.sessions_expired,
-        counts.lock_wait_ms,
-        counts.lock_hold_ms,
+        counts.lock_waits.sum_ms,
+        counts.lock_holds.sum_ms,
+        match counts.lock_timeouts {
+            0 => String::new(),
+            timeouts => format!(", timeouts {timeouts}"),
+        },
         match (counts.deadlocks, counts.deadlock_searches_cut) {
             (0, 0) => String::new(),
             (found, cut) => format!(", deadlocks {found}, searches cut {cut}"),

@@ -1,19 +1,22 @@
 //! What a node measures. Names and help texts stand side by side; `docs/metrics.md` is generated from them.
 
+mod durations;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Counter, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
-    IntGaugeVec, Opts, Registry, TextEncoder,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 use tonic::Code;
 use trefoil_core::ShardId;
-use trefoil_core::machine::Counts;
+use trefoil_core::machine::{Counts, Gauges};
 use trefoil_core::replica::Role;
 
+use self::durations::LogDurations;
 use crate::api::method::Method;
 use crate::node::{Observer, PeerOperation};
 
@@ -39,8 +42,9 @@ pub struct Metrics {
     locks_blocked: IntCounter,
     locks_forced: IntCounter,
     locks_converted: IntCounter,
-    locks_wait: Counter,
-    locks_hold: Counter,
+    locks_timeouts: IntCounter,
+    locks_wait: LogDurations,
+    locks_hold: LogDurations,
     deadlocks: IntCounter,
     deadlock_searches_cut: IntCounter,
     sessions_expired: IntCounter,
@@ -49,7 +53,10 @@ pub struct Metrics {
     queue_acked: IntCounter,
     leases_expired: IntCounter,
     queue_lag: IntGaugeVec,
-    /// Shards that this node leads. Held while the lag is written, so that no lag outlives a leadership.
+    locks_held: IntGaugeVec,
+    locks_waiting: IntGaugeVec,
+    sessions: IntGaugeVec,
+    /// Shards that this node leads. Held while their gauges are written, so that none outlives a leadership.
     led: Mutex<BTreeSet<ShardId>>,
     /// Gets whose key had a value.
     pub cache_hits: IntCounter,
@@ -131,9 +138,9 @@ impl Registrar<'_> {
         self.add(IntCounter::with_opts(Opts::new(name, help).namespace(PREFIX)))
     }
 
-    /// A counter of time.
-    fn seconds(&self, name: &str, help: &str) -> Result<Counter, prometheus::Error> {
-        self.add(Counter::with_opts(Opts::new(name, help).namespace(PREFIX)))
+    /// A histogram of log time.
+    fn log_durations(&self, name: &str, help: &str) -> Result<LogDurations, prometheus::Error> {
+        self.add(LogDurations::new(&Opts::new(name, help).namespace(PREFIX)))
     }
 
     fn counters(
@@ -233,8 +240,9 @@ impl Metrics {
             locks_blocked: r.counter("locks_blocked_total", "Acquires and conversions that found the lock held, told by the shard's leader.")?,
             locks_forced: r.counter("locks_forced_total", "Grants that an operator took away, told by the shard's leader.")?,
             locks_converted: r.counter("locks_converted_total", "Grants whose mode was changed, told by the shard's leader.")?,
-            locks_wait: r.seconds("locks_wait_seconds_total", "Time that all granted waits together took, told by the shard's leader.")?,
-            locks_hold: r.seconds("locks_hold_seconds_total", "Time that all holders who let go together held their locks, told by the shard's leader.")?,
+            locks_timeouts: r.counter("locks_timeouts_total", "Waits for locks that ended at their deadline, told by the shard's leader.")?,
+            locks_wait: r.log_durations("locks_wait_seconds", "Time from the begin of a wait to its grant, told by the shard's leader.")?,
+            locks_hold: r.log_durations("locks_hold_seconds", "Time from a grant to the end of the hold, told by the shard's leader.")?,
             deadlocks: r.counter("deadlocks_total", "Waits refused because they would have closed a circle of sessions, told by the shard's leader.")?,
             deadlock_searches_cut: r.counter("deadlock_searches_cut_total", "Searches for a deadlock that ended at their bound, so that the call waits, told by the shard's leader.")?,
             sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
@@ -243,6 +251,9 @@ impl Metrics {
             queue_acked: r.counter("queue_acked_total", "Messages acknowledged, told by the shard's leader.")?,
             leases_expired: r.counter("leases_expired_total", "Leases that ran out, so that their messages come again, told by the shard's leader.")?,
             queue_lag: r.gauges("queue_lag", "Messages accepted and not yet acknowledged, dead or expired, told by the shard's leader alone.", &["shard"])?,
+            locks_held: r.gauges("locks_held", "Grants of locks, told by the shard's leader alone.", &["shard"])?,
+            locks_waiting: r.gauges("locks_waiting", "Calls that wait for locks, told by the shard's leader alone.", &["shard"])?,
+            sessions: r.gauges("sessions", "Open sessions, told by the shard's leader alone.", &["shard"])?,
             led: Mutex::default(),
             cache_hits: r.counter("cache_hits_total", "Gets answered to a client with a value.")?,
             cache_misses: r.counter("cache_misses_total", "Gets answered to a client without a value.")?,
@@ -292,6 +303,16 @@ impl Metrics {
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 
+    /// What only the leader of a shard tells, with the present numbers.
+    fn gauges(&self, gauges: &Gauges) -> [(&IntGaugeVec, u64); 4] {
+        [
+            (&self.queue_lag, gauges.queue_backlog),
+            (&self.locks_held, gauges.locks_held),
+            (&self.locks_waiting, gauges.locks_waiting),
+            (&self.sessions, gauges.sessions),
+        ]
+    }
+
     /// The registry.
     #[must_use]
     pub fn registry(&self) -> &Registry {
@@ -311,12 +332,14 @@ impl Observer for Metrics {
         if role == Role::Leader {
             led.insert(shard);
         } else if led.remove(&shard) {
-            // It may never have been set.
-            self.queue_lag.remove_label_values(&[&label]).ok();
+            for (gauge, _) in self.gauges(&Gauges::default()) {
+                // It may never have been set.
+                gauge.remove_label_values(&[&label]).ok();
+            }
         }
     }
 
-    fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, queue_backlog: u64) {
+    fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, gauges: &Gauges) {
         if !is_leader {
             return;
         }
@@ -325,8 +348,9 @@ impl Observer for Metrics {
         self.locks_blocked.inc_by(counts.locks_blocked);
         self.locks_forced.inc_by(counts.locks_forced);
         self.locks_converted.inc_by(counts.locks_converted);
-        self.locks_wait.inc_by(seconds(counts.lock_wait_ms));
-        self.locks_hold.inc_by(seconds(counts.lock_hold_ms));
+        self.locks_timeouts.inc_by(counts.lock_timeouts);
+        self.locks_wait.add(&counts.lock_waits);
+        self.locks_hold.add(&counts.lock_holds);
         self.deadlocks.inc_by(counts.deadlocks);
         self.deadlock_searches_cut.inc_by(counts.deadlock_searches_cut);
         self.sessions_expired.inc_by(counts.sessions_expired);
@@ -337,8 +361,10 @@ impl Observer for Metrics {
         self.cache_expired.inc_by(counts.cache_expired);
         let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
         if led.contains(&shard) {
-            let lag = i64::try_from(queue_backlog).unwrap_or(i64::MAX);
-            self.queue_lag.with_label_values(&[&shard.to_string()]).set(lag);
+            let label = shard.to_string();
+            for (gauge, number) in self.gauges(gauges) {
+                gauge.with_label_values(&[&label]).set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
         }
     }
 
@@ -399,10 +425,6 @@ impl Drop for Handling {
     fn drop(&mut self) {
         self.record(Code::Cancelled);
     }
-}
-
-fn seconds(ms: u64) -> f64 {
-    Duration::from_millis(ms).as_secs_f64()
 }
 
 /// The names that gRPC metrics use in every language.

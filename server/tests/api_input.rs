@@ -40,6 +40,11 @@ fn bad_locks() -> Vec<(Operation, &'static str, &'static str)> {
         (open(|r| r.ttl_ms = 99), "ttl_ms", "100 to 86400000"),
         (open(|r| r.ttl_ms = 86_400_001), "ttl_ms", "100 to 86400000"),
         (open(|r| r.owner = long()), "owner", "0 to 255 bytes"),
+        (
+            open(|r| r.metadata = [("k".to_owned(), long())].into()),
+            "metadata[\"k\"]",
+            "0 to 255 bytes",
+        ),
         (Operation::KeepAlive(lock::KeepAliveRequest::default()), "session_id", "set"),
         (Operation::CloseSession(lock::CloseSessionRequest::default()), "session_id", "set"),
         (Operation::Acquire(acquire(1, "", 0)), "name", "1 to 255 bytes"),

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use prometheus::Registry;
 use prometheus::proto::MetricFamily;
 use trefoil_core::limits;
-use trefoil_core::machine::Counts;
+use trefoil_core::machine::{Counts, Durations, Gauges};
 use trefoil_core::replica::Role;
 use trefoil_proto::reason::{self, Retry};
 use trefoil_server::metrics::Metrics;
@@ -23,7 +23,7 @@ const NOTE: &str = "<!-- Written by server/tests/metrics.rs with UPDATE_DOCS=1: 
 fn seen() -> Arc<Metrics> {
     let metrics = Metrics::new(Registry::new()).unwrap();
     metrics.role(1, Role::Leader, 2);
-    metrics.applied(1, true, &Counts::default(), 3);
+    metrics.applied(1, true, &Counts::default(), &Gauges { queue_backlog: 3, ..Gauges::default() });
     metrics.rpc(PeerOperation::AppendEntries, 0.001);
     metrics.encode().unwrap();
     metrics
@@ -74,10 +74,11 @@ fn the_list_is_what_dashboards_know() {
         trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_grpc_server_handled_total
         trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_leases_expired_total
         trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_converted_total
-        trefoil_locks_forced_total trefoil_locks_hold_seconds_total trefoil_locks_released_total
-        trefoil_locks_wait_seconds_total trefoil_pipeline_streams trefoil_process_resident_memory_bytes
+        trefoil_locks_forced_total trefoil_locks_held trefoil_locks_hold_seconds trefoil_locks_released_total
+        trefoil_locks_timeouts_total trefoil_locks_wait_seconds trefoil_locks_waiting trefoil_pipeline_streams
+        trefoil_process_resident_memory_bytes
         trefoil_queue_acked_total trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag
-        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_sessions_expired_total
+        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_sessions trefoil_sessions_expired_total
         trefoil_state_diverged_total trefoil_wal_fsync_seconds trefoil_watch_events_total trefoil_watchers
         trefoil_watches_ended_total";
     assert_eq!(names, golden.split_whitespace().collect::<Vec<_>>());
@@ -93,13 +94,50 @@ fn names_and_help_follow_the_rules_of_prometheus() {
     }
 }
 
+fn gauges(n: u64) -> Gauges {
+    Gauges { queue_backlog: n, locks_held: n + 1, locks_waiting: n + 2, sessions: n + 3 }
+}
+
+#[test]
+fn times_of_locks_are_histograms_in_seconds() {
+    let metrics = Metrics::new(Registry::new()).unwrap();
+    metrics.role(1, Role::Leader, 2);
+    let mut lock_waits = Durations::default();
+    [0, 2, 700, 4_000_000].into_iter().for_each(|ms| lock_waits.record(ms));
+    let counts = Counts { lock_waits, lock_timeouts: 2, ..Counts::default() };
+    metrics.applied(1, true, &counts, &gauges(1));
+    metrics.applied(1, true, &counts, &gauges(1));
+    metrics.applied(1, false, &counts, &gauges(1));
+    let page = metrics.encode().unwrap();
+    for line in [
+        "trefoil_locks_wait_seconds_bucket{le=\"0.001\"} 2",
+        "trefoil_locks_wait_seconds_bucket{le=\"0.002\"} 4",
+        "trefoil_locks_wait_seconds_bucket{le=\"0.5\"} 4",
+        "trefoil_locks_wait_seconds_bucket{le=\"1\"} 6",
+        "trefoil_locks_wait_seconds_bucket{le=\"3600\"} 6",
+        "trefoil_locks_wait_seconds_bucket{le=\"+Inf\"} 8",
+        "trefoil_locks_wait_seconds_sum 8001.404",
+        "trefoil_locks_wait_seconds_count 8",
+        "trefoil_locks_hold_seconds_count 0",
+        "trefoil_locks_timeouts_total 4",
+        "trefoil_locks_held{shard=\"1\"} 2",
+        "trefoil_locks_waiting{shard=\"1\"} 3",
+        "trefoil_sessions{shard=\"1\"} 4",
+    ] {
+        assert!(page.lines().any(|shown| shown == line), "{line} is not in\n{page}");
+    }
+    metrics.role(1, Role::Follower, 3);
+    let page = metrics.encode().unwrap();
+    assert!(!page.contains("trefoil_locks_held{") && !page.contains("trefoil_sessions{"), "{page}");
+}
+
 #[test]
 fn only_the_leader_tells_lag_and_counts() {
     let metrics = Metrics::new(Registry::new()).unwrap();
     let counts = Counts { enqueued: 5, ..Counts::default() };
     let shows = |line: &str| metrics.encode().unwrap().lines().any(|shown| shown == line);
     metrics.role(1, Role::Follower, 4);
-    metrics.applied(1, false, &counts, 5);
+    metrics.applied(1, false, &counts, &gauges(5));
     assert!(
         shows("trefoil_raft_role{shard=\"1\"} 0")
             && shows("trefoil_raft_current_term{shard=\"1\"} 4")
@@ -108,12 +146,12 @@ fn only_the_leader_tells_lag_and_counts() {
     assert!(!metrics.encode().unwrap().contains("trefoil_queue_lag{"));
 
     metrics.role(1, Role::Leader, 5);
-    metrics.applied(1, true, &counts, 7);
+    metrics.applied(1, true, &counts, &gauges(7));
     assert!(shows("trefoil_queue_enqueued_total 5") && shows("trefoil_queue_lag{shard=\"1\"} 7"));
 
     metrics.role(1, Role::Follower, 6);
     // The applier may be behind the change.
-    metrics.applied(1, true, &counts, 8);
+    metrics.applied(1, true, &counts, &gauges(8));
     assert!(!metrics.encode().unwrap().contains("trefoil_queue_lag{"));
 }
 

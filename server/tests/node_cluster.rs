@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 use trefoil_core::ShardId;
-use trefoil_core::machine::Counts;
+use trefoil_core::machine::{Counts, Gauges};
 use trefoil_core::replica::{Role, Tuning};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::Refusal;
@@ -334,7 +334,7 @@ impl Observer for Recorder {
     fn role(&self, shard: ShardId, role: Role, _: u64) {
         self.note(format!("role {shard} {role:?}"));
     }
-    fn applied(&self, _: ShardId, is_leader: bool, _: &Counts, _: u64) {
+    fn applied(&self, _: ShardId, is_leader: bool, _: &Counts, _: &Gauges) {
         self.note(format!("applied {is_leader}"));
     }
     fn fsync(&self, seconds: f64) {

@@ -83,6 +83,7 @@ pub enum Todo {
 
 /// What came back for a try.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "most are replies")]
 pub enum Heard {
     /// The node's reply.
     Reply(Reply),

@@ -2,10 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Signal, kill_process, kill_process_group, test_kill_process_group};
 use tokio::time::{Instant, sleep};
 
 use crate::support::{Cluster, eventually, is_alive, pid, run, trefoil};
@@ -83,15 +83,13 @@ async fn a_holder_that_is_killed_gives_way_after_its_ttl_to_a_larger_token() {
         "the renewed session lived on for {elapsed:?}"
     );
     assert!(elapsed <= TTL + Duration::from_secs(5), "it took {elapsed:?}");
-    // Nobody was left to end the first command.
-    let orphan = ran[0].2;
-    if is_alive(orphan) {
-        kill_process(pid(orphan), Signal::KILL).unwrap();
-    }
+    // Nobody was left to end the first command and its sleep.
+    assert!(is_alive(ran[0].2), "the command goes on");
+    kill_process_group(pid(ran[0].2), Signal::KILL).unwrap();
 }
 
 #[tokio::test]
-async fn signals_reach_the_command_and_a_lost_lock_kills_it() {
+async fn signals_reach_the_command_and_a_lost_lock_ends_all_that_it_started() {
     let mut cluster = Cluster::start().await;
     let file = cluster.dir().join("ran");
     let trap = format!(
@@ -112,7 +110,64 @@ async fn signals_reach_the_command_and_a_lost_lock_kills_it() {
         node.kill();
     }
     let lost = Instant::now();
-    assert_eq!(held.wait().unwrap().code(), Some(1));
+    assert_eq!(held.wait().unwrap().code(), Some(75));
     assert!(lost.elapsed() < Duration::from_secs(4), "{:?}", lost.elapsed());
     assert!(!is_alive(command), "the command is dead before anybody else can hold the lock");
+    assert!(is_gone(command).await, "and so is its sleep");
+}
+
+/// Whether nothing of a process group is left, soon.
+async fn is_gone(group: u32) -> bool {
+    // A killed process is a zombie until init has seen it.
+    for _ in 0..100 {
+        if test_kill_process_group(pid(group)).is_err() {
+            return true;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    false
+}
+
+#[tokio::test]
+async fn a_lost_lock_warns_kills_or_waits_as_it_was_told() {
+    let mut cluster = Cluster::start().await;
+    let dir = cluster.dir().to_owned();
+    let mut started = Vec::new();
+    // Each notes that it was told to end, and needs a second for that; the deaf one never ends.
+    for (lock, flags, deaf) in [
+        ("term", &["--on-lost", "term", "--grace", "20s"][..], false),
+        ("deaf", &["--on-lost", "term", "--grace", "1s"], true),
+        ("kill", &["--on-lost", "kill"], false),
+        ("warn", &["--on-lost", "warn"], false),
+    ] {
+        let file = dir.join(lock).display().to_string();
+        let then = if deaf { ":" } else { "sleep 1; exit 5" };
+        let body = format!(
+            "trap 'echo told >> {file}; {then}' TERM; echo start >> {file}; n=0; \
+             while [ $n -lt 80 ]; do sleep 0.1; n=$((n+1)); done; echo done >> {file}; exit 6"
+        );
+        let mut arguments = vec!["lock", "run", lock, "--ttl", "2s"];
+        arguments.extend(flags);
+        arguments.extend(["--", "sh", "-c", &body]);
+        let mut command = trefoil(&cluster, &arguments);
+        started.push(command.stderr(Stdio::piped()).spawn().unwrap());
+    }
+    let written = |lock: &str| fs::read_to_string(dir.join(lock)).unwrap_or_default();
+    eventually("all run", async || {
+        ["term", "deaf", "kill", "warn"].iter().all(|lock| written(lock).contains("start"))
+    })
+    .await;
+    for node in &mut cluster.nodes {
+        node.kill();
+    }
+    let ends = started.into_iter().map(|run| run.wait_with_output().unwrap()).collect::<Vec<_>>();
+    let codes = ends.iter().map(|end| end.status.code()).collect::<Vec<_>>();
+    assert_eq!(codes, [Some(75), Some(75), Some(75), Some(6)]);
+    assert_eq!(written("term"), "start\ntold\n");
+    let deaf = written("deaf");
+    assert!(deaf.contains("told") && !deaf.contains("done"), "it was killed in the end: {deaf}");
+    assert_eq!(written("kill"), "start\n", "it was not told");
+    assert_eq!(written("warn"), "start\ndone\n", "it was left alone");
+    let warned = String::from_utf8_lossy(&ends[3].stderr).into_owned();
+    assert!(warned.contains("the lock warn was lost, and the command goes on"), "{warned}");
 }

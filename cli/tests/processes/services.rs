@@ -145,7 +145,7 @@ async fn locks_are_shared_converted_shown_and_taken_away_through_the_command_lin
     let cluster = Cluster::start().await;
     let json = |arguments: &[&str]| json(&cluster, arguments);
     let (code, reader) =
-        json(&["lock", "acquire", "page", "--mode", "shared", "--owner", "reader"]);
+        json(&["lock", "acquire", "page", "--mode", "shared", "--metadata", "host=a1,version=2"]);
     assert_eq!((code, reader["mode"].as_str()), (0, Some("shared")));
     let (code, updater) = json(&["lock", "acquire", "page", "--mode", "update"]);
     assert_eq!(code, 0);
@@ -153,10 +153,21 @@ async fn locks_are_shared_converted_shown_and_taken_away_through_the_command_lin
     let names = listed["locks"].as_array().unwrap().iter().map(|lock| lock["name"].as_str());
     assert_eq!((code, names.collect::<Vec<_>>()), (0, vec![Some("page")]));
     let (code, described) = json(&["lock", "describe", "page"]);
-    assert_eq!((code, described["holders"][1]["owner"].as_str()), (0, Some("reader")));
+    assert_eq!(
+        (code, described["holders"][1]["owner"].as_str()),
+        (0, Some("trefoil lock acquire"))
+    );
     let (code, sessions) = json(&["lock", "sessions"]);
     assert!(code == 0 && sessions["sessions"].as_array().unwrap().len() >= 2, "{sessions}");
     let session = |held: &Json| held["session_id"].to_string();
+    let (code, got) = json(&["lock", "session", &session(&reader)]);
+    let metadata = &got["session"]["metadata"];
+    assert_eq!(
+        (code, metadata["host"].as_str(), metadata["version"].as_str()),
+        (0, Some("a1"), Some("2"))
+    );
+    let (_, table, _) = run(&cluster, &["lock", "sessions"]);
+    assert!(table.contains("host=a1 version=2"), "{table}");
     let convert = ["lock", "convert", "page", "exclusive", "--session", &session(&updater)];
     assert_eq!(json(&convert).0, 2);
     let (code, released) = json(&["lock", "release", "--all", "--session", &session(&reader)]);

@@ -64,6 +64,15 @@ macro_rules! namespace_and_id {
     };
 }
 
+/// So many entries, with keys and values of so many bytes.
+fn entries(count: usize, key: usize, value: usize) -> BTreeMap<String, String> {
+    let entry = |n: usize| match key {
+        0 => (String::new(), "v".repeat(value)),
+        _ => (format!("{n:0>key$}"), "v".repeat(value)),
+    };
+    (1..=count).map(entry).collect()
+}
+
 #[test]
 fn sessions_name_field_and_limit() {
     let open = lock::OpenSessionRequest {
@@ -72,6 +81,7 @@ fn sessions_name_field_and_limit() {
         owner: name(),
         request_id: id(),
         lock_delay_ms: l::LOCK_DELAY_MS_MAX,
+        metadata: entries(7, 64, 228),
     };
     assert_refused(
         &open,
@@ -80,6 +90,11 @@ fn sessions_name_field_and_limit() {
             (|r| r.ttl_ms = l::SESSION_TTL_MS_MAX + 1, "ttl_ms", "100 to 86400000"),
             (|r| r.owner = long_name(), "owner", "0 to 255 bytes"),
             (|r| r.lock_delay_ms += 1, "lock_delay_ms", "0 to 60000"),
+            (|r| r.metadata = entries(17, 2, 0), "metadata", "at most 16 entries"),
+            (|r| r.metadata = entries(1, 65, 0), "metadata.key", "1 to 64 bytes"),
+            (|r| r.metadata = entries(1, 0, 0), "metadata.key", "1 to 64 bytes"),
+            (|r| r.metadata = entries(1, 2, 256), "metadata[\"01\"]", "0 to 255 bytes"),
+            (|r| r.metadata = entries(8, 2, 255), "metadata", "at most 2048 bytes together"),
         ),
     );
     let keep_alive = lock::KeepAliveRequest { namespace: name(), session_id: 1 };

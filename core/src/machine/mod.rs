@@ -8,6 +8,7 @@ mod catalogue;
 mod directory;
 mod event;
 mod lock;
+mod measure;
 mod polls;
 mod queue;
 mod requests;
@@ -29,6 +30,7 @@ use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 pub use self::directory::Directory;
 pub use self::event::{Body, Event};
 pub use self::lock::caller_lost;
+pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
 pub use self::queue::{lease_id, parse_lease_id};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
@@ -68,10 +70,12 @@ pub struct Counts {
     pub locks_converted: u64,
     /// Acquires and conversions that had to wait or were told that the lock is held.
     pub locks_blocked: u64,
-    /// Log time in ms that all granted waits together took.
-    pub lock_wait_ms: u64,
-    /// Log time in ms that all holders who let go together held their locks.
-    pub lock_hold_ms: u64,
+    /// Waits that ended at their deadline.
+    pub lock_timeouts: u64,
+    /// Log time that granted waits took.
+    pub lock_waits: Durations,
+    /// Log time for which holders who let go had held their locks.
+    pub lock_holds: Durations,
     /// Waits that were refused because they would have closed a circle.
     pub deadlocks: u64,
     /// Searches for a circle that ended because they had looked at as much as they may.
@@ -162,6 +166,8 @@ struct Output {
     ready: Vec<(u64, u32)>,
     /// Change of the number of messages that are neither acknowledged, dead nor expired.
     backlog: i64,
+    /// Change of what there is of locks.
+    locks: measure::Changes,
     /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
     lines: Vec<(Bytes, Option<u64>)>,
 }
@@ -407,6 +413,7 @@ impl Machine {
         txn.commit(&mut self.progress.chain);
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
+        output.locks.apply(&mut self.progress);
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
         applied.events.extend(output.events);
@@ -523,8 +530,9 @@ impl Counts {
         self.locks_forced += other.locks_forced;
         self.locks_converted += other.locks_converted;
         self.locks_blocked += other.locks_blocked;
-        self.lock_wait_ms += other.lock_wait_ms;
-        self.lock_hold_ms += other.lock_hold_ms;
+        self.lock_timeouts += other.lock_timeouts;
+        self.lock_waits.add(&other.lock_waits);
+        self.lock_holds.add(&other.lock_holds);
         self.deadlocks += other.deadlocks;
         self.deadlock_searches_cut += other.deadlock_searches_cut;
         self.sessions_expired += other.sessions_expired;

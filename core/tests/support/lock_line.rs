@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use std::collections::BTreeMap;
+
 use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
@@ -20,6 +22,9 @@ pub enum Line {
         /// Lock delay of the session.
         #[arg(key, optional)]
         delay: u64,
+        /// Written as key:value,key:value.
+        #[arg(key, optional)]
+        metadata: String,
         #[arg(key)]
         id: Option<String>,
     },
@@ -192,12 +197,15 @@ pub enum Line {
 pub fn operation(line: &Line) -> Option<Operation> {
     let namespace = "default".to_owned();
     Some(match line {
-        Line::Open { ttl, delay, .. } => Operation::OpenSession(api::OpenSessionRequest {
-            namespace,
-            ttl_ms: *ttl,
-            lock_delay_ms: *delay,
-            ..Default::default()
-        }),
+        Line::Open { ttl, delay, metadata, .. } => {
+            Operation::OpenSession(api::OpenSessionRequest {
+                namespace,
+                ttl_ms: *ttl,
+                lock_delay_ms: *delay,
+                metadata: metadata_of(metadata),
+                ..Default::default()
+            })
+        }
         Line::KeepAlive(session_id) => {
             Operation::KeepAlive(api::KeepAliveRequest { namespace, session_id: *session_id })
         }
@@ -321,6 +329,11 @@ pub fn acquire(session_id: u64, name: String, wait_ms: u64, mode: LockMode) -> O
         mode: mode.into(),
         lock_delay_ms: None,
     })
+}
+
+fn metadata_of(text: &str) -> BTreeMap<String, String> {
+    let entries = text.split(',').filter_map(|entry| entry.split_once(':'));
+    entries.map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
 
 pub fn mode_of(mode: Option<&str>) -> LockMode {

@@ -191,6 +191,7 @@ impl Model {
                 queue.into_iter().partition::<Vec<_>, _>(|wait| now_ms >= wait.deadline_ms);
             self.lock(&name).queue = in_time;
             self.hand_on(&name);
+            self.counts.lock_timeouts += late.len() as u64;
             late.iter().for_each(|wait| self.give_up(wait));
         }
     }

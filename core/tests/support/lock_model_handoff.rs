@@ -68,7 +68,7 @@ impl Model {
             .partition::<Vec<_>, _>(|wait| wait.session == session && wait.converts);
         lock.queue = waiting;
         self.counts.locks_released += 1;
-        self.counts.lock_hold_ms += now_ms - holder.since_ms;
+        self.counts.lock_holds.record(now_ms - holder.since_ms);
         let answer = Answer::Refused(Reason::NotHolder, self.holder(name));
         over.into_iter().for_each(|wait| self.settle(Some(wait.seat), &wait.id, answer.clone()));
     }
@@ -96,7 +96,7 @@ impl Model {
 
     /// One grant for all waits of a session that it is strong enough for.
     pub(super) fn grant_first(&mut self, name: &Name, first: &Wait) {
-        self.counts.lock_wait_ms += self.now_ms - first.since_ms;
+        self.counts.lock_waits.record(self.now_ms - first.since_ms);
         let grant = if first.converts {
             self.regrant(name, first.session, first.mode)
         } else {

@@ -5,10 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trefoil_core::limits::DEADLOCKS_KEPT_MAX;
+use trefoil_core::machine::Gauges;
 use trefoil_core::slot;
 use trefoil_core::store::{MemoryStore, decode};
 use trefoil_proto::internal::v1::{
-    Claim, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Wait, Waiter,
+    Claim, Holder, Lock, LockNamespace, Progress, RequestAnswer, RequestClient, Session,
+    SessionMetadata, Wait, Waiter,
 };
 use trefoil_proto::lock::v1::{Deadlock, LockMode};
 
@@ -17,6 +19,7 @@ const PROGRESS: u8 = 1;
 const TIMER: u8 = 2;
 const REQUEST_CLIENT: u8 = 3;
 const REQUEST_ANSWER: u8 = 4;
+const METADATA: u8 = 5;
 const NAMESPACE: u8 = 16;
 const SESSION: u8 = 17;
 const LOCK: u8 = 18;
@@ -32,8 +35,10 @@ const ACQUIRES: u64 = 1 << 63;
 /// All records of locks, by what their keys say.
 #[derive(Debug, Default)]
 pub struct LockState {
+    pub progress: Progress,
     pub namespaces: BTreeMap<String, LockNamespace>,
     pub sessions: BTreeMap<(String, u64), Session>,
+    pub metadata: BTreeMap<(String, u64), SessionMetadata>,
     pub locks: BTreeMap<(String, String), Lock>,
     /// (namespace, lock, place)
     pub waiters: BTreeMap<(String, String, u64), Waiter>,
@@ -57,7 +62,10 @@ impl LockState {
             let slot = u16::from_be_bytes([key[0], key[1]]);
             let mut rest = &key[3..];
             let expected_slot = match key[2] {
-                PROGRESS => slot::SYSTEM_SLOT,
+                PROGRESS => {
+                    state.progress = decode(value);
+                    slot::SYSTEM_SLOT
+                }
                 TIMER => {
                     let due = number(&mut rest);
                     state.timers.insert((due, rest[2], rest[3..].to_vec()));
@@ -88,6 +96,9 @@ impl LockState {
         match kind {
             SESSION => {
                 self.sessions.insert((of, number(&mut rest)), decode(value));
+            }
+            METADATA => {
+                self.metadata.insert((of, number(&mut rest)), decode(value));
             }
             LOCK => {
                 self.locks.insert((of, tail(rest)), decode(value));
@@ -121,6 +132,8 @@ impl LockState {
             let last = self.namespaces[namespace].last_deadlock;
             (1..=last).contains(number) && number + DEADLOCKS_KEPT_MAX > last
         };
+        let is_opens = |key| self.sessions.contains_key(key);
+        assert!(self.metadata.keys().all(is_opens), "metadata go with their session");
         assert!(self.deadlocks.keys().all(is_kept), "only the last deadlocks are kept");
         self.check_counts();
         self.check_locks();
@@ -180,6 +193,13 @@ impl LockState {
             let counted = claims.get(key).copied().unwrap_or_default();
             assert_eq!((session.claims, session.held), counted, "a session counts its claims");
         }
+        let gauges = Gauges::from(&self.progress);
+        let grants = self.claims.values().filter(|claim| claim.hold.is_some()).count();
+        assert_eq!(
+            (gauges.locks_held, gauges.locks_waiting, gauges.sessions),
+            (grants as u64, self.waits.len() as u64, self.sessions.len() as u64),
+            "a shard counts what it has"
+        );
         for (name, client) in &self.clients {
             let of_client = (name.clone(), 0)..=(name.clone(), u64::MAX);
             let answers =

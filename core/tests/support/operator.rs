@@ -106,9 +106,11 @@ fn deadlock(of: &Deadlock) -> String {
 }
 
 fn session(info: &SessionInfo) -> String {
-    let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held } = info;
+    let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held, metadata } = info;
+    let metadata = metadata.iter().map(|(key, value)| format!(", {key}={value:?}"));
     format!(
-        "{session_id} of {owner:?}: ttl {ttl_ms} ms, {remaining_ms} ms left, locks {locks}, holds {held}"
+        "{session_id} of {owner:?}: ttl {ttl_ms} ms, {remaining_ms} ms left, locks {locks}, holds {held}{}",
+        metadata.collect::<String>()
     )
 }
 

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::HardState;
 use slog::info;
-use trefoil_core::machine::{Applied, Machine, QueryOutcome};
+use trefoil_core::machine::{Applied, Gauges, Machine, QueryOutcome};
 use trefoil_core::replica::{ApplyRange, Input, Read, Reply};
 use trefoil_core::{CallId, NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
@@ -189,8 +189,9 @@ impl Applier {
             let Owned { machine, store, .. } = self.owned(shard);
             let mut applied = machine.apply(store, index, term, &data);
             applied.overlay_bytes = store.overlay_bytes();
+            let gauges = Gauges::from(machine.progress());
             let is_leader = self.shared.table.leads(shard);
-            self.shared.observer.applied(shard, is_leader, &applied.counts, applied.queue_backlog);
+            self.shared.observer.applied(shard, is_leader, &applied.counts, &gauges);
             all.push(applied);
             if all.len() >= TELL_ENTRIES {
                 self.tell_applied(shard, std::mem::take(&mut all));

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 
 use trefoil_core::ShardId;
-use trefoil_core::machine::Counts;
+use trefoil_core::machine::{Counts, Gauges};
 use trefoil_core::replica::Role;
 
 /// A kind of exchange between two nodes, measured from send to the matching response.
@@ -41,7 +41,7 @@ pub trait Observer: Debug + Send + Sync + 'static {
     /// A shard's role or term changed.
     fn role(&self, shard: ShardId, role: Role, term: u64);
     /// An entry was applied. `is_leader` tells the one node of each shard whose counts a sum over nodes takes.
-    fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, queue_backlog: u64);
+    fn applied(&self, shard: ShardId, is_leader: bool, counts: &Counts, gauges: &Gauges);
     /// The log was synced.
     fn fsync(&self, seconds: f64);
     /// A checkpoint of this many bytes of changes was written.
@@ -60,7 +60,7 @@ pub struct Unobserved;
 
 impl Observer for Unobserved {
     fn role(&self, _: ShardId, _: Role, _: u64) {}
-    fn applied(&self, _: ShardId, _: bool, _: &Counts, _: u64) {}
+    fn applied(&self, _: ShardId, _: bool, _: &Counts, _: &Gauges) {}
     fn fsync(&self, _: f64) {}
     fn checkpoint(&self, _: ShardId, _: f64, _: u64) {}
     fn disk(&self, _: u64, _: bool) {}

@@ -83,7 +83,7 @@ impl Space<'_, '_> {
                 return Ok(Verdict::Wait(self.waiter_id(call.session_id, ordinal)));
             }
             if self.has_passed(&wait) {
-                self.leave(ordinal, &wait);
+                self.time_out(ordinal, &wait);
                 let answer = self.held(call.name, call.converts);
                 self.settle(ordinal, &wait, answer.clone());
                 if call.id.is_some() {
@@ -156,6 +156,7 @@ impl Space<'_, '_> {
         counters.last_ordinal += 1;
         counters.waits += 1;
         self.put_counters(&counters);
+        self.scope.output.locks.locks_waiting += 1;
         let ordinal = counters.last_ordinal;
         let now_ms = self.scope.now_ms;
         let wait = Wait {

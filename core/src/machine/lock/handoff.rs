@@ -28,7 +28,7 @@ pub(in super::super) fn wait_due(scope: &mut Scope<'_>, rest: &Bytes) {
             space.leave(ordinal, &wait);
             space.settle(ordinal, &wait, session_expired());
         } else if space.has_passed(&wait) {
-            space.leave(ordinal, &wait);
+            space.time_out(ordinal, &wait);
             let answer = space.held(&names[0], wait.converts);
             space.settle(ordinal, &wait, answer);
         }
@@ -116,9 +116,11 @@ impl Space<'_, '_> {
         self.unlist(name, hold);
         self.tell_grant(how, name, session_id, hold);
         self.change_claim(session_id, name, |claim| claim.hold = None);
-        let counts = &mut self.scope.output.counts;
-        counts.locks_released += 1;
-        counts.lock_hold_ms += self.scope.now_ms.saturating_sub(hold.since_ms);
+        let held_ms = self.scope.now_ms.saturating_sub(hold.since_ms);
+        let output = &mut self.scope.output;
+        output.counts.locks_released += 1;
+        output.counts.lock_holds.record(held_ms);
+        output.locks.locks_held -= 1;
         let converts = self.waits(session_id, &claim.ordinals).filter(|(_, wait)| wait.converts);
         for (ordinal, wait) in converts.collect::<Vec<_>>() {
             self.leave(ordinal, &wait);
@@ -158,6 +160,7 @@ impl Space<'_, '_> {
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
         self.scope.output.counts.locks_acquired += 1;
         self.tell_grant(LockEventKind::Acquired, name, session_id, &hold);
+        self.scope.output.locks.locks_held += 1;
         hold
     }
 
@@ -281,7 +284,7 @@ impl Space<'_, '_> {
                 self.leave(ordinal, &wait);
                 self.settle(ordinal, &wait, session_expired());
             } else if self.has_passed(&wait) {
-                self.leave(ordinal, &wait);
+                self.time_out(ordinal, &wait);
                 late.push((ordinal, wait));
             } else if !self.admits(name, mode, wait.session_id) {
                 if self.left == 0 {
@@ -320,7 +323,8 @@ impl Space<'_, '_> {
     /// Grants a lock to a session that waits for it.
     fn grant_wait(&mut self, name: &str, wait: &Wait) {
         let mode = wait.wants[0].mode();
-        self.scope.output.counts.lock_wait_ms += self.scope.now_ms.saturating_sub(wait.since_ms);
+        let waited_ms = self.scope.now_ms.saturating_sub(wait.since_ms);
+        self.scope.output.counts.lock_waits.record(waited_ms);
         let ordinals = self.claim(wait.session_id, name).ordinals;
         let waits = self.waits(wait.session_id, &ordinals).map(|(ordinal, wait)| {
             let takes = !self.has_passed(&wait) && self.is_claimed(&wait);
@@ -344,6 +348,7 @@ impl Space<'_, '_> {
             if wait.converts && is_stronger {
                 continue;
             }
+            self.scope.output.counts.lock_timeouts += u64::from(self.has_passed(&wait));
             self.take_out(ordinal, &wait);
             let answer: Answer = if !takes {
                 self.held(name, wait.converts).into()
@@ -392,7 +397,14 @@ impl Space<'_, '_> {
         let mut counters = self.counters();
         counters.waits = counters.waits.saturating_sub(1);
         self.put_counters(&counters);
+        self.scope.output.locks.locks_waiting -= 1;
         self.left = self.left.saturating_sub(1);
+    }
+
+    /// The same for a call whose deadline has passed.
+    pub(super) fn time_out(&mut self, ordinal: u64, wait: &Wait) {
+        self.leave(ordinal, wait);
+        self.scope.output.counts.lock_timeouts += 1;
     }
 
     /// Answers a call that waited, or changes what a retry of it is answered.

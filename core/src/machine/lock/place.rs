@@ -32,6 +32,14 @@ impl Place<'_> {
         self.sessions().u64(id)
     }
 
+    pub(super) fn all_metadata(self) -> Key {
+        self.key(Kind::SessionMetadata).text(self.namespace)
+    }
+
+    pub(super) fn metadata(self, session_id: u64) -> Key {
+        self.all_metadata().u64(session_id)
+    }
+
     pub(super) fn locks(self) -> Key {
         self.key(Kind::Lock).text(self.namespace)
     }

@@ -1,7 +1,7 @@
 //! The life of sessions: opened, renewed, closed or expired, and swept away in bounded steps.
 
 use bytes::Bytes;
-use trefoil_proto::internal::v1::{Refusal, Session, answer};
+use trefoil_proto::internal::v1::{Refusal, Session, SessionMetadata, answer};
 use trefoil_proto::lock::v1 as api;
 
 use super::super::{Ruling, Scope, Verdict, timers};
@@ -23,6 +23,7 @@ pub(in super::super) fn open_session(
     counters.last_session_id += 1;
     counters.sessions += 1;
     space.put_counters(&counters);
+    space.scope.output.locks.sessions += 1;
     let session = Session {
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
@@ -31,6 +32,10 @@ pub(in super::super) fn open_session(
         ..Session::default()
     };
     let id = counters.last_session_id;
+    if !request.metadata.is_empty() {
+        let metadata = SessionMetadata { entries: request.metadata.clone() };
+        space.scope.txn.put_message(space.place.metadata(id), &metadata);
+    }
     let due_ms = space.due_ms(&session);
     space.watch(id, session, due_ms);
     Ok(Verdict::Answer(answer::Answer::OpenSession(api::OpenSessionResponse {
@@ -146,9 +151,14 @@ impl Space<'_, '_> {
         let key = self.place.session(id);
         timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
         self.scope.txn.delete(key);
+        let metadata = self.place.metadata(id);
+        if self.scope.txn.get(metadata.bytes()).is_some() {
+            self.scope.txn.delete(metadata);
+        }
         let mut counters = self.counters();
         counters.sessions = counters.sessions.saturating_sub(1);
         self.put_counters(&counters);
+        self.scope.output.locks.sessions -= 1;
     }
 
     /// Moves the one timer of a session.

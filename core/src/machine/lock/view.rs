@@ -1,8 +1,10 @@
 //! What an operator sees of sessions and locks: read at the applied index, changing nothing.
 
+use std::collections::BTreeMap;
+
 use prost::Message;
 use trefoil_proto::internal::v1::{
-    Answer, Claim, Hold, Holder, Lock, Refusal, Session, Wait, Waiter, answer,
+    Answer, Claim, Hold, Holder, Lock, Refusal, Session, SessionMetadata, Wait, Waiter, answer,
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
@@ -92,7 +94,10 @@ pub(in super::super) fn get_session(
         });
         Ok(answer::Answer::GetSession(api::GetSessionResponse {
             header: None,
-            session: Some(view.session_info(request.session_id, &session)),
+            session: Some(api::SessionInfo {
+                metadata: view.metadata(request.session_id),
+                ..view.session_info(request.session_id, &session)
+            }),
             locks: locks.collect(),
         }))
     }))
@@ -114,7 +119,12 @@ pub(in super::super) fn list_sessions(
         };
         let sessions = found.iter().map(|(key, value)| (number_of(key), decode(value)));
         let living = sessions.filter(|(_, session)| view.is_living(session));
-        let sessions = living.map(|(id, session)| view.session_info(id, &session)).collect();
+        let mut metadata = view.metadata_after(after, size);
+        let sessions = living.map(|(id, session)| api::SessionInfo {
+            metadata: metadata.remove(&id).unwrap_or_default(),
+            ..view.session_info(id, &session)
+        });
+        let sessions = sessions.collect();
         Ok(answer::Answer::ListSessions(api::ListSessionsResponse {
             header: None,
             sessions,
@@ -202,7 +212,22 @@ impl<'a, S: Store> View<'a, S> {
             remaining_ms: due_ms(session, self.term_started_ms).saturating_sub(self.now_ms),
             locks: session.claims,
             held: session.held,
+            metadata: BTreeMap::new(),
         }
+    }
+
+    fn metadata(&self, session_id: u64) -> BTreeMap<String, String> {
+        let metadata = self.get::<SessionMetadata>(self.place.metadata(session_id).bytes());
+        metadata.unwrap_or_default().entries
+    }
+
+    /// The metadata of a page of sessions: of those that have any, as many as the page may have.
+    fn metadata_after(&self, after: u64, size: usize) -> BTreeMap<u64, BTreeMap<String, String>> {
+        let start = self.place.metadata(after.saturating_add(1));
+        let end = prefix_end(self.place.all_metadata().bytes());
+        let found = self.store.scan(start.bytes(), &end, size);
+        let entries = |value: &[u8]| decode::<SessionMetadata>(value).entries;
+        found.iter().map(|(key, value)| (number_of(key), entries(value))).collect()
     }
 
     fn session_lock(&self, session_id: u64, name: String, claim: &Claim) -> api::SessionLock {
