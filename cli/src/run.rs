@@ -55,6 +55,15 @@ pub(crate) struct RunArgs {
     /// Say on standard error how many stand before this call while it waits.
     #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
     progress: bool,
+    /// What to do when somebody asks for the lock (`trefoil lock request-release`).
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_ON_REQUEST",
+        value_name = "WHAT",
+        value_enum,
+        default_value = "warn"
+    )]
+    on_request: OnRequest,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -66,6 +75,17 @@ pub(crate) struct RunArgs {
     /// The command and its arguments. It finds its token in TREFOIL_FENCING_TOKEN, the lock in TREFOIL_LOCK.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
+}
+
+/// What follows when somebody asks for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum OnRequest {
+    /// Nothing.
+    Ignore,
+    /// A line on standard error.
+    Warn,
+    /// That, and SIGTERM for the command.
+    Term,
 }
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
@@ -88,7 +108,7 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
             .next("Wait longer for it with --wait.")
             .code(NOTHING));
     };
-    let ended = watch(&args.command, &guard, &mut signals).await;
+    let ended = watch(&args.command, args.on_request, &guard, &mut signals).await;
     if guard.remaining() > Duration::ZERO
         && let Err(error) = guard.release().await
     {
@@ -104,10 +124,12 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
 /// Runs the command to its end, or kills it when the lock is lost.
 async fn watch(
     command: &[OsString],
+    on_request: OnRequest,
     guard: &Guard,
     signals: &mut mpsc::Receiver<Signal>,
 ) -> Result<ExitCode, Failure> {
     let mut child = start(command, guard)?;
+    let mut listens = on_request != OnRequest::Ignore;
     loop {
         tokio::select! {
             ended = child.wait() => {
@@ -115,6 +137,15 @@ async fn watch(
                 return Ok(ExitCode::from(code(status)));
             }
             Some(signal) = signals.recv() => forward(&child, signal),
+            asked = guard.release_requested(), if listens => {
+                // Once is enough.
+                listens = false;
+                let why = if asked.reason.is_empty() { "no reason given" } else { &asked.reason };
+                output::note(&format!("trefoil: {} asks for {}: {why}", asked.requester, asked.name));
+                if on_request == OnRequest::Term {
+                    signal_child(&child, Signal::TERM);
+                }
+            }
             () = guard.lost() => {
                 // At this moment another may hold the lock: there is no time to be gentle.
                 child.kill().await.ok();
@@ -159,6 +190,10 @@ fn forward(child: &Child, signal: Signal) {
     if matches!(signal, Signal::INT | Signal::QUIT) && std::io::stdin().is_terminal() {
         return;
     }
+    signal_child(child, signal);
+}
+
+fn signal_child(child: &Child, signal: Signal) {
     let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
     if let Some(pid) = pid {
         // It may have ended just now: then its end is next.

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Child;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
@@ -115,4 +115,29 @@ async fn signals_reach_the_command_and_a_lost_lock_kills_it() {
     assert_eq!(held.wait().unwrap().code(), Some(1));
     assert!(lost.elapsed() < Duration::from_secs(4), "{:?}", lost.elapsed());
     assert!(!is_alive(command), "the command is dead before anybody else can hold the lock");
+}
+
+#[tokio::test]
+async fn a_command_ends_when_somebody_asks_for_its_lock() {
+    let mut cluster = Cluster::start().await;
+    let file = cluster.dir().join("ran");
+    let script = format!(
+        "trap 'exit 6' TERM; echo start 0 $$ >> {0}; while :; do sleep 0.1; done",
+        file.display()
+    );
+    let run_held = ["lock", "run", "job", "--on-request", "term", "--", "sh", "-c", &script];
+    let held = trefoil(&cluster, &run_held).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it runs", async || lines(&file).len() == 1).await;
+    // Whichever node its session stream is at, it is opened again at another one.
+    cluster.nodes[1].kill();
+    let ask = ["lock", "request-release", "job", "--owner", "ops", "--reason", "an upgrade"];
+    let (code, out, error) = run(&cluster, &ask);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("1 holders of job asked"), "{out}");
+    let ended = held.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(6), "the command had SIGTERM, and the code is its own");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("trefoil: ops asks for job: an upgrade"), "{said}");
+    let (code, _, error) = run(&cluster, &ask);
+    assert!(code == 1 && error.contains("NOT_HOLDER"), "{error}");
 }
