@@ -115,7 +115,7 @@ limits! {
     CLIENT_CALLS_MAX: usize = 16_384, "Calls of clients that a node works on at a time, beside those that wait.";
     CLIENT_CALLS_RESERVED: usize = 4_096, "Further ones for health, keep-alive, ack and release.";
     CLIENT_WAITING_MAX: usize = 32_768, "Calls of clients that wait for a lock or a message on a node.";
-    CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, health watches, reflection.";
+    CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, watches, those of sessions and of calls that wait for a lock, health watches, reflection.";
     WATCH_WINDOW_BYTES: usize = 128 << 20, "Bytes of recent events that a node keeps for watchers, of all shards together.";
     WATCH_WINDOW_EVENTS_MAX: usize = 262_144, "Recent events of a shard that a node keeps for watchers.";
     WATCH_EVENTS_MAX: usize = 1_000, "Events in one response of a watch.";

@@ -165,6 +165,22 @@ fn what_is_asked_of_holders_and_watched_names_field_and_limit() {
             (|r| r.reason = long_name(), "reason", "0 to 255 bytes"),
         ),
     );
+    let acquire = lock::AcquireRequest {
+        namespace: name(),
+        session_id: 1,
+        name: name(),
+        request_id: id(),
+        ..Default::default()
+    };
+    let acquire = lock::AcquireStreamRequest { acquire: Some(acquire) };
+    assert_refused(
+        &acquire,
+        &[
+            (|r| r.acquire = None, "acquire", "set"),
+            (|r| r.acquire.as_mut().unwrap().session_id = 0, "session_id", "set"),
+            (|r| r.acquire.as_mut().unwrap().name.clear(), "name", NAME),
+        ],
+    );
     let alive = lock::KeepAliveStreamRequest { namespace: name(), session_id: 1 };
     assert_refused(&alive, namespace!((|r| r.session_id = 0, "session_id", "set")));
     let after = Some(WatchPosition { index: 1, ordinal: Some(0) });
