@@ -31,6 +31,8 @@ pub(crate) enum LockCommand {
         #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER", default_value_t = 0)]
         token: u64,
     },
+    /// Ask those who hold a lock to release it; they decide.
+    RequestRelease(RequestArgs),
     /// Say whether a fencing token is that of a present holder; exits with 2 when not.
     Validate {
         /// The lock.
@@ -149,6 +151,27 @@ pub(crate) struct ConvertArgs {
     wait: Duration,
 }
 
+/// Whom to ask, and why.
+#[derive(Debug, Args)]
+pub(crate) struct RequestArgs {
+    /// The lock.
+    name: String,
+    /// The token of the one grant that is asked for; left out, all of them.
+    #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER", default_value_t = 0)]
+    token: u64,
+    /// Who asks.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_OWNER",
+        value_name = "NAME",
+        default_value = "trefoil lock request-release"
+    )]
+    owner: String,
+    /// Why, for the holder.
+    #[arg(long, env = "TREFOIL_LOCK_REASON", value_name = "TEXT", default_value = "")]
+    reason: String,
+}
+
 /// What to release.
 #[derive(Debug, Args)]
 pub(crate) struct ReleaseArgs {
@@ -192,6 +215,12 @@ struct Forced {
 }
 
 #[derive(Serialize)]
+struct Asked {
+    lock: String,
+    asked: u32,
+}
+
+#[derive(Serialize)]
 struct Released {
     lock: Option<String>,
     released: u32,
@@ -207,6 +236,7 @@ pub(crate) async fn run(
         LockCommand::Convert(convert) => self::convert(convert, args, format).await,
         LockCommand::Release(release) => self::release(release, args, format).await,
         LockCommand::ForceRelease { name, token } => force_release(name, token, args, format).await,
+        LockCommand::RequestRelease(request) => request_release(request, args, format).await,
         LockCommand::Validate { name, token } => {
             lock_view::validate(name, token, args, format).await
         }
@@ -320,6 +350,18 @@ async fn force_release(
     Ok(ExitCode::SUCCESS)
 }
 
+async fn request_release(
+    args: RequestArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let RequestArgs { name, token, owner, reason } = args;
+    let locks = connect(client).await?.locks();
+    let asked = locks.request_release(name.as_str(), token, owner, reason).await?;
+    output::print(format, &Asked { lock: name, asked })?;
+    Ok(ExitCode::SUCCESS)
+}
+
 /// A mode in one small word; nothing where there is none.
 pub(crate) fn mode_name(mode: LockMode) -> &'static str {
     match mode {
@@ -364,6 +406,12 @@ impl Report for Forced {
     fn text(&self) -> String {
         let Self { lock, released, fencing_token } = self;
         format!("{released} grants of {lock} taken away; all have tokens below {fencing_token}")
+    }
+}
+
+impl Report for Asked {
+    fn text(&self) -> String {
+        format!("{} holders of {} asked to release it", self.asked, self.lock)
     }
 }
 

@@ -84,6 +84,15 @@ pub(crate) struct RunArgs {
     /// How long it may take to end then.
     #[arg(long, env = "TREFOIL_LOCK_GRACE", value_name = "TIME", default_value = "5s", value_parser = duration)]
     grace: Duration,
+    /// What to do when somebody asks for the lock (`trefoil lock request-release`).
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_ON_REQUEST",
+        value_name = "WHAT",
+        value_enum,
+        default_value = "warn"
+    )]
+    on_request: OnRequest,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -106,6 +115,17 @@ pub(crate) struct RunArgs {
     command: Vec<OsString>,
 }
 
+/// What follows when somebody asks for the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum OnRequest {
+    /// Nothing.
+    Ignore,
+    /// A line on standard error.
+    Warn,
+    /// That, and SIGTERM for the command.
+    Term,
+}
+
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = signals()?;
     let locks = connect(client).await?.locks();
@@ -126,8 +146,9 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
             .next("Wait longer for it with --wait.")
             .code(NOTHING));
     };
+    let orders = Orders { on_lost: args.on_lost, grace: args.grace, on_request: args.on_request };
     let ended = match Job::start(&args.command, &guard) {
-        Ok(mut job) => job.watch(&guard, &mut signals, args.on_lost, args.grace).await,
+        Ok(mut job) => job.watch(&guard, &mut signals, orders).await,
         Err(failure) => Err(failure),
     };
     if guard.remaining() > Duration::ZERO
@@ -140,6 +161,14 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
         session.close().await.ok();
     }
     ended
+}
+
+/// What follows on what happens to the lock.
+#[derive(Clone, Copy)]
+struct Orders {
+    on_lost: OnLost,
+    grace: Duration,
+    on_request: OnRequest,
 }
 
 /// The command while it runs.
@@ -178,9 +207,9 @@ impl Job {
         &mut self,
         guard: &Guard,
         signals: &mut mpsc::Receiver<Signal>,
-        on_lost: OnLost,
-        grace: Duration,
+        orders: Orders,
     ) -> Result<ExitCode, Failure> {
+        let mut listens = orders.on_request != OnRequest::Ignore;
         let mut is_warned = false;
         loop {
             tokio::select! {
@@ -189,14 +218,23 @@ impl Job {
                     return Ok(ExitCode::from(code(status)));
                 }
                 Some(signal) = signals.recv() => self.forward(signal),
+                asked = guard.release_requested(), if listens => {
+                    // Once is enough.
+                    listens = false;
+                    let why = if asked.reason.is_empty() { "no reason given" } else { &asked.reason };
+                    output::note(&format!("trefoil: {} asks for {}: {why}", asked.requester, asked.name));
+                    if orders.on_request == OnRequest::Term {
+                        self.signal(Signal::TERM);
+                    }
+                }
                 () = guard.lost(), if !is_warned => {
                     let name = guard.name();
-                    if on_lost == OnLost::Warn {
+                    if orders.on_lost == OnLost::Warn {
                         output::note(&format!("trefoil: the lock {name} was lost, and the command goes on"));
                         is_warned = true;
                         continue;
                     }
-                    self.end(on_lost, grace).await;
+                    self.end(orders.on_lost, orders.grace).await;
                     return Err(Failure::new(format!("the lock {name} was lost, so the command was ended"))
                         .next("Look at `trefoil status`; a longer --ttl outlasts longer faults.")
                         .code(LOST));

@@ -32,6 +32,7 @@
 mod client;
 
 mod acquire;
+mod asked;
 mod cache;
 mod cluster;
 mod lock;
@@ -63,7 +64,7 @@ pub use session::Session;
 pub use trefoil_proto as proto;
 pub use trefoil_proto::cache::v1::LineState;
 pub use trefoil_proto::common::v1::{Reason, ResponseHeader, WatchPosition};
-pub use trefoil_proto::lock::v1::{LockEvent, LockEventKind, LockMode, WaitPlace};
+pub use trefoil_proto::lock::v1::{LockEvent, LockEventKind, LockMode, ReleaseAsked, WaitPlace};
 pub use value::Value;
 pub use watch::{LockWatch, Watch, WatchRequest};
 

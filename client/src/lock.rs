@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use trefoil_proto::lock::v1::{
     AcquireRequest, AcquireResponse, ConvertRequest, ConvertResponse, LockMode, OpenSessionRequest,
-    ReleaseRequest, WaitPlace,
+    ReleaseAsked, ReleaseRequest, WaitPlace,
 };
 
 use crate::acquire;
@@ -47,6 +47,8 @@ pub struct Guard {
     name: String,
     mode: LockMode,
     token: u64,
+    /// The token that it began with.
+    first_token: u64,
     released: bool,
 }
 
@@ -234,6 +236,7 @@ impl Lock {
             name: self.name,
             mode: response.mode(),
             token: response.fencing_token,
+            first_token: response.fencing_token,
             released: false,
         })
     }
@@ -285,6 +288,12 @@ impl Guard {
     /// Ends when the lock is lost: its session expired, was closed, or could not be renewed in time.
     pub async fn lost(&self) {
         self.session.lost().await;
+    }
+
+    /// Ends when somebody asks for the lock, and says who and why; also where that was before this call. The lock stays held:
+    /// whether to release it is up to the holder. The first such call of a session opens a stream to the cluster.
+    pub async fn release_requested(&self) -> ReleaseAsked {
+        self.session.release_requested(&self.name, self.first_token).await
     }
 
     /// Releases the lock.

@@ -3,8 +3,8 @@
 use trefoil_proto::lock::v1::{
     Deadlock, DescribeLockRequest, DescribeLockResponse, ForceReleaseRequest, ForceReleaseResponse,
     GetSessionRequest, GetSessionResponse, ListDeadlocksRequest, ListLocksRequest,
-    ListSessionsRequest, LockInfo, ReleaseAllRequest, SessionInfo, ValidateTokenRequest,
-    ValidateTokenResponse, WatchLocksRequest,
+    ListSessionsRequest, LockInfo, ReleaseAllRequest, RequestReleaseRequest, SessionInfo,
+    ValidateTokenRequest, ValidateTokenResponse, WatchLocksRequest,
 };
 
 use crate::Error;
@@ -50,6 +50,29 @@ impl Locks {
         };
         let listed = self.client().call(request).await?;
         Ok(page_of(listed.locks, listed.next_page_token))
+    }
+
+    /// Asks those who hold a lock to release it, or the holder of one token where that is not 0: they are told who asks and why, 255
+    /// bytes at most each. Answers how many were asked.
+    ///
+    /// # Errors
+    /// NOT_HOLDER when nobody holds it so; else see [`Error`].
+    pub async fn request_release(
+        &self,
+        name: impl Into<String>,
+        fencing_token: u64,
+        requester: impl Into<String>,
+        reason: impl Into<String>,
+    ) -> Result<u32, Error> {
+        let request = RequestReleaseRequest {
+            namespace: self.client().owned_namespace(),
+            name: name.into(),
+            fencing_token,
+            requester: requester.into(),
+            reason: reason.into(),
+            request_id: None,
+        };
+        Ok(self.client().call(request).await?.asked)
     }
 
     /// What happens to the locks whose names begin with `prefix`, all where it is empty.

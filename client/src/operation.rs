@@ -122,6 +122,8 @@ operations! {
         |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
     ValidateToken: lock::ValidateTokenRequest => lock::ValidateTokenResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    RequestRelease: lock::RequestReleaseRequest => lock::RequestReleaseResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
     ListDeadlocks: lock::ListDeadlocksRequest => lock::ListDeadlocksResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     ListSessions: lock::ListSessionsRequest => lock::ListSessionsResponse,

@@ -12,8 +12,11 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::lock::v1::{CloseSessionRequest, KeepAliveRequest, OpenSessionRequest};
+use trefoil_proto::lock::v1::{
+    CloseSessionRequest, KeepAliveRequest, OpenSessionRequest, ReleaseAsked,
+};
 
+use crate::asked;
 use crate::lock::Lock;
 use crate::{Client, Error};
 
@@ -30,13 +33,16 @@ pub struct Session {
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(crate) struct Shared {
     client: Client,
     id: u64,
     ttl: Duration,
     runtime: Handle,
     life: watch::Sender<Life>,
     keeper: std::sync::OnceLock<AbortHandle>,
+    /// What it was asked for, once somebody wants to know.
+    requests: asked::Requests,
+    listener: std::sync::OnceLock<AbortHandle>,
 }
 
 /// What is known of the session's life.
@@ -55,8 +61,16 @@ impl Session {
         let ttl = Duration::from_millis(opened.ttl_ms);
         let life = watch::Sender::new(Life { until: sent + ttl, over: false });
         let runtime = Handle::current();
-        let keeper = std::sync::OnceLock::new();
-        let shared = Arc::new(Shared { client, id: opened.session_id, ttl, runtime, life, keeper });
+        let shared = Arc::new(Shared {
+            client,
+            id: opened.session_id,
+            ttl,
+            runtime,
+            life,
+            keeper: std::sync::OnceLock::new(),
+            requests: watch::Sender::default(),
+            listener: std::sync::OnceLock::new(),
+        });
         let task = tokio::spawn(keep_alive(Arc::downgrade(&shared), sent)).abort_handle();
         shared.keeper.get_or_init(|| task);
         Ok(Self { shared })
@@ -114,6 +128,20 @@ impl Session {
         self.shared.end();
     }
 
+    /// Ends when somebody asks for a lock of this session, under this token or a later one of the same hold.
+    pub(crate) async fn release_requested(&self, name: &str, token: u64) -> ReleaseAsked {
+        let shared = &self.shared;
+        let listen = || shared.runtime.spawn(asked::listen(Arc::downgrade(shared))).abort_handle();
+        shared.listener.get_or_init(listen);
+        let of_lock = |requests: &BTreeMap<String, ReleaseAsked>| {
+            requests.get(name).filter(|asked| asked.fencing_token >= token).cloned()
+        };
+        let mut requests = shared.requests.subscribe();
+        let found = requests.wait_for(|requests| of_lock(requests).is_some()).await;
+        // The sender lives in `self`.
+        found.ok().and_then(|requests| of_lock(&requests)).unwrap_or_default()
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.shared.client
     }
@@ -143,6 +171,25 @@ impl Session {
 }
 
 impl Shared {
+    /// The client, and the session's number.
+    pub(crate) fn name(&self) -> (Client, u64) {
+        (self.client.clone(), self.id)
+    }
+
+    /// Somebody asks for one of its locks.
+    pub(crate) fn asked(&self, asked: ReleaseAsked) {
+        self.requests.send_modify(|requests| drop(requests.insert(asked.name.clone(), asked)));
+    }
+
+    /// The cluster says that it is over.
+    pub(crate) fn lose(&self) {
+        self.end();
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.life.borrow().over
+    }
+
     /// Marks the session as over; false when it was already.
     fn end(&self) -> bool {
         self.life.send_if_modified(|life| !std::mem::replace(&mut life.over, true))
@@ -151,9 +198,10 @@ impl Shared {
 
 impl Drop for Shared {
     fn drop(&mut self) {
-        if let Some(keeper) = self.keeper.get() {
-            keeper.abort();
-        }
+        [&self.keeper, &self.listener]
+            .into_iter()
+            .filter_map(|task| task.get())
+            .for_each(AbortHandle::abort);
         if self.end() {
             let (client, id) = (self.client.clone(), self.id);
             self.runtime.spawn(async move {

@@ -107,6 +107,8 @@ struct Trouble {
     deadline: Instant,
     pause: Duration,
     avoid: Vec<Arc<Node>>,
+    /// What a node said that does not have all events.
+    lack: Option<Error>,
 }
 
 impl<R: WatchRequest> Watch<R> {
@@ -168,10 +170,9 @@ impl<R: WatchRequest> Watch<R> {
     /// Receives one response, from whichever node.
     async fn receive(&mut self) -> Result<(), Error> {
         let deadline = Instant::now() + self.client.timeout();
-        let mut trouble = Trouble { deadline, pause: PAUSE_MIN, avoid: Vec::new() };
+        let mut trouble = Trouble { deadline, pause: PAUSE_MIN, avoid: Vec::new(), lack: None };
         loop {
-            let Err(error) = self.attempt(&trouble.avoid).await else { return Ok(()) };
-            let (node, error) = error;
+            let Err((node, error)) = self.attempt(&trouble.avoid).await else { return Ok(()) };
             let lacks =
                 matches!(error.reason(), Some(Reason::PositionCompacted | Reason::WatcherBehind));
             if lacks {
@@ -180,13 +181,17 @@ impl<R: WatchRequest> Watch<R> {
                     self.lacking.clear();
                     return Err(error);
                 }
+                trouble.lack = Some(error.clone());
             } else if !may_go_on(&error) {
                 return Err(error);
             } else {
                 node.leave_alone();
             }
             trouble.avoid.push(node);
-            trouble.rest(&self.client, error).await?;
+            if let Err(error) = trouble.rest(&self.client, error).await {
+                self.lacking.clear();
+                return Err(error);
+            }
         }
     }
 
@@ -274,7 +279,8 @@ impl Trouble {
         }
         let pause = self.pause.mul_f64(rand::random_range(0.5..1.0));
         if Instant::now() + pause >= self.deadline {
-            return Err(error);
+            // Where every node that answered lacks events, that is what the program must know.
+            return Err(self.lack.take().unwrap_or(error));
         }
         sleep(pause).await;
         self.pause = (self.pause * 2).min(PAUSE_MAX);

@@ -200,6 +200,23 @@ impl Check for lock::ForceReleaseRequest {
     }
 }
 
+impl Check for lock::RequestReleaseRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+        text("requester", &self.requester, 0, l::NAME_BYTES_MAX)?;
+        text("reason", &self.reason, 0, l::NAME_BYTES_MAX)?;
+        request_id(self.request_id.as_ref())
+    }
+}
+
+impl Check for lock::KeepAliveStreamRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        some_id("session_id", self.session_id)
+    }
+}
+
 impl Check for lock::ValidateTokenRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;

@@ -61,6 +61,7 @@ limits! {
     WAITERS_PER_LOCK_MAX: u64 = 20_000, "Calls that wait for one lock.";
     LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
     ACQUIRES_PER_CLAIM_MAX: usize = 16, "Calls of one session that wait for the same lock.";
+    RELEASE_REQUESTS_MAX: usize = 1_000, "Holders that one RequestRelease asks.";
     WAITERS_COUNTED_MAX: usize = 1_000, "Waiters that are counted to tell a call its place in line.";
     DEADLOCK_STEPS_MAX: usize = 1_000, "Waits, waiters and holders that the search for a deadlock looks at; a request whose search ends there waits, for its wait_ms at most.";
     DEADLOCK_EDGES_MAX: usize = 16, "Sessions of a deadlock that are named; its length counts all.";
@@ -118,7 +119,7 @@ limits! {
     CLIENT_CALLS_MAX: usize = 16_384, "Calls of clients that a node works on at a time, beside those that wait.";
     CLIENT_CALLS_RESERVED: usize = 4_096, "Further ones for health, keep-alive, ack and release.";
     CLIENT_WAITING_MAX: usize = 32_768, "Calls of clients that wait for a lock or a message on a node.";
-    CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, health watches, reflection.";
+    CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, watches, those of sessions and of calls that wait for a lock, health watches, reflection.";
     WATCH_WINDOW_BYTES: usize = 128 << 20, "Bytes of recent events that a node keeps for watchers, of all shards together.";
     WATCH_WINDOW_EVENTS_MAX: usize = 262_144, "Recent events of a shard that a node keeps for watchers.";
     WATCH_EVENTS_MAX: usize = 1_000, "Events in one response of a watch.";
@@ -127,6 +128,7 @@ limits! {
     WATCH_PROGRESS_MS: u64 = 5_000, "Silence after which a watch tells its position, in ms.";
     PLACE_PAUSE_MS: u64 = 500, "Time between two looks at the place of a call in line at the least, in ms.";
     PLACE_PAUSE_PER_WAITER_MS: u64 = 10, "Further time for each call that stands before it, in ms.";
+    JEOPARDY_MS: u64 = 1_000, "Time without an answer to a renewal after which a session stream tells jeopardy, in ms.";
     WATCH_LEADERLESS_MS: u64 = 3_000, "Time without a leader of its shard after which a watch ends, in ms.";
     CLIENT_CLEAN_UPS_MAX: usize = 16_384, "Clean-ups after callers who are gone that a node works on at a time.";
     STREAM_CALLS_MAX: usize = 4_096, "Calls in flight of one pipelined stream, beside those that wait.";
@@ -171,6 +173,10 @@ const _: () = {
     assert!(
         BATCH_ITEMS_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
         "a full batch and what remembers it fit a command"
+    );
+    assert!(
+        RELEASE_REQUESTS_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
+        "the holders that are asked and the answer that is remembered fit a command"
     );
     assert!(
         4 * DELIVERIES_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,

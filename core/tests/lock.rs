@@ -531,6 +531,7 @@ fn show(answer: &Answer) -> String {
         }
         Some(A::Release(_)) => "released".to_owned(),
         Some(A::Done(_)) => "done".to_owned(),
+        Some(A::RequestRelease(asked)) => format!("asked {}", asked.asked),
         _ => show_answer(answer),
     }
 }

@@ -131,6 +131,7 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::CloseSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::Acquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::ForceStep(r)) => (&[A::ControlLocks], Some((&r.namespace, r.name.as_str()))),
+            Some(O::RequestRelease(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::ReleaseHeld(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
             Some(O::Convert(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
@@ -156,6 +157,9 @@ fn covers(access: &Access, work: &Work) -> bool {
             }
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::FindReleaseRequests(r)) => {
+                (&[A::UseSession], Some((&r.namespace, "")))
+            }
             Some(query::Query::FindPlace(r)) => {
                 (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
             }
@@ -222,6 +226,7 @@ mod tests {
             (command(O::Convert(Default::default())), vec![A::UseLock]),
             (command(O::ReleaseHeld(Default::default())), vec![A::UseSession]),
             (command(O::ForceStep(Default::default())), vec![A::ControlLocks]),
+            (command(O::RequestRelease(Default::default())), vec![A::UseLock]),
             (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
             (command(O::LoseCaller(Default::default())), vec![]),
             (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
@@ -243,6 +248,7 @@ mod tests {
             (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
             (asked(Q::WatchLocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::FindPlace(Default::default())), vec![A::UseLock]),
+            (asked(Q::FindReleaseRequests(Default::default())), vec![A::UseSession]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {

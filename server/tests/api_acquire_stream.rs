@@ -9,16 +9,19 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 use tonic::{Status, Streaming};
 use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::acquire_stream_response::Step;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{AcquireRequest, AcquireStreamRequest, AcquireStreamResponse};
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
 use trefoil_proto::status::from_status;
+use trefoil_server::authorize::{Action, Resource};
 
 use self::front::operations::*;
-use self::front::{Served, unary, usual};
+use self::front::{Served, Setup, serve, unary, usual};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -131,4 +134,26 @@ async fn what_cannot_be_acquired_is_refused() {
     );
     let Ok(Outcome::DescribeLock(described)) = described.await else { panic!() };
     assert_eq!(described.holder_count, 1);
+}
+
+#[tokio::test]
+async fn who_may_not_use_a_lock_may_not_wait_for_it() {
+    let deny: trefoil_server::authorize::Authorizer = |_, action, resource| match resource {
+        Resource::Lock { namespace: "default", name: "a" } if action == Action::UseLock => {
+            Err(Refusal { reason: Reason::PermissionDenied.into(), ..Refusal::default() })
+        }
+        _ => Ok(()),
+    };
+    let served = serve(Setup { authorizer: deny, ..Setup::default() }).await;
+    unary(&served.channel, Operation::OpenSession(open_session(60_000))).await.unwrap();
+    let denied = stream(&served, acquire(1, "a", 0)).await.unwrap_err();
+    assert_eq!(from_status(&denied).unwrap().reason(), Reason::PermissionDenied);
+    let ask = Operation::RequestRelease(lock::RequestReleaseRequest {
+        name: "a".to_owned(),
+        ..Default::default()
+    });
+    let denied = unary(&served.channel, ask).await.unwrap_err();
+    assert_eq!(from_status(&denied).unwrap().reason(), Reason::PermissionDenied);
+    let mut allowed = stream(&served, acquire(1, "b", 0)).await.unwrap();
+    assert!(matches!(step(&mut allowed).await.unwrap(), Step::Answer(answer) if answer.acquired));
 }

@@ -57,6 +57,7 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                 r.locks.iter_mut().for_each(|lock| lock.held_ms = 0);
             }
             Outcome::ListDeadlocks(r) => clear(&mut r.header),
+            Outcome::RequestRelease(r) => clear(&mut r.header),
             Outcome::ForceRelease(r) => clear(&mut r.header),
             Outcome::ValidateToken(r) => {
                 clear(&mut r.header);

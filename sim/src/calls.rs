@@ -337,6 +337,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ListDeadlocks(_)
         | A::ForcedStep(_)
         | A::ValidateToken(_)
+        | A::RequestRelease(_)
+        | A::ReleaseRequests(_)
         | A::Place(_)) => {
             panic!("no client's action is answered by {other:?}")
         }

@@ -171,3 +171,28 @@ async fn a_lost_lock_warns_kills_or_waits_as_it_was_told() {
     let warned = String::from_utf8_lossy(&ends[3].stderr).into_owned();
     assert!(warned.contains("the lock warn was lost, and the command goes on"), "{warned}");
 }
+
+#[tokio::test]
+async fn a_command_ends_when_somebody_asks_for_its_lock() {
+    let mut cluster = Cluster::start().await;
+    let file = cluster.dir().join("ran");
+    let script = format!(
+        "trap 'exit 6' TERM; echo start 0 $$ >> {0}; while :; do sleep 0.1; done",
+        file.display()
+    );
+    let run_held = ["lock", "run", "job", "--on-request", "term", "--", "sh", "-c", &script];
+    let held = trefoil(&cluster, &run_held).stderr(Stdio::piped()).spawn().unwrap();
+    eventually("it runs", async || lines(&file).len() == 1).await;
+    // Whichever node its session stream is at, it is opened again at another one.
+    cluster.nodes[1].kill();
+    let ask = ["lock", "request-release", "job", "--owner", "ops", "--reason", "an upgrade"];
+    let (code, out, error) = run(&cluster, &ask);
+    assert_eq!(code, 0, "{error}");
+    assert!(out.contains("1 holders of job asked"), "{out}");
+    let ended = held.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(6), "the command had SIGTERM, and the code is its own");
+    let said = String::from_utf8(ended.stderr).unwrap();
+    assert!(said.contains("trefoil: ops asks for job: an upgrade"), "{said}");
+    let (code, _, error) = run(&cluster, &ask);
+    assert!(code == 1 && error.contains("NOT_HOLDER"), "{error}");
+}

@@ -5,7 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
-use trefoil_client::{Client, LockEvent, LockEventKind, LockWatch};
+use trefoil_client::{Client, LockEvent, LockEventKind, LockWatch, Reason, WatchPosition};
 
 use crate::support::{Cluster, PATIENCE, trefoil};
 
@@ -96,4 +96,20 @@ async fn a_watch_sees_every_event_once_while_nodes_are_killed() {
     }
     program.kill().unwrap();
     program.wait().unwrap();
+
+    // No node knows what led to the beginning, whether all of them can be asked or not.
+    let endpoints = cluster.endpoints();
+    let from = |index| {
+        let endpoints = endpoints.clone();
+        async move {
+            let client = Client::builder(endpoints).timeout(Duration::from_secs(4)).connect().await;
+            let watch = client.unwrap().locks().watch("");
+            let mut watch = watch.after(WatchPosition { index, ordinal: None });
+            watch.next().await.unwrap_err().reason()
+        }
+    };
+    assert_eq!(from(1).await, Some(Reason::PositionCompacted));
+    assert_eq!(from(1 << 40).await, Some(Reason::InvalidField));
+    cluster.nodes[0].kill();
+    assert_eq!(from(1).await, Some(Reason::PositionCompacted));
 }

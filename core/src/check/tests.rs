@@ -163,6 +163,56 @@ fn locks_name_field_and_limit() {
 }
 
 #[test]
+fn what_is_asked_of_holders_and_watched_names_field_and_limit() {
+    let request = lock::RequestReleaseRequest {
+        namespace: name(),
+        name: name(),
+        fencing_token: 0,
+        requester: name(),
+        reason: name(),
+        request_id: id(),
+    };
+    assert_refused(
+        &request,
+        namespace_and_id!(
+            (|r| r.name.clear(), "name", NAME),
+            (|r| r.requester = long_name(), "requester", "0 to 255 bytes"),
+            (|r| r.reason = long_name(), "reason", "0 to 255 bytes"),
+        ),
+    );
+    let acquire = lock::AcquireRequest {
+        namespace: name(),
+        session_id: 1,
+        name: name(),
+        request_id: id(),
+        ..Default::default()
+    };
+    let acquire = lock::AcquireStreamRequest { acquire: Some(acquire) };
+    assert_refused(
+        &acquire,
+        &[
+            (|r| r.acquire = None, "acquire", "set"),
+            (|r| r.acquire.as_mut().unwrap().session_id = 0, "session_id", "set"),
+            (|r| r.acquire.as_mut().unwrap().name.clear(), "name", NAME),
+        ],
+    );
+    let alive = lock::KeepAliveStreamRequest { namespace: name(), session_id: 1 };
+    assert_refused(&alive, namespace!((|r| r.session_id = 0, "session_id", "set")));
+    let after = Some(WatchPosition { index: 1, ordinal: Some(0) });
+    let watch =
+        lock::WatchLocksRequest { namespace: name(), name: name(), after, ..Default::default() };
+    assert_refused(
+        &watch,
+        namespace!(
+            (|r| r.name = long_name(), "name", "0 to 255 bytes"),
+            (|r| r.prefix = "p".to_owned(), "prefix", "empty where a name is given"),
+            (|r| (r.name, r.prefix) = (String::new(), long_name()), "prefix", "0 to 255 bytes"),
+            (|r| r.after = Some(WatchPosition::default()), "after.index", "set"),
+        ),
+    );
+}
+
+#[test]
 fn what_operators_ask_names_field_and_limit() {
     let describe = lock::DescribeLockRequest { namespace: name(), name: name() };
     assert_refused(&describe, namespace!((|r| r.name.clear(), "name", NAME)));
@@ -193,18 +243,6 @@ fn what_operators_ask_names_field_and_limit() {
         ),
     );
     assert_refused(&lock::ListDeadlocksRequest { namespace: name() }, namespace!());
-    let after = Some(WatchPosition { index: 1, ordinal: Some(0) });
-    let watch =
-        lock::WatchLocksRequest { namespace: name(), name: name(), after, ..Default::default() };
-    assert_refused(
-        &watch,
-        namespace!(
-            (|r| r.name = long_name(), "name", "0 to 255 bytes"),
-            (|r| r.prefix = "p".to_owned(), "prefix", "empty where a name is given"),
-            (|r| (r.name, r.prefix) = (String::new(), long_name()), "prefix", "0 to 255 bytes"),
-            (|r| r.after = Some(WatchPosition::default()), "after.index", "set"),
-        ),
-    );
     let session = lock::GetSessionRequest { namespace: name(), session_id: 1 };
     assert_refused(&session, namespace!((|r| r.session_id = 0, "session_id", "set")));
     let force = lock::ForceReleaseRequest {

@@ -2,7 +2,7 @@
 //!
 //! They are no part of the state. A refused command has none.
 
-use trefoil_proto::lock::v1::LockEvent;
+use trefoil_proto::lock::v1::{LockEvent, LockEventKind};
 
 /// Bytes of an event beside its texts.
 const FIXED_BYTES: usize = size_of::<Event>();
@@ -32,11 +32,23 @@ impl Event {
         }
     }
 
+    /// The session that it asks for something.
+    #[must_use]
+    pub fn asks(&self) -> Option<u64> {
+        match &self.body {
+            Body::Lock(event) => {
+                (event.kind() == LockEventKind::ReleaseRequested).then_some(event.session_id)
+            }
+        }
+    }
+
     /// Bytes that it takes in memory.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let texts = match &self.body {
-            Body::Lock(event) => event.name.len() + event.owner.len(),
+            Body::Lock(event) => {
+                event.name.len() + event.owner.len() + event.requester.len() + event.reason.len()
+            }
         };
         FIXED_BYTES + self.namespace.len() + texts
     }

@@ -386,6 +386,7 @@ impl Machine {
             Operation::Release(request) => lock::release(scope, request),
             Operation::ReleaseHeld(request) => lock::release_held(scope, request),
             Operation::ForceStep(request) => lock::force_step(scope, request),
+            Operation::RequestRelease(request) => lock::request_release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
@@ -470,6 +471,9 @@ impl Machine {
             }
             Some(query::Query::FindPlace(request)) => {
                 lock::find_place(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::FindReleaseRequests(request)) => {
+                lock::find_release_requests(&self.locks(store, slot, &request.namespace), request)
             }
             Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),

@@ -68,6 +68,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::Release(_)
             | Operation::ReleaseHeld(_)
             | Operation::ForceStep(_)
+            | Operation::RequestRelease(_)
             | Operation::CancelAcquire(_)
             | Operation::LoseCaller(_)
             | Operation::AckLease(_)

@@ -8,7 +8,7 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{CancelAcquire, Command, FindPlace};
+use trefoil_proto::internal::v1::{CancelAcquire, Command, FindPlace, FindReleaseRequests};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use crate::support::{command, request_id};
@@ -71,6 +71,20 @@ pub enum Line {
         name: String,
         #[arg(key, optional)]
         token: u64,
+    },
+    /// Asks those who hold a lock to release it.
+    Ask {
+        name: String,
+        #[arg(key, optional)]
+        token: u64,
+        #[arg(key, optional)]
+        why: String,
+    },
+    /// What a session was asked to release.
+    Asked {
+        session: u64,
+        #[arg(key, optional)]
+        after: String,
     },
     Validate {
         name: String,
@@ -243,6 +257,14 @@ pub fn operation(line: &Line) -> Option<Operation> {
             fencing_token: *token,
             request_id: None,
         }),
+        Line::Ask { name, token, why } => Operation::RequestRelease(api::RequestReleaseRequest {
+            namespace,
+            name: name.clone(),
+            fencing_token: *token,
+            requester: "operator".to_owned(),
+            reason: why.clone(),
+            request_id: None,
+        }),
         Line::Cancel { session, name, id, mode, converts } => {
             Operation::CancelAcquire(CancelAcquire {
                 namespace,
@@ -289,6 +311,11 @@ pub fn question(line: &Line) -> Option<Q> {
             name: name.clone(),
             waiter: id.as_deref().map(request_id),
             mode: mode_of(mode.as_deref()).into(),
+        }),
+        Line::Asked { session, after } => Q::FindReleaseRequests(FindReleaseRequests {
+            namespace,
+            session_id: *session,
+            after: after.clone(),
         }),
         Line::ListDeadlocks => Q::ListDeadlocks(api::ListDeadlocksRequest { namespace }),
         _ => return None,

@@ -48,6 +48,9 @@ impl Watcher {
                 let ended = self.held.remove(&place);
                 assert_eq!(ended, Some((mode, event.fencing_token)), "{event:?}");
             }
+            Kind::ReleaseRequested => {
+                assert_eq!(self.held.get(&place), Some(&(mode, event.fencing_token)), "{event:?}");
+            }
             Kind::Unspecified => panic!("an event is of a kind"),
         }
         self.waits.retain(|_, waits| !waits.is_empty());
@@ -85,5 +88,9 @@ pub fn show(event: &LockEvent) -> String {
     let owner = if event.owner.is_empty() { String::new() } else { format!(" ({})", event.owner) };
     let converts = if event.converts { " converts" } else { "" };
     let token = if *fencing_token == 0 { String::new() } else { format!(" token {fencing_token}") };
-    format!("{kind} {name}: session {session_id}{owner} {mode}{converts}{token}")
+    let asks = match (event.requester.as_str(), event.reason.as_str()) {
+        ("", "") => String::new(),
+        (requester, reason) => format!(" by {requester}: {reason}"),
+    };
+    format!("{kind} {name}: session {session_id}{owner} {mode}{converts}{token}{asks}")
 }

@@ -164,6 +164,19 @@ impl<S: Shards> Api<S> {
         }
     }
 
+    pub(super) async fn request_release(
+        &self,
+        context: &Context,
+        mut request: lock::RequestReleaseRequest,
+    ) -> Result<lock::RequestReleaseResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        expect_answer!(
+            self.command(slot, id, Command::RequestRelease(request), &context.ask).await?,
+            RequestRelease
+        )
+    }
+
     pub(super) async fn validate_token(
         &self,
         context: &Context,

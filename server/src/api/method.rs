@@ -68,6 +68,8 @@ methods! {
     ListDeadlocks: "trefoil.lock.v1.LockService" "ListDeadlocks" Work "Lists the last deadlocks.";
     ForceRelease: "trefoil.lock.v1.LockService" "ForceRelease" Priority "Takes a lock away.";
     ValidateToken: "trefoil.lock.v1.LockService" "ValidateToken" Work "Checks a fencing token.";
+    RequestRelease: "trefoil.lock.v1.LockService" "RequestRelease" Priority "Asks holders to release a lock.";
+    KeepAliveStream: "trefoil.lock.v1.LockService" "KeepAliveStream" Stream "Renews a session and tells its state.";
     WatchLocks: "trefoil.lock.v1.LockService" "WatchLocks" Stream "Tells what happens to locks.";
     AcquireStream: "trefoil.lock.v1.LockService" "AcquireStream" Stream "Acquires a lock and tells its place in line.";
     CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";

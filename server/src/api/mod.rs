@@ -9,6 +9,7 @@ mod cache;
 mod catalogue;
 mod cluster;
 mod dequeue;
+mod keep_alive_stream;
 mod lock;
 pub mod method;
 pub mod operation;
@@ -250,6 +251,9 @@ impl<S: Shards> Api<S> {
             }
             Operation::ValidateToken(request) => {
                 Outcome::ValidateToken(self.validate_token(context, request).await?)
+            }
+            Operation::RequestRelease(request) => {
+                Outcome::RequestRelease(self.request_release(context, request).await?)
             }
             Operation::ListDeadlocks(request) => {
                 Outcome::ListDeadlocks(self.list_deadlocks(context, request).await?)

@@ -46,6 +46,7 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::ListDeadlocks(request) => request.check(),
         Operation::ForceRelease(request) => request.check(),
         Operation::ValidateToken(request) => request.check(),
+        Operation::RequestRelease(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -76,6 +77,7 @@ pub fn method(operation: &Operation) -> Method {
         Operation::ListDeadlocks(_) => Method::ListDeadlocks,
         Operation::ForceRelease(_) => Method::ForceRelease,
         Operation::ValidateToken(_) => Method::ValidateToken,
+        Operation::RequestRelease(_) => Method::RequestRelease,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -118,6 +120,9 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         Operation::ListDeadlocks(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::ForceRelease(r) => {
             (Action::ControlLocks, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::RequestRelease(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
         Operation::ValidateToken(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, 0),
         Operation::CreateQueue(r) => {
@@ -164,6 +169,8 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListDeadlocks
         | Method::ForceRelease
         | Method::ValidateToken
+        | Method::RequestRelease
+        | Method::KeepAliveStream
         | Method::WatchLocks
         | Method::AcquireStream => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {

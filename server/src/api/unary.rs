@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tonic::{Request, Response, Status};
+use tonic::{Request, Response, Status, Streaming};
 use trefoil_proto::cache::v1 as cache;
 use trefoil_proto::cluster::v1 as cluster;
 use trefoil_proto::lock::v1 as lock;
@@ -124,8 +124,20 @@ service!(lock::lock_service_server::LockService {
     list_sessions: ListSessions(lock::ListSessionsRequest) -> lock::ListSessionsResponse;
     list_deadlocks: ListDeadlocks(lock::ListDeadlocksRequest) -> lock::ListDeadlocksResponse;
     force_release: ForceRelease(lock::ForceReleaseRequest) -> lock::ForceReleaseResponse;
+    request_release: RequestRelease(lock::RequestReleaseRequest) -> lock::RequestReleaseResponse;
     validate_token: ValidateToken(lock::ValidateTokenRequest) -> lock::ValidateTokenResponse;
 }
+    type KeepAliveStreamStream = Told<lock::KeepAliveStreamResponse>;
+
+    async fn keep_alive_stream(
+        &self,
+        mut request: Request<Streaming<lock::KeepAliveStreamRequest>>,
+    ) -> Result<Response<Self::KeepAliveStreamStream>, Status> {
+        let listener = self.listener(&mut request, Method::KeepAliveStream)?;
+        let told = self.api.keep_alive_stream(listener, request.into_inner()).await;
+        told.map(Response::new).map_err(|refusal| to_status(&refusal, false))
+    }
+
     type AcquireStreamStream = Told<lock::AcquireStreamResponse>;
 
     async fn acquire_stream(

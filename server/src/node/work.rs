@@ -77,6 +77,7 @@ impl Work {
             | O::Release(_)
             | O::ReleaseHeld(_)
             | O::ForceStep(_)
+            | O::RequestRelease(_)
             | O::CancelAcquire(_)
             | O::LoseCaller(_) => Share::Reserved,
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
@@ -126,6 +127,7 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::KeepAlive(_)
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
+        | O::RequestRelease(_)
         | O::CreateQueue(_)
         | O::OpenPartition(_) => true,
         O::OpenSession(_)

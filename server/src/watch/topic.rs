@@ -17,6 +17,13 @@ pub enum Topic {
         /// The name.
         name: String,
     },
+    /// What a session is asked for.
+    Session {
+        /// Its namespace.
+        namespace: String,
+        /// The session.
+        id: u64,
+    },
 }
 
 /// What a watcher wants to see.
@@ -34,6 +41,9 @@ impl Filter {
             Topic::Namespace(namespace) => event.namespace == *namespace,
             Topic::Name { namespace, name } => {
                 event.name() == name && event.namespace == *namespace
+            }
+            Topic::Session { namespace, id } => {
+                event.asks() == Some(*id) && event.namespace == *namespace
             }
         };
         is_of_topic && event.name().starts_with(&self.prefix)
@@ -59,6 +69,24 @@ pub(super) struct Topics {
 struct Space {
     all: Option<watch::Sender<Mark>>,
     names: BTreeMap<String, watch::Sender<Mark>>,
+    sessions: BTreeMap<u64, watch::Sender<Mark>>,
+}
+
+impl Space {
+    fn is_empty(&self) -> bool {
+        self.all.is_none() && self.names.is_empty() && self.sessions.is_empty()
+    }
+
+    /// Every topic of the namespace.
+    fn every(&self) -> impl Iterator<Item = &watch::Sender<Mark>> {
+        self.all.iter().chain(self.names.values()).chain(self.sessions.values())
+    }
+
+    /// Those that an event belongs to.
+    fn of(&self, event: &Event) -> impl Iterator<Item = &watch::Sender<Mark>> {
+        let session = event.asks().and_then(|id| self.sessions.get(&id));
+        self.all.iter().chain(self.names.get(event.name())).chain(session)
+    }
 }
 
 impl Topics {
@@ -74,13 +102,19 @@ impl Topics {
                 let space = self.spaces.entry(namespace.clone()).or_default();
                 space.names.entry(name.clone()).or_insert_with(begin).subscribe()
             }
+            Topic::Session { namespace, id } => {
+                let space = self.spaces.entry(namespace.clone()).or_default();
+                space.sessions.entry(*id).or_insert_with(begin).subscribe()
+            }
         }
     }
 
     /// One who watched is gone: so is what nobody else watches.
     pub(super) fn unsubscribe(&mut self, topic: &Topic) {
         let is_left = |sender: &watch::Sender<Mark>| sender.receiver_count() == 0;
-        let (Topic::Namespace(namespace) | Topic::Name { namespace, .. }) = topic;
+        let (Topic::Namespace(namespace)
+        | Topic::Name { namespace, .. }
+        | Topic::Session { namespace, .. }) = topic;
         let Some(space) = self.spaces.get_mut(namespace) else { return };
         match topic {
             Topic::Namespace(_) => drop(space.all.take_if(|sender| is_left(sender))),
@@ -89,8 +123,13 @@ impl Topics {
                     space.names.remove(name);
                 }
             }
+            Topic::Session { id, .. } => {
+                if space.sessions.get(id).is_some_and(is_left) {
+                    space.sessions.remove(id);
+                }
+            }
         }
-        if space.all.is_none() && space.names.is_empty() {
+        if space.is_empty() {
             self.spaces.remove(namespace);
         }
     }
@@ -111,7 +150,7 @@ impl Topics {
     /// Anything may have happened up to this index.
     pub(super) fn forget_all(&self, index: u64) {
         for space in self.spaces.values() {
-            for sender in space.all.iter().chain(space.names.values()) {
+            for sender in space.every() {
                 sender.send_replace(Mark { last: index, floor: index });
             }
         }
@@ -124,7 +163,7 @@ impl Topics {
         }
         for event in events {
             let Some(space) = self.spaces.get(&event.namespace) else { continue };
-            for sender in space.all.iter().chain(space.names.get(event.name())) {
+            for sender in space.of(event) {
                 sender.send_if_modified(&change);
             }
         }

@@ -102,6 +102,9 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
         O::ListSessions(r) => Outcome::ListSessions(lock.list_sessions(r).await?.into_inner()),
         O::ForceRelease(r) => Outcome::ForceRelease(lock.force_release(r).await?.into_inner()),
         O::ValidateToken(r) => Outcome::ValidateToken(lock.validate_token(r).await?.into_inner()),
+        O::RequestRelease(r) => {
+            Outcome::RequestRelease(lock.request_release(r).await?.into_inner())
+        }
         O::ListDeadlocks(r) => Outcome::ListDeadlocks(lock.list_deadlocks(r).await?.into_inner()),
         O::CreateQueue(r) => Outcome::CreateQueue(queue.create_queue(r).await?.into_inner()),
         O::Enqueue(r) => Outcome::Enqueue(queue.enqueue(r).await?.into_inner()),

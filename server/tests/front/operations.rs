@@ -93,6 +93,10 @@ pub fn one_of_each() -> Vec<Operation> {
             fencing_token: 1,
             ..Default::default()
         }),
+        Operation::RequestRelease(lock::RequestReleaseRequest {
+            name: "l".to_owned(),
+            ..Default::default()
+        }),
         Operation::ForceRelease(lock::ForceReleaseRequest {
             name: "other".to_owned(),
             ..Default::default()

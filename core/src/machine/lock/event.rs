@@ -1,6 +1,6 @@
 //! What happens to locks, as those who watch are told.
 
-use trefoil_proto::internal::v1::{Hold, Wait};
+use trefoil_proto::internal::v1::{Hold, Session, Wait};
 use trefoil_proto::lock::v1::{LockEvent, LockEventKind};
 
 use super::super::{Body, Event};
@@ -40,8 +40,13 @@ impl Space<'_, '_> {
     }
 
     fn tell(&mut self, event: LockEvent) {
-        let owner = self.session(event.session_id).map(|session| session.owner);
-        let event = LockEvent { owner: owner.unwrap_or_default(), ..event };
+        let session = self.session(event.session_id).unwrap_or_default();
+        self.tell_of(&session, event);
+    }
+
+    /// Something happens to a lock of this session.
+    pub(super) fn tell_of(&mut self, session: &Session, event: LockEvent) {
+        let event = LockEvent { owner: session.owner.clone(), ..event };
         let namespace = self.place.namespace.to_owned();
         self.scope.output.events.push(Event { namespace, body: Body::Lock(event) });
     }

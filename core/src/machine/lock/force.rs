@@ -1,7 +1,7 @@
 //! ForceRelease: an operator takes a lock from whoever holds it.
 
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, answer};
+use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, Refusal, answer};
 use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
@@ -39,11 +39,7 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
         released += 1;
     }
     if is_first && request.fencing_token > 0 && released == 0 {
-        let message = "nobody holds the lock with this token";
-        return Err(match space.holder_token(name) {
-            0 => refuse(Reason::NotHolder, message),
-            token => refuse_with(Reason::NotHolder, message, [("holder_token", token.to_string())]),
-        });
+        return Err(space.nobody_holds(name));
     }
     if request.fencing_token == 0 {
         space.change_lock(name, |lock| delays(lock).into_iter().for_each(|(_, until)| *until = 0));
@@ -54,4 +50,14 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
     space.hand_on(name);
     space.scope.output.counts.locks_forced += u64::from(released);
     Ok(Verdict::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
+}
+
+impl Space<'_, '_> {
+    pub(super) fn nobody_holds(&mut self, name: &str) -> Refusal {
+        let message = "nobody holds the lock with this token";
+        match self.holder_token(name) {
+            0 => refuse(Reason::NotHolder, message),
+            token => refuse_with(Reason::NotHolder, message, [("holder_token", token.to_string())]),
+        }
+    }
 }

@@ -14,6 +14,7 @@ mod handoff;
 mod line;
 mod place;
 mod release;
+mod request;
 mod session;
 mod view;
 
@@ -34,6 +35,7 @@ pub(super) use self::handoff::{lock_due, wait_due};
 pub(super) use self::line::find_place;
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
+pub(super) use self::request::{find_release_requests, request_release};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
 pub(super) use self::view::{
     View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions, validate_token,

@@ -192,7 +192,7 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     /// A session that lives.
-    fn session(&self, id: u64) -> Option<Session> {
+    pub(super) fn session(&self, id: u64) -> Option<Session> {
         self.get(self.place.session(id).bytes()).filter(|session| self.is_living(session))
     }
 
