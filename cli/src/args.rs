@@ -63,6 +63,9 @@ pub(crate) enum Command {
     /// Acquire and release locks, or run a command under one.
     #[command(subcommand)]
     Lock(crate::lock::LockCommand),
+    /// Campaign, proclaim and resign, or show who leads.
+    #[command(subcommand)]
+    Election(crate::election::ElectionCommand),
     /// Create queues, enqueue, dequeue and acknowledge.
     #[command(subcommand)]
     Queue(crate::queue::QueueCommand),

@@ -8,6 +8,7 @@ mod output;
 mod bench;
 mod cache;
 mod dev;
+mod election;
 mod health;
 mod lock;
 mod lock_view;
@@ -55,6 +56,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Dev(dev) => dev::run(dev, output).await,
         Command::Status => status::run(&client, output).await,
         Command::Lock(lock) => lock::run(lock, &client, output).await,
+        Command::Election(election) => election::run(election, &client, output).await,
         Command::Queue(queue) => queue::run(queue, &client, output).await,
         Command::Cache(cache) => cache::run(cache, &client, output).await,
         Command::Bench(bench) => bench::run(bench, &client, output).await,

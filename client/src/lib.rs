@@ -33,6 +33,7 @@ mod client;
 
 mod cache;
 mod cluster;
+mod election;
 mod lock;
 mod lock_view;
 mod queue;
@@ -51,6 +52,7 @@ mod stream;
 pub use cache::{Cache, Entry, Put, Stored};
 pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
+pub use election::{Election, Leader, Leadership};
 pub use error::Error;
 pub use lock::{Guard, Lock, Locks, OpenSession};
 pub use lock_view::Page;

@@ -126,6 +126,14 @@ operations! {
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     ListSessions: lock::ListSessionsRequest => lock::ListSessionsResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    Campaign: lock::CampaignRequest => lock::CampaignResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    Proclaim: lock::ProclaimRequest => lock::ProclaimResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    Leader: lock::LeaderRequest => lock::LeaderResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    Resign: lock::ResignRequest => lock::ResignResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
     CreateQueue: queue::CreateQueueRequest => queue::CreateQueueResponse,
         |_| Scope::Any, |_| Way::Calls, id = request_id;
     Enqueue: queue::EnqueueRequest => queue::EnqueueResponse,

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{CloseSessionRequest, KeepAliveRequest, OpenSessionRequest};
 
+use crate::election::Election;
 use crate::lock::Lock;
 use crate::{Client, Error};
 
@@ -77,6 +78,11 @@ impl Session {
     /// A lock that this session is to hold. Name: 1 to 255 bytes.
     pub fn lock(&self, name: impl Into<String>) -> Lock {
         Lock::new(self.clone(), name.into())
+    }
+
+    /// An election in which this session is to campaign. Name: 1 to 255 bytes; it is that of a lock.
+    pub fn election(&self, name: impl Into<String>) -> Election {
+        Election::new(self.clone(), name.into())
     }
 
     /// How long the session lives for certain if nothing more is heard; never too long.

@@ -60,6 +60,8 @@ limits! {
     DEADLOCK_STEPS_MAX: usize = 1_000, "Waits, waiters and holders that the search for a deadlock looks at; a request whose search ends there waits, for its wait_ms at most.";
     DEADLOCK_EDGES_MAX: usize = 16, "Sessions of a deadlock that are named; its length counts all.";
     DEADLOCKS_KEPT_MAX: u64 = 100, "Deadlocks of a namespace that are remembered.";
+    PROCLAIMED_BYTES_MAX: usize = 64 << 10, "Bytes of the value that a leader proclaims.";
+    PROCLAIMED_BYTES_PER_NAMESPACE_MAX: u64 = 64 << 20, "Bytes of the values of all leaders and campaigns of a namespace.";
     PAGE_ITEMS_MAX: u32 = 1_000, "Locks, sessions, holders or waiters in one answer.";
     PAGE_ITEMS_DEFAULT: u32 = 100, "Items of a page when the request names no size.";
 

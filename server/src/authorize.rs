@@ -135,6 +135,8 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::Convert(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CancelAcquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::Campaign(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::Proclaim(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CreateQueue(r)) => {
                 (&[A::CreateQueue, A::Enqueue], Some((&r.namespace, r.queue.as_str())))
             }
@@ -152,6 +154,9 @@ fn covers(access: &Access, work: &Work) -> bool {
             }
             Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
             Some(query::Query::DescribeLock(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::Leader(r)) => {
                 (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
             }
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
@@ -218,6 +223,8 @@ mod tests {
             (command(O::ForceStep(Default::default())), vec![A::ControlLocks]),
             (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
             (command(O::LoseCaller(Default::default())), vec![]),
+            (command(O::Campaign(Default::default())), vec![A::UseLock]),
+            (command(O::Proclaim(Default::default())), vec![A::UseLock]),
             (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
             (command(O::OpenPartition(Default::default())), vec![A::Enqueue]),
             (command(O::EnqueueTo(Default::default())), vec![A::Enqueue]),
@@ -230,6 +237,7 @@ mod tests {
             (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
             (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),
             (asked(Q::DescribeLock(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::Leader(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListLocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::GetSession(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),

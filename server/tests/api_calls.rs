@@ -66,6 +66,13 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                 clear(&mut r.header);
                 r.sessions.iter_mut().for_each(|session| session.remaining_ms = 0);
             }
+            Outcome::Campaign(r) => clear(&mut r.header),
+            Outcome::Proclaim(r) => clear(&mut r.header),
+            Outcome::Leader(r) => {
+                clear(&mut r.header);
+                r.leader.iter_mut().for_each(|leader| leader.leading_ms = 0);
+            }
+            Outcome::Resign(r) => clear(&mut r.header),
             Outcome::CreateQueue(r) => clear(&mut r.header),
             Outcome::Enqueue(r) => clear(&mut r.header),
             Outcome::Dequeue(r) => {

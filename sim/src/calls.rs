@@ -336,6 +336,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ListSessions(_)
         | A::ListDeadlocks(_)
         | A::ForcedStep(_)
+        | A::Proclaim(_)
+        | A::Leader(_)
         | A::ValidateToken(_)) => {
             panic!("no client's action is answered by {other:?}")
         }

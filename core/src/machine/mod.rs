@@ -70,6 +70,8 @@ pub struct Counts {
     pub lock_wait_ms: u64,
     /// Log time in ms that all holders who let go together held their locks.
     pub lock_hold_ms: u64,
+    /// Grants that became leaderships.
+    pub leaders_elected: u64,
     /// Waits that were refused because they would have closed a circle.
     pub deadlocks: u64,
     /// Searches for a circle that ended because they had looked at as much as they may.
@@ -377,6 +379,8 @@ impl Machine {
             Operation::ForceStep(request) => lock::force_step(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
+            Operation::Campaign(request) => lock::campaign(scope, request, request_id),
+            Operation::Proclaim(request) => lock::proclaim(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
             Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
             Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
@@ -452,6 +456,9 @@ impl Machine {
             Some(query::Query::ValidateToken(request)) => {
                 lock::validate_token(&self.locks(store, slot, &request.namespace), request)
             }
+            Some(query::Query::Leader(request)) => {
+                lock::leader(&self.locks(store, slot, &request.namespace), request)
+            }
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
@@ -515,6 +522,7 @@ impl Counts {
         self.locks_blocked += other.locks_blocked;
         self.lock_wait_ms += other.lock_wait_ms;
         self.lock_hold_ms += other.lock_hold_ms;
+        self.leaders_elected += other.leaders_elected;
         self.deadlocks += other.deadlocks;
         self.deadlock_searches_cut += other.deadlock_searches_cut;
         self.sessions_expired += other.sessions_expired;

@@ -78,6 +78,8 @@ pub(super) fn frees_space(command: &Command) -> bool {
             Operation::OpenSession(_)
             | Operation::Acquire(_)
             | Operation::Convert(_)
+            | Operation::Campaign(_)
+            | Operation::Proclaim(_)
             | Operation::CreateQueue(_)
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)

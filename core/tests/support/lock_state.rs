@@ -8,7 +8,7 @@ use trefoil_core::limits::DEADLOCKS_KEPT_MAX;
 use trefoil_core::slot;
 use trefoil_core::store::{MemoryStore, decode};
 use trefoil_proto::internal::v1::{
-    Claim, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Wait, Waiter,
+    Claim, Hold, Holder, Lock, LockNamespace, RequestAnswer, RequestClient, Session, Wait, Waiter,
 };
 use trefoil_proto::lock::v1::{Deadlock, LockMode};
 
@@ -25,6 +25,7 @@ const CLAIM: u8 = 20;
 const HOLDER: u8 = 21;
 const WAIT: u8 = 22;
 const DEADLOCK: u8 = 23;
+const PROCLAIMED: u8 = 28;
 
 /// The place of a waiter that does not convert.
 const ACQUIRES: u64 = 1 << 63;
@@ -43,6 +44,8 @@ pub struct LockState {
     pub waits: BTreeMap<(String, u64, u64), Wait>,
     /// (namespace, number)
     pub deadlocks: BTreeMap<(String, u64), Deadlock>,
+    /// (namespace, session, ordinal, or 0 and lock), to the bytes of the record
+    pub proclaimed: BTreeMap<(String, u64, u64, String), u64>,
     pub claims: BTreeMap<(String, u64, String), Claim>,
     /// (due, kind, rest)
     pub timers: BTreeSet<(u64, u8, Vec<u8>)>,
@@ -105,6 +108,10 @@ impl LockState {
                 let key = (of, number(&mut rest), number(&mut rest));
                 self.waits.insert(key, decode(value));
             }
+            PROCLAIMED => {
+                let key = (of, number(&mut rest), number(&mut rest), tail(rest));
+                self.proclaimed.insert(key, value.len() as u64);
+            }
             CLAIM => {
                 self.claims.insert((of, number(&mut rest), tail(rest)), decode(value));
             }
@@ -126,6 +133,7 @@ impl LockState {
         self.check_locks();
         self.check_timers();
         self.check_waits();
+        self.check_elections();
         for ((namespace, session, name), claim) in &self.claims {
             assert!(claim.hold.is_some() || !claim.ordinals.is_empty(), "a claim claims something");
             assert!(
@@ -156,6 +164,28 @@ impl LockState {
             }
         }
         assert_eq!(waiters, self.waiters, "waiters are those of the waits");
+    }
+
+    /// Every campaign and every leader has a value, and nobody else has.
+    fn check_elections(&self) {
+        let campaigns = self.waits.iter().filter(|(_, wait)| wait.campaigns);
+        let campaigns = campaigns.map(|((namespace, session, ordinal), wait)| {
+            assert!(wait.wants[0].mode() == LockMode::Exclusive && !wait.converts);
+            (namespace.clone(), *session, *ordinal, String::new())
+        });
+        let leads = |claim: &Claim| claim.hold.as_ref().is_some_and(|hold| hold.leads);
+        let leaders = self.claims.iter().filter(|(_, claim)| leads(claim));
+        let leaders = leaders.map(|((namespace, session, name), claim)| {
+            assert_eq!(claim.hold.as_ref().map(Hold::mode), Some(LockMode::Exclusive));
+            (namespace.clone(), *session, 0, name.clone())
+        });
+        let expected = campaigns.chain(leaders).collect::<BTreeSet<_>>();
+        assert!(expected.iter().eq(self.proclaimed.keys()), "campaigns and leaders have values");
+        for (namespace, counters) in &self.namespaces {
+            let values = self.proclaimed.iter().filter(|((of, ..), _)| of == namespace);
+            let bytes = values.map(|(_, bytes)| bytes).sum::<u64>();
+            assert_eq!(counters.proclaimed_bytes, bytes, "a namespace counts its values");
+        }
     }
 
     fn check_counts(&self) {

@@ -246,15 +246,19 @@ impl<S: Shards> Api<S> {
 }
 
 /// An Acquire or a Convert whose end the caller has not seen. Dropped in that state, it is cancelled.
-struct Abandoned<'a, S: Shards> {
+pub(super) struct Abandoned<'a, S: Shards> {
     api: Arc<Api<S>>,
     context: &'a Context,
     cancel: Option<CancelAcquire>,
 }
 
-impl<S: Shards> Abandoned<'_, S> {
+impl<'a, S: Shards> Abandoned<'a, S> {
+    pub(super) fn new(api: &Arc<Api<S>>, context: &'a Context, cancel: CancelAcquire) -> Self {
+        Self { api: Arc::clone(api), context, cancel: Some(cancel) }
+    }
+
     /// The command ended. Only an end that leaves open whether it waits or holds is followed by a cancellation.
-    fn judge(&mut self, refusal: Option<&Refusal>) {
+    pub(super) fn judge(&mut self, refusal: Option<&Refusal>) {
         let open_ended = refusal.is_some_and(|refusal| {
             refusal.reason() == Reason::DeadlinePassed
                 || refusal.reason().row().retry == Retry::WithRequestId

@@ -68,6 +68,10 @@ methods! {
     ListDeadlocks: "trefoil.lock.v1.LockService" "ListDeadlocks" Work "Lists the last deadlocks.";
     ForceRelease: "trefoil.lock.v1.LockService" "ForceRelease" Priority "Takes a lock away.";
     ValidateToken: "trefoil.lock.v1.LockService" "ValidateToken" Work "Checks a fencing token.";
+    Campaign: "trefoil.lock.v1.ElectionService" "Campaign" Work "Waits to become the leader.";
+    Proclaim: "trefoil.lock.v1.ElectionService" "Proclaim" Work "Changes the leader's value.";
+    Leader: "trefoil.lock.v1.ElectionService" "Leader" Work "Shows the leader.";
+    Resign: "trefoil.lock.v1.ElectionService" "Resign" Priority "Ends a leadership.";
     CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";
     Enqueue: "trefoil.queue.v1.QueueService" "Enqueue" Work "Stores messages.";
     Dequeue: "trefoil.queue.v1.QueueService" "Dequeue" Work "Leases messages.";

@@ -8,6 +8,7 @@ mod cache;
 mod catalogue;
 mod cluster;
 mod dequeue;
+mod election;
 mod lock;
 pub mod method;
 pub mod operation;
@@ -254,6 +255,14 @@ impl<S: Shards> Api<S> {
             Operation::ListSessions(request) => {
                 Outcome::ListSessions(self.list_sessions(context, request).await?)
             }
+            Operation::Campaign(request) => {
+                Outcome::Campaign(self.campaign(context, request).await?)
+            }
+            Operation::Proclaim(request) => {
+                Outcome::Proclaim(self.proclaim(context, request).await?)
+            }
+            Operation::Leader(request) => Outcome::Leader(self.leader(context, request).await?),
+            Operation::Resign(request) => Outcome::Resign(self.resign(context, request).await?),
             Operation::CreateQueue(request) => {
                 Outcome::CreateQueue(self.create_queue(context, request).await?)
             }

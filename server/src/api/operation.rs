@@ -46,6 +46,10 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::ListDeadlocks(request) => request.check(),
         Operation::ForceRelease(request) => request.check(),
         Operation::ValidateToken(request) => request.check(),
+        Operation::Campaign(request) => request.check(),
+        Operation::Proclaim(request) => request.check(),
+        Operation::Leader(request) => request.check(),
+        Operation::Resign(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -76,6 +80,10 @@ pub fn method(operation: &Operation) -> Method {
         Operation::ListDeadlocks(_) => Method::ListDeadlocks,
         Operation::ForceRelease(_) => Method::ForceRelease,
         Operation::ValidateToken(_) => Method::ValidateToken,
+        Operation::Campaign(_) => Method::Campaign,
+        Operation::Proclaim(_) => Method::Proclaim,
+        Operation::Leader(_) => Method::Leader,
+        Operation::Resign(_) => Method::Resign,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -120,6 +128,16 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
             (Action::ControlLocks, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
         Operation::ValidateToken(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, 0),
+        Operation::Campaign(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::Proclaim(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::Leader(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::Resign(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
         Operation::CreateQueue(r) => {
             (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
         }
@@ -163,7 +181,11 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListSessions
         | Method::ListDeadlocks
         | Method::ForceRelease
-        | Method::ValidateToken => Some(Service::Lock),
+        | Method::ValidateToken
+        | Method::Campaign
+        | Method::Proclaim
+        | Method::Leader
+        | Method::Resign => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

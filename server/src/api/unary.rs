@@ -107,6 +107,13 @@ service!(lock::lock_service_server::LockService {
     validate_token: ValidateToken(lock::ValidateTokenRequest) -> lock::ValidateTokenResponse;
 });
 
+service!(lock::election_service_server::ElectionService {
+    campaign: Campaign(lock::CampaignRequest) -> lock::CampaignResponse;
+    proclaim: Proclaim(lock::ProclaimRequest) -> lock::ProclaimResponse;
+    leader: Leader(lock::LeaderRequest) -> lock::LeaderResponse;
+    resign: Resign(lock::ResignRequest) -> lock::ResignResponse;
+});
+
 service!(queue::queue_service_server::QueueService {
     create_queue: CreateQueue(queue::CreateQueueRequest) -> queue::CreateQueueResponse;
     enqueue: Enqueue(queue::EnqueueRequest) -> queue::EnqueueResponse;

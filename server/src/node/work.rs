@@ -83,6 +83,8 @@ impl Work {
             O::OpenSession(_)
             | O::Acquire(_)
             | O::Convert(_)
+            | O::Campaign(_)
+            | O::Proclaim(_)
             | O::CreateQueue(_)
             | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
@@ -123,6 +125,7 @@ fn is_idempotent(operation: &Operation) -> bool {
     match operation {
         O::Acquire(_)
         | O::Convert(_)
+        | O::Campaign(_)
         | O::KeepAlive(_)
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
@@ -132,7 +135,8 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::CloseSession(_)
         | O::Release(_)
         | O::ReleaseHeld(_)
-        | O::ForceStep(_) => false,
+        | O::ForceStep(_)
+        | O::Proclaim(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
     }

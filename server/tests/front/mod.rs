@@ -17,6 +17,7 @@ use tonic::transport::{Channel, Endpoint};
 use trefoil_proto::cache::v1::cache_service_client::CacheServiceClient;
 use trefoil_proto::cluster::v1::cluster_service_client::ClusterServiceClient;
 use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
@@ -85,6 +86,7 @@ pub async fn usual() -> Served {
 pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, tonic::Status> {
     use Operation as O;
     let mut lock = LockServiceClient::new(channel.clone());
+    let mut election = ElectionServiceClient::new(channel.clone());
     let mut queue = QueueServiceClient::new(channel.clone());
     let mut cache = CacheServiceClient::new(channel.clone());
     let mut cluster = ClusterServiceClient::new(channel.clone());
@@ -103,6 +105,10 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
         O::ForceRelease(r) => Outcome::ForceRelease(lock.force_release(r).await?.into_inner()),
         O::ValidateToken(r) => Outcome::ValidateToken(lock.validate_token(r).await?.into_inner()),
         O::ListDeadlocks(r) => Outcome::ListDeadlocks(lock.list_deadlocks(r).await?.into_inner()),
+        O::Campaign(r) => Outcome::Campaign(election.campaign(r).await?.into_inner()),
+        O::Proclaim(r) => Outcome::Proclaim(election.proclaim(r).await?.into_inner()),
+        O::Leader(r) => Outcome::Leader(election.leader(r).await?.into_inner()),
+        O::Resign(r) => Outcome::Resign(election.resign(r).await?.into_inner()),
         O::CreateQueue(r) => Outcome::CreateQueue(queue.create_queue(r).await?.into_inner()),
         O::Enqueue(r) => Outcome::Enqueue(queue.enqueue(r).await?.into_inner()),
         O::Dequeue(r) => Outcome::Dequeue(queue.dequeue(r).await?.into_inner()),

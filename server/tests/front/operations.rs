@@ -36,6 +36,11 @@ pub fn convert(session_id: u64, name: &str, mode: lock::LockMode) -> lock::Conve
     lock::ConvertRequest { session_id, name, mode, ..Default::default() }
 }
 
+pub fn campaign(session_id: u64, name: &str, wait_ms: u64) -> lock::CampaignRequest {
+    let (name, value) = (name.to_owned(), text("here"));
+    lock::CampaignRequest { session_id, name, value, wait_ms, ..Default::default() }
+}
+
 pub fn create_queue(queue: &str, partitions: u32) -> queue::CreateQueueRequest {
     queue::CreateQueueRequest { queue: queue.to_owned(), partitions, ..Default::default() }
 }
@@ -98,6 +103,20 @@ pub fn one_of_each() -> Vec<Operation> {
             ..Default::default()
         }),
         Operation::Release(release(session, "l")),
+        Operation::Campaign(campaign(session, "e", 0)),
+        Operation::Proclaim(lock::ProclaimRequest {
+            session_id: session,
+            name: "e".to_owned(),
+            fencing_token: 3,
+            value: text("there"),
+            ..Default::default()
+        }),
+        Operation::Leader(lock::LeaderRequest { name: "e".to_owned(), ..Default::default() }),
+        Operation::Resign(lock::ResignRequest {
+            session_id: session,
+            name: "e".to_owned(),
+            ..Default::default()
+        }),
         Operation::ReleaseAll(lock::ReleaseAllRequest {
             session_id: session,
             ..Default::default()

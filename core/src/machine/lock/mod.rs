@@ -8,6 +8,7 @@ mod acquire;
 mod cancel;
 mod convert;
 mod deadlock;
+mod election;
 mod force;
 mod handoff;
 mod place;
@@ -27,6 +28,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 pub(super) use self::acquire::acquire;
 pub(super) use self::cancel::{cancel_acquire, lose_caller};
 pub(super) use self::convert::convert;
+pub(super) use self::election::{campaign, leader, proclaim};
 pub(super) use self::force::force_step;
 pub(super) use self::handoff::{lock_due, wait_due};
 use self::place::{Place, number_of};
@@ -42,7 +44,8 @@ use crate::store::{decode, prefix_end};
 use crate::{check, slot};
 
 /// Claims and waits that one step may end. Each costs at most twelve keys: its lock, holder, waiter, wait, timer, two
-/// claims, two sessions, the answer of its request id, the client of that, and the namespace.
+/// claims, two sessions, the answer of its request id, the client of that, and the namespace. A leadership has no holder
+/// but a value, and the campaign that it passes to another.
 const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 12;
 
 /// The records of one namespace, as one step of a command sees and changes them. Nothing is held in memory between

@@ -64,6 +64,16 @@ impl Place<'_> {
         self.waits(session_id).u64(ordinal)
     }
 
+    /// The value of a campaign.
+    pub(super) fn candidate(self, session_id: u64, ordinal: u64) -> Key {
+        self.key(Kind::Proclaimed).text(self.namespace).u64(session_id).u64(ordinal)
+    }
+
+    /// The value of a leader. No call waits under ordinal 0.
+    pub(super) fn leader(self, session_id: u64, name: &str) -> Key {
+        self.candidate(session_id, 0).tail(name.as_bytes())
+    }
+
     pub(super) fn deadlocks(self) -> Key {
         self.key(Kind::Deadlock).text(self.namespace)
     }

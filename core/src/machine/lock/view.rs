@@ -20,7 +20,7 @@ const SHARED_SEEN_MIN: usize = 16;
 /// The records of one namespace.
 pub(in super::super) struct View<'a, S> {
     store: &'a S,
-    place: Place<'a>,
+    pub(super) place: Place<'a>,
     /// Log time of the last entry in ms, and of the first stamped one of the term.
     now_ms: u64,
     term_started_ms: u64,
@@ -165,15 +165,15 @@ impl<'a, S: Store> View<'a, S> {
         Self { store, place: Place { slot, namespace }, now_ms, term_started_ms }
     }
 
-    fn checked(&self) -> Result<(), Refusal> {
+    pub(super) fn checked(&self) -> Result<(), Refusal> {
         check_place(self.place.slot, self.place.namespace)
     }
 
-    fn get<M: Message + Default>(&self, key: &[u8]) -> Option<M> {
+    pub(super) fn get<M: Message + Default>(&self, key: &[u8]) -> Option<M> {
         self.store.get(key).map(|value| decode(&value))
     }
 
-    fn lock(&self, name: &str) -> Lock {
+    pub(super) fn lock(&self, name: &str) -> Lock {
         self.get(self.place.lock(name).bytes()).unwrap_or_default()
     }
 
@@ -190,7 +190,7 @@ impl<'a, S: Store> View<'a, S> {
         self.get(self.place.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
     }
 
-    fn since(&self, since_ms: u64) -> u64 {
+    pub(super) fn since(&self, since_ms: u64) -> u64 {
         self.now_ms.saturating_sub(since_ms)
     }
 
@@ -240,7 +240,7 @@ impl<'a, S: Store> View<'a, S> {
         if lock.session_id == 0 { None } else { self.holder(name, lock.session_id) }
     }
 
-    fn holder(&self, name: &str, session_id: u64) -> Option<api::LockHolder> {
+    pub(super) fn holder(&self, name: &str, session_id: u64) -> Option<api::LockHolder> {
         let session = self.session(session_id)?;
         let claim = self.get::<Claim>(self.place.claim(session_id, name).bytes())?;
         let hold = claim.hold?;
@@ -297,7 +297,7 @@ fn page_size(size: u32) -> Result<usize, Refusal> {
     Ok(size as usize)
 }
 
-fn end(found: Result<answer::Answer, Refusal>) -> QueryOutcome {
+pub(super) fn end(found: Result<answer::Answer, Refusal>) -> QueryOutcome {
     match found {
         Ok(answer) => answered(Answer::from(answer)),
         Err(refusal) => answered(refusal),
