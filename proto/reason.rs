@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 26] = [
+pub const ALL: [Reason; 30] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -74,6 +74,10 @@ pub const ALL: [Reason; 26] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::LatchCount,
+    Reason::UnknownLatch,
+    Reason::BarrierParties,
+    Reason::NotEntered,
 ];
 
 impl Reason {
@@ -169,6 +173,26 @@ impl Reason {
                 C::Aborted,
                 Never,
                 "The wait would have closed a circle of sessions that wait for each other; nothing waits now. Release a lock, then ask again. Metadata `length` and `edge_n_*` show the circle.",
+            ),
+            Self::LatchCount => (
+                C::FailedPrecondition,
+                Never,
+                "The latch still counts down, or has another count than expected. Metadata `count` is what it has.",
+            ),
+            Self::UnknownLatch => (
+                C::NotFound,
+                Never,
+                "The latch is not there, or that round of it: never set, or deleted, also while the call waited.",
+            ),
+            Self::BarrierParties => (
+                C::FailedPrecondition,
+                Never,
+                "The sessions in the barrier wait for another number of parties. Metadata `parties` is theirs.",
+            ),
+            Self::NotEntered => (
+                C::FailedPrecondition,
+                Never,
+                "The session is not in the barrier: it never entered, has left, or its wait had ended.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

@@ -31,9 +31,11 @@
 
 mod client;
 
+mod barrier;
 mod cache;
 mod cluster;
 mod election;
+mod latch;
 mod lock;
 mod lock_view;
 mod queue;
@@ -49,11 +51,13 @@ mod node;
 mod route;
 mod stream;
 
+pub use barrier::{Barrier, Entrance};
 pub use cache::{Cache, Entry, Put, Stored};
 pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
 pub use election::{Election, Leader, Leadership};
 pub use error::Error;
+pub use latch::{Latch, SetLatch};
 pub use lock::{Guard, Lock, Locks, OpenSession};
 pub use lock_view::Page;
 pub use operation::Request;

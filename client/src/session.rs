@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{CloseSessionRequest, KeepAliveRequest, OpenSessionRequest};
 
+use crate::barrier::Barrier;
 use crate::election::Election;
 use crate::lock::Lock;
 use crate::{Client, Error};
@@ -83,6 +84,11 @@ impl Session {
     /// An election in which this session is to campaign. Name: 1 to 255 bytes; it is that of a lock.
     pub fn election(&self, name: impl Into<String>) -> Election {
         Election::new(self.clone(), name.into())
+    }
+
+    /// A barrier that this session is to enter with others: 1 to 1,000 parties, the same for all. Name: 1 to 255 bytes.
+    pub fn barrier(&self, name: impl Into<String>, parties: u32) -> Barrier {
+        Barrier::new(self.clone(), name.into(), parties)
     }
 
     /// How long the session lives for certain if nothing more is heard; never too long.

@@ -352,6 +352,7 @@ impl Check for cache::DeleteRequest {
     }
 }
 
+mod barrier;
 mod election;
 #[cfg(test)]
 mod tests;

@@ -42,6 +42,8 @@ pub struct Metrics {
     locks_wait: Counter,
     locks_hold: Counter,
     leaders_elected: IntCounter,
+    latches_opened: IntCounter,
+    barriers_tripped: IntCounter,
     deadlocks: IntCounter,
     deadlock_searches_cut: IntCounter,
     sessions_expired: IntCounter,
@@ -201,6 +203,8 @@ impl Metrics {
             locks_wait: r.seconds("locks_wait_seconds_total", "Time that all granted waits together took, told by the shard's leader.")?,
             locks_hold: r.seconds("locks_hold_seconds_total", "Time that all holders who let go together held their locks, told by the shard's leader.")?,
             leaders_elected: r.counter("leaders_elected_total", "Grants that made their session the leader of an election, told by the shard's leader.")?,
+            latches_opened: r.counter("latches_opened_total", "Latches counted down to zero, told by the shard's leader.")?,
+            barriers_tripped: r.counter("barriers_tripped_total", "Barriers whose parties had all entered, told by the shard's leader.")?,
             deadlocks: r.counter("deadlocks_total", "Waits refused because they would have closed a circle of sessions, told by the shard's leader.")?,
             deadlock_searches_cut: r.counter("deadlock_searches_cut_total", "Searches for a deadlock that ended at their bound, so that the call waits, told by the shard's leader.")?,
             sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
@@ -286,6 +290,8 @@ impl Observer for Metrics {
         self.locks_wait.inc_by(seconds(counts.lock_wait_ms));
         self.locks_hold.inc_by(seconds(counts.lock_hold_ms));
         self.leaders_elected.inc_by(counts.leaders_elected);
+        self.latches_opened.inc_by(counts.latches_opened);
+        self.barriers_tripped.inc_by(counts.barriers_tripped);
         self.deadlocks.inc_by(counts.deadlocks);
         self.deadlock_searches_cut.inc_by(counts.deadlock_searches_cut);
         self.sessions_expired.inc_by(counts.sessions_expired);

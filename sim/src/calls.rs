@@ -338,6 +338,15 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ForcedStep(_)
         | A::Proclaim(_)
         | A::Leader(_)
+        | A::SetLatch(_)
+        | A::CountDown(_)
+        | A::DeleteLatch(_)
+        | A::GetLatch(_)
+        | A::ListLatches(_)
+        | A::LatchSeen(_)
+        | A::BarrierSeen(_)
+        | A::GetBarrier(_)
+        | A::ListBarriers(_)
         | A::ValidateToken(_)) => {
             panic!("no client's action is answered by {other:?}")
         }

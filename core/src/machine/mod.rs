@@ -6,6 +6,7 @@
 mod cache;
 mod catalogue;
 mod directory;
+mod gates;
 mod lock;
 mod polls;
 mod queue;
@@ -72,6 +73,10 @@ pub struct Counts {
     pub lock_hold_ms: u64,
     /// Grants that became leaderships.
     pub leaders_elected: u64,
+    /// Latches that were counted down to zero.
+    pub latches_opened: u64,
+    /// Barriers whose parties had all entered.
+    pub barriers_tripped: u64,
     /// Waits that were refused because they would have closed a circle.
     pub deadlocks: u64,
     /// Searches for a circle that ended because they had looked at as much as they may.
@@ -157,6 +162,8 @@ struct Output {
     settled: Vec<Settled>,
     /// Partitions that gained a message to deliver: (queue id, partition).
     ready: Vec<(u64, u32)>,
+    /// Records that calls wait for, and what those are answered.
+    gates: Vec<(Bytes, Answer)>,
     /// Change of the number of messages that are neither acknowledged, dead nor expired.
     backlog: i64,
     /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
@@ -197,6 +204,8 @@ pub struct Machine {
     directory: Directory,
     /// Long polls at this leader. Not replicated.
     polls: polls::Polls,
+    /// Calls that wait at this leader for latches and barriers. Not replicated.
+    gates: gates::Gates,
 }
 
 impl Machine {
@@ -221,6 +230,7 @@ impl Machine {
             progress,
             directory: Directory::default(),
             polls: polls::Polls::default(),
+            gates: gates::Gates::default(),
         }
     }
 
@@ -381,6 +391,12 @@ impl Machine {
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::Campaign(request) => lock::campaign(scope, request, request_id),
             Operation::Proclaim(request) => lock::proclaim(scope, request),
+            Operation::SetLatch(request) => lock::set_latch(scope, request),
+            Operation::CountDown(request) => lock::count_down(scope, request),
+            Operation::DeleteLatch(request) => lock::delete_latch(scope, request),
+            Operation::EnterBarrier(request) => lock::enter_barrier(scope, request),
+            Operation::LeaveBarrier(request) => lock::leave_barrier(scope, request),
+            Operation::WithdrawBarrier(request) => lock::withdraw_barrier(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
             Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
             Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
@@ -410,6 +426,9 @@ impl Machine {
         applied.settled.extend(output.settled);
         for (key, writer) in output.lines {
             self.directory.wrote(&key, writer);
+        }
+        for (key, answer) in output.gates {
+            applied.polls.extend(self.gates.open(&key, &answer));
         }
         for (queue_id, partition) in output.ready {
             applied.polls.extend(self.polls.ready(queue_id, partition));
@@ -459,6 +478,26 @@ impl Machine {
             Some(query::Query::Leader(request)) => {
                 lock::leader(&self.locks(store, slot, &request.namespace), request)
             }
+            Some(query::Query::AwaitLatch(request)) => {
+                let view = self.locks(store, slot, &request.namespace);
+                lock::await_latch(&view, &mut self.gates, call, request)
+            }
+            Some(query::Query::GetLatch(request)) => {
+                lock::get_latch(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListLatches(request)) => {
+                lock::list_latches(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::AwaitBarrier(request)) => {
+                let view = self.locks(store, slot, &request.namespace);
+                lock::await_barrier(&view, &mut self.gates, call, request)
+            }
+            Some(query::Query::GetBarrier(request)) => {
+                lock::get_barrier(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListBarriers(request)) => {
+                lock::list_barriers(&self.locks(store, slot, &request.namespace), request)
+            }
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
@@ -480,12 +519,15 @@ impl Machine {
     /// Ends a long poll whose caller went away.
     pub fn cancel(&mut self, call: CallId) {
         self.polls.cancel(call);
+        self.gates.cancel(call);
     }
 
     /// Forgets what only a leader keeps; the polls that end with it are returned.
     pub fn step_down(&mut self) -> Vec<CallId> {
         self.directory.clear();
-        self.polls.clear()
+        let mut calls = self.polls.clear();
+        calls.extend(self.gates.clear());
+        calls
     }
 
     /// Hash of the whole state: equal on all nodes at an equal applied index.
@@ -523,6 +565,8 @@ impl Counts {
         self.lock_wait_ms += other.lock_wait_ms;
         self.lock_hold_ms += other.lock_hold_ms;
         self.leaders_elected += other.leaders_elected;
+        self.latches_opened += other.latches_opened;
+        self.barriers_tripped += other.barriers_tripped;
         self.deadlocks += other.deadlocks;
         self.deadlock_searches_cut += other.deadlock_searches_cut;
         self.sessions_expired += other.sessions_expired;

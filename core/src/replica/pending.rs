@@ -72,6 +72,10 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::LoseCaller(_)
             | Operation::AckLease(_)
             | Operation::ReturnLeases(_)
+            | Operation::CountDown(_)
+            | Operation::DeleteLatch(_)
+            | Operation::LeaveBarrier(_)
+            | Operation::WithdrawBarrier(_)
             | Operation::Delete(_),
         ) => true,
         Some(
@@ -80,6 +84,8 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::Convert(_)
             | Operation::Campaign(_)
             | Operation::Proclaim(_)
+            | Operation::SetLatch(_)
+            | Operation::EnterBarrier(_)
             | Operation::CreateQueue(_)
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)

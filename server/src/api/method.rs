@@ -72,6 +72,16 @@ methods! {
     Proclaim: "trefoil.lock.v1.ElectionService" "Proclaim" Work "Changes the leader's value.";
     Leader: "trefoil.lock.v1.ElectionService" "Leader" Work "Shows the leader.";
     Resign: "trefoil.lock.v1.ElectionService" "Resign" Priority "Ends a leadership.";
+    SetLatch: "trefoil.lock.v1.BarrierService" "SetLatch" Work "Sets a latch.";
+    CountDown: "trefoil.lock.v1.BarrierService" "CountDown" Priority "Counts a latch down.";
+    AwaitLatch: "trefoil.lock.v1.BarrierService" "AwaitLatch" Work "Waits for a latch.";
+    GetLatch: "trefoil.lock.v1.BarrierService" "GetLatch" Work "Shows a latch.";
+    DeleteLatch: "trefoil.lock.v1.BarrierService" "DeleteLatch" Priority "Deletes a latch.";
+    ListLatches: "trefoil.lock.v1.BarrierService" "ListLatches" Work "Lists latches.";
+    EnterBarrier: "trefoil.lock.v1.BarrierService" "EnterBarrier" Work "Enters a barrier with others.";
+    LeaveBarrier: "trefoil.lock.v1.BarrierService" "LeaveBarrier" Priority "Leaves a barrier with others.";
+    GetBarrier: "trefoil.lock.v1.BarrierService" "GetBarrier" Work "Shows a barrier.";
+    ListBarriers: "trefoil.lock.v1.BarrierService" "ListBarriers" Work "Lists barriers.";
     CreateQueue: "trefoil.queue.v1.QueueService" "CreateQueue" Work "Creates a queue.";
     Enqueue: "trefoil.queue.v1.QueueService" "Enqueue" Work "Stores messages.";
     Dequeue: "trefoil.queue.v1.QueueService" "Dequeue" Work "Leases messages.";

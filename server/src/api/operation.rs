@@ -50,6 +50,16 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::Proclaim(request) => request.check(),
         Operation::Leader(request) => request.check(),
         Operation::Resign(request) => request.check(),
+        Operation::SetLatch(request) => request.check(),
+        Operation::CountDown(request) => request.check(),
+        Operation::AwaitLatch(request) => request.check(),
+        Operation::GetLatch(request) => request.check(),
+        Operation::DeleteLatch(request) => request.check(),
+        Operation::ListLatches(request) => request.check(),
+        Operation::EnterBarrier(request) => request.check(),
+        Operation::LeaveBarrier(request) => request.check(),
+        Operation::GetBarrier(request) => request.check(),
+        Operation::ListBarriers(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -84,6 +94,16 @@ pub fn method(operation: &Operation) -> Method {
         Operation::Proclaim(_) => Method::Proclaim,
         Operation::Leader(_) => Method::Leader,
         Operation::Resign(_) => Method::Resign,
+        Operation::SetLatch(_) => Method::SetLatch,
+        Operation::CountDown(_) => Method::CountDown,
+        Operation::AwaitLatch(_) => Method::AwaitLatch,
+        Operation::GetLatch(_) => Method::GetLatch,
+        Operation::DeleteLatch(_) => Method::DeleteLatch,
+        Operation::ListLatches(_) => Method::ListLatches,
+        Operation::EnterBarrier(_) => Method::EnterBarrier,
+        Operation::LeaveBarrier(_) => Method::LeaveBarrier,
+        Operation::GetBarrier(_) => Method::GetBarrier,
+        Operation::ListBarriers(_) => Method::ListBarriers,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -98,6 +118,7 @@ pub fn method(operation: &Operation) -> Method {
 
 /// The facts of an operation.
 #[must_use]
+#[allow(clippy::too_many_lines, reason = "one table")]
 pub fn facts(operation: &Operation) -> Facts<'_> {
     let (action, resource, request_id, wait_ms) = match operation {
         Operation::OpenSession(r) => {
@@ -138,6 +159,26 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         Operation::Resign(r) => {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
+        Operation::SetLatch(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::CountDown(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::AwaitLatch(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, r.wait_ms),
+        Operation::GetLatch(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::DeleteLatch(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::ListLatches(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::EnterBarrier(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::LeaveBarrier(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::GetBarrier(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::ListBarriers(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::CreateQueue(r) => {
             (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
         }
@@ -185,7 +226,17 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::Campaign
         | Method::Proclaim
         | Method::Leader
-        | Method::Resign => Some(Service::Lock),
+        | Method::Resign
+        | Method::SetLatch
+        | Method::CountDown
+        | Method::AwaitLatch
+        | Method::GetLatch
+        | Method::DeleteLatch
+        | Method::ListLatches
+        | Method::EnterBarrier
+        | Method::LeaveBarrier
+        | Method::GetBarrier
+        | Method::ListBarriers => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

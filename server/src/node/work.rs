@@ -78,6 +78,10 @@ impl Work {
             | O::ReleaseHeld(_)
             | O::ForceStep(_)
             | O::CancelAcquire(_)
+            | O::CountDown(_)
+            | O::DeleteLatch(_)
+            | O::LeaveBarrier(_)
+            | O::WithdrawBarrier(_)
             | O::LoseCaller(_) => Share::Reserved,
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
             O::OpenSession(_)
@@ -85,6 +89,8 @@ impl Work {
             | O::Convert(_)
             | O::Campaign(_)
             | O::Proclaim(_)
+            | O::SetLatch(_)
+            | O::EnterBarrier(_)
             | O::CreateQueue(_)
             | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
@@ -126,6 +132,8 @@ fn is_idempotent(operation: &Operation) -> bool {
         O::Acquire(_)
         | O::Convert(_)
         | O::Campaign(_)
+        | O::EnterBarrier(_)
+        | O::WithdrawBarrier(_)
         | O::KeepAlive(_)
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
@@ -136,7 +144,11 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::Release(_)
         | O::ReleaseHeld(_)
         | O::ForceStep(_)
-        | O::Proclaim(_) => false,
+        | O::Proclaim(_)
+        | O::SetLatch(_)
+        | O::CountDown(_)
+        | O::DeleteLatch(_)
+        | O::LeaveBarrier(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
     }

@@ -5,12 +5,14 @@
 //! leaves behind therefore may take as many steps as it likes.
 
 mod acquire;
+mod barrier;
 mod cancel;
 mod convert;
 mod deadlock;
 mod election;
 mod force;
 mod handoff;
+mod latch;
 mod place;
 mod release;
 mod session;
@@ -26,11 +28,17 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 pub(super) use self::acquire::acquire;
+pub(super) use self::barrier::{
+    await_barrier, enter_barrier, get_barrier, leave_barrier, list_barriers, withdraw_barrier,
+};
 pub(super) use self::cancel::{cancel_acquire, lose_caller};
 pub(super) use self::convert::convert;
 pub(super) use self::election::{campaign, leader, proclaim};
 pub(super) use self::force::force_step;
 pub(super) use self::handoff::{lock_due, wait_due};
+pub(super) use self::latch::{
+    await_latch, count_down, delete_latch, get_latch, list_latches, set_latch,
+};
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};

@@ -1,5 +1,6 @@
 //! What an operator sees of sessions and locks: read at the applied index, changing nothing.
 
+use bytes::Bytes;
 use prost::Message;
 use trefoil_proto::internal::v1::{
     Answer, Claim, Hold, Holder, Lock, Refusal, Session, Wait, Waiter, answer,
@@ -11,6 +12,7 @@ use super::place::{Place, number_of, ordinal_of};
 use super::session::due_ms;
 use super::{check_name, check_place, delayed_until_ms, session_expired, text_of};
 use crate::check;
+use crate::key::Key;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
 use crate::store::{Store, decode, prefix_end};
 
@@ -49,22 +51,11 @@ pub(in super::super) fn list_locks(
     request: &api::ListLocksRequest,
 ) -> QueryOutcome {
     end(view.checked().and_then(|()| {
-        check::text("prefix", &request.prefix, 0, NAME_BYTES_MAX)?;
-        check::text("page_token", &request.page_token, 0, NAME_BYTES_MAX)?;
-        let size = page_size(request.page_size)?;
-        let (head, prefix) = (view.place.locks(), view.place.lock(&request.prefix));
-        let mut start = prefix.bytes().to_vec();
-        if request.page_token >= request.prefix && !request.page_token.is_empty() {
-            start = view.place.lock(&request.page_token).bytes().to_vec();
-            start.push(0);
-        }
-        let found = view.store.scan(&start, &prefix_end(prefix.bytes()), size);
-        let name = |key: &[u8]| text_of(&key[head.bytes().len()..]);
-        let next_page_token = match found.last() {
-            Some((key, _)) if found.len() == size => name(key),
-            _ => String::new(),
-        };
-        let locks = found.iter().map(|(key, value)| view.info(name(key), &decode(value)));
+        let api::ListLocksRequest { prefix, page_size, page_token, .. } = request;
+        let place = view.place;
+        let (found, next_page_token) =
+            view.page(*page_size, prefix, page_token, |name| place.lock(name))?;
+        let locks = found.into_iter().map(|(name, value)| view.info(name, &decode(&value)));
         let locks = locks.collect();
         Ok(answer::Answer::ListLocks(api::ListLocksResponse {
             header: None,
@@ -182,8 +173,35 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     /// A session that lives.
-    fn session(&self, id: u64) -> Option<Session> {
+    pub(super) fn session(&self, id: u64) -> Option<Session> {
         self.get(self.place.session(id).bytes()).filter(|session| self.is_living(session))
+    }
+
+    /// Records of one kind by the ends of their keys, which are names: those with a prefix, after the last one of the page
+    /// before; and the name after which the next page begins.
+    pub(super) fn page(
+        &self,
+        size: u32,
+        prefix: &str,
+        page_token: &str,
+        key: impl Fn(&str) -> Key,
+    ) -> Result<(Vec<(String, Bytes)>, String), Refusal> {
+        self.checked()?;
+        check::text("prefix", prefix, 0, NAME_BYTES_MAX)?;
+        check::text("page_token", page_token, 0, NAME_BYTES_MAX)?;
+        let size = page_size(size)?;
+        let (head, first) = (key("").bytes().len(), key(prefix));
+        let mut start = first.bytes().to_vec();
+        if page_token >= prefix && !page_token.is_empty() {
+            start = key(page_token).bytes().to_vec();
+            start.push(0);
+        }
+        let found = self.store.scan(&start, &prefix_end(first.bytes()), size);
+        let found = found.into_iter().map(|(key, value)| (text_of(&key[head..]), value));
+        let found = found.collect::<Vec<_>>();
+        let next = found.last().filter(|_| found.len() == size);
+        let next = next.map_or_else(String::new, |(name, _)| name.clone());
+        Ok((found, next))
     }
 
     fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
