@@ -14,3 +14,4 @@ mod record;
 mod refusals;
 mod services;
 mod support;
+mod waits;

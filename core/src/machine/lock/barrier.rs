@@ -17,6 +17,9 @@ use crate::limits::{BARRIER_PARTIES_MAX, BARRIERS_PER_NAMESPACE_MAX, BARRIERS_PE
 use crate::store::{Store, decode, prefix_end};
 use crate::{CallId, check};
 
+/// Barriers of one page: each may have a thousand sessions in its record.
+const LISTED_MAX: u32 = 100;
+
 /// Enters, or says how far the barrier is. A call that does not wait leaves a place only where it is the last one missing.
 pub(in super::super) fn enter_barrier(
     scope: &mut Scope<'_>,
@@ -175,8 +178,8 @@ pub(in super::super) fn list_barriers(
     request: &api::ListBarriersRequest,
 ) -> QueryOutcome {
     let api::ListBarriersRequest { prefix, page_size, page_token, .. } = request;
-    let place = view.place;
-    end(view.page(*page_size, prefix, page_token, |name| place.barrier(name)).map(
+    let (place, size) = (view.place, (*page_size).min(LISTED_MAX));
+    end(view.page(size, prefix, page_token, |name| place.barrier(name)).map(
         |(found, next_page_token)| {
             let barriers = found.into_iter().map(|(name, value)| {
                 let barrier = decode(&value);

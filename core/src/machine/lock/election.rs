@@ -39,7 +39,7 @@ pub(in super::super) fn campaign(
             let ordinal = number_of(&waiter.0);
             if let Some(wait) = space.wait(request.session_id, ordinal) {
                 space.stand(ordinal, wait, request.value.clone())?;
-            } else {
+            } else if space.holds_alone(request.session_id, &request.name) {
                 // The lock waited for this session and went to it at once.
                 space.lead(request.session_id, &request.name, request.value.clone())?;
             }
@@ -100,6 +100,11 @@ impl Space<'_, '_> {
         let key = self.place.wait(session_id, ordinal);
         self.scope.txn.put_message(key, &Wait { campaigns: true, ..wait });
         self.may_proclaim()
+    }
+
+    fn holds_alone(&self, session_id: u64, name: &str) -> bool {
+        let hold = self.claim(session_id, name).hold;
+        hold.is_some_and(|hold| hold.mode() == LockMode::Exclusive)
     }
 
     /// The holder in mode EXCLUSIVE proclaims a value.
