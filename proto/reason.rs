@@ -22,6 +22,7 @@ pub enum Code {
     Unavailable,
     DeadlineExceeded,
     Unimplemented,
+    OutOfRange,
 }
 
 /// What a client may do about an error.
@@ -47,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 30] = [
+pub const ALL: [Reason; 32] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -74,6 +75,8 @@ pub const ALL: [Reason; 30] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::PositionCompacted,
+    Reason::WatcherBehind,
     Reason::LatchCount,
     Reason::UnknownLatch,
     Reason::BarrierParties,
@@ -236,6 +239,16 @@ impl Reason {
                 (C::Unimplemented, Never, "This cluster does not serve that service (--services).")
             }
             Self::PermissionDenied => (C::PermissionDenied, Never, "The caller may not do this."),
+            Self::PositionCompacted => (
+                C::OutOfRange,
+                Never,
+                "The node no longer has all events after the position. Another node may; else list again and watch from that header's index. Metadata `index` is the position, `oldest` the oldest index after which this node has all.",
+            ),
+            Self::WatcherBehind => (
+                C::ResourceExhausted,
+                Never,
+                "The watcher read too slowly, and events after what it was sent are gone from this node. Go on as after POSITION_COMPACTED. Metadata `index` is the last position that was sent, `oldest` the oldest index after which this node has all.",
+            ),
         };
         Row { code, retry, meaning }
     }

@@ -27,6 +27,7 @@ impl From<Code> for GrpcCode {
             Code::Unavailable => Self::Unavailable,
             Code::DeadlineExceeded => Self::DeadlineExceeded,
             Code::Unimplemented => Self::Unimplemented,
+            Code::OutOfRange => Self::OutOfRange,
         }
     }
 }

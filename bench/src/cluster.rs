@@ -19,6 +19,10 @@ impl Drop for Process {
 }
 
 impl Process {
+    pub(crate) fn new(child: Child) -> Self {
+        Self(child)
+    }
+
     /// CPU seconds of user and system so far.
     #[must_use]
     pub(crate) fn cpu_seconds(&self) -> f64 {
@@ -94,16 +98,7 @@ impl Cluster {
             cluster.nodes.push(Process(child));
             cluster.endpoints.push(format!("http://127.0.0.1:{}", ports[n]));
         }
-        let patience = Instant::now() + Duration::from_secs(30);
-        for port in &ports[..3] {
-            while !is_ready(*port) {
-                if Instant::now() > patience {
-                    return Err(io::Error::other("the nodes are not ready after 30 s"));
-                }
-                // Nothing else runs here while the cluster starts.
-                std::thread::park_timeout(Duration::from_millis(50));
-            }
-        }
+        await_ready(&ports[..3], "/readyz")?;
         Ok(cluster)
     }
 
@@ -130,16 +125,34 @@ pub(crate) fn echo() -> io::Result<(Process, String)> {
     Ok((Process(child), format!("http://127.0.0.1:{}", port.trim())))
 }
 
-fn free_ports(count: usize) -> io::Result<Vec<u16>> {
+/// Waits until every port answers a path with 200.
+///
+/// # Errors
+/// When one does not within 30 s.
+pub(crate) fn await_ready(ports: &[u16], path: &str) -> io::Result<()> {
+    let patience = Instant::now() + Duration::from_secs(30);
+    for port in ports {
+        while !is_ready(*port, path) {
+            if Instant::now() > patience {
+                return Err(io::Error::other("the nodes are not ready after 30 s"));
+            }
+            // Nothing else runs here while the cluster starts.
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn free_ports(count: usize) -> io::Result<Vec<u16>> {
     let listeners =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<io::Result<Vec<_>>>()?;
     listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
-fn is_ready(port: u16) -> bool {
+fn is_ready(port: u16, path: &str) -> bool {
     use std::io::{Read as _, Write as _};
     let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
-    let request = "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     let mut answer = [0; 12];
     stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
         && stream.write_all(request.as_bytes()).is_ok()

@@ -2,8 +2,11 @@
 
 mod cluster;
 mod echo;
+mod etcd;
 mod framed;
+mod locks;
 mod puts;
+mod sessions;
 mod steady;
 mod store;
 
@@ -41,6 +44,10 @@ struct Arguments {
 enum What {
     /// Durable puts on three nodes, unary and pipelined, beside a bare tonic echo.
     Puts(puts::Puts),
+    /// Acquire and release, alone and in turn, unary and by the client library, beside etcd.
+    Locks(locks::Locks),
+    /// Many sessions held, and half of them expiring at once while others work.
+    Sessions(sessions::Sessions),
     /// Unary calls against a running cluster whose nodes are stopped or killed meanwhile: what fails, once and twice.
     Steady(steady::Steady),
     /// Uniform puts on the state store, redb beside fjall.
@@ -53,6 +60,8 @@ enum What {
 async fn main() -> ExitCode {
     let ended = match Arguments::parse().what {
         What::Puts(options) => puts::run(options, &mut Out).await,
+        What::Locks(options) => locks::run(options, &mut Out).await,
+        What::Sessions(options) => sessions::run(options, &mut Out).await,
         What::Steady(options) => steady::run(options, &mut Out).await,
         What::Store(options) => store::run(&options, &mut Out),
         What::Echo => echo::serve().await,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::LockMode;
+use trefoil_client::{Error, Guard, Lock, LockMode, WaitPlace};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
@@ -49,6 +49,8 @@ pub(crate) enum LockCommand {
         /// The lock.
         name: String,
     },
+    /// Write a line for each thing that happens to locks, until Ctrl-C.
+    Watch(crate::lock_watch::WatchArgs),
     /// List the last deadlocks, at most 100.
     Deadlocks,
     /// List the living sessions.
@@ -106,6 +108,9 @@ pub(crate) struct AcquireArgs {
     /// For how long nobody gets it after it was lost, at most 60s.
     #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
     lock_delay: Duration,
+    /// Say on standard error how many stand before this call while it waits.
+    #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
+    progress: bool,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -198,6 +203,7 @@ pub(crate) async fn run(
         }
         LockCommand::List { prefix } => lock_view::list(prefix, args, format).await,
         LockCommand::Describe { name } => lock_view::describe(name, args, format).await,
+        LockCommand::Watch(watch) => crate::lock_watch::run(watch, args, format).await,
         LockCommand::Deadlocks => lock_view::deadlocks(args, format).await,
         LockCommand::Sessions => lock_view::sessions(args, format).await,
         LockCommand::Session { id } => lock_view::session(id, args, format).await,
@@ -214,7 +220,7 @@ async fn acquire(
     let session =
         locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
-    let Some(guard) = lock.acquire().await? else {
+    let Some(guard) = acquire_lock(lock, args.progress).await? else {
         session.close().await?;
         let missed = Acquired {
             lock: args.name,
@@ -238,6 +244,18 @@ async fn acquire(
     session.leave();
     output::print(format, &acquired)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Acquires, and says meanwhile how many stand before the call where that is wanted.
+pub(crate) async fn acquire_lock(lock: Lock, progress: bool) -> Result<Option<Guard>, Error> {
+    if !progress {
+        return lock.acquire().await;
+    }
+    let tell = |place: WaitPlace| {
+        let more = if place.or_more { " or more" } else { "" };
+        output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
+    };
+    lock.acquire_telling(tell).await
 }
 
 async fn convert(

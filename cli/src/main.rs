@@ -14,6 +14,7 @@ mod health;
 mod latch;
 mod lock;
 mod lock_view;
+mod lock_watch;
 mod manual;
 mod queue;
 mod run;

@@ -34,6 +34,17 @@ pub(crate) fn print(format: Format, report: &impl Report) -> Result<(), Failure>
     }
 }
 
+/// Writes one of many results as one line, JSON without line breaks; false when nobody reads any more.
+pub(crate) fn line(format: Format, report: &impl Report) -> Result<bool, Failure> {
+    let mut line = match format {
+        Format::Table => report.text(),
+        Format::Json => serde_json::to_string(report)
+            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?,
+    };
+    line.push('\n');
+    write(line.as_bytes())
+}
+
 /// Writes text and a newline to standard output.
 pub(crate) fn text(text: &str) -> Result<(), Failure> {
     let mut bytes = Vec::from(text);
@@ -43,12 +54,16 @@ pub(crate) fn text(text: &str) -> Result<(), Failure> {
 
 /// Writes bytes as they are to standard output.
 pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    write(bytes).map(drop)
+}
+
+fn write(bytes: &[u8]) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         // Whoever read it has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written
-            .map_err(|error| Failure::new(format!("cannot write to standard output: {error}"))),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(format!("cannot write to standard output: {error}"))),
+        Ok(()) => Ok(true),
     }
 }
 

@@ -19,7 +19,7 @@ use trefoil_client::Guard;
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
-use crate::lock::Mode;
+use crate::lock::{Mode, acquire_lock};
 use crate::output;
 
 /// Exit code of a shell for a command that does not exist.
@@ -52,6 +52,9 @@ pub(crate) struct RunArgs {
     /// For how long nobody gets it after it was lost, at most 60s.
     #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
     lock_delay: Duration,
+    /// Say on standard error how many stand before this call while it waits.
+    #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
+    progress: bool,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -71,7 +74,7 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
     let session =
         locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
     let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
-    let acquire = lock.acquire();
+    let acquire = acquire_lock(lock, args.progress);
     let acquired = tokio::select! {
         acquired = acquire => acquired?,
         Some(signal) = signals.recv() => {

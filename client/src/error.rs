@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use tonic::Code;
+use tonic::{Code, Status};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::pipeline::v1::Error as Pipelined;
@@ -108,6 +108,14 @@ impl Error {
             | Self::InvalidEndpoint { .. }
             | Self::NoEndpoint => true,
             Self::MaybeApplied { .. } | Self::Protocol => false,
+        }
+    }
+
+    /// How a stream of the server ended.
+    pub(crate) fn from_status(status: &Status) -> Self {
+        match status::from_status(status) {
+            Some(refusal) => Self::from(refusal),
+            None => Self::Status { code: status.code(), message: status.message().to_owned() },
         }
     }
 

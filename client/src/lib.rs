@@ -31,6 +31,7 @@
 
 mod client;
 
+mod acquire;
 mod barrier;
 mod cache;
 mod cluster;
@@ -41,12 +42,14 @@ mod lock_view;
 mod queue;
 mod session;
 mod value;
+mod watch;
 
 mod error;
 mod operation;
 mod request_id;
 mod retry;
 
+mod listen;
 mod node;
 mod route;
 mod stream;
@@ -65,9 +68,10 @@ pub use queue::{Delivery, Dequeue, Message, Queue};
 pub use session::Session;
 pub use trefoil_proto as proto;
 pub use trefoil_proto::cache::v1::LineState;
-pub use trefoil_proto::common::v1::{Reason, ResponseHeader};
-pub use trefoil_proto::lock::v1::LockMode;
+pub use trefoil_proto::common::v1::{Reason, ResponseHeader, WatchPosition};
+pub use trefoil_proto::lock::v1::{LockEvent, LockEventKind, LockMode, WaitPlace};
 pub use value::Value;
+pub use watch::{LockWatch, Watch, WatchRequest};
 
 /// Whole milliseconds, rounded up: a short time is not none.
 fn millis(duration: std::time::Duration) -> u64 {

@@ -4,11 +4,12 @@ use trefoil_proto::lock::v1::{
     Deadlock, DescribeLockRequest, DescribeLockResponse, ForceReleaseRequest, ForceReleaseResponse,
     GetSessionRequest, GetSessionResponse, ListDeadlocksRequest, ListLocksRequest,
     ListSessionsRequest, LockInfo, ReleaseAllRequest, SessionInfo, ValidateTokenRequest,
-    ValidateTokenResponse,
+    ValidateTokenResponse, WatchLocksRequest,
 };
 
 use crate::Error;
 use crate::lock::Locks;
+use crate::watch::LockWatch;
 
 /// Items of a page.
 pub(crate) const PAGE_SIZE: u32 = 1_000;
@@ -49,6 +50,24 @@ impl Locks {
         };
         let listed = self.client().call(request).await?;
         Ok(page_of(listed.locks, listed.next_page_token))
+    }
+
+    /// What happens to the locks whose names begin with `prefix`, all where it is empty.
+    #[must_use]
+    pub fn watch(&self, prefix: impl Into<String>) -> LockWatch {
+        let namespace = self.client().owned_namespace();
+        let request =
+            WatchLocksRequest { namespace, prefix: prefix.into(), ..WatchLocksRequest::default() };
+        LockWatch::new(self.client().clone(), request)
+    }
+
+    /// What happens to one lock.
+    #[must_use]
+    pub fn watch_one(&self, name: impl Into<String>) -> LockWatch {
+        let namespace = self.client().owned_namespace();
+        let request =
+            WatchLocksRequest { namespace, name: name.into(), ..WatchLocksRequest::default() };
+        LockWatch::new(self.client().clone(), request)
     }
 
     /// A session, what it holds and what it waits for: at most 1,000 locks.

@@ -10,6 +10,7 @@ use trefoil_proto::pipeline::v1::pipeline_service_client::PipelineServiceClient;
 use trefoil_proto::pipeline::v1::{call, reply};
 
 use crate::error::Error;
+use crate::listen;
 use crate::operation::Way;
 use crate::stream::{Ended, FRAME_BYTES_MAX, Stream, WAITS_MAX};
 
@@ -57,6 +58,7 @@ pub(crate) struct Node {
     dial_timeout: Duration,
     calls: Line,
     waits: Line,
+    listens: listen::Lines,
     /// Waits have a limit of their own.
     wait_limit: Semaphore,
     health: Mutex<Health>,
@@ -118,6 +120,7 @@ impl Node {
             dial_timeout,
             calls: Line::default(),
             waits: Line::default(),
+            listens: listen::Lines::default(),
             wait_limit: Semaphore::new(WAITS_MAX),
             health: Mutex::default(),
         })
@@ -190,6 +193,32 @@ impl Node {
             .max_encoding_message_size(FRAME_BYTES_MAX + REQUEST_BYTES_MAX);
         let replies = client.open(frames).await.map_err(|status| status.message().to_owned())?;
         Ok(Stream::opened(shared, replies.into_inner(), waits))
+    }
+
+    /// A connection for a stream on which the node tells something by itself.
+    pub(crate) async fn listen(&self) -> Result<Arc<listen::Line>, Error> {
+        if let Some(line) = self.listens.free() {
+            return Ok(line);
+        }
+        let _dialling = self.listens.dialling.lock().await;
+        if let Some(line) = self.listens.free() {
+            return Ok(line);
+        }
+        let cause = match timeout(self.dial_timeout, self.transport.connect()).await {
+            Ok(Ok(channel)) => {
+                *lock(&self.health) = Health::default();
+                return Ok(self.listens.add(channel));
+            }
+            Ok(Err(error)) => root_cause(&error),
+            Err(_) => format!("no answer within {} ms", self.dial_timeout.as_millis()),
+        };
+        self.leave_alone();
+        Err(Error::Unreachable { endpoint: self.endpoint.clone(), cause })
+    }
+
+    /// A stream of this connection broke.
+    pub(crate) fn hang_up(&self, line: &Arc<listen::Line>) {
+        self.listens.drop_line(line);
     }
 
     /// Others are asked for a while, longer each time; a dial that succeeds ends it.

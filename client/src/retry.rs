@@ -15,6 +15,7 @@ use crate::client::Inner;
 use crate::error::Error;
 use crate::node::{Failed, Node};
 use crate::operation::{Request, Way};
+use crate::route::Scope;
 use crate::stream::Ended;
 
 /// Tries of one call at most.
@@ -27,7 +28,7 @@ const TRY_SHARE: u32 = 4;
 const TRY_MIN: Duration = Duration::from_millis(250);
 
 /// What has happened to a call so far.
-struct Course {
+pub(crate) struct Course {
     mutation: bool,
     deadline: Instant,
     timeout: Duration,
@@ -61,7 +62,7 @@ pub(crate) async fn run<R: Request>(
             let left = wait.saturating_sub(started.elapsed()).as_millis();
             *wait_ms = u64::try_from(left).unwrap_or(u64::MAX);
         }
-        let node = course.hint.take().unwrap_or_else(|| inner.routes.pick(scope, &course.avoid));
+        let node = course.node(inner, scope);
         let pause =
             match node.call(way, request.clone().operation(), course.try_deadline(way)).await {
                 Ok(reply::Outcome::Error(error)) => {
@@ -98,7 +99,7 @@ pub(crate) async fn once<R: Request>(
 }
 
 impl Course {
-    fn new(mutation: bool, deadline: Instant, timeout: Duration) -> Self {
+    pub(crate) fn new(mutation: bool, deadline: Instant, timeout: Duration) -> Self {
         Self {
             mutation,
             deadline,
@@ -111,6 +112,16 @@ impl Course {
         }
     }
 
+    /// Tries whose end was not seen.
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The node to ask next.
+    pub(crate) fn node(&mut self, inner: &Inner, scope: Scope) -> Arc<Node> {
+        self.hint.take().unwrap_or_else(|| inner.routes.pick(scope, &self.avoid))
+    }
+
     fn try_deadline(&self, way: Way) -> Instant {
         let share = Instant::now() + (self.timeout / TRY_SHARE).max(TRY_MIN);
         match way {
@@ -120,7 +131,7 @@ impl Course {
     }
 
     /// After a try that got no reply: another node at once.
-    fn failed(
+    pub(crate) fn failed(
         &mut self,
         inner: &Arc<Inner>,
         node: Arc<Node>,
@@ -148,7 +159,7 @@ impl Course {
     }
 
     /// After a refusal: the end of the call, or a pause.
-    fn refused(
+    pub(crate) fn refused(
         &mut self,
         inner: &Arc<Inner>,
         node: &Arc<Node>,
@@ -178,7 +189,7 @@ impl Course {
         if ends { Err(self.end()) } else { Ok(self.backoff()) }
     }
 
-    async fn pause(&mut self, pause: Duration) -> Result<(), Error> {
+    pub(crate) async fn pause(&mut self, pause: Duration) -> Result<(), Error> {
         self.tries += 1;
         if self.tries >= TRIES_MAX || Instant::now() + pause >= self.deadline {
             return Err(self.end());

@@ -175,6 +175,12 @@ impl Check for lock::AcquireRequest {
     }
 }
 
+impl Check for lock::AcquireStreamRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        self.acquire.as_mut().ok_or_else(|| invalid("acquire", "set"))?.check()
+    }
+}
+
 impl Check for lock::ForceReleaseRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
@@ -238,6 +244,18 @@ impl Check for lock::ListLocksRequest {
         text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
         page_size(&mut self.page_size)?;
         text("page_token", &self.page_token, 0, l::NAME_BYTES_MAX)
+    }
+}
+
+impl Check for lock::WatchLocksRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 0, l::NAME_BYTES_MAX)?;
+        text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
+        if !self.name.is_empty() && !self.prefix.is_empty() {
+            return Err(invalid("prefix", "empty where a name is given"));
+        }
+        self.after.map_or(Ok(()), |after| some_id("after.index", after.index))
     }
 }
 

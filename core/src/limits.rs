@@ -57,6 +57,7 @@ limits! {
     WAITERS_PER_LOCK_MAX: u64 = 20_000, "Calls that wait for one lock.";
     LOCKS_PER_SESSION_MAX: u64 = 10_000, "Locks that a session holds or waits for.";
     ACQUIRES_PER_CLAIM_MAX: usize = 16, "Calls of one session that wait for the same lock.";
+    WAITERS_COUNTED_MAX: usize = 1_000, "Waiters that are counted to tell a call its place in line.";
     DEADLOCK_STEPS_MAX: usize = 1_000, "Waits, waiters and holders that the search for a deadlock looks at; a request whose search ends there waits, for its wait_ms at most.";
     DEADLOCK_EDGES_MAX: usize = 16, "Sessions of a deadlock that are named; its length counts all.";
     DEADLOCKS_KEPT_MAX: u64 = 100, "Deadlocks of a namespace that are remembered.";
@@ -121,6 +122,15 @@ limits! {
     CLIENT_CALLS_RESERVED: usize = 4_096, "Further ones for health, keep-alive, ack and release.";
     CLIENT_WAITING_MAX: usize = 32_768, "Calls of clients that wait for a lock or a message on a node.";
     CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, health watches, reflection.";
+    WATCH_WINDOW_BYTES: usize = 128 << 20, "Bytes of recent events that a node keeps for watchers, of all shards together.";
+    WATCH_WINDOW_EVENTS_MAX: usize = 262_144, "Recent events of a shard that a node keeps for watchers.";
+    WATCH_EVENTS_MAX: usize = 1_000, "Events in one response of a watch.";
+    WATCH_BATCH_BYTES: usize = 256 << 10, "Bytes of events in one response of a watch, before its last event.";
+    WATCH_SCAN_MAX: usize = 16_384, "Events that a watch looks through at a time.";
+    WATCH_PROGRESS_MS: u64 = 5_000, "Silence after which a watch tells its position, in ms.";
+    PLACE_PAUSE_MS: u64 = 500, "Time between two looks at the place of a call in line at the least, in ms.";
+    PLACE_PAUSE_PER_WAITER_MS: u64 = 10, "Further time for each call that stands before it, in ms.";
+    WATCH_LEADERLESS_MS: u64 = 3_000, "Time without a leader of its shard after which a watch ends, in ms.";
     CLIENT_CLEAN_UPS_MAX: usize = 16_384, "Clean-ups after callers who are gone that a node works on at a time.";
     STREAM_CALLS_MAX: usize = 4_096, "Calls in flight of one pipelined stream, beside those that wait.";
     STREAM_WAITING_MAX: usize = 16_384, "Calls of one pipelined stream that wait for a lock or a message.";

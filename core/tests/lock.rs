@@ -4,6 +4,8 @@
 mod lock_line;
 #[path = "support/lock_state.rs"]
 mod lock_state;
+#[path = "support/lock_watch.rs"]
+mod lock_watch;
 #[path = "support/operator.rs"]
 mod operator;
 mod support;
@@ -18,7 +20,7 @@ use prost::Message as _;
 use test_each_file::test_each_path;
 use trefoil_core::key::{Key, Kind};
 use trefoil_core::machine::{
-    Applied, Counts, Machine, Outcome, QueryOutcome, Settled, WaiterId, caller_lost,
+    Applied, Body, Counts, Machine, Outcome, QueryOutcome, Settled, WaiterId, caller_lost,
 };
 use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
@@ -29,6 +31,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_line::{Line, acquire, in_slot, line_id, many, mode_of, open, operation, question};
 use self::lock_state::LockState;
+use self::lock_watch::Watcher;
 use self::support::{Harness, command, request_id, show_answer};
 
 test_each_path! { in "./core/tests/scripts/lock" => run }
@@ -46,6 +49,9 @@ struct Runner {
     /// What each waiter is called in the script.
     waiters: BTreeMap<WaiterId, String>,
     counts: Counts,
+    watcher: Watcher,
+    /// Events that no line has shown yet.
+    events: String,
     pretends: bool,
 }
 
@@ -93,18 +99,7 @@ impl goldenscript::Runner for Runner {
             Line::Crowd { name, count, ttl, wait, mode } => {
                 self.crowd(name, *count, *ttl, *wait, mode_of(mode.as_deref()))
             }
-            Line::Hoard { sessions, locks, ttl } => {
-                let mut commands =
-                    (0..*sessions).map(|_| in_slot(open(*ttl), None)).collect::<Vec<_>>();
-                let acquire = |n| {
-                    in_slot(
-                        acquire(1 + n % sessions, format!("hoard-{n}"), 0, LockMode::Exclusive),
-                        None,
-                    )
-                };
-                commands.extend((0..sessions * locks).map(acquire));
-                self.last_of(commands)
-            }
+            Line::Hoard { sessions, locks, ttl } => self.hoard(*sessions, *locks, *ttl),
             Line::Garbage => self.garbage(),
             Line::ReleaseAll(session) => self.release_all(*session),
             Line::Force { name, token } => self.force(name, *token),
@@ -113,6 +108,7 @@ impl goldenscript::Runner for Runner {
             Line::Locks => self.locks(),
             Line::Sessions => self.sessions(),
             Line::Records => self.records(),
+            Line::Events => std::mem::take(&mut self.events),
             Line::Counts => show_counts(&std::mem::take(&mut self.counts)),
             _ => return Err("a command has an operation".into()),
         })
@@ -126,6 +122,8 @@ impl Runner {
             together: None,
             waiters: BTreeMap::new(),
             counts: Counts::default(),
+            watcher: Watcher::default(),
+            events: String::new(),
             pretends: false,
         }
     }
@@ -178,10 +176,22 @@ impl Runner {
             }
         }
         text.push_str(&self.show_settled(applied));
+        self.watch(applied);
         if !self.pretends {
-            LockState::read(&self.harness.store).check(self.harness.now_ms);
+            let state = LockState::read(&self.harness.store);
+            state.check(self.harness.now_ms);
+            self.watcher.check(&state);
         }
         text
+    }
+
+    fn watch(&mut self, applied: &Applied) {
+        self.watcher.see(applied);
+        for (ordinal, event) in applied.events.iter().enumerate() {
+            let Body::Lock(event) = &event.body;
+            let shown = lock_watch::show(event);
+            writeln!(self.events, "{}.{ordinal} {shown}", applied.index).expect("text grows");
+        }
     }
 
     /// Each waiter that ended; many of them are counted by their answer.
@@ -276,6 +286,16 @@ impl Runner {
             QueryOutcome::Answered(answer) => operator::show(&answer),
             other => panic!("an operator waits for {other:?}"),
         }
+    }
+
+    fn hoard(&mut self, sessions: u64, locks: u64, ttl: u64) -> String {
+        let mut commands = (0..sessions).map(|_| in_slot(open(ttl), None)).collect::<Vec<_>>();
+        let acquire = |n| {
+            let name = format!("hoard-{n}");
+            in_slot(acquire(1 + n % sessions, name, 0, LockMode::Exclusive), None)
+        };
+        commands.extend((0..sessions * locks).map(acquire));
+        self.last_of(commands)
     }
 
     fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64, mode: LockMode) -> String {

@@ -9,6 +9,8 @@ mod lock_model;
 mod lock_state;
 #[path = "support/lock_steps.rs"]
 mod lock_steps;
+#[path = "support/lock_watch.rs"]
+mod lock_watch;
 mod support;
 
 use std::cell::RefCell;
@@ -26,6 +28,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat};
 use self::lock_state::LockState;
 use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, steps};
+use self::lock_watch::Watcher;
 use self::support::{Harness, command};
 
 const NAMESPACES: [&str; 2] = ["x", "y"];
@@ -51,6 +54,7 @@ struct World {
     model: Model,
     machine: Harness,
     twin: Harness,
+    watcher: Watcher,
     seats: BTreeMap<Seat, WaiterId>,
     /// What is applied.
     index: u64,
@@ -105,6 +109,7 @@ impl World {
             model: Model::default(),
             machine,
             twin,
+            watcher: Watcher::default(),
             seats: BTreeMap::new(),
             index: 0,
             sent: Vec::new(),
@@ -326,6 +331,8 @@ impl World {
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
         let state = LockState::read(&self.machine.store);
         state.check(self.machine.now_ms);
+        self.watcher.see(applied);
+        self.watcher.check(&state);
         let delays = |lock: &trefoil_proto::internal::v1::Lock| lock_state::is_delayed(lock);
         self.seen.delays += u64::from(state.locks.values().any(delays));
         self.seen.shared += u64::from(state.locks.values().any(|lock| lock.shared > 1));

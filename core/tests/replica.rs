@@ -100,6 +100,9 @@ enum Line {
     Mend,
     Crash(NodeId),
     Start(NodeId),
+    /// What is on a disk is remembered, and everything after it is lost.
+    KeepDisk(NodeId),
+    LoseEnd(NodeId),
     /// The node starts and had to cut off a bad end of its log; the others are told.
     StartUncertain(NodeId),
     Transfer {
@@ -172,6 +175,8 @@ impl goldenscript::Runner for Runner {
             Line::Mend => cluster.mend(),
             Line::Crash(node) => cluster.crash(*node),
             Line::Start(node) => cluster.start(*node, false),
+            Line::KeepDisk(node) => cluster.keep_disk(*node),
+            Line::LoseEnd(node) => cluster.lose_end(*node),
             Line::StartUncertain(node) => {
                 cluster.start(*node, true);
                 cluster.tell_uncertain();

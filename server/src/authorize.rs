@@ -121,6 +121,7 @@ fn resource(access: &Access) -> Resource<'_> {
 }
 
 /// Whether a command or query belongs to what was allowed. Partitions know their queue by its id alone.
+#[allow(clippy::too_many_lines, reason = "one table")]
 fn covers(access: &Access, work: &Work) -> bool {
     use Action as A;
     use Operation as O;
@@ -181,11 +182,17 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(query::Query::ListBarriers(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::FindPlace(r)) => {
+                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
+            }
             Some(query::Query::ValidateToken(r)) => {
                 (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
             }
             Some(query::Query::ListDeadlocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::ListSessions(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::WatchLocks(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
             None => (&[], None),
         },
     };
@@ -275,6 +282,8 @@ mod tests {
             (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
+            (asked(Q::WatchLocks(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::FindPlace(Default::default())), vec![A::UseLock]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {

@@ -2,7 +2,8 @@
 //!
 //! In reading order: [`config`] and [`logging`] (what a node is told), [`server`] (its parts, and how they begin and
 //! end), [`front`], [`listener`] and [`layer`] (what a request passes), [`api`] (what it does), [`authorize`], [`pages`],
-//! [`metrics`]; then [`node`] (the threads that own replicas, log and state), `peer` (node to node) and [`storage`].
+//! [`metrics`]; then [`node`] (the threads that own replicas, log and state), `peer` (node to node),
+//! [`watch`] (what happened, for those who watch) and [`storage`].
 
 pub mod api;
 pub mod authorize;
@@ -17,6 +18,7 @@ pub mod pages;
 mod peer;
 pub mod server;
 pub mod storage;
+pub mod watch;
 
 /// Version of this binary.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -79,7 +79,35 @@ pub struct Metrics {
     pub connections_refused: IntCounter,
     /// Open pipelined streams.
     pub pipeline_streams: IntGauge,
+    /// Open watches.
+    pub watchers: IntGauge,
+    /// Events told to those who watch.
+    pub watch_events: IntCounter,
+    watches_ended: IntCounterVec,
     resident_memory: IntGauge,
+}
+
+/// Why the node ended a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WatchEnd {
+    /// The node does not have all events after its position.
+    Compacted,
+    /// It read too slowly.
+    Behind,
+    /// The shard has no leader.
+    Leaderless,
+}
+
+impl WatchEnd {
+    const ALL: [Self; 3] = [Self::Compacted, Self::Behind, Self::Leaderless];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Compacted => "compacted",
+            Self::Behind => "behind",
+            Self::Leaderless => "leaderless",
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -194,6 +222,14 @@ impl Metrics {
         let build =
             r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
         build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
+        let watches_ended = r.counters(
+            "watches_ended_total",
+            "Watches that the node ended: the position is compacted, the watcher fell behind, or the shard has no leader.",
+            &["reason"],
+        )?;
+        for end in WatchEnd::ALL {
+            watches_ended.with_label_values(&[end.name()]);
+        }
         let metrics = Self {
             locks_acquired: r.counter("locks_acquired_total", "Locks granted, told by the shard's leader.")?,
             locks_released: r.counter("locks_released_total", "Locks released by call, close or expiry, told by the shard's leader.")?,
@@ -232,6 +268,9 @@ impl Metrics {
             connections: r.gauge("connections", "Open client connections.")?,
             connections_refused: r.counter("connections_refused_total", "Client connections refused by a cap.")?,
             pipeline_streams: r.gauge("pipeline_streams", "Open pipelined streams.")?,
+            watchers: r.gauge("watchers", "Open watches.")?,
+            watch_events: r.counter("watch_events_total", "Events told to those who watch.")?,
+            watches_ended,
             resident_memory: r.gauge("process_resident_memory_bytes", "Resident memory of the process.")?,
             registry,
         };
@@ -243,6 +282,11 @@ impl Metrics {
     pub fn begin(self: &Arc<Self>, method: Method) -> Handling {
         self.methods[method.index()].started.inc();
         Handling { metrics: Arc::clone(self), method, started: Instant::now(), ended: false }
+    }
+
+    /// A watch was refused or ended.
+    pub fn watch_ended(&self, end: WatchEnd) {
+        self.watches_ended.with_label_values(&[end.name()]).inc();
     }
 
     /// Everything in the text format of Prometheus.

@@ -347,7 +347,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::BarrierSeen(_)
         | A::GetBarrier(_)
         | A::ListBarriers(_)
-        | A::ValidateToken(_)) => {
+        | A::ValidateToken(_)
+        | A::Place(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

@@ -297,12 +297,14 @@ impl World {
             self.violations.extend(lives.check(&entry, applied, times));
         }
         let ledger = &mut self.shared.ledger;
+        let mut cancelled = Vec::new();
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
             if let Some(Operation::CancelAcquire(CancelAcquire { waiter: Some(id), .. })) =
                 &command.operation
             {
                 ledger.taken_back(shard, id);
+                cancelled.push((&id.client, id.sequence));
             }
             let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
@@ -313,6 +315,10 @@ impl World {
         }
         for settled in &applied.settled {
             if let Some(id) = &settled.request_id {
+                // One entry may grant and then cancel.
+                if cancelled.contains(&(&id.client, id.sequence)) {
+                    ledger.taken_back(shard, id);
+                }
                 self.violations.extend(ledger.answered(shard, id, &settled.answer).err());
             }
         }

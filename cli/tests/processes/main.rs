@@ -9,9 +9,11 @@
 mod dev;
 mod faults;
 mod full_disk;
+mod line;
 mod lock_run;
 mod record;
 mod refusals;
 mod services;
 mod support;
 mod waits;
+mod watch;

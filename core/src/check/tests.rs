@@ -1,5 +1,7 @@
 //! Every breach of a request is refused by field and limit.
 
+use trefoil_proto::common::v1::WatchPosition;
+
 use super::*;
 
 /// A breach: what it does to a good request, the field that the refusal names, and its limit.
@@ -176,6 +178,18 @@ fn what_operators_ask_names_field_and_limit() {
         ),
     );
     assert_refused(&lock::ListDeadlocksRequest { namespace: name() }, namespace!());
+    let after = Some(WatchPosition { index: 1, ordinal: Some(0) });
+    let watch =
+        lock::WatchLocksRequest { namespace: name(), name: name(), after, ..Default::default() };
+    assert_refused(
+        &watch,
+        namespace!(
+            (|r| r.name = long_name(), "name", "0 to 255 bytes"),
+            (|r| r.prefix = "p".to_owned(), "prefix", "empty where a name is given"),
+            (|r| (r.name, r.prefix) = (String::new(), long_name()), "prefix", "0 to 255 bytes"),
+            (|r| r.after = Some(WatchPosition::default()), "after.index", "set"),
+        ),
+    );
     let session = lock::GetSessionRequest { namespace: name(), session_id: 1 };
     assert_refused(&session, namespace!((|r| r.session_id = 0, "session_id", "set")));
     let force = lock::ForceReleaseRequest {

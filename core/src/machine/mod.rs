@@ -5,7 +5,9 @@
 
 mod cache;
 mod catalogue;
+mod digest;
 mod directory;
+mod event;
 mod gates;
 mod lock;
 mod polls;
@@ -20,13 +22,13 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
     Answer, Command, Done, Entry, Progress, Query, Refusal, answer, query,
 };
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::event::{Body, Event};
 pub use self::lock::caller_lost;
 pub use self::queue::{lease_id, parse_lease_id};
 
@@ -112,6 +114,8 @@ pub struct Applied {
     pub settled: Vec<Settled>,
     /// Long polls that ended.
     pub polls: Vec<(CallId, Answer)>,
+    /// What it did, for those who watch.
+    pub events: Vec<Event>,
     /// When the next timer is due, in log time; timers that are due already fire with the next entry.
     pub next_due_ms: Option<u64>,
     /// What happened, for metrics.
@@ -123,9 +127,6 @@ pub struct Applied {
     /// Bytes of changed state in memory; filled in by whoever owns the store.
     pub overlay_bytes: u64,
 }
-
-/// Records that the digest reads at once.
-const DIGEST_PAGE: usize = 1_000;
 
 /// How a read ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -160,6 +161,7 @@ struct Scope<'a> {
 struct Output {
     counts: Counts,
     settled: Vec<Settled>,
+    events: Vec<Event>,
     /// Partitions that gained a message to deliver: (queue id, partition).
     ready: Vec<(u64, u32)>,
     /// Records that calls wait for, and what those are answered.
@@ -424,6 +426,7 @@ impl Machine {
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
+        applied.events.extend(output.events);
         for (key, writer) in output.lines {
             self.directory.wrote(&key, writer);
         }
@@ -501,6 +504,10 @@ impl Machine {
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
+            Some(query::Query::FindPlace(request)) => {
+                lock::find_place(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
     }
@@ -528,29 +535,6 @@ impl Machine {
         let mut calls = self.polls.clear();
         calls.extend(self.gates.clear());
         calls
-    }
-
-    /// Hash of the whole state: equal on all nodes at an equal applied index.
-    #[must_use]
-    pub fn digest(store: &impl Store) -> u64 {
-        let mut hash = Xxh3::new();
-        let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
-        loop {
-            let page = store.scan(&start, &end, DIGEST_PAGE);
-            for (key, value) in &page {
-                hash.update(&(key.len() as u64).to_be_bytes());
-                hash.update(key);
-                hash.update(&(value.len() as u64).to_be_bytes());
-                hash.update(value);
-            }
-            match page.last() {
-                Some((last, _)) if page.len() == DIGEST_PAGE => {
-                    start = last.to_vec();
-                    start.push(0);
-                }
-                _ => return hash.digest(),
-            }
-        }
     }
 }
 

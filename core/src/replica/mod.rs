@@ -242,9 +242,7 @@ impl Replica {
             // Only asked for while installing.
             Input::SnapshotInstalled { .. } => {}
             Input::Unreachable(node) => self.raft.0.report_unreachable(node),
-            Input::Uncertain { node, uncertain } => {
-                self.leadership.peer_is_uncertain(node, uncertain)
-            }
+            Input::Uncertain { node, uncertain } => self.peer_is_uncertain(node, uncertain),
             Input::Transfer { call, to } => self.transfer(call, to),
             Input::Pressure(pressure) => self.pressure = pressure,
         }
@@ -344,7 +342,10 @@ impl Replica {
                 return;
             }
             MessageType::MsgAppend if self.apply_is_behind() => return,
-            MessageType::MsgHeartbeat => self.clamp_commit(&mut message),
+            // What its leader believes that it has may be lost with the end of its log, or be another leader's entry.
+            MessageType::MsgHeartbeat if self.is_uncertain() => {
+                message.commit = message.commit.min(self.raft.0.raft.raft_log.committed);
+            }
             _ => {}
         }
         let (kind, from) = (message.get_msg_type(), message.from);
@@ -367,16 +368,18 @@ impl Replica {
         }
     }
 
-    /// A leader believes that this replica has entries that were lost with the end of its log: raft would panic on
-    /// the commit index, and the leader would never send them again, so a snapshot is asked for.
-    fn clamp_commit(&mut self, message: &mut Message) {
-        let last = self.raft.0.raft.raft_log.last_index();
-        if message.commit > last && message.term >= self.raft.0.raft.term {
-            message.commit = last;
-            // Refused while there is no leader yet: the next heartbeat tries again.
-            if self.raft.0.request_snapshot().is_err() {
-                slog::debug!(self.logger, "no snapshot could be asked for yet");
-            }
+    /// A peer may have lost what it acknowledged: its leader forgets what it knew of its log, and looks for where they
+    /// agree. raft would take every refusal below what was acknowledged for an old one, and send nothing again.
+    fn peer_is_uncertain(&mut self, node: NodeId, uncertain: bool) {
+        self.leadership.peer_is_uncertain(node, uncertain);
+        let next = self.raft.0.raft.raft_log.last_index() + 1;
+        if uncertain
+            && self.leads()
+            && let Some(progress) = self.raft.0.raft.mut_prs().get_mut(node)
+        {
+            progress.matched = 0;
+            progress.become_probe();
+            progress.next_idx = next;
         }
     }
 
@@ -423,7 +426,12 @@ impl Replica {
             };
             self.effects.push(Effect::Reply(call, Reply::Answered(position, answer)));
         }
-        let kept = Applied { outcomes: Vec::new(), settled: Vec::new(), ..applied.clone() };
+        let kept = Applied {
+            outcomes: Vec::new(),
+            settled: Vec::new(),
+            events: Vec::new(),
+            ..applied.clone()
+        };
         self.pending.applied(applied, &mut self.effects);
         self.reads.time_is(kept.log_time_ms);
         self.applied = kept;

@@ -65,6 +65,7 @@ pub(crate) struct Cluster {
     voters: Vec<NodeId>,
     tuning: Tuning,
     disks: BTreeMap<NodeId, Disk>,
+    kept: BTreeMap<NodeId, Disk>,
     members: BTreeMap<NodeId, Member>,
     messages: VecDeque<(Box<Peer>, Option<Image>)>,
     cut: BTreeSet<(NodeId, NodeId)>,
@@ -94,6 +95,7 @@ impl Cluster {
             voters: (1..=nodes).collect(),
             tuning,
             disks: (1..=nodes).map(|node| (node, disk.clone())).collect(),
+            kept: BTreeMap::new(),
             members: BTreeMap::new(),
             messages: VecDeque::new(),
             cut: BTreeSet::new(),
@@ -155,6 +157,17 @@ impl Cluster {
     /// A process dies: only its disk stays.
     pub(crate) fn crash(&mut self, node: NodeId) {
         self.members.remove(&node);
+    }
+
+    /// Remembers what is on the disk of a node.
+    pub(crate) fn keep_disk(&mut self, node: NodeId) {
+        self.kept.insert(node, self.disks[&node].clone());
+    }
+
+    /// A node that does not run loses what was written since its disk was kept.
+    pub(crate) fn lose_end(&mut self, node: NodeId) {
+        let kept = self.kept.remove(&node).expect("the disk was kept");
+        self.disks.insert(node, kept);
     }
 
     /// Cuts the links of a node in both directions.

@@ -6,7 +6,7 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{CancelAcquire, Command};
+use trefoil_proto::internal::v1::{CancelAcquire, Command, FindPlace};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use crate::support::{command, request_id};
@@ -201,6 +201,15 @@ pub enum Line {
         size: u32,
     },
     ListDeadlocks,
+    /// How many stand before a call that waits.
+    Place {
+        session: u64,
+        name: String,
+        #[arg(key)]
+        id: Option<String>,
+        #[arg(key)]
+        mode: Option<String>,
+    },
     /// Deadlocks between sessions 1 and 2 over two locks, over and over.
     Deadlock {
         #[arg(key)]
@@ -210,6 +219,8 @@ pub enum Line {
     Sessions,
     Records,
     Counts,
+    /// What those who watch were told since the last such line.
+    Events,
 }
 
 pub fn operation(line: &Line) -> Option<Operation> {
@@ -307,6 +318,13 @@ pub fn question(line: &Line) -> Option<Q> {
             fencing_token: *token,
         }),
         Line::Leader(name) => Q::Leader(api::LeaderRequest { namespace, name: name.clone() }),
+        Line::Place { session, name, id, mode } => Q::FindPlace(FindPlace {
+            namespace,
+            session_id: *session,
+            name: name.clone(),
+            waiter: id.as_deref().map(request_id),
+            mode: mode_of(mode.as_deref()).into(),
+        }),
         Line::ListDeadlocks => Q::ListDeadlocks(api::ListDeadlocksRequest { namespace }),
         _ => return None,
     })

@@ -28,7 +28,7 @@ impl<S: Shards> Api<S> {
             mode: lock::LockMode::Exclusive.into(),
             ..CancelAcquire::default()
         };
-        let mut abandoned = Abandoned::new(self, context, cancel);
+        let mut abandoned = Abandoned::of(self, context, cancel);
         let decided = self.command(slot, id, Command::Campaign(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         let response: Result<lock::AcquireResponse, Refusal> = expect_answer!(decided?, Acquire);

@@ -66,19 +66,8 @@ impl<S: Shards> Api<S> {
         mut request: lock::AcquireRequest,
     ) -> Result<lock::AcquireResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
+        let mut abandoned = Abandoned::new(self, context, &request);
         let id = request.request_id.take();
-        let mut abandoned = Abandoned {
-            api: Arc::clone(self),
-            context,
-            cancel: Some(CancelAcquire {
-                namespace: request.namespace.clone(),
-                session_id: request.session_id,
-                name: request.name.clone(),
-                waiter: id.clone(),
-                mode: request.mode,
-                converts: false,
-            }),
-        };
         let decided = self.command(slot, id, Command::Acquire(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Acquire)
@@ -253,8 +242,31 @@ pub(super) struct Abandoned<'a, S: Shards> {
 }
 
 impl<'a, S: Shards> Abandoned<'a, S> {
-    pub(super) fn new(api: &Arc<Api<S>>, context: &'a Context, cancel: CancelAcquire) -> Self {
+    /// A call that acquires, and that the command would take back.
+    pub(super) fn of(api: &Arc<Api<S>>, context: &'a Context, cancel: CancelAcquire) -> Self {
         Self { api: Arc::clone(api), context, cancel: Some(cancel) }
+    }
+
+    /// An Acquire that is about to be sent.
+    pub(super) fn new(
+        api: &Arc<Api<S>>,
+        context: &'a Context,
+        request: &lock::AcquireRequest,
+    ) -> Self {
+        let cancel = CancelAcquire {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            waiter: request.request_id.clone(),
+            mode: request.mode,
+            converts: false,
+        };
+        Self::of(api, context, cancel)
+    }
+
+    /// The caller has its answer.
+    pub(super) fn is_answered(&mut self) {
+        self.cancel = None;
     }
 
     /// The command ended. Only an end that leaves open whether it waits or holds is followed by a cancellation.

@@ -68,6 +68,8 @@ methods! {
     ListDeadlocks: "trefoil.lock.v1.LockService" "ListDeadlocks" Work "Lists the last deadlocks.";
     ForceRelease: "trefoil.lock.v1.LockService" "ForceRelease" Priority "Takes a lock away.";
     ValidateToken: "trefoil.lock.v1.LockService" "ValidateToken" Work "Checks a fencing token.";
+    WatchLocks: "trefoil.lock.v1.LockService" "WatchLocks" Stream "Tells what happens to locks.";
+    AcquireStream: "trefoil.lock.v1.LockService" "AcquireStream" Stream "Acquires a lock and tells its place in line.";
     Campaign: "trefoil.lock.v1.ElectionService" "Campaign" Work "Waits to become the leader.";
     Proclaim: "trefoil.lock.v1.ElectionService" "Proclaim" Work "Changes the leader's value.";
     Leader: "trefoil.lock.v1.ElectionService" "Leader" Work "Shows the leader.";

@@ -3,6 +3,7 @@
 //! `unary` and `pipeline` are the two ways in; neither knows what an operation does, and no handler knows by which
 //! way it was called.
 
+mod acquire_stream;
 mod background;
 mod barrier;
 mod cache;
@@ -17,7 +18,9 @@ pub mod pipeline;
 mod queue;
 pub mod routes;
 pub mod shards;
+pub mod told;
 pub mod unary;
+mod watches;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;

@@ -223,6 +223,8 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::ListDeadlocks
         | Method::ForceRelease
         | Method::ValidateToken
+        | Method::WatchLocks
+        | Method::AcquireStream
         | Method::Campaign
         | Method::Proclaim
         | Method::Leader

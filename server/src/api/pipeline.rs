@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use prometheus::IntGauge;
 use prost::Message as _;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
@@ -26,10 +25,11 @@ use trefoil_proto::pipeline::v1::pipeline_service_server::PipelineService;
 use trefoil_proto::status::to_status;
 
 use super::operation;
+use super::told::Open;
 use super::unary::principal;
 use super::{Api, Caller, Outcome, Phase, Shards, stopping};
 use crate::authorize::Principal;
-use crate::layer::admission::overloaded;
+use crate::layer::admission::{Permit, overloaded};
 use crate::layer::oversize::refused;
 
 /// The pipelined service on one front.
@@ -52,9 +52,10 @@ impl<S: Shards> PipelineService for Pipeline<S> {
 
     async fn open(
         &self,
-        request: Request<Streaming<pipeline::OpenRequest>>,
+        mut request: Request<Streaming<pipeline::OpenRequest>>,
     ) -> Result<Response<Frames>, Status> {
         let principal = principal(&request);
+        let permit = request.extensions_mut().remove::<Arc<Permit>>();
         let (sender, replies) = mpsc::channel(STREAM_REPLIES_MAX);
         let reader = Reader {
             api: Arc::clone(&self.api),
@@ -64,24 +65,8 @@ impl<S: Shards> PipelineService for Pipeline<S> {
         };
         let open = Open::new(self.api.metrics().pipeline_streams.clone());
         let reader = tokio::spawn(reader.run(request.into_inner())).abort_handle();
-        Ok(Response::new(Frames { replies, reader, _open: open, frame: Frame::default() }))
-    }
-}
-
-/// Counts an open stream.
-#[derive(Debug)]
-struct Open(IntGauge);
-
-impl Open {
-    fn new(gauge: IntGauge) -> Self {
-        gauge.inc();
-        Self(gauge)
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.dec();
+        let frame = Frame::default();
+        Ok(Response::new(Frames { replies, reader, _open: open, _permit: permit, frame }))
     }
 }
 
@@ -277,6 +262,8 @@ pub struct Frames {
     replies: mpsc::Receiver<Result<pipeline::Reply, Status>>,
     reader: AbortHandle,
     _open: Open,
+    /// The stream's place among those of the node.
+    _permit: Option<Arc<Permit>>,
     frame: Frame,
 }
 

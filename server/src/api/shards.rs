@@ -1,12 +1,14 @@
 //! What the front needs of a node: shards that answer commands and queries, wherever their leaders are.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::{Command, Query, Refusal};
 
 use crate::node::Handle;
 pub use crate::node::{Answered, Ask, ShardState};
+use crate::watch::Feeds;
 
 /// A member of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +63,9 @@ pub trait Shards: Clone + Send + Sync + 'static {
 
     /// Number of data shards.
     fn shards(&self) -> u32;
+
+    /// What this node has applied lately, for those who watch.
+    fn feeds(&self) -> &Arc<Feeds>;
 }
 
 impl Shards for Handle {
@@ -108,5 +113,9 @@ impl Shards for Handle {
 
     fn shards(&self) -> u32 {
         Self::shards(self)
+    }
+
+    fn feeds(&self) -> &Arc<Feeds> {
+        Self::feeds(self)
     }
 }

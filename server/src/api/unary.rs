@@ -11,7 +11,9 @@ use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
 use trefoil_proto::status::to_status;
 
+use super::method::Method;
 use super::operation::{self, Operation};
+use super::told::{Listener, Told};
 use super::{Api, Caller, Outcome, Shards, other_answer};
 use crate::authorize::Principal;
 use crate::layer::admission::Permit;
@@ -48,6 +50,23 @@ impl<S: Shards> Unary<S> {
         Self { api }
     }
 
+    /// Takes what a stream needs out of its first request.
+    pub(super) fn listener<T>(
+        &self,
+        request: &mut Request<T>,
+        method: Method,
+    ) -> Result<Listener, Status> {
+        let permit = request.extensions_mut().remove::<Arc<Permit>>();
+        let permit = match permit {
+            Some(permit) => permit,
+            None => Arc::new(
+                self.api.admission().admit(method.load()).map_err(|r| to_status(&r, false))?,
+            ),
+        };
+        let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
+        Ok(Listener { principal: principal(request), timeout, method, permit })
+    }
+
     async fn serve<T>(
         &self,
         mut request: Request<T>,
@@ -77,7 +96,7 @@ impl<S: Shards> Unary<S> {
 
 /// The methods of a service: each wraps its request, and unwraps its outcome.
 macro_rules! service {
-    ($trait:path { $($rpc:ident: $variant:ident($request:ty) -> $response:ty;)* }) => {
+    ($trait:path { $($rpc:ident: $variant:ident($request:ty) -> $response:ty;)* } $($streams:tt)*) => {
         #[tonic::async_trait]
         impl<S: Shards> $trait for Unary<S> {
             $(async fn $rpc(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
@@ -86,6 +105,7 @@ macro_rules! service {
                     _ => Err(to_status(&other_answer(), false)),
                 }
             })*
+            $($streams)*
         }
     };
 }
@@ -105,7 +125,31 @@ service!(lock::lock_service_server::LockService {
     list_deadlocks: ListDeadlocks(lock::ListDeadlocksRequest) -> lock::ListDeadlocksResponse;
     force_release: ForceRelease(lock::ForceReleaseRequest) -> lock::ForceReleaseResponse;
     validate_token: ValidateToken(lock::ValidateTokenRequest) -> lock::ValidateTokenResponse;
-});
+}
+    type AcquireStreamStream = Told<lock::AcquireStreamResponse>;
+
+    async fn acquire_stream(
+        &self,
+        mut request: Request<lock::AcquireStreamRequest>,
+    ) -> Result<Response<Self::AcquireStreamStream>, Status> {
+        let listener = self.listener(&mut request, Method::AcquireStream)?;
+        let request = request.into_inner();
+        let has_id = request.acquire.as_ref().is_some_and(|acquire| acquire.request_id.is_some());
+        let told = self.api.acquire_stream(listener, request);
+        told.map(Response::new).map_err(|refusal| to_status(&refusal, has_id))
+    }
+
+    type WatchLocksStream = Told<lock::WatchLocksResponse>;
+
+    async fn watch_locks(
+        &self,
+        mut request: Request<lock::WatchLocksRequest>,
+    ) -> Result<Response<Self::WatchLocksStream>, Status> {
+        let listener = self.listener(&mut request, Method::WatchLocks)?;
+        let told = self.api.watch_locks(listener, request.into_inner()).await;
+        told.map(Response::new).map_err(|refusal| to_status(&refusal, false))
+    }
+);
 
 service!(lock::election_service_server::ElectionService {
     campaign: Campaign(lock::CampaignRequest) -> lock::CampaignResponse;

@@ -10,6 +10,9 @@ use trefoil_proto::status::to_status;
 
 use super::measure::code;
 
+/// The header of a status that carries its reason.
+const DETAILS: &str = "grpc-status-details-bin";
+
 /// Says what the limit is.
 pub(super) fn layer() -> MapResponseLayer<fn(Response<Body>) -> Response<Body>> {
     MapResponseLayer::new(explain)
@@ -17,12 +20,15 @@ pub(super) fn layer() -> MapResponseLayer<fn(Response<Body>) -> Response<Body>> 
 
 fn explain(response: Response<Body>) -> Response<Body> {
     match code(response.headers()) {
-        Some(Code::OutOfRange) => refused("request", REQUEST_BYTES_MAX).into_http(),
+        // A refusal of ours says why itself.
+        Some(Code::OutOfRange) if !response.headers().contains_key(DETAILS) => {
+            refused("request", REQUEST_BYTES_MAX).into_http()
+        }
         _ => response,
     }
 }
 
-/// The status of a message that is too large: nothing else of this server is OUT_OF_RANGE.
+/// The status of a message that is too large.
 pub(crate) fn refused(message: &str, limit: usize) -> Status {
     to_status(&invalid(message, format_args!("at most {limit} bytes")), false)
 }

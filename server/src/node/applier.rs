@@ -12,7 +12,7 @@ use trefoil_core::machine::{Applied, Machine, QueryOutcome};
 use trefoil_core::replica::{ApplyRange, Input, Read, Reply};
 use trefoil_core::{CallId, NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Answer, Refusal};
+use trefoil_proto::internal::v1::{Answer, Progress, Refusal};
 
 use super::files;
 use super::mailbox::Mailbox;
@@ -23,6 +23,7 @@ use super::writer;
 use crate::peer::Links;
 use crate::storage::checkpoint::Written;
 use crate::storage::{EngineLog, LogStore as _, LogWrite, StateStore, die};
+use crate::watch::Tip;
 
 /// Entries that are applied before the replica is told.
 const TELL_ENTRIES: usize = 64;
@@ -114,6 +115,7 @@ impl Applier {
     pub(super) fn run(mut self) {
         for shard in self.shards.keys().copied().collect::<Vec<_>>() {
             self.show(shard);
+            self.open_feed(shard);
         }
         loop {
             let taken = self.jobs.take(None);
@@ -191,13 +193,25 @@ impl Applier {
             self.shared.observer.applied(shard, is_leader, &applied.counts, applied.queue_backlog);
             all.push(applied);
             if all.len() >= TELL_ENTRIES {
-                self.shared.tell(shard, Input::Applied(std::mem::take(&mut all)));
+                self.tell_applied(shard, std::mem::take(&mut all));
             }
         }
         if !all.is_empty() {
-            self.shared.tell(shard, Input::Applied(all));
+            self.tell_applied(shard, all);
         }
         self.show(shard);
+    }
+
+    /// Whoever asks this node after an answer finds the events of its entry.
+    fn tell_applied(&self, shard: ShardId, mut all: Vec<Applied>) {
+        self.shared.feeds.publish(shard, &mut all);
+        self.shared.tell(shard, Input::Applied(all));
+    }
+
+    /// What led to the state is not known here.
+    fn open_feed(&mut self, shard: ShardId) {
+        let Progress { index, term, log_time_ms, .. } = *self.owned(shard).machine.progress();
+        self.shared.feeds.opened(shard, Tip { index, term, log_time_ms });
     }
 
     fn query(&mut self, shard: ShardId, reads: Vec<Read>, term: u64, now_ms: u64) {
@@ -299,6 +313,7 @@ impl Applier {
         let owned = Owned::new(machine, store, install.generation);
         let applied = Box::new(owned.standing());
         self.shards.insert(shard, owned);
+        self.open_feed(shard);
         info!(self.shared.logger, "installed a snapshot"; "shard" => shard, "index" => install.index);
         self.workers.files.send(files::Job::Discard { shard, generation: old });
         self.shared.tell(shard, Input::SnapshotInstalled { index: install.index, applied });

@@ -17,6 +17,7 @@ use super::table::ShardState;
 use super::work::{Answered, Ask, Failure, Work, open_reply, refusal};
 use super::{Member, clock};
 use crate::peer::Links;
+use crate::watch::Feeds;
 
 const PAUSE_MIN: Duration = Duration::from_millis(10);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
@@ -242,6 +243,12 @@ impl Handle {
     #[must_use]
     pub fn endpoint_of(&self, node: NodeId) -> Option<String> {
         self.shared.endpoint_of(node)
+    }
+
+    /// What this node has applied lately, for those who watch.
+    #[must_use]
+    pub fn feeds(&self) -> &Arc<Feeds> {
+        &self.shared.feeds
     }
 
     /// Calls in flight on this node, those of other nodes for its shards included.

@@ -19,6 +19,7 @@ use super::table::Table;
 use super::work::{Work, refusal};
 use super::{FatalError, Member};
 use crate::authorize::Authorizer;
+use crate::watch::Feeds;
 
 /// Something for the thread that owns the replicas.
 #[derive(Debug)]
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     pub(crate) calls: Calls,
     pub(crate) table: Table,
     pub(crate) observer: Arc<dyn Observer>,
+    pub(crate) feeds: Arc<Feeds>,
     pub(crate) logger: Logger,
     pub(super) inbox: Mailbox<Event>,
     /// Bytes of messages of peers in the inbox.
@@ -76,6 +78,7 @@ impl Shared {
             calls: Calls::default(),
             table: Table::new(shards),
             observer,
+            feeds: Arc::new(Feeds::new(shards)),
             logger,
             inbox: Mailbox::new("replicas"),
             peer_bytes: AtomicUsize::new(0),

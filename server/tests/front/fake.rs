@@ -16,6 +16,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Entry, Query, Refusal};
 use trefoil_server::api::{Answered, Ask, Member, ShardState, Shards};
+use trefoil_server::watch::{Feeds, Tip};
 
 /// Log time at which the shards' first term has outlived its grace.
 const BEGIN_MS: u64 = 10_000;
@@ -29,6 +30,7 @@ pub type Fault = Box<dyn Fn(ShardId, &Command) -> Option<Reason> + Send>;
 pub struct Fake {
     shards: Arc<Vec<Mutex<Shard>>>,
     started: Instant,
+    feeds: Arc<Feeds>,
     log: Arc<Mutex<Vec<Operation>>>,
     fault: Arc<Mutex<Option<Fault>>>,
     leaderless: Arc<AtomicBool>,
@@ -37,6 +39,8 @@ pub struct Fake {
 }
 
 struct Shard {
+    id: ShardId,
+    feeds: Arc<Feeds>,
     machine: Machine,
     store: MemoryStore,
     calls: CallId,
@@ -56,14 +60,16 @@ impl Drop for Cancel<'_> {
 }
 
 impl Shard {
-    fn new(shard: ShardId, shards: u32) -> Self {
+    fn new(shard: ShardId, shards: u32, feeds: &Arc<Feeds>) -> Self {
         let mut store = MemoryStore::default();
         Machine::bootstrap(&mut store);
         let machine = Machine::open(&store, shard, shards);
         let (waiting, polls) = (BTreeMap::new(), BTreeMap::new());
-        let mut shard = Self { machine, store, calls: 0, waiting, polls };
+        let feeds = Arc::clone(feeds);
+        let mut shard = Self { id: shard, feeds, machine, store, calls: 0, waiting, polls };
         let index = shard.machine.progress().index + 1;
         shard.machine.apply(&mut shard.store, index, TERM, &[]);
+        shard.feeds.opened(shard.id, Tip { index, term: TERM, log_time_ms: 0 });
         shard.apply(0, Vec::new());
         shard.apply(BEGIN_MS, Vec::new());
         shard
@@ -78,7 +84,8 @@ impl Shard {
             commands,
         };
         let index = self.machine.progress().index + 1;
-        let applied = self.machine.apply(&mut self.store, index, TERM, &entry.encode_to_vec());
+        let mut applied = self.machine.apply(&mut self.store, index, TERM, &entry.encode_to_vec());
+        self.feeds.publish(self.id, std::slice::from_mut(&mut applied));
         let position = position(&applied);
         for settled in &applied.settled {
             if let Some(waiting) = self.waiting.remove(&settled.waiter) {
@@ -106,10 +113,12 @@ fn refusal(reason: Reason) -> Refusal {
 impl Fake {
     /// Newborn shards, and a task that lets timers fire.
     pub fn new(shards: u32) -> Self {
-        let all = (0..=shards).map(|shard| Mutex::new(Shard::new(shard, shards)));
+        let feeds = Arc::new(Feeds::new(shards));
+        let all = (0..=shards).map(|shard| Mutex::new(Shard::new(shard, shards, &feeds)));
         let fake = Self {
             shards: Arc::new(all.collect()),
             started: Instant::now(),
+            feeds,
             log: Arc::default(),
             fault: Arc::default(),
             leaderless: Arc::default(),
@@ -286,6 +295,10 @@ impl Shards for Fake {
 
     fn shards(&self) -> u32 {
         u32::try_from(self.shards.len()).unwrap() - 1
+    }
+
+    fn feeds(&self) -> &Arc<Feeds> {
+        &self.feeds
     }
 }
 

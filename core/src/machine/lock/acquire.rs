@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::{Refusal, Wait, Waiter, Want, answer};
-use trefoil_proto::lock::v1::{self as api, LockMode};
+use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Ruling, Scope, Verdict, timers};
 use super::handoff::rely;
@@ -179,6 +179,7 @@ impl Space<'_, '_> {
         self.scope.txn.put_message(self.place.waiter(call.name, ordinal, call.converts), &waiter);
         self.change_lock(call.name, |lock| lock.waiters += 1);
         self.change_claim(call.session_id, call.name, |claim| claim.ordinals.push(ordinal));
+        self.tell_wait(LockEventKind::Waiting, &wait);
         ordinal
     }
 

@@ -68,7 +68,7 @@ pub(in super::super) fn enter_barrier(
         barrier.tripped = true;
         space.scope.output.counts.barriers_tripped += 1;
         for party in &barrier.inside {
-            space.tell(name, party.session_id, Ok(show(&barrier, party.session_id)));
+            space.tell_party(name, party.session_id, Ok(show(&barrier, party.session_id)));
         }
     }
     space.put_barrier(name, &barrier);
@@ -94,7 +94,7 @@ pub(in super::super) fn leave_barrier(
         }
         return Ok(seen(&barrier, id));
     }
-    Ok(Verdict::Answer(answer::Answer::BarrierSeen(space.take_out(name, id))))
+    Ok(Verdict::Answer(answer::Answer::BarrierSeen(space.step_out(name, id))))
 }
 
 /// The caller of an EnterBarrier does not wait any more. This is no sign of life of its session, so it renews nothing.
@@ -121,7 +121,7 @@ pub(in super::super) fn withdraw_barrier(
     if barrier.tripped && request.unless_tripped {
         return Ok(seen(&barrier, request.session_id));
     }
-    let seen = space.take_out(&request.name, request.session_id);
+    let seen = space.step_out(&request.name, request.session_id);
     Ok(Verdict::Answer(answer::Answer::BarrierSeen(seen)))
 }
 
@@ -242,9 +242,9 @@ impl Space<'_, '_> {
         for party in std::mem::take(&mut barrier.inside) {
             let id = party.session_id;
             if self.living(id).is_err() {
-                self.tell(name, id, Err(session_expired()));
+                self.tell_party(name, id, Err(session_expired()));
             } else if id != but_for && !barrier.tripped && party.deadline_ms <= now_ms {
-                self.tell(name, id, Ok(over(barrier.round)));
+                self.tell_party(name, id, Ok(over(barrier.round)));
             } else {
                 barrier.inside.push(party);
             }
@@ -255,7 +255,7 @@ impl Space<'_, '_> {
     }
 
     /// Takes a session out of a barrier, and says how it stands then.
-    fn take_out(&mut self, name: &str, id: u64) -> BarrierSeen {
+    fn step_out(&mut self, name: &str, id: u64) -> BarrierSeen {
         self.forget_entry(id, name);
         let Some(mut barrier) = self.barrier(name).filter(|barrier| is_in(barrier, id)) else {
             return over(0);
@@ -263,12 +263,12 @@ impl Space<'_, '_> {
         barrier.inside.retain(|party| party.session_id != id);
         self.put_barrier(name, &barrier);
         let is_living = self.living(id).map(drop);
-        self.tell(name, id, is_living.map(|()| show(&barrier, id)));
+        self.tell_party(name, id, is_living.map(|()| show(&barrier, id)));
         show(&barrier, id)
     }
 
     /// Tells the calls of a session that wait to enter.
-    fn tell(&mut self, name: &str, id: u64, said: Result<BarrierSeen, Refusal>) {
+    fn tell_party(&mut self, name: &str, id: u64, said: Result<BarrierSeen, Refusal>) {
         let answer = match said {
             Ok(seen) => answer::Answer::BarrierSeen(seen).into(),
             Err(refusal) => refusal.into(),
@@ -309,7 +309,7 @@ impl Space<'_, '_> {
     pub(super) fn leave_barriers(&mut self, id: u64) {
         let all = self.place.entries(id);
         for (key, _) in self.scope.txn.scan(all.bytes(), &prefix_end(all.bytes()), self.left) {
-            self.take_out(&text_of(&key[all.bytes().len()..]), id);
+            self.step_out(&text_of(&key[all.bytes().len()..]), id);
             self.left = self.left.saturating_sub(1);
         }
     }

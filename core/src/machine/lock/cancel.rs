@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::{CancelAcquire, LoseCaller, Wait};
-use trefoil_proto::lock::v1::LockMode;
+use trefoil_proto::lock::v1::{LockEventKind, LockMode};
 
 use super::super::{Ruling, Scope, done, requests};
 use super::{Space, check_name, mode_of, stripped};
@@ -76,7 +76,7 @@ impl Space<'_, '_> {
         });
         let Some(is_unwanted) = found else { return };
         if is_unwanted {
-            self.vacate(&request.name, request.session_id);
+            self.vacate(&request.name, request.session_id, LockEventKind::Released);
             self.hand_on(&request.name);
         }
         // A retry must not be told that it has the lock. No call waits under ordinal 0.

@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::Hold;
-use trefoil_proto::lock::v1::{self as api, LockMode};
+use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Ruling, Scope, Verdict};
 use super::acquire::Call;
@@ -70,6 +70,7 @@ impl Space<'_, '_> {
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
         self.scope.output.counts.locks_converted += 1;
+        self.tell_grant(LockEventKind::Converted, name, session_id, &hold);
         hold
     }
 }

@@ -2,6 +2,7 @@
 
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, answer};
+use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
 use super::place::number_of;
@@ -22,7 +23,7 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
     let lock = space.lock(name);
     let mut released = 0;
     if lock.session_id != 0 && wanted(lock.token) {
-        space.vacate(name, lock.session_id);
+        space.vacate(name, lock.session_id, LockEventKind::Forced);
         released += 1;
     }
     let first = space.place.holder(name, request.fencing_token);
@@ -34,7 +35,7 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
         shared.map(|(_, value)| decode::<Holder>(value).session_id).collect::<Vec<_>>()
     {
         space.left = space.left.saturating_sub(1);
-        space.vacate(name, session_id);
+        space.vacate(name, session_id, LockEventKind::Forced);
         released += 1;
     }
     if is_first && request.fencing_token > 0 && released == 0 {

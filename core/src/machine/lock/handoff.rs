@@ -3,7 +3,7 @@
 use bytes::{Buf as _, Bytes};
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::{Acquirer, Answer, Hold, Holder, Lock, Wait, Waiter, answer};
-use trefoil_proto::lock::v1::{self as api, LockMode};
+use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Scope, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
@@ -69,11 +69,13 @@ impl Space<'_, '_> {
     /// The session of a holder is over. Where it expired, and did not close, a lock delay begins.
     fn bury(&mut self, name: &str, session_id: u64) {
         let expired = self.session(session_id).filter(|session| session.expired);
+        let is_expired = expired.is_some();
         let delay = expired.and_then(|session| {
             let hold = self.claim(session_id, name).hold?;
             Some((hold.mode(), hold.lock_delay_ms.unwrap_or(session.lock_delay_ms)))
         });
-        self.vacate(name, session_id);
+        let how = if is_expired { LockEventKind::Expired } else { LockEventKind::Released };
+        self.vacate(name, session_id, how);
         let Some((held, delay_ms)) = delay.filter(|(_, delay_ms)| *delay_ms > 0) else { return };
         let until_ms = self.scope.now_ms.saturating_add(delay_ms);
         self.change_lock(name, |lock| {
@@ -108,11 +110,12 @@ impl Space<'_, '_> {
     }
 
     /// The holder holds it no longer, and has nothing left to convert.
-    pub(super) fn vacate(&mut self, name: &str, session_id: u64) {
+    pub(super) fn vacate(&mut self, name: &str, session_id: u64, how: LockEventKind) {
         let mut claim = self.claim(session_id, name);
         let Some(hold) = &mut claim.hold else { return };
         self.unlist(name, hold);
         self.abdicate(name, session_id, hold);
+        self.tell_grant(how, name, session_id, hold);
         self.change_claim(session_id, name, |claim| claim.hold = None);
         let counts = &mut self.scope.output.counts;
         counts.locks_released += 1;
@@ -155,6 +158,7 @@ impl Space<'_, '_> {
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
         self.scope.output.counts.locks_acquired += 1;
+        self.tell_grant(LockEventKind::Acquired, name, session_id, &hold);
         hold
     }
 
@@ -342,7 +346,7 @@ impl Space<'_, '_> {
             if wait.converts && is_stronger {
                 continue;
             }
-            self.leave(ordinal, &wait);
+            self.take_out(ordinal, &wait);
             let answer: Answer = if !takes {
                 self.held(name, wait.converts).into()
             } else if is_stronger {
@@ -370,8 +374,13 @@ impl Space<'_, '_> {
         self.hand_on(name);
     }
 
-    /// Takes a call out of the waiters; whoever does so settles it.
+    /// Takes a call that gets nothing out of the waiters; whoever does so settles it.
     pub(super) fn leave(&mut self, ordinal: u64, wait: &Wait) {
+        self.tell_wait(LockEventKind::WaitEnded, wait);
+        self.take_out(ordinal, wait);
+    }
+
+    fn take_out(&mut self, ordinal: u64, wait: &Wait) {
         let key = self.place.wait(wait.session_id, ordinal);
         timers::clear(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.delete(key);

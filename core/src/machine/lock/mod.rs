@@ -10,9 +10,11 @@ mod cancel;
 mod convert;
 mod deadlock;
 mod election;
+mod event;
 mod force;
 mod handoff;
 mod latch;
+mod line;
 mod place;
 mod release;
 mod session;
@@ -39,6 +41,7 @@ pub(super) use self::handoff::{lock_due, wait_due};
 pub(super) use self::latch::{
     await_latch, count_down, delete_latch, get_latch, list_latches, set_latch,
 };
+pub(super) use self::line::find_place;
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};

@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Claim, Refusal, ReleaseHeld, ReleasedHeld, answer};
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::lock::v1::{self as api, LockEventKind};
 
 use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
 use super::{STEP_MAX, Space, check_name, names_grant, text_of};
@@ -25,7 +25,7 @@ pub(in super::super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseReq
             return Err(space.not_holder(&request.name));
         }
     }
-    space.vacate(&request.name, holder_id);
+    space.vacate(&request.name, holder_id, LockEventKind::Released);
     space.hand_on(&request.name);
     Ok(Verdict::Answer(answer::Answer::Release(api::ReleaseResponse { header: None })))
 }
@@ -49,7 +49,7 @@ pub(in super::super) fn release_held(scope: &mut Scope<'_>, request: &ReleaseHel
         let name = text_of(&key[claims.bytes().len()..]);
         let hold = decode::<Claim>(value).hold;
         if hold.is_some_and(|hold| hold.token <= up_to_token) {
-            space.vacate(&name, request.session_id);
+            space.vacate(&name, request.session_id, LockEventKind::Released);
             space.hand_on(&name);
             space.left = space.left.saturating_sub(1);
             released += 1;

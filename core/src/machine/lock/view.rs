@@ -21,7 +21,7 @@ const SHARED_SEEN_MIN: usize = 16;
 
 /// The records of one namespace.
 pub(in super::super) struct View<'a, S> {
-    store: &'a S,
+    pub(super) store: &'a S,
     pub(super) place: Place<'a>,
     /// Log time of the last entry in ms, and of the first stamped one of the term.
     now_ms: u64,

@@ -1,0 +1,218 @@
+//! Many sessions on three real nodes: what it costs to hold them, and what others notice when half of them expire at once.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::task::JoinSet;
+use trefoil_client::{Client, Error, Session};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::lock::v1::{GetSessionRequest, KeepAliveRequest};
+
+use crate::cluster::{Cluster, Process};
+use crate::{Failure, Out};
+
+/// Calls under way while sessions are opened or renewed.
+const AT_A_TIME: usize = 256;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Sessions {
+    /// The `trefoil` binary to measure.
+    #[arg(long, default_value = "target/release/trefoil")]
+    trefoil: PathBuf,
+    /// Folder for the data of the nodes; it should be on the disk that counts.
+    #[arg(long, default_value = "target")]
+    folder: PathBuf,
+    /// Sessions of one namespace, each renewed by the client library.
+    #[arg(long, default_value_t = 100_000)]
+    sessions: usize,
+    /// TTL of each in seconds.
+    #[arg(long, default_value_t = 30)]
+    ttl_seconds: u64,
+    /// Seconds for which all of them are held.
+    #[arg(long, default_value_t = 60)]
+    hold_seconds: u64,
+    /// How many of them then expire at once.
+    #[arg(long, default_value_t = 50_000)]
+    expire: usize,
+    /// Clients that acquire and release locks of the same namespace all the while.
+    #[arg(long, default_value_t = 16)]
+    clients: usize,
+}
+
+/// Latencies of the clients since the last look, in us.
+type Latencies = Arc<Mutex<Histogram<u64>>>;
+
+/// Runs everything and prints the figures.
+///
+/// # Errors
+/// When the nodes do not start, a session cannot be opened, or one does not expire.
+pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure> {
+    let cluster = Cluster::start(&options.trefoil, &options.folder)?;
+    let client = Client::connect(cluster.endpoints.clone()).await?;
+    let ttl = Duration::from_secs(options.ttl_seconds);
+    out.line(&format!("resident MiB of idle nodes: {}", resident(&cluster)));
+
+    let begun = Instant::now();
+    let mut sessions = open(&client, options.sessions, ttl).await?;
+    let rate = as_f64(sessions.len() as u64) / begun.elapsed().as_secs_f64();
+    out.line(&format!("{} sessions opened, {rate:.0} a second", sessions.len()));
+
+    let latencies: Latencies = Arc::new(Mutex::new(histogram()));
+    let mut work = JoinSet::new();
+    for n in 0..options.clients {
+        let session = client.locks().open_session(ttl).await?;
+        work.spawn(lock_for_ever(session, n, Arc::clone(&latencies)));
+    }
+    let (before, cpu) = (Instant::now(), cluster.cpu_seconds());
+    wait(options.hold_seconds, "held").await?;
+    let cores = (cluster.cpu_seconds() - cpu) / before.elapsed().as_secs_f64();
+    out.line(&format!(
+        "held for {} s: {cores:.2} cores for three nodes, resident MiB {}",
+        options.hold_seconds,
+        resident(&cluster)
+    ));
+    let held = take(&latencies)?;
+    out.line(&format!("clients meanwhile: {}", figures(&held)));
+
+    // All of them are renewed together, so that they expire together.
+    let abandoned = sessions.split_off(sessions.len().saturating_sub(options.expire));
+    let (first, renewed) = (Instant::now(), renew(&client, &abandoned).await?);
+    let count = abandoned.len();
+    let last_id = abandoned.last().map(Session::id);
+    abandoned.into_iter().for_each(Session::leave);
+    tokio::time::sleep_until((first + ttl).into()).await;
+    take(&latencies)?;
+    let cpu = cluster.cpu_seconds();
+    let window = renewed + Duration::from_secs(5);
+    wait(window.as_secs().max(1), "expire").await?;
+    let expiry = take(&latencies)?;
+    let cores = (cluster.cpu_seconds() - cpu) / window.as_secs_f64();
+    if let Some(id) = last_id {
+        expired(&client, id).await?;
+    }
+    out.line(&format!(
+        "{count} expired within {:.1} s: {cores:.2} cores, clients meanwhile: {}",
+        renewed.as_secs_f64(),
+        figures(&expiry)
+    ));
+    let p99 = |histogram: &Histogram<u64>| as_f64(histogram.value_at_quantile(0.99).max(1));
+    out.line(&format!("p99 while they expired over p99 before: {:.2}", p99(&expiry) / p99(&held)));
+    work.shutdown().await;
+    sessions.into_iter().for_each(Session::leave);
+    Ok(())
+}
+
+/// Opens sessions, many at a time.
+async fn open(client: &Client, count: usize, ttl: Duration) -> Result<Vec<Session>, Failure> {
+    let bar = bar(count as u64, "opened")?;
+    let mut sessions = Vec::with_capacity(count);
+    let mut tasks = JoinSet::new();
+    for n in 0..count {
+        if n >= AT_A_TIME {
+            sessions.push(tasks.join_next().await.ok_or("no task is left")???);
+            bar.inc(1);
+        }
+        let client = client.clone();
+        tasks.spawn(async move { client.locks().open_session(ttl).await });
+    }
+    while let Some(opened) = tasks.join_next().await {
+        sessions.push(opened??);
+    }
+    bar.finish_and_clear();
+    Ok(sessions)
+}
+
+/// Renews sessions, many at a time; how long that took.
+async fn renew(client: &Client, sessions: &[Session]) -> Result<Duration, Failure> {
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for (n, session) in sessions.iter().enumerate() {
+        if n >= AT_A_TIME {
+            tasks.join_next().await.ok_or("no task is left")???;
+        }
+        let (client, session_id) = (client.clone(), session.id());
+        tasks.spawn(async move {
+            let request = KeepAliveRequest { session_id, ..KeepAliveRequest::default() };
+            client.call(request).await
+        });
+    }
+    while let Some(renewed) = tasks.join_next().await {
+        renewed??;
+    }
+    Ok(begun.elapsed())
+}
+
+/// Fails when a session is still there.
+async fn expired(client: &Client, session_id: u64) -> Result<(), Failure> {
+    let request = GetSessionRequest { session_id, ..GetSessionRequest::default() };
+    match client.call(request).await {
+        Err(Error::Refused { reason: Reason::SessionExpired, .. }) => Ok(()),
+        Ok(_) => Err(format!("session {session_id} has not expired").into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn lock_for_ever(session: Session, n: usize, latencies: Latencies) {
+    loop {
+        let begun = Instant::now();
+        let lock = session.lock(format!("work-{n}")).wait(Duration::from_secs(10));
+        let Ok(Some(guard)) = lock.acquire().await else { continue };
+        if guard.release().await.is_ok() {
+            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
+            if let Ok(mut latencies) = latencies.lock() {
+                latencies.saturating_record(micros);
+            }
+        }
+    }
+}
+
+/// The latencies since the last look.
+fn take(latencies: &Latencies) -> Result<Histogram<u64>, Failure> {
+    let mut latencies = latencies.lock().map_err(|_| "a client panicked")?;
+    Ok(std::mem::replace(&mut *latencies, histogram()))
+}
+
+async fn wait(seconds: u64, what: &str) -> Result<(), Failure> {
+    let bar = bar(seconds, what)?;
+    for _ in 0..seconds {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn bar(length: u64, what: &str) -> Result<ProgressBar, Failure> {
+    let bar = ProgressBar::new(length).with_message(what.to_owned());
+    bar.set_style(ProgressStyle::with_template("{msg:8} {wide_bar} {pos}/{len}")?);
+    Ok(bar)
+}
+
+fn figures(histogram: &Histogram<u64>) -> String {
+    let ms = |quantile| as_f64(histogram.value_at_quantile(quantile)) / 1e3;
+    format!(
+        "{} pairs of acquire and release, p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
+        histogram.len(),
+        ms(0.5),
+        ms(0.99),
+        ms(1.0)
+    )
+}
+
+fn resident(cluster: &Cluster) -> String {
+    let all = cluster.nodes.iter().map(|node| format!("{:.0}", Process::resident_mib(node)));
+    all.collect::<Vec<_>>().join(", ")
+}
+
+fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are right")
+}
+
+#[allow(clippy::cast_precision_loss, reason = "figures for people")]
+fn as_f64(number: u64) -> f64 {
+    number as f64
+}

@@ -1,0 +1,99 @@
+//! `trefoil lock watch`: a line for each thing that happens to locks.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use serde::Serialize;
+use trefoil_client::{LockEvent, WatchPosition};
+
+use crate::args::ClientArgs;
+use crate::client::connect;
+use crate::exit::Failure;
+use crate::lock::mode_name;
+use crate::output::{self, Format, Report};
+
+/// What to watch.
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The lock; left out, all of them.
+    name: Option<String>,
+    /// Only locks whose names begin with this.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_PREFIX",
+        value_name = "TEXT",
+        default_value = "",
+        conflicts_with = "name"
+    )]
+    prefix: String,
+    /// Begin after this log index, as a line or a header names it; left out, begin now.
+    #[arg(long, env = "TREFOIL_WATCH_AFTER", value_name = "INDEX")]
+    after: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Happened {
+    event: String,
+    lock: String,
+    session_id: u64,
+    owner: String,
+    mode: &'static str,
+    fencing_token: Option<u64>,
+    converts: bool,
+    index: u64,
+    ordinal: u32,
+    log_time_ms: u64,
+}
+
+pub(crate) async fn run(
+    args: WatchArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let locks = connect(client).await?.locks();
+    let mut watch = match args.name {
+        Some(name) => locks.watch_one(name),
+        None => locks.watch(args.prefix),
+    };
+    if let Some(index) = args.after {
+        watch = watch.after(WatchPosition { index, ordinal: None });
+    }
+    let begun = watch.started().await?;
+    output::note(&format!("trefoil: watching after index {}", begun.index));
+    loop {
+        let event = watch.next().await?;
+        if !output::line(format, &Happened::from(event))? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
+impl From<LockEvent> for Happened {
+    fn from(event: LockEvent) -> Self {
+        let kind = event.kind().as_str_name().trim_start_matches("LOCK_EVENT_KIND_");
+        Self {
+            event: kind.to_lowercase(),
+            mode: mode_name(event.mode()),
+            session_id: event.session_id,
+            fencing_token: (event.fencing_token > 0).then_some(event.fencing_token),
+            converts: event.converts,
+            index: event.index,
+            ordinal: event.ordinal,
+            log_time_ms: event.log_time_ms,
+            lock: event.name,
+            owner: event.owner,
+        }
+    }
+}
+
+impl Report for Happened {
+    fn text(&self) -> String {
+        let Self { event, lock, session_id, owner, mode, index, .. } = self;
+        let owner = if owner.is_empty() { String::new() } else { format!(" ({owner})") };
+        let token = self.fencing_token.map_or_else(String::new, |token| format!(" token {token}"));
+        let converts = if self.converts { " to convert" } else { "" };
+        format!(
+            "{index:>8}  {event:<10}  {lock}  session {session_id}{owner} {mode}{token}{converts}"
+        )
+    }
+}

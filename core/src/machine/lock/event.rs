@@ -1,0 +1,48 @@
+//! What happens to locks, as those who watch are told.
+
+use trefoil_proto::internal::v1::{Hold, Wait};
+use trefoil_proto::lock::v1::{LockEvent, LockEventKind};
+
+use super::super::{Body, Event};
+use super::Space;
+
+impl Space<'_, '_> {
+    /// A grant begins, changes or ends.
+    pub(super) fn tell_grant(
+        &mut self,
+        kind: LockEventKind,
+        name: &str,
+        session_id: u64,
+        hold: &Hold,
+    ) {
+        self.tell(LockEvent {
+            kind: kind.into(),
+            name: name.to_owned(),
+            session_id,
+            mode: hold.mode,
+            fencing_token: hold.token,
+            ..LockEvent::default()
+        });
+    }
+
+    /// A wait begins, or ends with nothing.
+    pub(super) fn tell_wait(&mut self, kind: LockEventKind, wait: &Wait) {
+        for want in &wait.wants {
+            self.tell(LockEvent {
+                kind: kind.into(),
+                name: want.name.clone(),
+                session_id: wait.session_id,
+                mode: want.mode,
+                converts: wait.converts,
+                ..LockEvent::default()
+            });
+        }
+    }
+
+    fn tell(&mut self, event: LockEvent) {
+        let owner = self.session(event.session_id).map(|session| session.owner);
+        let event = LockEvent { owner: owner.unwrap_or_default(), ..event };
+        let namespace = self.place.namespace.to_owned();
+        self.scope.output.events.push(Event { namespace, body: Body::Lock(event) });
+    }
+}

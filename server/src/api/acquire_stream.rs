@@ -1,0 +1,148 @@
+//! AcquireStream: an Acquire that tells its place in line while it waits.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, sleep_until};
+use trefoil_core::check::Check as _;
+use trefoil_core::limits::{PLACE_PAUSE_MS, PLACE_PAUSE_PER_WAITER_MS};
+use trefoil_core::{ShardId, slot};
+use trefoil_proto::internal::v1::answer::Answer;
+use trefoil_proto::internal::v1::query::Query;
+use trefoil_proto::internal::v1::{FindPlace, Refusal};
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::lock::v1::acquire_stream_response::Step;
+
+use super::lock::Abandoned;
+use super::told::{Listener, Teller, Told};
+use super::{Api, Context, Decided, Shards, other_answer};
+use crate::authorize::{Action, Resource};
+use crate::watch::{Cursor, Filter, Follower, Topic};
+
+/// Time that a call has to be granted at once, before anybody asks for its place.
+const FIRST_LOOK: Duration = Duration::from_millis(50);
+
+type Response = lock::AcquireStreamResponse;
+
+/// Looks at the place of one call.
+struct Looks<S> {
+    api: Arc<Api<S>>,
+    shard: ShardId,
+    find: FindPlace,
+    /// Wakes when something happens to the lock.
+    follower: Option<Follower>,
+    /// What was told last, and when the next look may be.
+    told: Option<(u64, bool)>,
+    next: Instant,
+}
+
+impl<S: Shards> Api<S> {
+    pub(super) fn acquire_stream(
+        self: &Arc<Self>,
+        listener: Listener,
+        mut request: lock::AcquireStreamRequest,
+    ) -> Result<Told<Response>, Refusal> {
+        request.check()?;
+        let acquire = request.acquire.unwrap_or_default();
+        let resource = Resource::Lock { namespace: &acquire.namespace, name: &acquire.name };
+        let mut ask = self.begin(&listener, Action::UseLock, resource)?;
+        let wait = Duration::from_millis(acquire.wait_ms);
+        ask.deadline = match listener.timeout {
+            Some(timeout) => (ask.deadline + wait).min(Instant::now() + timeout),
+            None => ask.deadline + wait,
+        };
+        let waiting = self.admission.wait()?;
+        let context = Context { ask, cancelled: None };
+        let api = Arc::clone(self);
+        Ok(self.tell(|teller| async move {
+            let _places = (waiting, listener.permit);
+            api.acquire_and_tell(&context, acquire, teller).await
+        }))
+    }
+
+    async fn acquire_and_tell(
+        self: Arc<Self>,
+        context: &Context,
+        request: lock::AcquireRequest,
+        mut teller: Teller<Response>,
+    ) -> Result<(), Refusal> {
+        let mut looks = Looks::new(&self, &request);
+        let sent = request.clone();
+        let answer = {
+            let mut acquire = pin!(self.acquire(context, request));
+            loop {
+                let place = tokio::select! {
+                    answer = &mut acquire => break answer?,
+                    place = looks.next(context) => place?,
+                    refusal = teller.stopped() => return Err(refusal),
+                };
+                teller.say(Response { step: Some(Step::Waiting(place)) }).await?;
+            }
+        };
+        // A grant that the client did not take is withdrawn.
+        let mut abandoned = answer.acquired.then(|| Abandoned::new(&self, context, &sent));
+        teller.say(Response { step: Some(Step::Answer(answer)) }).await?;
+        if let Some(abandoned) = &mut abandoned
+            && teller.is_taken().await
+        {
+            abandoned.is_answered();
+        }
+        Ok(())
+    }
+}
+
+impl<S: Shards> Looks<S> {
+    fn new(api: &Arc<Api<S>>, request: &lock::AcquireRequest) -> Self {
+        let find = FindPlace {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            waiter: request.request_id.clone(),
+            mode: request.mode,
+        };
+        let shard = api.shard(slot::of_locks(&find.namespace));
+        let next = Instant::now() + FIRST_LOOK;
+        Self { api: Arc::clone(api), shard, find, follower: None, told: None, next }
+    }
+
+    /// The next place that is another than before.
+    async fn next(&mut self, context: &Context) -> Result<lock::WaitPlace, Refusal> {
+        loop {
+            self.changed().await;
+            sleep_until(self.next).await;
+            let query = Query::FindPlace(self.find.clone());
+            let slot = slot::of_locks(&self.find.namespace);
+            let Ok(decided) = self.api.query(slot, query, &context.ask).await else {
+                // The Acquire itself says what is wrong; this is only a hint.
+                sleep(Duration::from_millis(PLACE_PAUSE_MS)).await;
+                continue;
+            };
+            let Decided { header, answer } = decided;
+            let Answer::Place(place) = answer else { return Err(other_answer()) };
+            let pause = PLACE_PAUSE_MS + PLACE_PAUSE_PER_WAITER_MS * place.ahead;
+            self.next = Instant::now() + Duration::from_millis(pause);
+            self.follow(header.index);
+            if place.waits && self.told != Some((place.ahead, place.or_more)) {
+                self.told = Some((place.ahead, place.or_more));
+                let (ahead, or_more) = (place.ahead, place.or_more);
+                return Ok(lock::WaitPlace { header: Some(header), ahead, or_more });
+            }
+        }
+    }
+
+    /// Waits until something has happened to the lock since the last look.
+    async fn changed(&mut self) {
+        if let Some(follower) = &mut self.follower {
+            // Whether events are missing does not matter: any is a reason to look.
+            follower.next().await.ok();
+        }
+    }
+
+    fn follow(&mut self, index: u64) {
+        let FindPlace { namespace, name, .. } = self.find.clone();
+        let filter = Filter { topic: Topic::Name { namespace, name }, prefix: String::new() };
+        self.follower =
+            self.api.shards.feeds().follow(self.shard, filter, Cursor::after(index)).ok();
+    }
+}

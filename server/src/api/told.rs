@@ -1,0 +1,159 @@
+//! Server streams: a task tells a client one thing after another, at the client's own pace.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use prometheus::IntGauge;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_stream::Stream;
+use tonic::Status;
+use trefoil_core::limits::CALL_TIMEOUT_MS;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::status::to_status;
+
+use super::method::Method;
+use super::{Api, Ask, Phase, Shards, operation, refusal, stopping};
+use crate::authorize::{Action, Principal, Resource, access};
+use crate::layer::admission::Permit;
+
+/// Who opens a stream.
+#[derive(Debug)]
+pub struct Listener {
+    /// Who.
+    pub principal: Principal,
+    /// When the caller gives up, from now; none where it did not say.
+    pub timeout: Option<Duration>,
+    /// What it called.
+    pub method: Method,
+    /// The stream's place among those of the node.
+    pub permit: Arc<Permit>,
+}
+
+/// The responses of one stream. Dropped, it ends the task behind them.
+#[derive(Debug)]
+pub struct Told<T> {
+    responses: mpsc::Receiver<T>,
+    /// None once its end was told.
+    task: Option<JoinHandle<Result<(), Refusal>>>,
+}
+
+/// How a task tells its client something.
+#[derive(Debug)]
+pub(super) struct Teller<T> {
+    responses: mpsc::Sender<T>,
+    phase: watch::Receiver<Phase>,
+}
+
+/// Counts what is open, for as long as it lives.
+#[derive(Debug)]
+pub(super) struct Open(IntGauge);
+
+impl Open {
+    pub(super) fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl<S: Shards> Api<S> {
+    /// Sees whether a stream may begin, and on whose behalf its shard is asked.
+    pub(super) fn begin(
+        &self,
+        listener: &Listener,
+        action: Action,
+        resource: Resource<'_>,
+    ) -> Result<Ask, Refusal> {
+        (self.authorizer)(&listener.principal, action, resource)?;
+        if let Some(service) = operation::service(listener.method)
+            && !self.settings.services.contains(&service)
+        {
+            let message = format!("this cluster does not serve {}", service.name());
+            return Err(refusal(Reason::ServiceOff, message));
+        }
+        if *self.phase.borrow() != Phase::Serving {
+            return Err(stopping());
+        }
+        let longest = Duration::from_millis(CALL_TIMEOUT_MS);
+        let left = listener.timeout.map_or(longest, |timeout| timeout.min(longest));
+        let access = Arc::new(access(&listener.principal, action, resource));
+        Ok(Ask { access, deadline: Instant::now() + left })
+    }
+
+    /// A stream of what a task tells. The task's end is the stream's.
+    pub(super) fn tell<T, F>(&self, task: impl FnOnce(Teller<T>) -> F) -> Told<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<(), Refusal>> + Send + 'static,
+    {
+        let (sender, responses) = mpsc::channel(1);
+        let teller = Teller { responses: sender, phase: self.phase.subscribe() };
+        Told { responses, task: Some(tokio::spawn(task(teller))) }
+    }
+}
+
+impl<T> Teller<T> {
+    /// Tells something as soon as the client takes it.
+    pub(super) async fn say(&mut self, response: T) -> Result<(), Refusal> {
+        tokio::select! {
+            // Where the client is gone, the task is about to end.
+            _ = self.responses.send(response) => Ok(()),
+            refusal = stops(&mut self.phase) => Err(refusal),
+        }
+    }
+
+    /// Waits until what was said is on its way to the client; false where the client is gone.
+    pub(super) async fn is_taken(&self) -> bool {
+        self.responses.reserve().await.is_ok()
+    }
+
+    /// Waits for the node to stop.
+    pub(super) async fn stopped(&mut self) -> Refusal {
+        stops(&mut self.phase).await
+    }
+}
+
+/// The sender lives as long as the front.
+async fn stops(phase: &mut watch::Receiver<Phase>) -> Refusal {
+    drop(phase.wait_for(|phase| *phase != Phase::Serving).await);
+    stopping()
+}
+
+impl<T> Stream for Told<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        if let Some(response) = ready!(self.responses.poll_recv(context)) {
+            return Poll::Ready(Some(Ok(response)));
+        }
+        let Some(task) = &mut self.task else { return Poll::Ready(None) };
+        let end = ready!(Pin::new(task).poll(context));
+        self.task = None;
+        Poll::Ready(match end {
+            Ok(Ok(())) => None,
+            Ok(Err(refusal)) => Some(Err(to_status(&refusal, false))),
+            Err(_) => {
+                let fault = refusal(Reason::Internal, "the stream ended by a fault");
+                Some(Err(to_status(&fault, false)))
+            }
+        })
+    }
+}
+
+impl<T> Drop for Told<T> {
+    fn drop(&mut self) {
+        if let Some(task) = &self.task {
+            task.abort();
+        }
+    }
+}

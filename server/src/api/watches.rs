@@ -1,0 +1,204 @@
+//! Watches: what happens to something, in the order of the log, from this node's own applied entries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+use trefoil_core::check::{Check as _, invalid};
+use trefoil_core::limits::{WATCH_LEADERLESS_MS, WATCH_PROGRESS_MS};
+use trefoil_core::machine::Body;
+use trefoil_core::{ShardId, slot};
+use trefoil_proto::common::v1::{Reason, ResponseHeader, WatchPosition};
+use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::internal::v1::query::Query;
+use trefoil_proto::lock::v1 as lock;
+
+use super::told::{Listener, Open, Teller, Told};
+use super::{Api, Ask, Shards, refusal};
+use crate::authorize::{Action, Resource};
+use crate::layer::admission::Permit;
+use crate::metrics::WatchEnd;
+use crate::watch::{Cursor, Filter, Follower, Gone, Seen, Tip, Topic};
+
+/// How often a watch looks whether its shard has a leader.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// A watch that runs.
+struct Watch<S, R> {
+    api: Arc<Api<S>>,
+    shard: ShardId,
+    follower: Follower,
+    respond: fn(ResponseHeader, Vec<Seen>, WatchPosition) -> R,
+    _open: Open,
+    _permit: Arc<Permit>,
+}
+
+impl<S: Shards> Api<S> {
+    pub(super) async fn watch_locks(
+        self: &Arc<Self>,
+        listener: Listener,
+        mut request: lock::WatchLocksRequest,
+    ) -> Result<Told<lock::WatchLocksResponse>, Refusal> {
+        request.check()?;
+        let lock::WatchLocksRequest { namespace, name, prefix, after } = request.clone();
+        let resource = if name.is_empty() {
+            Resource::Namespace(&namespace)
+        } else {
+            Resource::Lock { namespace: &namespace, name: &name }
+        };
+        let ask = self.begin(&listener, Action::ReadLocks, resource)?;
+        let slot = slot::of_locks(&namespace);
+        let topic = if name.is_empty() {
+            Topic::Namespace(namespace)
+        } else {
+            Topic::Name { namespace, name }
+        };
+        // Even where a position is given: only the shard knows whether that is one, and a node that is cut off must not
+        // take a watch.
+        let now = self.query(slot, Query::WatchLocks(request), &ask).await?.header.index;
+        let cursor = begins_after(after, now)?;
+        let filter = Filter { topic, prefix };
+        let follower = self.follow(self.shard(slot), filter, cursor, &ask).await?;
+        Ok(self.watch(listener, self.shard(slot), follower, locks_response))
+    }
+
+    /// Waits until this node has applied what the watcher has seen, and follows from there.
+    pub(super) async fn follow(
+        &self,
+        shard: ShardId,
+        filter: Filter,
+        after: Cursor,
+        ask: &Ask,
+    ) -> Result<Follower, Refusal> {
+        let feeds = self.shards.feeds();
+        timeout_at(ask.deadline, feeds.reached(shard, after.index)).await.map_err(|_| {
+            refusal(
+                Reason::DeadlinePassed,
+                "this node has not yet applied what the watch begins after",
+            )
+        })?;
+        feeds.follow(shard, filter, after).map_err(|gone| {
+            self.metrics.watch_ended(WatchEnd::Compacted);
+            compacted(gone)
+        })
+    }
+
+    fn watch<R: Send + 'static>(
+        self: &Arc<Self>,
+        listener: Listener,
+        shard: ShardId,
+        follower: Follower,
+        respond: fn(ResponseHeader, Vec<Seen>, WatchPosition) -> R,
+    ) -> Told<R> {
+        let watch = Watch {
+            api: Arc::clone(self),
+            shard,
+            follower,
+            respond,
+            _open: Open::new(self.metrics.watchers.clone()),
+            _permit: listener.permit,
+        };
+        self.tell(|teller| watch.run(teller))
+    }
+
+    /// The header of something that this node tells by itself.
+    pub(super) fn header(&self, shard: ShardId, tip: Tip) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.cluster_id.clone(),
+            node_id: self.shards.node_id(),
+            shard,
+            term: tip.term,
+            index: tip.index,
+            log_time_ms: tip.log_time_ms,
+        }
+    }
+}
+
+impl<S: Shards, R: Send + 'static> Watch<S, R> {
+    async fn run(mut self, mut teller: Teller<R>) -> Result<(), Refusal> {
+        teller.say(self.response(Vec::new())).await?;
+        let mut looks = interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut told, mut led) = (Instant::now(), Instant::now());
+        loop {
+            let seen = tokio::select! {
+                seen = self.follower.next() => seen,
+                refusal = teller.stopped() => return Err(refusal),
+                _ = looks.tick() => {
+                    if self.api.shards.leader(self.shard).is_some() {
+                        led = Instant::now();
+                    } else if led.elapsed() >= Duration::from_millis(WATCH_LEADERLESS_MS) {
+                        self.api.metrics.watch_ended(WatchEnd::Leaderless);
+                        return Err(refusal(Reason::NoQuorum, "this node knows no leader of the shard"));
+                    }
+                    if told.elapsed() < Duration::from_millis(WATCH_PROGRESS_MS) {
+                        continue;
+                    }
+                    self.follower.take().map(|(seen, _)| seen)
+                }
+            };
+            let seen = seen.map_err(|gone| self.ended(gone))?;
+            self.api.metrics.watch_events.inc_by(seen.len() as u64);
+            let response = self.response(seen);
+            teller.say(response).await?;
+            told = Instant::now();
+        }
+    }
+
+    fn response(&self, seen: Vec<Seen>) -> R {
+        let position = self.follower.cursor();
+        let tip = match seen.last() {
+            Some(last) => last.tip(),
+            None => self.api.shards.feeds().tip(self.shard),
+        };
+        let header = self.api.header(self.shard, Tip { index: position.index, ..tip });
+        (self.respond)(header, seen, position.into())
+    }
+
+    fn ended(&self, gone: Gone) -> Refusal {
+        if !gone.was_slow {
+            self.api.metrics.watch_ended(WatchEnd::Compacted);
+            return compacted(gone);
+        }
+        self.api.metrics.watch_ended(WatchEnd::Behind);
+        let message = "the watcher read too slowly: what comes next is gone from this node";
+        lost(Reason::WatcherBehind, message, gone)
+    }
+}
+
+/// Where a watch begins: after a position that there is, or after everything up to now.
+fn begins_after(after: Option<WatchPosition>, now: u64) -> Result<Cursor, Refusal> {
+    match after {
+        None => Ok(Cursor::after(now)),
+        Some(after) if after.index <= now => Ok(after.into()),
+        Some(_) => {
+            Err(invalid("after.index", format_args!("at most {now}, where the shard is now")))
+        }
+    }
+}
+
+fn compacted(gone: Gone) -> Refusal {
+    let message = "this node no longer has all that happened after the position";
+    lost(Reason::PositionCompacted, message, gone)
+}
+
+fn lost(reason: Reason, message: &str, gone: Gone) -> Refusal {
+    let mut refusal = refusal(reason, message);
+    refusal.metadata.insert("index".to_owned(), gone.after.index.to_string());
+    refusal.metadata.insert("oldest".to_owned(), gone.oldest.to_string());
+    refusal
+}
+
+fn locks_response(
+    header: ResponseHeader,
+    seen: Vec<Seen>,
+    position: WatchPosition,
+) -> lock::WatchLocksResponse {
+    let events = seen.iter().map(|seen| {
+        let Body::Lock(event) = &seen.event().body;
+        let Tip { index, log_time_ms, .. } = seen.tip();
+        lock::LockEvent { index, ordinal: seen.ordinal, log_time_ms, ..event.clone() }
+    });
+    let events = events.collect();
+    lock::WatchLocksResponse { header: Some(header), events, position: Some(position) }
+}

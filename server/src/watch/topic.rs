@@ -1,0 +1,137 @@
+//! What can be watched, and who is to be woken.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::watch;
+use trefoil_core::machine::Event;
+
+/// What wakes a watcher.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// Everything in a namespace.
+    Namespace(String),
+    /// What happens to one name.
+    Name {
+        /// Its namespace.
+        namespace: String,
+        /// The name.
+        name: String,
+    },
+}
+
+/// What a watcher wants to see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// What wakes it.
+    pub topic: Topic,
+    /// Only names that begin with this.
+    pub prefix: String,
+}
+
+impl Filter {
+    pub(super) fn passes(&self, event: &Event) -> bool {
+        let is_of_topic = match &self.topic {
+            Topic::Namespace(namespace) => event.namespace == *namespace,
+            Topic::Name { namespace, name } => {
+                event.name() == name && event.namespace == *namespace
+            }
+        };
+        is_of_topic && event.name().starts_with(&self.prefix)
+    }
+}
+
+/// Where the events of a topic are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// Index of the last one, or a later one.
+    pub(super) last: u64,
+    /// None after this index is missing: that of the last one that had to make room, or a later one.
+    pub(super) floor: u64,
+}
+
+/// The topics that are watched.
+#[derive(Debug, Default)]
+pub(super) struct Topics {
+    spaces: BTreeMap<String, Space>,
+}
+
+#[derive(Debug, Default)]
+struct Space {
+    all: Option<watch::Sender<Mark>>,
+    names: BTreeMap<String, watch::Sender<Mark>>,
+}
+
+impl Topics {
+    /// Begins to watch. A new topic may have had events anywhere in the window.
+    pub(super) fn subscribe(&mut self, topic: &Topic, window: Mark) -> watch::Receiver<Mark> {
+        let begin = || watch::Sender::new(window);
+        match topic {
+            Topic::Namespace(namespace) => {
+                let space = self.spaces.entry(namespace.clone()).or_default();
+                space.all.get_or_insert_with(begin).subscribe()
+            }
+            Topic::Name { namespace, name } => {
+                let space = self.spaces.entry(namespace.clone()).or_default();
+                space.names.entry(name.clone()).or_insert_with(begin).subscribe()
+            }
+        }
+    }
+
+    /// One who watched is gone: so is what nobody else watches.
+    pub(super) fn unsubscribe(&mut self, topic: &Topic) {
+        let is_left = |sender: &watch::Sender<Mark>| sender.receiver_count() == 0;
+        let (Topic::Namespace(namespace) | Topic::Name { namespace, .. }) = topic;
+        let Some(space) = self.spaces.get_mut(namespace) else { return };
+        match topic {
+            Topic::Namespace(_) => drop(space.all.take_if(|sender| is_left(sender))),
+            Topic::Name { name, .. } => {
+                if space.names.get(name).is_some_and(is_left) {
+                    space.names.remove(name);
+                }
+            }
+        }
+        if space.all.is_none() && space.names.is_empty() {
+            self.spaces.remove(namespace);
+        }
+    }
+
+    /// An entry had these events: who watches them wakes.
+    pub(super) fn note(&self, index: u64, events: &[Event]) {
+        self.each(events, |mark| std::mem::replace(&mut mark.last, index) != index);
+    }
+
+    /// The events of an entry had to make room.
+    pub(super) fn forget(&self, index: u64, events: &[Event]) {
+        self.each(events, |mark| {
+            mark.floor = index;
+            false
+        });
+    }
+
+    /// Anything may have happened up to this index.
+    pub(super) fn forget_all(&self, index: u64) {
+        for space in self.spaces.values() {
+            for sender in space.all.iter().chain(space.names.values()) {
+                sender.send_replace(Mark { last: index, floor: index });
+            }
+        }
+    }
+
+    /// Changes the mark of every topic that has one of these events.
+    fn each(&self, events: &[Event], change: impl Fn(&mut Mark) -> bool) {
+        if self.spaces.is_empty() {
+            return;
+        }
+        for event in events {
+            let Some(space) = self.spaces.get(&event.namespace) else { continue };
+            for sender in space.all.iter().chain(space.names.get(event.name())) {
+                sender.send_if_modified(&change);
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.spaces.is_empty()
+    }
+}
