@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 28] = [
+pub const ALL: [Reason; 32] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -77,6 +77,10 @@ pub const ALL: [Reason; 28] = [
     Reason::Internal,
     Reason::PositionCompacted,
     Reason::WatcherBehind,
+    Reason::LatchCount,
+    Reason::UnknownLatch,
+    Reason::BarrierParties,
+    Reason::NotEntered,
 ];
 
 impl Reason {
@@ -172,6 +176,26 @@ impl Reason {
                 C::Aborted,
                 Never,
                 "The wait would have closed a circle of sessions that wait for each other; nothing waits now. Release a lock, then ask again. Metadata `length` and `edge_n_*` show the circle.",
+            ),
+            Self::LatchCount => (
+                C::FailedPrecondition,
+                Never,
+                "The latch still counts down, or has another count than expected. Metadata `count` is what it has.",
+            ),
+            Self::UnknownLatch => (
+                C::NotFound,
+                Never,
+                "The latch is not there, or that round of it: never set, or deleted, also while the call waited.",
+            ),
+            Self::BarrierParties => (
+                C::FailedPrecondition,
+                Never,
+                "The sessions in the barrier wait for another number of parties. Metadata `parties` is theirs.",
+            ),
+            Self::NotEntered => (
+                C::FailedPrecondition,
+                Never,
+                "The session is not in the barrier: it never entered, has left, or its wait had ended.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

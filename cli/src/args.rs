@@ -63,6 +63,15 @@ pub(crate) enum Command {
     /// Acquire and release locks, or run a command under one.
     #[command(subcommand)]
     Lock(crate::lock::LockCommand),
+    /// Campaign, proclaim and resign, or show who leads.
+    #[command(subcommand)]
+    Election(crate::election::ElectionCommand),
+    /// Count latches down, and wait until they are open.
+    #[command(subcommand)]
+    Latch(crate::latch::LatchCommand),
+    /// Enter and leave barriers together with others.
+    #[command(subcommand)]
+    Barrier(crate::barrier::BarrierCommand),
     /// Create queues, enqueue, dequeue and acknowledge.
     #[command(subcommand)]
     Queue(crate::queue::QueueCommand),

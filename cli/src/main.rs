@@ -5,10 +5,13 @@ mod client;
 mod exit;
 mod output;
 
+mod barrier;
 mod bench;
 mod cache;
 mod dev;
+mod election;
 mod health;
+mod latch;
 mod lock;
 mod lock_view;
 mod lock_watch;
@@ -56,6 +59,9 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Dev(dev) => dev::run(dev, output).await,
         Command::Status => status::run(&client, output).await,
         Command::Lock(lock) => lock::run(lock, &client, output).await,
+        Command::Election(election) => election::run(election, &client, output).await,
+        Command::Latch(latch) => latch::run(latch, &client, output).await,
+        Command::Barrier(barrier) => barrier::run(barrier, &client, output).await,
         Command::Queue(queue) => queue::run(queue, &client, output).await,
         Command::Cache(cache) => cache::run(cache, &client, output).await,
         Command::Bench(bench) => bench::run(bench, &client, output).await,

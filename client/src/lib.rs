@@ -33,8 +33,11 @@ mod client;
 
 mod acquire;
 mod asked;
+mod barrier;
 mod cache;
 mod cluster;
+mod election;
+mod latch;
 mod lock;
 mod lock_view;
 mod queue;
@@ -52,10 +55,13 @@ mod node;
 mod route;
 mod stream;
 
+pub use barrier::{Barrier, Entrance};
 pub use cache::{Cache, Entry, Put, Stored};
 pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
+pub use election::{Election, Leader, Leadership};
 pub use error::Error;
+pub use latch::{Latch, SetLatch};
 pub use lock::{Guard, Lock, Locks, OpenSession};
 pub use lock_view::Page;
 pub use operation::Request;

@@ -231,18 +231,21 @@ impl Lock {
     }
 
     fn guard(self, response: &AcquireResponse) -> Option<Guard> {
-        response.acquired.then(|| Guard {
-            session: self.session,
-            name: self.name,
-            mode: response.mode(),
-            token: response.fencing_token,
-            first_token: response.fencing_token,
-            released: false,
-        })
+        response
+            .acquired
+            .then(|| Guard::new(self.session, self.name, response.mode(), response.fencing_token))
     }
 }
 
 impl Guard {
+    pub(crate) fn new(session: Session, name: String, mode: LockMode, token: u64) -> Self {
+        Self { session, name, mode, token, first_token: token, released: false }
+    }
+
+    pub(crate) fn session(&self) -> &Session {
+        &self.session
+    }
+
     /// The number of this grant, strictly increasing per lock for ever: pass it to what the lock protects.
     #[must_use]
     pub fn token(&self) -> u64 {

@@ -128,6 +128,34 @@ operations! {
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     ListSessions: lock::ListSessionsRequest => lock::ListSessionsResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    Campaign: lock::CampaignRequest => lock::CampaignResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    Proclaim: lock::ProclaimRequest => lock::ProclaimResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    Leader: lock::LeaderRequest => lock::LeaderResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    Resign: lock::ResignRequest => lock::ResignResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    SetLatch: lock::SetLatchRequest => lock::SetLatchResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    CountDown: lock::CountDownRequest => lock::CountDownResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    AwaitLatch: lock::AwaitLatchRequest => lock::AwaitLatchResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), wait = wait_ms;
+    GetLatch: lock::GetLatchRequest => lock::GetLatchResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    DeleteLatch: lock::DeleteLatchRequest => lock::DeleteLatchResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    ListLatches: lock::ListLatchesRequest => lock::ListLatchesResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    EnterBarrier: lock::EnterBarrierRequest => lock::EnterBarrierResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    LeaveBarrier: lock::LeaveBarrierRequest => lock::LeaveBarrierResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    GetBarrier: lock::GetBarrierRequest => lock::GetBarrierResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ListBarriers: lock::ListBarriersRequest => lock::ListBarriersResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
     CreateQueue: queue::CreateQueueRequest => queue::CreateQueueResponse,
         |_| Scope::Any, |_| Way::Calls, id = request_id;
     Enqueue: queue::EnqueueRequest => queue::EnqueueResponse,

@@ -17,6 +17,8 @@ use trefoil_proto::lock::v1::{
 };
 
 use crate::asked;
+use crate::barrier::Barrier;
+use crate::election::Election;
 use crate::lock::Lock;
 use crate::{Client, Error};
 
@@ -91,6 +93,16 @@ impl Session {
     /// A lock that this session is to hold. Name: 1 to 255 bytes.
     pub fn lock(&self, name: impl Into<String>) -> Lock {
         Lock::new(self.clone(), name.into())
+    }
+
+    /// An election in which this session is to campaign. Name: 1 to 255 bytes; it is that of a lock.
+    pub fn election(&self, name: impl Into<String>) -> Election {
+        Election::new(self.clone(), name.into())
+    }
+
+    /// A barrier that this session is to enter with others: 1 to 1,000 parties, the same for all. Name: 1 to 255 bytes.
+    pub fn barrier(&self, name: impl Into<String>, parties: u32) -> Barrier {
+        Barrier::new(self.clone(), name.into(), parties)
     }
 
     /// How long the session lives for certain if nothing more is heard; never too long.

@@ -145,6 +145,14 @@ fn value(field: &str, value: Option<&Value>) -> Result<usize, Refusal> {
     Err(invalid(field, format_args!("at most {} bytes", l::VALUE_BYTES_MAX)))
 }
 
+/// Refuses what is too large for a leader to proclaim.
+pub(crate) fn proclaimed(value: Option<&Value>) -> Result<(), Refusal> {
+    if value_bytes(value).unwrap_or(0) <= l::PROCLAIMED_BYTES_MAX {
+        return Ok(());
+    }
+    Err(invalid("value", format_args!("at most {} bytes", l::PROCLAIMED_BYTES_MAX)))
+}
+
 impl Check for lock::OpenSessionRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
@@ -398,5 +406,7 @@ impl Check for cache::DeleteRequest {
     }
 }
 
+mod barrier;
+mod election;
 #[cfg(test)]
 mod tests;

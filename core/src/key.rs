@@ -37,6 +37,15 @@ pub enum Kind {
     Wait = 22,
     /// A deadlock. Rest: namespace (length 1), number (8). Value: `trefoil.lock.v1.Deadlock`.
     Deadlock = 23,
+    /// What a session proclaims. Rest: namespace (length 1), session id (8), ordinal of its campaign (8); that of a leader
+    /// has ordinal 0, and its lock's name after it. Value: `Proclaimed`.
+    Proclaimed = 28,
+    /// A latch. Rest: namespace (length 1), name. Value: `Latch`.
+    Latch = 29,
+    /// A barrier. Rest: namespace (length 1), name. Value: `Barrier`.
+    Barrier = 30,
+    /// A barrier in which a session may be. Rest: namespace (length 1), session id (8), name. Value: `Entered`.
+    Entered = 31,
 
     /// Meta shard: counters of the catalogue. Value: `CatalogueCounters`.
     CatalogueCounters = 32,

@@ -66,6 +66,13 @@ limits! {
     DEADLOCK_STEPS_MAX: usize = 1_000, "Waits, waiters and holders that the search for a deadlock looks at; a request whose search ends there waits, for its wait_ms at most.";
     DEADLOCK_EDGES_MAX: usize = 16, "Sessions of a deadlock that are named; its length counts all.";
     DEADLOCKS_KEPT_MAX: u64 = 100, "Deadlocks of a namespace that are remembered.";
+    PROCLAIMED_BYTES_MAX: usize = 64 << 10, "Bytes of the value that a leader proclaims.";
+    PROCLAIMED_BYTES_PER_NAMESPACE_MAX: u64 = 64 << 20, "Bytes of the values of all leaders and campaigns of a namespace.";
+    LATCH_COUNT_MAX: u64 = u32::MAX as u64, "What a latch counts down from.";
+    LATCHES_PER_NAMESPACE_MAX: u64 = 100_000, "Latches of a namespace.";
+    BARRIER_PARTIES_MAX: u32 = 1_000, "Sessions that enter a barrier together.";
+    BARRIERS_PER_NAMESPACE_MAX: u64 = 100_000, "Barriers of a namespace that somebody has entered.";
+    BARRIERS_PER_SESSION_MAX: u64 = 100, "Barriers that a session is in.";
     PAGE_ITEMS_MAX: u32 = 1_000, "Locks, sessions, holders or waiters in one answer.";
     PAGE_ITEMS_DEFAULT: u32 = 100, "Items of a page when the request names no size.";
 
@@ -113,7 +120,7 @@ limits! {
     SNAPSHOT_STREAMS_MAX: usize = 2, "Snapshots that a node sends, and that it receives, at a time.";
     CHECKPOINT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of a checkpoint that are written in a second, so that the log can sync beside it.";
     SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of snapshots that a node sends in a second.";
-    POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader.";
+    POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader, and as many calls that wait for latches and barriers.";
     POLL_PLACES_MAX: usize = 1 << 20, "Partitions for which the long polls of a shard wait, each poll counted.";
 
     CLIENT_CALLS_MAX: usize = 16_384, "Calls of clients that a node works on at a time, beside those that wait.";

@@ -29,7 +29,7 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use self::lock_line::{Line, acquire, in_slot, line_id, mode_of, open, operation, question};
+use self::lock_line::{Line, acquire, in_slot, line_id, many, mode_of, open, operation, question};
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
 use self::support::{Harness, command, request_id, show_answer};
@@ -63,6 +63,9 @@ impl goldenscript::Runner for Runner {
             let command = in_slot(operation, line_id(line));
             return Ok(self.command(command));
         }
+        if let Some(commands) = many(line) {
+            return Ok(self.last_of(commands));
+        }
         if let Some(question) = question(line) {
             return Ok(self.ask(question));
         }
@@ -92,16 +95,6 @@ impl goldenscript::Runner for Runner {
             Line::Reopen => {
                 self.harness.machine = Machine::open(&self.harness.store, 1, 1);
                 String::new()
-            }
-            Line::AcquireMany { session, name, count, wait, mode } => {
-                let mode = mode_of(mode.as_deref());
-                let acquires =
-                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait, mode));
-                self.last_of(acquires.map(|acquire| in_slot(acquire, None)).collect())
-            }
-            Line::OpenMany { client, count, ttl } => {
-                let id = |n| Some(request_id(&format!("{client}/{n}")));
-                self.last_of((1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect())
             }
             Line::Crowd { name, count, ttl, wait, mode } => {
                 self.crowd(name, *count, *ttl, *wait, mode_of(mode.as_deref()))
@@ -469,6 +462,7 @@ impl Runner {
             ("waiters", state.waiters.len()),
             ("waits", state.waits.len()),
             ("claims", state.claims.len()),
+            ("proclaimed", state.proclaimed.len()),
             ("deadlocks", state.deadlocks.len()),
             ("timers", state.timers.len()),
             ("clients", state.clients.len()),
@@ -492,8 +486,9 @@ impl Runner {
 fn waiter_name(command: &Command) -> String {
     let (session_id, name, how) = match &command.operation {
         Some(Operation::Acquire(request)) => (request.session_id, &request.name, "for"),
+        Some(Operation::Campaign(request)) => (request.session_id, &request.name, "for"),
         Some(Operation::Convert(request)) => (request.session_id, &request.name, "to convert"),
-        _ => panic!("only an acquire or a convert waits"),
+        _ => panic!("only an acquire, a campaign or a convert waits"),
     };
     let id = command.request_id.as_ref().map(|id| format!(" {}/{}", id.client, id.sequence));
     format!("{session_id} {how} {name}{}", id.unwrap_or_default())
@@ -530,6 +525,7 @@ fn show(answer: &Answer) -> String {
             format!("not acquired, held with token {}", acquire.holder_token)
         }
         Some(A::Release(_)) => "released".to_owned(),
+        Some(A::Proclaim(_)) => "proclaimed".to_owned(),
         Some(A::Done(_)) => "done".to_owned(),
         Some(A::RequestRelease(asked)) => format!("asked {}", asked.asked),
         _ => show_answer(answer),
@@ -538,7 +534,7 @@ fn show(answer: &Answer) -> String {
 
 fn show_counts(counts: &Counts) -> String {
     format!(
-        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms{}{}\n",
+        "acquired {}, converted {}, released {}, blocked {}, expired {}, waited {} ms, held {} ms{}{}{}\n",
         counts.locks_acquired,
         counts.locks_converted,
         counts.locks_released,
@@ -549,6 +545,10 @@ fn show_counts(counts: &Counts) -> String {
         match counts.lock_timeouts {
             0 => String::new(),
             timeouts => format!(", timeouts {timeouts}"),
+        },
+        match counts.leaders_elected {
+            0 => String::new(),
+            leaders => format!(", leaders {leaders}"),
         },
         match (counts.deadlocks, counts.deadlock_searches_cut) {
             (0, 0) => String::new(),

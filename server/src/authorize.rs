@@ -24,7 +24,7 @@ pub struct Principal {
 pub enum Resource<'a> {
     /// All sessions of a namespace.
     Namespace(&'a str),
-    /// One lock.
+    /// One lock, and the latch and the barrier of the same name.
     Lock {
         /// Its namespace.
         namespace: &'a str,
@@ -121,6 +121,7 @@ fn resource(access: &Access) -> Resource<'_> {
 }
 
 /// Whether a command or query belongs to what was allowed. Partitions know their queue by its id alone.
+#[allow(clippy::too_many_lines, reason = "one table")]
 fn covers(access: &Access, work: &Work) -> bool {
     use Action as A;
     use Operation as O;
@@ -136,6 +137,14 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::Convert(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CancelAcquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::Campaign(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::Proclaim(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::SetLatch(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::CountDown(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::DeleteLatch(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::EnterBarrier(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::LeaveBarrier(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::WithdrawBarrier(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CreateQueue(r)) => {
                 (&[A::CreateQueue, A::Enqueue], Some((&r.namespace, r.queue.as_str())))
             }
@@ -155,6 +164,23 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(query::Query::DescribeLock(r)) => {
                 (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
             }
+            Some(query::Query::Leader(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::AwaitLatch(r)) => {
+                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::GetLatch(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::ListLatches(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
+            Some(query::Query::AwaitBarrier(r)) => {
+                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::GetBarrier(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::ListBarriers(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::FindReleaseRequests(r)) => {
@@ -229,6 +255,14 @@ mod tests {
             (command(O::RequestRelease(Default::default())), vec![A::UseLock]),
             (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
             (command(O::LoseCaller(Default::default())), vec![]),
+            (command(O::Campaign(Default::default())), vec![A::UseLock]),
+            (command(O::Proclaim(Default::default())), vec![A::UseLock]),
+            (command(O::SetLatch(Default::default())), vec![A::UseLock]),
+            (command(O::CountDown(Default::default())), vec![A::UseLock]),
+            (command(O::DeleteLatch(Default::default())), vec![A::UseLock]),
+            (command(O::EnterBarrier(Default::default())), vec![A::UseLock]),
+            (command(O::LeaveBarrier(Default::default())), vec![A::UseLock]),
+            (command(O::WithdrawBarrier(Default::default())), vec![A::UseLock]),
             (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
             (command(O::OpenPartition(Default::default())), vec![A::Enqueue]),
             (command(O::EnqueueTo(Default::default())), vec![A::Enqueue]),
@@ -241,6 +275,13 @@ mod tests {
             (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
             (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),
             (asked(Q::DescribeLock(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::Leader(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::AwaitLatch(Default::default())), vec![A::UseLock]),
+            (asked(Q::GetLatch(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListLatches(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::AwaitBarrier(Default::default())), vec![A::UseLock]),
+            (asked(Q::GetBarrier(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListBarriers(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListLocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::GetSession(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),

@@ -45,6 +45,9 @@ pub struct Metrics {
     locks_timeouts: IntCounter,
     locks_wait: LogDurations,
     locks_hold: LogDurations,
+    leaders_elected: IntCounter,
+    latches_opened: IntCounter,
+    barriers_tripped: IntCounter,
     deadlocks: IntCounter,
     deadlock_searches_cut: IntCounter,
     sessions_expired: IntCounter,
@@ -243,6 +246,9 @@ impl Metrics {
             locks_timeouts: r.counter("locks_timeouts_total", "Waits for locks that ended at their deadline, told by the shard's leader.")?,
             locks_wait: r.log_durations("locks_wait_seconds", "Time from the begin of a wait to its grant, told by the shard's leader.")?,
             locks_hold: r.log_durations("locks_hold_seconds", "Time from a grant to the end of the hold, told by the shard's leader.")?,
+            leaders_elected: r.counter("leaders_elected_total", "Grants that made their session the leader of an election, told by the shard's leader.")?,
+            latches_opened: r.counter("latches_opened_total", "Latches counted down to zero, told by the shard's leader.")?,
+            barriers_tripped: r.counter("barriers_tripped_total", "Barriers whose parties had all entered, told by the shard's leader.")?,
             deadlocks: r.counter("deadlocks_total", "Waits refused because they would have closed a circle of sessions, told by the shard's leader.")?,
             deadlock_searches_cut: r.counter("deadlock_searches_cut_total", "Searches for a deadlock that ended at their bound, so that the call waits, told by the shard's leader.")?,
             sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
@@ -351,6 +357,9 @@ impl Observer for Metrics {
         self.locks_timeouts.inc_by(counts.lock_timeouts);
         self.locks_wait.add(&counts.lock_waits);
         self.locks_hold.add(&counts.lock_holds);
+        self.leaders_elected.inc_by(counts.leaders_elected);
+        self.latches_opened.inc_by(counts.latches_opened);
+        self.barriers_tripped.inc_by(counts.barriers_tripped);
         self.deadlocks.inc_by(counts.deadlocks);
         self.deadlock_searches_cut.inc_by(counts.deadlock_searches_cut);
         self.sessions_expired.inc_by(counts.sessions_expired);

@@ -23,6 +23,7 @@ use self::front::operations::*;
 use self::front::{Served, Setup, Stream, metric, refused, serve, unary, usual};
 
 /// What an answer says, without when.
+#[allow(clippy::too_many_lines, reason = "one table")]
 fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, Refusal)> {
     fn clear(header: &mut Option<ResponseHeader>) {
         let header = header.as_mut().expect("every answer has a header");
@@ -67,6 +68,35 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                 clear(&mut r.header);
                 r.sessions.iter_mut().for_each(|session| session.remaining_ms = 0);
             }
+            Outcome::Campaign(r) => clear(&mut r.header),
+            Outcome::Proclaim(r) => clear(&mut r.header),
+            Outcome::Leader(r) => {
+                clear(&mut r.header);
+                r.leader.iter_mut().for_each(|leader| leader.leading_ms = 0);
+            }
+            Outcome::Resign(r) => clear(&mut r.header),
+            Outcome::GetLatch(r) => {
+                clear(&mut r.header);
+                r.latch.iter_mut().for_each(|latch| latch.age_ms = 0);
+            }
+            Outcome::ListLatches(r) => {
+                clear(&mut r.header);
+                r.latches.iter_mut().for_each(|latch| latch.age_ms = 0);
+            }
+            Outcome::GetBarrier(r) => {
+                clear(&mut r.header);
+                r.barrier.iter_mut().for_each(|barrier| barrier.age_ms = 0);
+            }
+            Outcome::ListBarriers(r) => {
+                clear(&mut r.header);
+                r.barriers.iter_mut().for_each(|barrier| barrier.age_ms = 0);
+            }
+            Outcome::SetLatch(r) => clear(&mut r.header),
+            Outcome::CountDown(r) => clear(&mut r.header),
+            Outcome::AwaitLatch(r) => clear(&mut r.header),
+            Outcome::DeleteLatch(r) => clear(&mut r.header),
+            Outcome::EnterBarrier(r) => clear(&mut r.header),
+            Outcome::LeaveBarrier(r) => clear(&mut r.header),
             Outcome::CreateQueue(r) => clear(&mut r.header),
             Outcome::Enqueue(r) => clear(&mut r.header),
             Outcome::Dequeue(r) => {

@@ -90,8 +90,10 @@ async fn health_follows_the_shards() {
     assert_eq!(health_of(&served, "liveness").await, liveness, "it ends by itself");
 }
 
-const LISTED: [&str; 8] = [
+const LISTED: [&str; 10] = [
     "trefoil.lock.v1.LockService",
+    "trefoil.lock.v1.ElectionService",
+    "trefoil.lock.v1.BarrierService",
     "trefoil.queue.v1.QueueService",
     "trefoil.cache.v1.CacheService",
     "trefoil.cluster.v1.ClusterService",

@@ -15,4 +15,5 @@ mod record;
 mod refusals;
 mod services;
 mod support;
+mod waits;
 mod watch;

@@ -194,7 +194,7 @@ async fn locks_are_shared_converted_shown_and_taken_away_through_the_command_lin
 }
 
 /// What a command writes as JSON, and its exit code.
-fn json(cluster: &Cluster, arguments: &[&str]) -> (i32, Json) {
+pub(crate) fn json(cluster: &Cluster, arguments: &[&str]) -> (i32, Json) {
     let (code, out, err) = run(cluster, &[arguments, &["-o", "json"]].concat());
     let json = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}"));
     (code, json)

@@ -418,3 +418,5 @@ fn what_is_left_out_gets_its_default() {
     assert_eq!(list.check(), Ok(()));
     assert_eq!(list.page_size, l::PAGE_ITEMS_DEFAULT);
 }
+
+mod waits;

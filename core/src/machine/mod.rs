@@ -5,8 +5,10 @@
 
 mod cache;
 mod catalogue;
+mod digest;
 mod directory;
 mod event;
+mod gates;
 mod lock;
 mod measure;
 mod polls;
@@ -21,7 +23,6 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
     Answer, Command, Done, Entry, Progress, Query, Refusal, answer, query,
 };
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
@@ -76,6 +77,12 @@ pub struct Counts {
     pub lock_waits: Durations,
     /// Log time for which holders who let go had held their locks.
     pub lock_holds: Durations,
+    /// Grants that became leaderships.
+    pub leaders_elected: u64,
+    /// Latches that were counted down to zero.
+    pub latches_opened: u64,
+    /// Barriers whose parties had all entered.
+    pub barriers_tripped: u64,
     /// Waits that were refused because they would have closed a circle.
     pub deadlocks: u64,
     /// Searches for a circle that ended because they had looked at as much as they may.
@@ -125,9 +132,6 @@ pub struct Applied {
     pub overlay_bytes: u64,
 }
 
-/// Records that the digest reads at once.
-const DIGEST_PAGE: usize = 1_000;
-
 /// How a read ended.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QueryOutcome {
@@ -164,6 +168,8 @@ struct Output {
     events: Vec<Event>,
     /// Partitions that gained a message to deliver: (queue id, partition).
     ready: Vec<(u64, u32)>,
+    /// Records that calls wait for, and what those are answered.
+    gates: Vec<(Bytes, Answer)>,
     /// Change of the number of messages that are neither acknowledged, dead nor expired.
     backlog: i64,
     /// Change of what there is of locks.
@@ -206,6 +212,8 @@ pub struct Machine {
     directory: Directory,
     /// Long polls at this leader. Not replicated.
     polls: polls::Polls,
+    /// Calls that wait at this leader for latches and barriers. Not replicated.
+    gates: gates::Gates,
 }
 
 impl Machine {
@@ -230,6 +238,7 @@ impl Machine {
             progress,
             directory: Directory::default(),
             polls: polls::Polls::default(),
+            gates: gates::Gates::default(),
         }
     }
 
@@ -389,6 +398,14 @@ impl Machine {
             Operation::RequestRelease(request) => lock::request_release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
+            Operation::Campaign(request) => lock::campaign(scope, request, request_id),
+            Operation::Proclaim(request) => lock::proclaim(scope, request),
+            Operation::SetLatch(request) => lock::set_latch(scope, request),
+            Operation::CountDown(request) => lock::count_down(scope, request),
+            Operation::DeleteLatch(request) => lock::delete_latch(scope, request),
+            Operation::EnterBarrier(request) => lock::enter_barrier(scope, request),
+            Operation::LeaveBarrier(request) => lock::leave_barrier(scope, request),
+            Operation::WithdrawBarrier(request) => lock::withdraw_barrier(scope, request),
             Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
             Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
             Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
@@ -420,6 +437,9 @@ impl Machine {
         applied.events.extend(output.events);
         for (key, writer) in output.lines {
             self.directory.wrote(&key, writer);
+        }
+        for (key, answer) in output.gates {
+            applied.polls.extend(self.gates.open(&key, &answer));
         }
         for (queue_id, partition) in output.ready {
             applied.polls.extend(self.polls.ready(queue_id, partition));
@@ -466,6 +486,29 @@ impl Machine {
             Some(query::Query::ValidateToken(request)) => {
                 lock::validate_token(&self.locks(store, slot, &request.namespace), request)
             }
+            Some(query::Query::Leader(request)) => {
+                lock::leader(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::AwaitLatch(request)) => {
+                let view = self.locks(store, slot, &request.namespace);
+                lock::await_latch(&view, &mut self.gates, call, request)
+            }
+            Some(query::Query::GetLatch(request)) => {
+                lock::get_latch(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListLatches(request)) => {
+                lock::list_latches(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::AwaitBarrier(request)) => {
+                let view = self.locks(store, slot, &request.namespace);
+                lock::await_barrier(&view, &mut self.gates, call, request)
+            }
+            Some(query::Query::GetBarrier(request)) => {
+                lock::get_barrier(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListBarriers(request)) => {
+                lock::list_barriers(&self.locks(store, slot, &request.namespace), request)
+            }
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
@@ -494,35 +537,15 @@ impl Machine {
     /// Ends a long poll whose caller went away.
     pub fn cancel(&mut self, call: CallId) {
         self.polls.cancel(call);
+        self.gates.cancel(call);
     }
 
     /// Forgets what only a leader keeps; the polls that end with it are returned.
     pub fn step_down(&mut self) -> Vec<CallId> {
         self.directory.clear();
-        self.polls.clear()
-    }
-
-    /// Hash of the whole state: equal on all nodes at an equal applied index.
-    #[must_use]
-    pub fn digest(store: &impl Store) -> u64 {
-        let mut hash = Xxh3::new();
-        let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
-        loop {
-            let page = store.scan(&start, &end, DIGEST_PAGE);
-            for (key, value) in &page {
-                hash.update(&(key.len() as u64).to_be_bytes());
-                hash.update(key);
-                hash.update(&(value.len() as u64).to_be_bytes());
-                hash.update(value);
-            }
-            match page.last() {
-                Some((last, _)) if page.len() == DIGEST_PAGE => {
-                    start = last.to_vec();
-                    start.push(0);
-                }
-                _ => return hash.digest(),
-            }
-        }
+        let mut calls = self.polls.clear();
+        calls.extend(self.gates.clear());
+        calls
     }
 }
 
@@ -537,6 +560,9 @@ impl Counts {
         self.lock_timeouts += other.lock_timeouts;
         self.lock_waits.add(&other.lock_waits);
         self.lock_holds.add(&other.lock_holds);
+        self.leaders_elected += other.leaders_elected;
+        self.latches_opened += other.latches_opened;
+        self.barriers_tripped += other.barriers_tripped;
         self.deadlocks += other.deadlocks;
         self.deadlock_searches_cut += other.deadlock_searches_cut;
         self.sessions_expired += other.sessions_expired;

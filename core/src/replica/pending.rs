@@ -73,12 +73,20 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::LoseCaller(_)
             | Operation::AckLease(_)
             | Operation::ReturnLeases(_)
+            | Operation::CountDown(_)
+            | Operation::DeleteLatch(_)
+            | Operation::LeaveBarrier(_)
+            | Operation::WithdrawBarrier(_)
             | Operation::Delete(_),
         ) => true,
         Some(
             Operation::OpenSession(_)
             | Operation::Acquire(_)
             | Operation::Convert(_)
+            | Operation::Campaign(_)
+            | Operation::Proclaim(_)
+            | Operation::SetLatch(_)
+            | Operation::EnterBarrier(_)
             | Operation::CreateQueue(_)
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)

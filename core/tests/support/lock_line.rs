@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use trefoil_core::slot;
-use trefoil_proto::common::v1::RequestId;
+use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{CancelAcquire, Command, FindPlace, FindReleaseRequests};
@@ -47,6 +47,40 @@ pub enum Line {
         #[arg(key)]
         delay: Option<u64>,
     },
+    Campaign {
+        session: u64,
+        name: String,
+        /// What it proclaims; none where it is left out.
+        #[arg(key)]
+        value: Option<String>,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    /// One session campaigns in elections name-1 to name-n with a value of so many bytes, all in one entry.
+    CampaignMany {
+        session: u64,
+        name: String,
+        count: u64,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        bytes: usize,
+    },
+    Proclaim {
+        session: u64,
+        name: String,
+        token: u64,
+        #[arg(key)]
+        value: Option<String>,
+        /// A value of so many bytes.
+        #[arg(key)]
+        bytes: Option<usize>,
+        #[arg(key)]
+        id: Option<String>,
+    },
+    Leader(String),
     Convert {
         session: u64,
         name: String,
@@ -239,6 +273,14 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 lock_delay_ms: *delay,
             })
         }
+        Line::Campaign { session, name, value: says, wait, .. } => {
+            Operation::Campaign(campaign(*session, name.clone(), says.as_deref().map(text), *wait))
+        }
+        Line::Proclaim { session, name, token, value: says, bytes, .. } => {
+            let long = bytes.map(|bytes| "x".repeat(bytes));
+            let says = says.as_deref().or(long.as_deref()).map(text);
+            Operation::Proclaim(proclaim(*session, name.clone(), *token, says))
+        }
         Line::Convert { session, name, mode, token, wait, .. } => {
             Operation::Convert(api::ConvertRequest {
                 namespace,
@@ -305,6 +347,7 @@ pub fn question(line: &Line) -> Option<Q> {
             name: name.clone(),
             fencing_token: *token,
         }),
+        Line::Leader(name) => Q::Leader(api::LeaderRequest { namespace, name: name.clone() }),
         Line::Place { session, name, id, mode } => Q::FindPlace(FindPlace {
             namespace,
             session_id: *session,
@@ -327,6 +370,8 @@ pub fn line_id(line: &Line) -> Option<RequestId> {
         Line::Open { id, .. }
         | Line::Close { id, .. }
         | Line::Acquire { id, .. }
+        | Line::Campaign { id, .. }
+        | Line::Proclaim { id, .. }
         | Line::Convert { id, .. }
         | Line::Release { id, .. } => id.as_deref().map(request_id),
         _ => None,
@@ -369,4 +414,51 @@ pub fn mode_of(mode: Option<&str>) -> LockMode {
         Some(mode) => LockMode::from_str_name(&format!("LOCK_MODE_{}", mode.to_uppercase()))
             .expect("a mode is shared, update or exclusive"),
     }
+}
+
+pub fn campaign(
+    session_id: u64,
+    name: String,
+    value: Option<Value>,
+    wait_ms: u64,
+) -> api::CampaignRequest {
+    let namespace = "default".to_owned();
+    api::CampaignRequest { namespace, session_id, name, value, wait_ms, ..Default::default() }
+}
+
+pub fn text(text: &str) -> Value {
+    Value { kind: Some(value::Kind::Text(text.to_owned())) }
+}
+
+pub fn proclaim(
+    session_id: u64,
+    name: String,
+    fencing_token: u64,
+    value: Option<Value>,
+) -> api::ProclaimRequest {
+    let namespace = "default".to_owned();
+    api::ProclaimRequest { namespace, session_id, name, fencing_token, value, request_id: None }
+}
+
+/// The commands of a line that stands for many of a kind.
+pub fn many(line: &Line) -> Option<Vec<Command>> {
+    Some(match line {
+        Line::AcquireMany { session, name, count, wait, mode } => {
+            let mode = mode_of(mode.as_deref());
+            let acquires =
+                (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait, mode));
+            acquires.map(|acquire| in_slot(acquire, None)).collect()
+        }
+        Line::CampaignMany { session, name, count, wait, bytes } => {
+            let value = text(&"x".repeat(*bytes));
+            let campaigns = (1..=*count)
+                .map(|n| campaign(*session, format!("{name}-{n}"), Some(value.clone()), *wait));
+            campaigns.map(|campaign| in_slot(Operation::Campaign(campaign), None)).collect()
+        }
+        Line::OpenMany { client, count, ttl } => {
+            let id = |n| Some(request_id(&format!("{client}/{n}")));
+            (1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect()
+        }
+        _ => return None,
+    })
 }

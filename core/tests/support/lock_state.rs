@@ -9,8 +9,8 @@ use trefoil_core::machine::Gauges;
 use trefoil_core::slot;
 use trefoil_core::store::{MemoryStore, decode};
 use trefoil_proto::internal::v1::{
-    Claim, Holder, Lock, LockNamespace, Progress, RequestAnswer, RequestClient, Session,
-    SessionMetadata, Wait, Waiter,
+    Barrier, Claim, Hold, Holder, Latch, Lock, LockNamespace, Progress, RequestAnswer,
+    RequestClient, Session, SessionMetadata, Wait, Waiter,
 };
 use trefoil_proto::lock::v1::{Deadlock, LockMode};
 
@@ -28,6 +28,10 @@ const CLAIM: u8 = 20;
 const HOLDER: u8 = 21;
 const WAIT: u8 = 22;
 const DEADLOCK: u8 = 23;
+const PROCLAIMED: u8 = 28;
+const LATCH: u8 = 29;
+const BARRIER: u8 = 30;
+const ENTERED: u8 = 31;
 
 /// The place of a waiter that does not convert.
 const ACQUIRES: u64 = 1 << 63;
@@ -48,6 +52,12 @@ pub struct LockState {
     pub waits: BTreeMap<(String, u64, u64), Wait>,
     /// (namespace, number)
     pub deadlocks: BTreeMap<(String, u64), Deadlock>,
+    /// (namespace, session, ordinal, or 0 and lock), to the bytes of the record
+    pub proclaimed: BTreeMap<(String, u64, u64, String), u64>,
+    pub latches: BTreeMap<(String, String), Latch>,
+    pub barriers: BTreeMap<(String, String), Barrier>,
+    /// (namespace, session, barrier)
+    pub entered: BTreeSet<(String, u64, String)>,
     pub claims: BTreeMap<(String, u64, String), Claim>,
     /// (due, kind, rest)
     pub timers: BTreeSet<(u64, u8, Vec<u8>)>,
@@ -116,6 +126,19 @@ impl LockState {
                 let key = (of, number(&mut rest), number(&mut rest));
                 self.waits.insert(key, decode(value));
             }
+            PROCLAIMED => {
+                let key = (of, number(&mut rest), number(&mut rest), tail(rest));
+                self.proclaimed.insert(key, value.len() as u64);
+            }
+            LATCH => {
+                self.latches.insert((of, tail(rest)), decode(value));
+            }
+            BARRIER => {
+                self.barriers.insert((of, tail(rest)), decode(value));
+            }
+            ENTERED => {
+                self.entered.insert((of, number(&mut rest), tail(rest)));
+            }
             CLAIM => {
                 self.claims.insert((of, number(&mut rest), tail(rest)), decode(value));
             }
@@ -139,6 +162,8 @@ impl LockState {
         self.check_locks();
         self.check_timers();
         self.check_waits();
+        self.check_elections();
+        self.check_barriers();
         for ((namespace, session, name), claim) in &self.claims {
             assert!(claim.hold.is_some() || !claim.ordinals.is_empty(), "a claim claims something");
             assert!(
@@ -169,6 +194,66 @@ impl LockState {
             }
         }
         assert_eq!(waiters, self.waiters, "waiters are those of the waits");
+    }
+
+    /// Every campaign and every leader has a value, and nobody else has.
+    fn check_elections(&self) {
+        let campaigns = self.waits.iter().filter(|(_, wait)| wait.campaigns);
+        let campaigns = campaigns.map(|((namespace, session, ordinal), wait)| {
+            assert!(wait.wants[0].mode() == LockMode::Exclusive && !wait.converts);
+            (namespace.clone(), *session, *ordinal, String::new())
+        });
+        let leads = |claim: &Claim| claim.hold.as_ref().is_some_and(|hold| hold.leads);
+        let leaders = self.claims.iter().filter(|(_, claim)| leads(claim));
+        let leaders = leaders.map(|((namespace, session, name), claim)| {
+            assert_eq!(claim.hold.as_ref().map(Hold::mode), Some(LockMode::Exclusive));
+            (namespace.clone(), *session, 0, name.clone())
+        });
+        let expected = campaigns.chain(leaders).collect::<BTreeSet<_>>();
+        assert!(expected.iter().eq(self.proclaimed.keys()), "campaigns and leaders have values");
+        for (namespace, counters) in &self.namespaces {
+            let values = self.proclaimed.iter().filter(|((of, ..), _)| of == namespace);
+            let bytes = values.map(|(_, bytes)| bytes).sum::<u64>();
+            assert_eq!(counters.proclaimed_bytes, bytes, "a namespace counts its values");
+        }
+    }
+
+    /// Latches and barriers are counted, and the end of a session finds every barrier that it is in.
+    fn check_barriers(&self) {
+        for (namespace, counters) in &self.namespaces {
+            let latches = self.latches.iter().filter(|((of, _), _)| of == namespace);
+            let barriers = self.barriers.iter().filter(|((of, _), _)| of == namespace);
+            let counted = (counters.latches, counters.barriers);
+            let there = (latches.clone().count() as u64, barriers.clone().count() as u64);
+            assert_eq!(counted, there, "a namespace counts its latches and barriers");
+            let rounds = latches.map(|(_, latch)| latch.round);
+            let rounds = rounds.chain(barriers.map(|(_, barrier)| barrier.round));
+            let rounds = rounds.collect::<Vec<_>>();
+            assert_eq!(rounds.iter().collect::<BTreeSet<_>>().len(), rounds.len());
+            assert!(rounds.iter().all(|round| (1..=counters.last_round).contains(round)));
+        }
+        for latch in self.latches.values() {
+            assert!(latch.count <= latch.set_count && latch.first_round <= latch.round);
+        }
+        for ((namespace, name), barrier) in &self.barriers {
+            let sessions = barrier.inside.iter().map(|party| party.session_id);
+            let sessions = sessions.collect::<BTreeSet<_>>();
+            assert_eq!(sessions.len(), barrier.inside.len(), "a session is in a barrier once");
+            let most = barrier.parties as usize - usize::from(!barrier.tripped);
+            assert!((1..=most).contains(&sessions.len()), "who is missing is waited for");
+            let is_noted =
+                |id: &u64| self.entered.contains(&(namespace.clone(), *id, name.clone()));
+            assert!(sessions.iter().all(is_noted), "a session knows its barriers");
+        }
+        for (key, session) in &self.sessions {
+            let first = |id| (key.0.clone(), id, String::new());
+            let entered = self.entered.range(first(key.1)..first(key.1 + 1)).count() as u64;
+            assert_eq!(session.entered, entered, "a session counts its barriers");
+        }
+        let has_session = |entered: &(String, u64, String)| {
+            self.sessions.contains_key(&(entered.0.clone(), entered.1))
+        };
+        assert!(self.entered.iter().all(has_session));
     }
 
     fn check_counts(&self) {

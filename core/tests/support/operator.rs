@@ -2,9 +2,11 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use trefoil_proto::common::v1::value;
 use trefoil_proto::internal::v1::{Answer, answer};
 use trefoil_proto::lock::v1::{
-    Deadlock, DeadlockEdge, LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo, SessionLock,
+    Deadlock, DeadlockEdge, Leadership, LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo,
+    SessionLock,
 };
 
 use crate::support::show_answer;
@@ -49,6 +51,7 @@ pub fn show(answer: &Answer) -> String {
             }
             other => panic!("a valid token has its holder: {other:?}"),
         },
+        A::Leader(response) => response.leader.as_ref().map_or_else(no_leader, leader),
         A::ListDeadlocks(listed) => {
             let all = listed.deadlocks.len();
             let shown = listed.deadlocks.iter().take(3).map(deadlock).collect::<String>();
@@ -56,6 +59,21 @@ pub fn show(answer: &Answer) -> String {
         }
         _ => format!("{}\n", show_answer(answer)),
     }
+}
+
+fn no_leader() -> String {
+    "no leader\n".to_owned()
+}
+
+fn leader(of: &Leadership) -> String {
+    let Leadership { session_id, fencing_token, leading_ms, value, .. } = of;
+    let value = match value.as_ref().and_then(|value| value.kind.as_ref()) {
+        Some(value::Kind::Text(text)) if text.len() > 20 => format!("{} bytes", text.len()),
+        Some(value::Kind::Text(text)) => format!("{text:?}"),
+        Some(value::Kind::Data(data)) => format!("{data:?}"),
+        None => "nothing".to_owned(),
+    };
+    format!("{session_id} leads with token {fencing_token} for {leading_ms} ms, says {value}\n")
 }
 
 fn page(items: impl Iterator<Item = String>, next: &str) -> String {

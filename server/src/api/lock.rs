@@ -255,6 +255,11 @@ pub(super) struct Abandoned<'a, S: Shards> {
 }
 
 impl<'a, S: Shards> Abandoned<'a, S> {
+    /// A call that acquires, and that the command would take back.
+    pub(super) fn of(api: &Arc<Api<S>>, context: &'a Context, cancel: CancelAcquire) -> Self {
+        Self { api: Arc::clone(api), context, cancel: Some(cancel) }
+    }
+
     /// An Acquire that is about to be sent.
     pub(super) fn new(
         api: &Arc<Api<S>>,
@@ -269,7 +274,7 @@ impl<'a, S: Shards> Abandoned<'a, S> {
             mode: request.mode,
             converts: false,
         };
-        Self { api: Arc::clone(api), context, cancel: Some(cancel) }
+        Self::of(api, context, cancel)
     }
 
     /// The caller has its answer.
@@ -278,7 +283,7 @@ impl<'a, S: Shards> Abandoned<'a, S> {
     }
 
     /// The command ended. Only an end that leaves open whether it waits or holds is followed by a cancellation.
-    fn judge(&mut self, refusal: Option<&Refusal>) {
+    pub(super) fn judge(&mut self, refusal: Option<&Refusal>) {
         let open_ended = refusal.is_some_and(|refusal| {
             refusal.reason() == Reason::DeadlinePassed
                 || refusal.reason().row().retry == Retry::WithRequestId

@@ -5,10 +5,12 @@
 
 mod acquire_stream;
 mod background;
+mod barrier;
 mod cache;
 mod catalogue;
 mod cluster;
 mod dequeue;
+mod election;
 mod keep_alive_stream;
 mod lock;
 pub mod method;
@@ -216,6 +218,7 @@ impl<S: Shards> Api<S> {
         }
     }
 
+    #[allow(clippy::too_many_lines, reason = "one table")]
     async fn dispatch(
         self: &Arc<Self>,
         context: &Context,
@@ -260,6 +263,44 @@ impl<S: Shards> Api<S> {
             }
             Operation::ListSessions(request) => {
                 Outcome::ListSessions(self.list_sessions(context, request).await?)
+            }
+            Operation::Campaign(request) => {
+                Outcome::Campaign(self.campaign(context, request).await?)
+            }
+            Operation::Proclaim(request) => {
+                Outcome::Proclaim(self.proclaim(context, request).await?)
+            }
+            Operation::Leader(request) => Outcome::Leader(self.leader(context, request).await?),
+            Operation::Resign(request) => Outcome::Resign(self.resign(context, request).await?),
+            Operation::SetLatch(request) => {
+                Outcome::SetLatch(self.set_latch(context, request).await?)
+            }
+            Operation::CountDown(request) => {
+                Outcome::CountDown(self.count_down(context, request).await?)
+            }
+            Operation::AwaitLatch(request) => {
+                Outcome::AwaitLatch(Box::pin(self.await_latch(context, request)).await?)
+            }
+            Operation::GetLatch(request) => {
+                Outcome::GetLatch(self.get_latch(context, request).await?)
+            }
+            Operation::DeleteLatch(request) => {
+                Outcome::DeleteLatch(self.delete_latch(context, request).await?)
+            }
+            Operation::ListLatches(request) => {
+                Outcome::ListLatches(self.list_latches(context, request).await?)
+            }
+            Operation::EnterBarrier(request) => {
+                Outcome::EnterBarrier(Box::pin(self.enter_barrier(context, request)).await?)
+            }
+            Operation::LeaveBarrier(request) => {
+                Outcome::LeaveBarrier(Box::pin(self.leave_barrier(context, request)).await?)
+            }
+            Operation::GetBarrier(request) => {
+                Outcome::GetBarrier(self.get_barrier(context, request).await?)
+            }
+            Operation::ListBarriers(request) => {
+                Outcome::ListBarriers(self.list_barriers(context, request).await?)
             }
             Operation::CreateQueue(request) => {
                 Outcome::CreateQueue(self.create_queue(context, request).await?)

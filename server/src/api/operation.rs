@@ -47,6 +47,20 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::ForceRelease(request) => request.check(),
         Operation::ValidateToken(request) => request.check(),
         Operation::RequestRelease(request) => request.check(),
+        Operation::Campaign(request) => request.check(),
+        Operation::Proclaim(request) => request.check(),
+        Operation::Leader(request) => request.check(),
+        Operation::Resign(request) => request.check(),
+        Operation::SetLatch(request) => request.check(),
+        Operation::CountDown(request) => request.check(),
+        Operation::AwaitLatch(request) => request.check(),
+        Operation::GetLatch(request) => request.check(),
+        Operation::DeleteLatch(request) => request.check(),
+        Operation::ListLatches(request) => request.check(),
+        Operation::EnterBarrier(request) => request.check(),
+        Operation::LeaveBarrier(request) => request.check(),
+        Operation::GetBarrier(request) => request.check(),
+        Operation::ListBarriers(request) => request.check(),
         Operation::CreateQueue(request) => request.check(),
         Operation::Enqueue(request) => request.check(),
         Operation::Dequeue(request) => request.check(),
@@ -78,6 +92,20 @@ pub fn method(operation: &Operation) -> Method {
         Operation::ForceRelease(_) => Method::ForceRelease,
         Operation::ValidateToken(_) => Method::ValidateToken,
         Operation::RequestRelease(_) => Method::RequestRelease,
+        Operation::Campaign(_) => Method::Campaign,
+        Operation::Proclaim(_) => Method::Proclaim,
+        Operation::Leader(_) => Method::Leader,
+        Operation::Resign(_) => Method::Resign,
+        Operation::SetLatch(_) => Method::SetLatch,
+        Operation::CountDown(_) => Method::CountDown,
+        Operation::AwaitLatch(_) => Method::AwaitLatch,
+        Operation::GetLatch(_) => Method::GetLatch,
+        Operation::DeleteLatch(_) => Method::DeleteLatch,
+        Operation::ListLatches(_) => Method::ListLatches,
+        Operation::EnterBarrier(_) => Method::EnterBarrier,
+        Operation::LeaveBarrier(_) => Method::LeaveBarrier,
+        Operation::GetBarrier(_) => Method::GetBarrier,
+        Operation::ListBarriers(_) => Method::ListBarriers,
         Operation::CreateQueue(_) => Method::CreateQueue,
         Operation::Enqueue(_) => Method::Enqueue,
         Operation::Dequeue(_) => Method::Dequeue,
@@ -92,6 +120,7 @@ pub fn method(operation: &Operation) -> Method {
 
 /// The facts of an operation.
 #[must_use]
+#[allow(clippy::too_many_lines, reason = "one table")]
 pub fn facts(operation: &Operation) -> Facts<'_> {
     let (action, resource, request_id, wait_ms) = match operation {
         Operation::OpenSession(r) => {
@@ -125,6 +154,36 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
         Operation::ValidateToken(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, 0),
+        Operation::Campaign(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::Proclaim(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::Leader(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::Resign(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::SetLatch(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::CountDown(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::AwaitLatch(r) => (Action::UseLock, lock(&r.namespace, &r.name), None, r.wait_ms),
+        Operation::GetLatch(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::DeleteLatch(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::ListLatches(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
+        Operation::EnterBarrier(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::LeaveBarrier(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::GetBarrier(r) => (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0),
+        Operation::ListBarriers(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::CreateQueue(r) => {
             (Action::CreateQueue, queue(&r.namespace, &r.queue), r.request_id.as_ref(), 0)
         }
@@ -172,7 +231,21 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::RequestRelease
         | Method::KeepAliveStream
         | Method::WatchLocks
-        | Method::AcquireStream => Some(Service::Lock),
+        | Method::AcquireStream
+        | Method::Campaign
+        | Method::Proclaim
+        | Method::Leader
+        | Method::Resign
+        | Method::SetLatch
+        | Method::CountDown
+        | Method::AwaitLatch
+        | Method::GetLatch
+        | Method::DeleteLatch
+        | Method::ListLatches
+        | Method::EnterBarrier
+        | Method::LeaveBarrier
+        | Method::GetBarrier
+        | Method::ListBarriers => Some(Service::Lock),
         Method::CreateQueue | Method::Enqueue | Method::Dequeue | Method::Ack => {
             Some(Service::Queue)
         }

@@ -163,6 +163,26 @@ service!(lock::lock_service_server::LockService {
     }
 );
 
+service!(lock::election_service_server::ElectionService {
+    campaign: Campaign(lock::CampaignRequest) -> lock::CampaignResponse;
+    proclaim: Proclaim(lock::ProclaimRequest) -> lock::ProclaimResponse;
+    leader: Leader(lock::LeaderRequest) -> lock::LeaderResponse;
+    resign: Resign(lock::ResignRequest) -> lock::ResignResponse;
+});
+
+service!(lock::barrier_service_server::BarrierService {
+    set_latch: SetLatch(lock::SetLatchRequest) -> lock::SetLatchResponse;
+    count_down: CountDown(lock::CountDownRequest) -> lock::CountDownResponse;
+    await_latch: AwaitLatch(lock::AwaitLatchRequest) -> lock::AwaitLatchResponse;
+    get_latch: GetLatch(lock::GetLatchRequest) -> lock::GetLatchResponse;
+    delete_latch: DeleteLatch(lock::DeleteLatchRequest) -> lock::DeleteLatchResponse;
+    list_latches: ListLatches(lock::ListLatchesRequest) -> lock::ListLatchesResponse;
+    enter_barrier: EnterBarrier(lock::EnterBarrierRequest) -> lock::EnterBarrierResponse;
+    leave_barrier: LeaveBarrier(lock::LeaveBarrierRequest) -> lock::LeaveBarrierResponse;
+    get_barrier: GetBarrier(lock::GetBarrierRequest) -> lock::GetBarrierResponse;
+    list_barriers: ListBarriers(lock::ListBarriersRequest) -> lock::ListBarriersResponse;
+});
+
 service!(queue::queue_service_server::QueueService {
     create_queue: CreateQueue(queue::CreateQueueRequest) -> queue::CreateQueueResponse;
     enqueue: Enqueue(queue::EnqueueRequest) -> queue::EnqueueResponse;

@@ -79,11 +79,19 @@ impl Work {
             | O::ForceStep(_)
             | O::RequestRelease(_)
             | O::CancelAcquire(_)
+            | O::CountDown(_)
+            | O::DeleteLatch(_)
+            | O::LeaveBarrier(_)
+            | O::WithdrawBarrier(_)
             | O::LoseCaller(_) => Share::Reserved,
             O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
             O::OpenSession(_)
             | O::Acquire(_)
             | O::Convert(_)
+            | O::Campaign(_)
+            | O::Proclaim(_)
+            | O::SetLatch(_)
+            | O::EnterBarrier(_)
             | O::CreateQueue(_)
             | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
@@ -124,6 +132,9 @@ fn is_idempotent(operation: &Operation) -> bool {
     match operation {
         O::Acquire(_)
         | O::Convert(_)
+        | O::Campaign(_)
+        | O::EnterBarrier(_)
+        | O::WithdrawBarrier(_)
         | O::KeepAlive(_)
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
@@ -134,7 +145,12 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::CloseSession(_)
         | O::Release(_)
         | O::ReleaseHeld(_)
-        | O::ForceStep(_) => false,
+        | O::ForceStep(_)
+        | O::Proclaim(_)
+        | O::SetLatch(_)
+        | O::CountDown(_)
+        | O::DeleteLatch(_)
+        | O::LeaveBarrier(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
     }

@@ -17,6 +17,8 @@ use tonic::transport::{Channel, Endpoint};
 use trefoil_proto::cache::v1::cache_service_client::CacheServiceClient;
 use trefoil_proto::cluster::v1::cluster_service_client::ClusterServiceClient;
 use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::lock::v1::barrier_service_client::BarrierServiceClient;
+use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
@@ -85,6 +87,8 @@ pub async fn usual() -> Served {
 pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, tonic::Status> {
     use Operation as O;
     let mut lock = LockServiceClient::new(channel.clone());
+    let mut election = ElectionServiceClient::new(channel.clone());
+    let mut barrier = BarrierServiceClient::new(channel.clone());
     let mut queue = QueueServiceClient::new(channel.clone());
     let mut cache = CacheServiceClient::new(channel.clone());
     let mut cluster = ClusterServiceClient::new(channel.clone());
@@ -106,6 +110,20 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
             Outcome::RequestRelease(lock.request_release(r).await?.into_inner())
         }
         O::ListDeadlocks(r) => Outcome::ListDeadlocks(lock.list_deadlocks(r).await?.into_inner()),
+        O::Campaign(r) => Outcome::Campaign(election.campaign(r).await?.into_inner()),
+        O::Proclaim(r) => Outcome::Proclaim(election.proclaim(r).await?.into_inner()),
+        O::Leader(r) => Outcome::Leader(election.leader(r).await?.into_inner()),
+        O::Resign(r) => Outcome::Resign(election.resign(r).await?.into_inner()),
+        O::SetLatch(r) => Outcome::SetLatch(barrier.set_latch(r).await?.into_inner()),
+        O::CountDown(r) => Outcome::CountDown(barrier.count_down(r).await?.into_inner()),
+        O::AwaitLatch(r) => Outcome::AwaitLatch(barrier.await_latch(r).await?.into_inner()),
+        O::GetLatch(r) => Outcome::GetLatch(barrier.get_latch(r).await?.into_inner()),
+        O::DeleteLatch(r) => Outcome::DeleteLatch(barrier.delete_latch(r).await?.into_inner()),
+        O::ListLatches(r) => Outcome::ListLatches(barrier.list_latches(r).await?.into_inner()),
+        O::EnterBarrier(r) => Outcome::EnterBarrier(barrier.enter_barrier(r).await?.into_inner()),
+        O::LeaveBarrier(r) => Outcome::LeaveBarrier(barrier.leave_barrier(r).await?.into_inner()),
+        O::GetBarrier(r) => Outcome::GetBarrier(barrier.get_barrier(r).await?.into_inner()),
+        O::ListBarriers(r) => Outcome::ListBarriers(barrier.list_barriers(r).await?.into_inner()),
         O::CreateQueue(r) => Outcome::CreateQueue(queue.create_queue(r).await?.into_inner()),
         O::Enqueue(r) => Outcome::Enqueue(queue.enqueue(r).await?.into_inner()),
         O::Dequeue(r) => Outcome::Dequeue(queue.dequeue(r).await?.into_inner()),

@@ -36,6 +36,33 @@ pub fn convert(session_id: u64, name: &str, mode: lock::LockMode) -> lock::Conve
     lock::ConvertRequest { session_id, name, mode, ..Default::default() }
 }
 
+pub fn campaign(session_id: u64, name: &str, wait_ms: u64) -> lock::CampaignRequest {
+    let (name, value) = (name.to_owned(), text("here"));
+    lock::CampaignRequest { session_id, name, value, wait_ms, ..Default::default() }
+}
+
+pub fn enter(session_id: u64, name: &str, parties: u32, wait_ms: u64) -> lock::EnterBarrierRequest {
+    let name = name.to_owned();
+    lock::EnterBarrierRequest { session_id, name, parties, wait_ms, ..Default::default() }
+}
+
+pub fn leave(session_id: u64, name: &str, wait_ms: u64) -> lock::LeaveBarrierRequest {
+    let name = name.to_owned();
+    lock::LeaveBarrierRequest { session_id, name, wait_ms, ..Default::default() }
+}
+
+pub fn set_latch(name: &str, count: u64) -> lock::SetLatchRequest {
+    lock::SetLatchRequest { name: name.to_owned(), count, ..Default::default() }
+}
+
+pub fn count_down(name: &str) -> lock::CountDownRequest {
+    lock::CountDownRequest { name: name.to_owned(), ..Default::default() }
+}
+
+pub fn await_latch(name: &str, wait_ms: u64) -> lock::AwaitLatchRequest {
+    lock::AwaitLatchRequest { name: name.to_owned(), wait_ms, ..Default::default() }
+}
+
 pub fn create_queue(queue: &str, partitions: u32) -> queue::CreateQueueRequest {
     queue::CreateQueueRequest { queue: queue.to_owned(), partitions, ..Default::default() }
 }
@@ -69,10 +96,46 @@ pub fn delete(key: &str) -> cache::DeleteRequest {
     cache::DeleteRequest { key: key.to_owned(), ..Default::default() }
 }
 
+/// Those of elections, latches and barriers.
+fn elections_and_barriers(session: u64) -> Vec<Operation> {
+    vec![
+        Operation::Campaign(campaign(session, "e", 0)),
+        Operation::Proclaim(lock::ProclaimRequest {
+            session_id: session,
+            name: "e".to_owned(),
+            fencing_token: 3,
+            value: text("there"),
+            ..Default::default()
+        }),
+        Operation::Leader(lock::LeaderRequest { name: "e".to_owned(), ..Default::default() }),
+        Operation::Resign(lock::ResignRequest {
+            session_id: session,
+            name: "e".to_owned(),
+            ..Default::default()
+        }),
+        Operation::SetLatch(set_latch("t", 1)),
+        Operation::GetLatch(lock::GetLatchRequest { name: "t".to_owned(), ..Default::default() }),
+        Operation::ListLatches(lock::ListLatchesRequest::default()),
+        Operation::CountDown(count_down("t")),
+        Operation::AwaitLatch(await_latch("t", 0)),
+        Operation::DeleteLatch(lock::DeleteLatchRequest {
+            name: "t".to_owned(),
+            ..Default::default()
+        }),
+        Operation::EnterBarrier(enter(session, "b", 1, 0)),
+        Operation::GetBarrier(lock::GetBarrierRequest {
+            name: "b".to_owned(),
+            ..Default::default()
+        }),
+        Operation::ListBarriers(lock::ListBarriersRequest::default()),
+        Operation::LeaveBarrier(leave(session, "b", 0)),
+    ]
+}
+
 /// A good request of every operation.
 pub fn one_of_each() -> Vec<Operation> {
     let session = 1;
-    let all = vec![
+    let mut all = vec![
         Operation::OpenSession(open_session(60_000)),
         Operation::KeepAlive(lock::KeepAliveRequest { session_id: session, ..Default::default() }),
         Operation::Acquire(acquire(session, "l", 0)),
@@ -102,6 +165,9 @@ pub fn one_of_each() -> Vec<Operation> {
             ..Default::default()
         }),
         Operation::Release(release(session, "l")),
+    ];
+    all.extend(elections_and_barriers(session));
+    all.extend([
         Operation::ReleaseAll(lock::ReleaseAllRequest {
             session_id: session,
             ..Default::default()
@@ -119,7 +185,7 @@ pub fn one_of_each() -> Vec<Operation> {
         Operation::Delete(delete("k")),
         Operation::Status(cluster::StatusRequest {}),
         Operation::TransferLeader(cluster::TransferLeaderRequest { shard: 0, to_node_id: 1 }),
-    ];
+    ]);
     let there = all.iter().map(operation::method).collect::<BTreeSet<_>>();
     let of_ours = Method::ALL
         .iter()

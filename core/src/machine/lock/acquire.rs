@@ -171,6 +171,7 @@ impl Space<'_, '_> {
             wants: vec![Want { name: call.name.to_owned(), mode: call.mode.into() }],
             converts: call.converts,
             lock_delay_ms: call.lock_delay_ms,
+            campaigns: false,
         };
         let key = self.place.wait(call.session_id, ordinal);
         timers::set(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));

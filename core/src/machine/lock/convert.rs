@@ -64,6 +64,7 @@ impl Space<'_, '_> {
         let claim = self.claim(session_id, name);
         let mut hold = claim.hold.expect("who converts holds the lock");
         self.unlist(name, &hold);
+        self.abdicate(name, session_id, &mut hold);
         (hold.former_token, hold.token) = (hold.token, self.next_token(name));
         hold.mode = mode.into();
         self.list(name, session_id, &hold);

@@ -111,9 +111,10 @@ impl Space<'_, '_> {
 
     /// The holder holds it no longer, and has nothing left to convert.
     pub(super) fn vacate(&mut self, name: &str, session_id: u64, how: LockEventKind) {
-        let claim = self.claim(session_id, name);
-        let Some(hold) = &claim.hold else { return };
+        let mut claim = self.claim(session_id, name);
+        let Some(hold) = &mut claim.hold else { return };
         self.unlist(name, hold);
+        self.abdicate(name, session_id, hold);
         self.tell_grant(how, name, session_id, hold);
         self.change_claim(session_id, name, |claim| claim.hold = None);
         let held_ms = self.scope.now_ms.saturating_sub(hold.since_ms);
@@ -342,6 +343,7 @@ impl Space<'_, '_> {
                 }
             })
         };
+        self.succeed(name, mode, &waits);
         // One grant for all waits of a session; it may go on to convert.
         for (ordinal, wait, takes) in waits {
             let is_stronger = wait.wants[0].mode() > mode;
@@ -387,6 +389,7 @@ impl Space<'_, '_> {
         let key = self.place.wait(wait.session_id, ordinal);
         timers::clear(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.delete(key);
+        self.withdraw(ordinal, wait);
         for want in &wait.wants {
             self.scope.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
             self.change_claim(wait.session_id, &want.name, |claim| {

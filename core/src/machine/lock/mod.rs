@@ -5,12 +5,15 @@
 //! leaves behind therefore may take as many steps as it likes.
 
 mod acquire;
+mod barrier;
 mod cancel;
 mod convert;
 mod deadlock;
+mod election;
 mod event;
 mod force;
 mod handoff;
+mod latch;
 mod line;
 mod place;
 mod release;
@@ -28,10 +31,17 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 pub(super) use self::acquire::acquire;
+pub(super) use self::barrier::{
+    await_barrier, enter_barrier, get_barrier, leave_barrier, list_barriers, withdraw_barrier,
+};
 pub(super) use self::cancel::{cancel_acquire, lose_caller};
 pub(super) use self::convert::convert;
+pub(super) use self::election::{campaign, leader, proclaim};
 pub(super) use self::force::force_step;
 pub(super) use self::handoff::{lock_due, wait_due};
+pub(super) use self::latch::{
+    await_latch, count_down, delete_latch, get_latch, list_latches, set_latch,
+};
 pub(super) use self::line::find_place;
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
@@ -47,7 +57,8 @@ use crate::store::{decode, prefix_end};
 use crate::{check, slot};
 
 /// Claims and waits that one step may end. Each costs at most twelve keys: its lock, holder, waiter, wait, timer, two
-/// claims, two sessions, the answer of its request id, the client of that, and the namespace.
+/// claims, two sessions, the answer of its request id, the client of that, and the namespace. A leadership has no holder
+/// but a value, and the campaign that it passes to another.
 const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 12;
 
 /// The records of one namespace, as one step of a command sees and changes them. Nothing is held in memory between

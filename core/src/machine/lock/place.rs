@@ -72,6 +72,40 @@ impl Place<'_> {
         self.waits(session_id).u64(ordinal)
     }
 
+    /// The value of a campaign.
+    pub(super) fn candidate(self, session_id: u64, ordinal: u64) -> Key {
+        self.key(Kind::Proclaimed).text(self.namespace).u64(session_id).u64(ordinal)
+    }
+
+    /// The value of a leader. No call waits under ordinal 0.
+    pub(super) fn leader(self, session_id: u64, name: &str) -> Key {
+        self.candidate(session_id, 0).tail(name.as_bytes())
+    }
+
+    pub(super) fn latches(self) -> Key {
+        self.key(Kind::Latch).text(self.namespace)
+    }
+
+    pub(super) fn latch(self, name: &str) -> Key {
+        self.latches().tail(name.as_bytes())
+    }
+
+    pub(super) fn barriers(self) -> Key {
+        self.key(Kind::Barrier).text(self.namespace)
+    }
+
+    pub(super) fn barrier(self, name: &str) -> Key {
+        self.barriers().tail(name.as_bytes())
+    }
+
+    pub(super) fn entries(self, session_id: u64) -> Key {
+        self.key(Kind::Entered).text(self.namespace).u64(session_id)
+    }
+
+    pub(super) fn entered(self, session_id: u64, name: &str) -> Key {
+        self.entries(session_id).tail(name.as_bytes())
+    }
+
     pub(super) fn deadlocks(self) -> Key {
         self.key(Kind::Deadlock).text(self.namespace)
     }

@@ -143,8 +143,9 @@ impl Space<'_, '_> {
             }
             self.end_claim(id, &text_of(&key[claims.bytes().len()..]));
         }
+        self.leave_barriers(id);
         let Some(session) = self.session(id) else { return };
-        if session.claims > 0 {
+        if session.claims > 0 || session.entered > 0 {
             let now_ms = self.scope.now_ms;
             return self.watch(id, session, now_ms);
         }

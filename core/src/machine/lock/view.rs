@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use prost::Message;
 use trefoil_proto::internal::v1::{
     Answer, Claim, Hold, Holder, Lock, Refusal, Session, SessionMetadata, Wait, Waiter, answer,
@@ -13,6 +14,7 @@ use super::place::{Place, number_of, ordinal_of};
 use super::session::due_ms;
 use super::{check_name, check_place, delayed_until_ms, session_expired, text_of};
 use crate::check;
+use crate::key::Key;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
 use crate::store::{Store, decode, prefix_end};
 
@@ -51,22 +53,11 @@ pub(in super::super) fn list_locks(
     request: &api::ListLocksRequest,
 ) -> QueryOutcome {
     end(view.checked().and_then(|()| {
-        check::text("prefix", &request.prefix, 0, NAME_BYTES_MAX)?;
-        check::text("page_token", &request.page_token, 0, NAME_BYTES_MAX)?;
-        let size = page_size(request.page_size)?;
-        let (head, prefix) = (view.place.locks(), view.place.lock(&request.prefix));
-        let mut start = prefix.bytes().to_vec();
-        if request.page_token >= request.prefix && !request.page_token.is_empty() {
-            start = view.place.lock(&request.page_token).bytes().to_vec();
-            start.push(0);
-        }
-        let found = view.store.scan(&start, &prefix_end(prefix.bytes()), size);
-        let name = |key: &[u8]| text_of(&key[head.bytes().len()..]);
-        let next_page_token = match found.last() {
-            Some((key, _)) if found.len() == size => name(key),
-            _ => String::new(),
-        };
-        let locks = found.iter().map(|(key, value)| view.info(name(key), &decode(value)));
+        let api::ListLocksRequest { prefix, page_size, page_token, .. } = request;
+        let place = view.place;
+        let (found, next_page_token) =
+            view.page(*page_size, prefix, page_token, |name| place.lock(name))?;
+        let locks = found.into_iter().map(|(name, value)| view.info(name, &decode(&value)));
         let locks = locks.collect();
         Ok(answer::Answer::ListLocks(api::ListLocksResponse {
             header: None,
@@ -179,11 +170,11 @@ impl<'a, S: Store> View<'a, S> {
         check_place(self.place.slot, self.place.namespace)
     }
 
-    fn get<M: Message + Default>(&self, key: &[u8]) -> Option<M> {
+    pub(super) fn get<M: Message + Default>(&self, key: &[u8]) -> Option<M> {
         self.store.get(key).map(|value| decode(&value))
     }
 
-    fn lock(&self, name: &str) -> Lock {
+    pub(super) fn lock(&self, name: &str) -> Lock {
         self.get(self.place.lock(name).bytes()).unwrap_or_default()
     }
 
@@ -196,11 +187,38 @@ impl<'a, S: Store> View<'a, S> {
         self.get(self.place.session(id).bytes()).filter(|session| self.is_living(session))
     }
 
+    /// Records of one kind by the ends of their keys, which are names: those with a prefix, after the last one of the page
+    /// before; and the name after which the next page begins.
+    pub(super) fn page(
+        &self,
+        size: u32,
+        prefix: &str,
+        page_token: &str,
+        key: impl Fn(&str) -> Key,
+    ) -> Result<(Vec<(String, Bytes)>, String), Refusal> {
+        self.checked()?;
+        check::text("prefix", prefix, 0, NAME_BYTES_MAX)?;
+        check::text("page_token", page_token, 0, NAME_BYTES_MAX)?;
+        let size = page_size(size)?;
+        let (head, first) = (key("").bytes().len(), key(prefix));
+        let mut start = first.bytes().to_vec();
+        if page_token >= prefix && !page_token.is_empty() {
+            start = key(page_token).bytes().to_vec();
+            start.push(0);
+        }
+        let found = self.store.scan(&start, &prefix_end(first.bytes()), size);
+        let found = found.into_iter().map(|(key, value)| (text_of(&key[head..]), value));
+        let found = found.collect::<Vec<_>>();
+        let next = found.last().filter(|_| found.len() == size);
+        let next = next.map_or_else(String::new, |(name, _)| name.clone());
+        Ok((found, next))
+    }
+
     fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
         self.get(self.place.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
     }
 
-    fn since(&self, since_ms: u64) -> u64 {
+    pub(super) fn since(&self, since_ms: u64) -> u64 {
         self.now_ms.saturating_sub(since_ms)
     }
 
@@ -265,7 +283,7 @@ impl<'a, S: Store> View<'a, S> {
         if lock.session_id == 0 { None } else { self.holder(name, lock.session_id) }
     }
 
-    fn holder(&self, name: &str, session_id: u64) -> Option<api::LockHolder> {
+    pub(super) fn holder(&self, name: &str, session_id: u64) -> Option<api::LockHolder> {
         let session = self.session(session_id)?;
         let claim = self.get::<Claim>(self.place.claim(session_id, name).bytes())?;
         let hold = claim.hold?;
@@ -322,7 +340,7 @@ fn page_size(size: u32) -> Result<usize, Refusal> {
     Ok(size as usize)
 }
 
-fn end(found: Result<answer::Answer, Refusal>) -> QueryOutcome {
+pub(super) fn end(found: Result<answer::Answer, Refusal>) -> QueryOutcome {
     match found {
         Ok(answer) => answered(Answer::from(answer)),
         Err(refusal) => answered(refusal),

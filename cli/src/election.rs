@@ -1,0 +1,251 @@
+//! `trefoil election`: campaign, proclaim, resign, and who leads.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use trefoil_client::Leader;
+use trefoil_client::proto::lock::v1::ProclaimRequest;
+
+use crate::args::{ClientArgs, duration};
+use crate::cache::{given, shown};
+use crate::client::connect;
+use crate::exit::{Failure, NOTHING};
+use crate::output::{self, Format, Report};
+
+/// What to do with an election.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ElectionCommand {
+    /// Become the leader and stay it until the TTL is over or it resigns; exits with 2 when another leads.
+    Campaign(CampaignArgs),
+    /// Change the value of a leader.
+    Proclaim {
+        /// The election.
+        name: String,
+        /// The new value as text; - reads bytes from standard input.
+        value: String,
+        #[command(flatten)]
+        leadership: LeadershipArgs,
+    },
+    /// Show who leads, and what it proclaims; exits with 2 when nobody does.
+    Leader {
+        /// The election.
+        name: String,
+        /// Write the bytes of the value alone.
+        #[arg(long, env = "TREFOIL_ELECTION_RAW")]
+        raw: bool,
+    },
+    /// End a leadership: the next one in order leads at once.
+    Resign {
+        /// The election.
+        name: String,
+        #[command(flatten)]
+        leadership: LeadershipArgs,
+    },
+}
+
+/// In what to campaign.
+#[derive(Debug, Args)]
+pub(crate) struct CampaignArgs {
+    /// The election, 1 to 255 bytes; it is the lock of that name.
+    name: String,
+    /// What to proclaim as text, at most 64 KiB; - reads bytes from standard input.
+    #[arg(default_value = "")]
+    value: String,
+    /// How long it leads, 100 ms to 24 h.
+    #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    ttl: Duration,
+    /// How long to wait for its turn.
+    #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    wait: Duration,
+    /// For how long nobody leads after it was lost, at most 60s.
+    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    lock_delay: Duration,
+    /// Who this is, for operators.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_OWNER",
+        value_name = "NAME",
+        default_value = "trefoil election campaign"
+    )]
+    owner: String,
+}
+
+/// Whose leadership.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LeadershipArgs {
+    /// The session that campaign wrote.
+    #[arg(long, env = "TREFOIL_LOCK_SESSION", value_name = "ID")]
+    session: u64,
+    /// The fencing token that campaign wrote.
+    #[arg(long, env = "TREFOIL_FENCING_TOKEN", value_name = "NUMBER")]
+    token: u64,
+}
+
+#[derive(Serialize)]
+struct Campaigned {
+    election: String,
+    elected: bool,
+    session_id: Option<u64>,
+    fencing_token: Option<u64>,
+    leads_for_ms: Option<u128>,
+}
+
+#[derive(Serialize)]
+struct Found {
+    election: String,
+    leader: Option<Shown>,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    session_id: u64,
+    owner: String,
+    value: String,
+    fencing_token: u64,
+    leading_ms: u128,
+}
+
+#[derive(Serialize)]
+struct Done {
+    election: String,
+    done: &'static str,
+}
+
+pub(crate) async fn run(
+    command: ElectionCommand,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    match command {
+        ElectionCommand::Campaign(campaign) => self::campaign(campaign, args, format).await,
+        ElectionCommand::Proclaim { name, value, leadership } => {
+            proclaim(name, value, leadership, args, format).await
+        }
+        ElectionCommand::Leader { name, raw } => leader(name, raw, args, format).await,
+        ElectionCommand::Resign { name, leadership: LeadershipArgs { session, token } } => {
+            connect(args).await?.locks().resign(session, name.as_str(), token).await?;
+            output::print(format, &Done { election: name, done: "resigned" })?;
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+async fn campaign(
+    args: CampaignArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let value = given(args.value)?;
+    let locks = connect(client).await?.locks();
+    let session =
+        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
+    let election = session.election(args.name.as_str()).value(value).wait(args.wait);
+    let Some(leadership) = election.campaign().await? else {
+        session.close().await?;
+        let missed = Campaigned {
+            election: args.name,
+            elected: false,
+            session_id: None,
+            fencing_token: None,
+            leads_for_ms: None,
+        };
+        output::print(format, &missed)?;
+        return Ok(ExitCode::from(NOTHING));
+    };
+    let campaigned = Campaigned {
+        election: args.name,
+        elected: true,
+        session_id: Some(session.id()),
+        fencing_token: Some(leadership.token()),
+        leads_for_ms: Some(leadership.remaining().as_millis()),
+    };
+    session.leave();
+    output::print(format, &campaigned)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn proclaim(
+    name: String,
+    value: String,
+    leadership: LeadershipArgs,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let request = ProclaimRequest {
+        namespace: args.namespace.clone(),
+        session_id: leadership.session,
+        name: name.clone(),
+        fencing_token: leadership.token,
+        value: Some(given(value)?.into()),
+        request_id: None,
+    };
+    connect(args).await?.call(request).await?;
+    output::print(format, &Done { election: name, done: "proclaimed" })?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn leader(
+    name: String,
+    raw: bool,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let found = connect(args).await?.locks().leader(name.as_str()).await?;
+    let code = if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) };
+    match found {
+        Some(leader) if raw => output::raw(leader.value.as_bytes())?,
+        None if raw => {}
+        found => output::print(format, &Found { election: name, leader: found.map(Shown::from) })?,
+    }
+    Ok(code)
+}
+
+impl From<Leader> for Shown {
+    fn from(leader: Leader) -> Self {
+        Self {
+            session_id: leader.session_id,
+            owner: leader.owner,
+            value: shown(&leader.value),
+            fencing_token: leader.token,
+            leading_ms: leader.leading.as_millis(),
+        }
+    }
+}
+
+impl Report for Campaigned {
+    fn text(&self) -> String {
+        let (Some(session), Some(token), Some(ms)) =
+            (self.session_id, self.fencing_token, self.leads_for_ms)
+        else {
+            return format!("another leads {}", self.election);
+        };
+        output::fields([
+            ("election", self.election.clone()),
+            ("session", session.to_string()),
+            ("fencing token", token.to_string()),
+            ("leads for", format!("{ms} ms")),
+        ])
+    }
+}
+
+impl Report for Found {
+    fn text(&self) -> String {
+        let Some(leader) = &self.leader else { return format!("nobody leads {}", self.election) };
+        output::fields([
+            ("election", self.election.clone()),
+            ("session", leader.session_id.to_string()),
+            ("owner", leader.owner.clone()),
+            ("value", leader.value.clone()),
+            ("fencing token", leader.fencing_token.to_string()),
+            ("leading for", format!("{} ms", leader.leading_ms)),
+        ])
+    }
+}
+
+impl Report for Done {
+    fn text(&self) -> String {
+        format!("{} {}", self.election, self.done)
+    }
+}

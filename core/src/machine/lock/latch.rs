@@ -1,0 +1,186 @@
+//! Latches: numbers that are counted down, and open at zero. A round ends at zero alone, or with the latch.
+
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{AwaitLatch, Latch, LatchSeen, Refusal, answer};
+use trefoil_proto::lock::v1 as api;
+
+use super::super::gates::Gates;
+use super::super::{QueryOutcome, Ruling, Scope, Verdict, answered, refuse, refuse_with};
+use super::view::{View, end};
+use super::{Space, check_name, limit_reached};
+use crate::limits::{LATCH_COUNT_MAX, LATCHES_PER_NAMESPACE_MAX};
+use crate::store::{Store, decode};
+use crate::{CallId, check};
+
+pub(in super::super) fn set_latch(scope: &mut Scope<'_>, request: &api::SetLatchRequest) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    check_name("name", &request.name)?;
+    check::number("count", request.count, 1, LATCH_COUNT_MAX)?;
+    let before = space.latch(&request.name);
+    let count = before.map_or(0, |latch| latch.count);
+    if count != request.expected.unwrap_or(0) {
+        let message = "the latch counts down, or has another count than expected";
+        return Err(refuse_with(Reason::LatchCount, message, [("count", count.to_string())]));
+    }
+    let mut latch = before.unwrap_or_default();
+    (latch.count, latch.set_count) = (request.count, request.count);
+    if count == 0 {
+        let mut counters = space.counters();
+        if before.is_none() {
+            counters.latches += 1;
+            if counters.latches > LATCHES_PER_NAMESPACE_MAX {
+                let most = LATCHES_PER_NAMESPACE_MAX;
+                return Err(limit_reached("LATCHES_PER_NAMESPACE_MAX", most));
+            }
+        }
+        counters.last_round += 1;
+        latch.round = counters.last_round;
+        if before.is_none() {
+            latch.first_round = latch.round;
+        }
+        latch.since_ms = space.scope.now_ms;
+        space.put_counters(&counters);
+    }
+    space.scope.txn.put_message(space.place.latch(&request.name), &latch);
+    let (header, round) = (None, latch.round);
+    Ok(Verdict::Answer(answer::Answer::SetLatch(api::SetLatchResponse { header, round })))
+}
+
+pub(in super::super) fn count_down(
+    scope: &mut Scope<'_>,
+    request: &api::CountDownRequest,
+) -> Ruling {
+    let space = Space::checked(scope, &request.namespace)?;
+    check_name("name", &request.name)?;
+    let mut latch = space.latch(&request.name).ok_or_else(unknown_latch)?;
+    let mut seen = look(&latch, request.round)?;
+    if seen.count > 0 {
+        latch.count = latch.count.saturating_sub(request.by.max(1));
+        seen.count = latch.count;
+        let key = space.place.latch(&request.name);
+        space.scope.txn.put_message(key.clone(), &latch);
+        if latch.count == 0 {
+            space.scope.output.counts.latches_opened += 1;
+            space.scope.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
+        }
+    }
+    let LatchSeen { count, round } = seen;
+    let counted = api::CountDownResponse { header: None, count, round };
+    Ok(Verdict::Answer(answer::Answer::CountDown(counted)))
+}
+
+pub(in super::super) fn delete_latch(
+    scope: &mut Scope<'_>,
+    request: &api::DeleteLatchRequest,
+) -> Ruling {
+    let mut space = Space::checked(scope, &request.namespace)?;
+    check_name("name", &request.name)?;
+    space.latch(&request.name).ok_or_else(unknown_latch)?;
+    let key = space.place.latch(&request.name);
+    space.scope.txn.delete(key.clone());
+    let mut counters = space.counters();
+    counters.latches = counters.latches.saturating_sub(1);
+    space.put_counters(&counters);
+    space.scope.output.gates.push((key.into(), unknown_latch().into()));
+    Ok(Verdict::Answer(answer::Answer::DeleteLatch(api::DeleteLatchResponse { header: None })))
+}
+
+/// Says how a round stands; waits until it is over, when asked to.
+pub(in super::super) fn await_latch(
+    view: &View<'_, impl Store>,
+    gates: &mut Gates,
+    call: CallId,
+    request: &AwaitLatch,
+) -> QueryOutcome {
+    let seen = view.checked().and_then(|()| {
+        check_name("name", &request.name)?;
+        let latch = view.latch(&request.name).ok_or_else(unknown_latch)?;
+        look(&latch, request.round)
+    });
+    match seen {
+        Ok(seen) if seen.count > 0 && request.wait => {
+            park(gates, call, view.place.latch(&request.name).into())
+        }
+        seen => end(seen.map(answer::Answer::LatchSeen)),
+    }
+}
+
+/// Lets a call wait.
+pub(super) fn park(gates: &mut Gates, call: CallId, key: bytes::Bytes) -> QueryOutcome {
+    if gates.wait(call, key) {
+        QueryOutcome::Parked
+    } else {
+        answered(refuse(Reason::Overloaded, "too many calls wait at this shard"))
+    }
+}
+
+pub(in super::super) fn get_latch(
+    view: &View<'_, impl Store>,
+    request: &api::GetLatchRequest,
+) -> QueryOutcome {
+    end(view.checked().and_then(|()| {
+        check_name("name", &request.name)?;
+        let latch = view.latch(&request.name).ok_or_else(unknown_latch)?;
+        let latch = Some(view.latch_info(request.name.clone(), &latch));
+        Ok(answer::Answer::GetLatch(api::GetLatchResponse { header: None, latch }))
+    }))
+}
+
+pub(in super::super) fn list_latches(
+    view: &View<'_, impl Store>,
+    request: &api::ListLatchesRequest,
+) -> QueryOutcome {
+    let api::ListLatchesRequest { prefix, page_size, page_token, .. } = request;
+    let place = view.place;
+    end(view.page(*page_size, prefix, page_token, |name| place.latch(name)).map(
+        |(found, next_page_token)| {
+            let latches = found.into_iter().map(|(name, value)| {
+                let latch = decode(&value);
+                view.latch_info(name, &latch)
+            });
+            let (header, latches) = (None, latches.collect());
+            answer::Answer::ListLatches(api::ListLatchesResponse {
+                header,
+                latches,
+                next_page_token,
+            })
+        },
+    ))
+}
+
+impl Space<'_, '_> {
+    fn latch(&self, name: &str) -> Option<Latch> {
+        self.get(&self.place.latch(name))
+    }
+}
+
+impl<S: Store> View<'_, S> {
+    fn latch(&self, name: &str) -> Option<Latch> {
+        self.get(self.place.latch(name).bytes())
+    }
+
+    fn latch_info(&self, name: String, latch: &Latch) -> api::LatchInfo {
+        api::LatchInfo {
+            name,
+            count: latch.count,
+            set_count: latch.set_count,
+            round: latch.round,
+            age_ms: self.since(latch.since_ms),
+        }
+    }
+}
+
+/// How a round stands, 0 for the present one: the rounds of this latch before it are over, and no others are known.
+fn look(latch: &Latch, round: u64) -> Result<LatchSeen, Refusal> {
+    if round == 0 || round == latch.round {
+        Ok(LatchSeen { count: latch.count, round: latch.round })
+    } else if (latch.first_round..latch.round).contains(&round) {
+        Ok(LatchSeen { count: 0, round })
+    } else {
+        Err(unknown_latch())
+    }
+}
+
+fn unknown_latch() -> Refusal {
+    refuse(Reason::UnknownLatch, "the latch, or that round of it, is not there")
+}

@@ -1,0 +1,301 @@
+//! Latches and barriers. What waits parks at the leader, and asks again when that is lost; what has a place in the state
+//! gives it up when its wait is over or its caller is gone.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout_at};
+use trefoil_core::limits::WAITER_CLAIM_MS;
+use trefoil_core::slot;
+use trefoil_proto::common::v1::{Reason, ResponseHeader};
+use trefoil_proto::internal::v1::answer::Answer;
+use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::internal::v1::query::Query;
+use trefoil_proto::internal::v1::{
+    AwaitBarrier, AwaitLatch, BarrierSeen, LatchSeen, Refusal, WithdrawBarrier,
+};
+use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::reason::Retry;
+
+use super::background::may_help;
+use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer};
+
+/// Pause before a shard without a leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Time kept back of the caller's deadline to answer that the wait is over.
+const ANSWER_TIME: Duration = Duration::from_millis(50);
+/// How long a caller who is gone may take to ask again, by another node, under the same request id.
+const COME_BACK: Duration = Duration::from_millis(WAITER_CLAIM_MS);
+
+/// A simple command and a simple query of the shard of a namespace.
+macro_rules! passed_on {
+    ($($name:ident($request:ident) -> $response:ident: $kind:ident $variant:ident;)*) => {
+        impl<S: Shards> Api<S> {
+            $(passed_on!(@$kind $name($request) -> $response: $variant);)*
+        }
+    };
+    (@command $name:ident($request:ident) -> $response:ident: $variant:ident) => {
+        pub(super) async fn $name(
+            &self,
+            context: &Context,
+            mut request: lock::$request,
+        ) -> Result<lock::$response, Refusal> {
+            let slot = slot::of_locks(&request.namespace);
+            let id = request.request_id.take();
+            expect_answer!(
+                self.command(slot, id, Command::$variant(request), &context.ask).await?,
+                $variant
+            )
+        }
+    };
+    (@query $name:ident($request:ident) -> $response:ident: $variant:ident) => {
+        pub(super) async fn $name(
+            &self,
+            context: &Context,
+            request: lock::$request,
+        ) -> Result<lock::$response, Refusal> {
+            let slot = slot::of_locks(&request.namespace);
+            expect_answer!(self.query(slot, Query::$variant(request), &context.ask).await?, $variant)
+        }
+    };
+}
+
+passed_on! {
+    set_latch(SetLatchRequest) -> SetLatchResponse: command SetLatch;
+    count_down(CountDownRequest) -> CountDownResponse: command CountDown;
+    delete_latch(DeleteLatchRequest) -> DeleteLatchResponse: command DeleteLatch;
+    get_latch(GetLatchRequest) -> GetLatchResponse: query GetLatch;
+    list_latches(ListLatchesRequest) -> ListLatchesResponse: query ListLatches;
+    get_barrier(GetBarrierRequest) -> GetBarrierResponse: query GetBarrier;
+    list_barriers(ListBarriersRequest) -> ListBarriersResponse: query ListBarriers;
+}
+
+impl<S: Shards> Api<S> {
+    /// Looks once, so that the round is known, and waits for its end.
+    pub(super) async fn await_latch(
+        &self,
+        context: &Context,
+        request: lock::AwaitLatchRequest,
+    ) -> Result<lock::AwaitLatchResponse, Refusal> {
+        let lock::AwaitLatchRequest { namespace, name, wait_ms, round } = request;
+        let slot = slot::of_locks(&namespace);
+        let until = until(context, wait_ms);
+        let mut await_latch = AwaitLatch { namespace, name, round, wait: false };
+        let mut seen = self.latch(slot, &await_latch, &context.ask).await?;
+        if seen.1.count > 0 && wait_ms > 0 {
+            (await_latch.round, await_latch.wait) = (seen.1.round, true);
+            let query = Query::AwaitLatch(await_latch.clone());
+            seen = match timeout_at(until, self.parked(slot, query, context, until)).await {
+                Ok(decided) => latch_seen(decided?)?,
+                Err(_) => {
+                    await_latch.wait = false;
+                    self.latch(slot, &await_latch, &context.ask).await?
+                }
+            };
+        }
+        let (header, LatchSeen { count, round }) = seen;
+        Ok(lock::AwaitLatchResponse { header: Some(header), open: count == 0, count, round })
+    }
+
+    /// Enters, and leaves no place behind that nobody knows of.
+    pub(super) async fn enter_barrier(
+        self: &Arc<Self>,
+        context: &Context,
+        mut request: lock::EnterBarrierRequest,
+    ) -> Result<lock::EnterBarrierResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let (wait_ms, until) = (request.wait_ms, until(context, request.wait_ms));
+        // The first command has the request id; all of them say whose place it is.
+        let mut id = request.request_id.clone();
+        let mut entering = Entering::new(self, context, &request);
+        loop {
+            request.wait_ms = wait_ms.min(remaining_ms(until));
+            let command = Command::EnterBarrier(request.clone());
+            let decided = self.command(slot, id.take(), command, &context.ask).await;
+            let (header, seen) = barrier_seen(entering.judge(decided)?)?;
+            if wait_ms == 0 || seen.inside && seen.tripped {
+                entering.withdraw = None;
+                return Ok(entered(header, &seen));
+            }
+            // Until all have come, or until those of the round before have left.
+            let await_barrier = AwaitBarrier {
+                namespace: request.namespace.clone(),
+                name: request.name.clone(),
+                session_id: request.session_id,
+                round: seen.round,
+                enters: seen.inside,
+                wait: true,
+            };
+            let query = Query::AwaitBarrier(await_barrier);
+            match timeout_at(until, self.parked(slot, query, context, until)).await {
+                Ok(decided) => {
+                    let (header, moved) = barrier_seen(decided?)?;
+                    if seen.inside {
+                        entering.withdraw = None;
+                        return Ok(entered(header, &moved));
+                    }
+                }
+                Err(_) => {
+                    let withdraw = WithdrawBarrier {
+                        round: seen.round,
+                        unless_tripped: true,
+                        ..entering.withdraw.clone().unwrap_or_default()
+                    };
+                    let withdraw = Command::WithdrawBarrier(withdraw);
+                    let decided = self.command(slot, None, withdraw, &context.ask).await?;
+                    entering.withdraw = None;
+                    let (header, seen) = barrier_seen(decided)?;
+                    return Ok(entered(header, &seen));
+                }
+            }
+        }
+    }
+
+    /// Leaves, and waits until all have.
+    pub(super) async fn leave_barrier(
+        &self,
+        context: &Context,
+        mut request: lock::LeaveBarrierRequest,
+    ) -> Result<lock::LeaveBarrierResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let until = until(context, request.wait_ms);
+        let id = request.request_id.take();
+        let command = Command::LeaveBarrier(request.clone());
+        let mut seen = barrier_seen(self.command(slot, id, command, &context.ask).await?)?;
+        if request.wait_ms > 0 && seen.1.tripped && !seen.1.over {
+            let mut await_barrier = AwaitBarrier {
+                namespace: request.namespace,
+                name: request.name,
+                session_id: request.session_id,
+                round: seen.1.round,
+                enters: false,
+                wait: true,
+            };
+            let query = Query::AwaitBarrier(await_barrier.clone());
+            seen = barrier_seen(
+                match timeout_at(until, self.parked(slot, query, context, until)).await {
+                    Ok(decided) => decided?,
+                    Err(_) => {
+                        await_barrier.wait = false;
+                        self.query(slot, Query::AwaitBarrier(await_barrier), &context.ask).await?
+                    }
+                },
+            )?;
+        }
+        let (header, BarrierSeen { present, over, .. }) = seen;
+        Ok(lock::LeaveBarrierResponse { header: Some(header), all_left: over, present })
+    }
+
+    async fn latch(
+        &self,
+        slot: u16,
+        await_latch: &AwaitLatch,
+        ask: &Ask,
+    ) -> Result<(ResponseHeader, LatchSeen), Refusal> {
+        latch_seen(self.query(slot, Query::AwaitLatch(await_latch.clone()), ask).await?)
+    }
+
+    /// Has a query wait at the leader, however often that changes meanwhile.
+    async fn parked(
+        &self,
+        slot: u16,
+        query: Query,
+        context: &Context,
+        until: Instant,
+    ) -> Result<Decided, Refusal> {
+        // The wait is ended here: the shard must not end it earlier.
+        let ask = Ask { deadline: until + ANSWER_TIME, ..context.ask.clone() };
+        loop {
+            match self.query(slot, query.clone(), &ask).await {
+                Err(refusal) if may_help(&refusal) => sleep(RETRY_PAUSE).await,
+                decided => return decided,
+            }
+        }
+    }
+}
+
+/// An EnterBarrier whose end the caller has not seen. Dropped in that state, its place is given up.
+struct Entering<'a, S: Shards> {
+    api: Arc<Api<S>>,
+    context: &'a Context,
+    withdraw: Option<WithdrawBarrier>,
+}
+
+impl<'a, S: Shards> Entering<'a, S> {
+    fn new(api: &Arc<Api<S>>, context: &'a Context, request: &lock::EnterBarrierRequest) -> Self {
+        let withdraw = WithdrawBarrier {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            round: 0,
+            waiter: request.request_id.clone(),
+            unless_tripped: false,
+        };
+        Self { api: Arc::clone(api), context, withdraw: Some(withdraw) }
+    }
+
+    /// The command ended. Where that was a refusal after which nothing can have stayed, nothing is given up.
+    fn judge(&mut self, decided: Result<Decided, Refusal>) -> Result<Decided, Refusal> {
+        let is_open = decided.as_ref().err().is_none_or(|refusal| {
+            refusal.reason() == Reason::DeadlinePassed
+                || refusal.reason().row().retry == Retry::WithRequestId
+        });
+        if !is_open {
+            self.withdraw = None;
+        }
+        decided
+    }
+}
+
+impl<S: Shards> Drop for Entering<'_, S> {
+    fn drop(&mut self) {
+        let Some(mut withdraw) = self.withdraw.take() else { return };
+        let slot = slot::of_locks(&withdraw.namespace);
+        let is_told =
+            self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed));
+        let pause = match &mut withdraw.waiter {
+            Some(waiter) if is_told => {
+                // No later attempt is to be spared.
+                waiter.attempt = u32::MAX;
+                Duration::ZERO
+            }
+            Some(_) => COME_BACK,
+            None => Duration::ZERO,
+        };
+        let access = &self.context.ask.access;
+        self.api.clean_up(slot, Command::WithdrawBarrier(withdraw), access, pause);
+    }
+}
+
+/// When a wait that begins now is over.
+fn until(context: &Context, wait_ms: u64) -> Instant {
+    let now = Instant::now();
+    let latest = context.ask.deadline.checked_sub(ANSWER_TIME).unwrap_or(now);
+    (now + Duration::from_millis(wait_ms)).min(latest)
+}
+
+fn remaining_ms(until: Instant) -> u64 {
+    let remaining = until.saturating_duration_since(Instant::now());
+    u64::try_from(remaining.as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+fn latch_seen(decided: Decided) -> Result<(ResponseHeader, LatchSeen), Refusal> {
+    match decided.answer {
+        Answer::LatchSeen(seen) => Ok((decided.header, seen)),
+        _ => Err(other_answer()),
+    }
+}
+
+fn barrier_seen(decided: Decided) -> Result<(ResponseHeader, BarrierSeen), Refusal> {
+    match decided.answer {
+        Answer::BarrierSeen(seen) => Ok((decided.header, seen)),
+        _ => Err(other_answer()),
+    }
+}
+
+fn entered(header: ResponseHeader, seen: &BarrierSeen) -> lock::EnterBarrierResponse {
+    let entered = seen.inside && seen.tripped;
+    let round = if entered { seen.round } else { 0 };
+    lock::EnterBarrierResponse { header: Some(header), entered, round, present: seen.present }
+}

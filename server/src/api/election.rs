@@ -1,0 +1,79 @@
+//! Elections.
+
+use std::sync::Arc;
+
+use trefoil_core::slot;
+use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::internal::v1::query::Query;
+use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
+use trefoil_proto::lock::v1 as lock;
+
+use super::lock::Abandoned;
+use super::{Api, Context, Shards, expect_answer};
+
+impl<S: Shards> Api<S> {
+    /// Campaigns, and never leaves behind a waiter or a leadership that nobody knows of.
+    pub(super) async fn campaign(
+        self: &Arc<Self>,
+        context: &Context,
+        mut request: lock::CampaignRequest,
+    ) -> Result<lock::CampaignResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        let cancel = CancelAcquire {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            waiter: id.clone(),
+            mode: lock::LockMode::Exclusive.into(),
+            ..CancelAcquire::default()
+        };
+        let mut abandoned = Abandoned::of(self, context, cancel);
+        let decided = self.command(slot, id, Command::Campaign(request), &context.ask).await;
+        abandoned.judge(decided.as_ref().err());
+        let response: Result<lock::AcquireResponse, Refusal> = expect_answer!(decided?, Acquire);
+        let lock::AcquireResponse { header, acquired, fencing_token, holder_token, .. } = response?;
+        Ok(lock::CampaignResponse {
+            header,
+            elected: acquired,
+            fencing_token,
+            leader_token: holder_token,
+        })
+    }
+
+    pub(super) async fn proclaim(
+        &self,
+        context: &Context,
+        mut request: lock::ProclaimRequest,
+    ) -> Result<lock::ProclaimResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        let id = request.request_id.take();
+        expect_answer!(
+            self.command(slot, id, Command::Proclaim(request), &context.ask).await?,
+            Proclaim
+        )
+    }
+
+    pub(super) async fn leader(
+        &self,
+        context: &Context,
+        request: lock::LeaderRequest,
+    ) -> Result<lock::LeaderResponse, Refusal> {
+        let slot = slot::of_locks(&request.namespace);
+        expect_answer!(self.query(slot, Query::Leader(request), &context.ask).await?, Leader)
+    }
+
+    /// A leadership ends as its lock is released.
+    pub(super) async fn resign(
+        &self,
+        context: &Context,
+        request: lock::ResignRequest,
+    ) -> Result<lock::ResignResponse, Refusal> {
+        let lock::ResignRequest { namespace, session_id, name, fencing_token, request_id } =
+            request;
+        let release =
+            lock::ReleaseRequest { namespace, session_id, name, fencing_token, request_id };
+        let lock::ReleaseResponse { header } = self.release(context, release).await?;
+        Ok(lock::ResignResponse { header })
+    }
+}
