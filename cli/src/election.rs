@@ -36,6 +36,11 @@ pub(crate) enum ElectionCommand {
         #[arg(long, env = "TREFOIL_ELECTION_RAW")]
         raw: bool,
     },
+    /// Show who leads now, and then each change, a line for each.
+    Observe {
+        /// The election.
+        name: String,
+    },
     /// End a leadership: the next one in order leads at once.
     Resign {
         /// The election.
@@ -98,6 +103,11 @@ struct Found {
     leader: Option<Shown>,
 }
 
+/// One line of it.
+#[derive(Serialize)]
+#[serde(transparent)]
+struct Observed(Found);
+
 #[derive(Serialize)]
 struct Shown {
     session_id: u64,
@@ -123,6 +133,7 @@ pub(crate) async fn run(
         ElectionCommand::Proclaim { name, value, leadership } => {
             proclaim(name, value, leadership, args, format).await
         }
+        ElectionCommand::Observe { name } => observe(name, args, format).await,
         ElectionCommand::Leader { name, raw } => leader(name, raw, args, format).await,
         ElectionCommand::Resign { name, leadership: LeadershipArgs { session, token } } => {
             connect(args).await?.locks().resign(session, name.as_str(), token).await?;
@@ -202,6 +213,16 @@ async fn leader(
     Ok(code)
 }
 
+async fn observe(name: String, args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+    let mut observation = connect(args).await?.locks().observe(name.as_str());
+    loop {
+        let leader = observation.next().await?.map(Shown::from);
+        if !output::line(format, &Observed(Found { election: name.clone(), leader }))? {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
+}
+
 impl From<Leader> for Shown {
     fn from(leader: Leader) -> Self {
         Self {
@@ -211,6 +232,16 @@ impl From<Leader> for Shown {
             fencing_token: leader.token,
             leading_ms: leader.leading.as_millis(),
         }
+    }
+}
+
+impl Report for Observed {
+    fn text(&self) -> String {
+        let Found { election, leader } = &self.0;
+        let Some(leader) = leader else { return format!("{election}  nobody leads") };
+        let Shown { session_id, owner, value, fencing_token, .. } = leader;
+        let owner = if owner.is_empty() { String::new() } else { format!(" ({owner})") };
+        format!("{election}  session {session_id}{owner} token {fencing_token}: {value}")
     }
 }
 

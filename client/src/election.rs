@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use trefoil_proto::lock::v1::{
-    CampaignRequest, LeaderRequest, LockMode, ProclaimRequest, ResignRequest,
+    self as api, CampaignRequest, LeaderRequest, LockMode, ObserveRequest, ProclaimRequest,
+    ResignRequest,
 };
 
 use crate::lock::{Guard, Locks};
 use crate::session::Session;
+use crate::watch::Watch;
 use crate::{Error, Value, millis};
 
 /// An election in which a session is to campaign.
@@ -40,6 +42,49 @@ pub struct Leader {
     pub token: u64,
     /// For how long it had led.
     pub leading: Duration,
+}
+
+/// Sees who leads an election.
+#[derive(Debug)]
+pub struct Observation {
+    watch: Watch<ObserveRequest>,
+    /// What was returned last: token and value of the leader.
+    told: Option<Option<(u64, Value)>>,
+    /// As of which index.
+    index: u64,
+}
+
+impl Observation {
+    /// The present leader first, then each other leader or value, none while nobody leads. Changes that follow each other
+    /// quickly may come as one. Dropping the future loses nothing.
+    ///
+    /// # Errors
+    /// As any call, after the client's timeout without a node that serves it; it may be called again.
+    pub async fn next(&mut self) -> Result<Option<Leader>, Error> {
+        loop {
+            let seen = self.watch.next().await?;
+            let index = seen.header.as_ref().map_or(0, |header| header.index);
+            let leader = seen.leader.map(Leader::from);
+            let news = leader.as_ref().map(|leader| (leader.token, leader.value.clone()));
+            // Another node may be behind the one before.
+            if index >= self.index && self.told.as_ref() != Some(&news) {
+                (self.told, self.index) = (Some(news), index);
+                return Ok(leader);
+            }
+        }
+    }
+}
+
+impl From<api::Leadership> for Leader {
+    fn from(leader: api::Leadership) -> Self {
+        Self {
+            session_id: leader.session_id,
+            owner: leader.owner,
+            value: leader.value.into(),
+            token: leader.fencing_token,
+            leading: Duration::from_millis(leader.leading_ms),
+        }
+    }
 }
 
 impl Election {
@@ -153,13 +198,15 @@ impl Locks {
     pub async fn leader(&self, name: impl Into<String>) -> Result<Option<Leader>, Error> {
         let (namespace, name) = (self.client().owned_namespace(), name.into());
         let response = self.client().call(LeaderRequest { namespace, name }).await?;
-        Ok(response.leader.map(|leader| Leader {
-            session_id: leader.session_id,
-            owner: leader.owner,
-            value: leader.value.into(),
-            token: leader.fencing_token,
-            leading: Duration::from_millis(leader.leading_ms),
-        }))
+        Ok(response.leader.map(Leader::from))
+    }
+
+    /// Who leads an election, and each change of that, over changes of nodes.
+    #[must_use]
+    pub fn observe(&self, name: impl Into<String>) -> Observation {
+        let (namespace, name) = (self.client().owned_namespace(), name.into());
+        let watch = Watch::new(self.client().clone(), ObserveRequest { namespace, name });
+        Observation { watch, told: None, index: 0 }
     }
 
     /// Ends a leadership of a session that another program opened; token 0 ends whatever leadership it has.

@@ -59,7 +59,7 @@ pub use barrier::{Barrier, Entrance};
 pub use cache::{Cache, Entry, Put, Stored};
 pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
-pub use election::{Election, Leader, Leadership};
+pub use election::{Election, Leader, Leadership, Observation};
 pub use error::Error;
 pub use latch::{Latch, SetLatch};
 pub use lock::{Guard, Lock, Locks, OpenSession};

@@ -13,6 +13,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use trefoil_proto::common::v1::{Reason, WatchPosition};
 use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::reason::Retry;
 
@@ -74,6 +75,30 @@ impl WatchRequest for lock::WatchLocksRequest {
 
     fn after(event: &Self::Event) -> WatchPosition {
         WatchPosition { index: event.index, ordinal: Some(event.ordinal) }
+    }
+}
+
+impl sealed::Sealed for lock::ObserveRequest {}
+
+impl WatchRequest for lock::ObserveRequest {
+    type Event = lock::ObserveResponse;
+    type Response = lock::ObserveResponse;
+
+    async fn open(self, channel: Channel) -> Result<Streaming<Self::Response>, Status> {
+        Ok(ElectionServiceClient::new(channel).observe(self).await?.into_inner())
+    }
+
+    /// It begins with the present state, wherever it begins.
+    fn begin_after(&mut self, _: WatchPosition) {}
+
+    fn parts(response: Self::Response) -> (Vec<Self::Event>, Option<WatchPosition>) {
+        let position = Self::after(&response);
+        (vec![response], Some(position))
+    }
+
+    fn after(event: &Self::Event) -> WatchPosition {
+        let index = event.header.as_ref().map_or(0, |header| header.index);
+        WatchPosition { index, ordinal: None }
     }
 }
 

@@ -29,6 +29,12 @@ async fn what_waits_outlives_the_node_that_leads() {
     let (one, other) = (open("one").await, open("other").await);
 
     let leadership = one.election("e").value("at one").campaign().await.unwrap().expect("free");
+    let mut observation = client.locks().observe("e");
+    let mut sees = async || {
+        let leader = observation.next().await.unwrap();
+        leader.map(|leader| leader.value.as_text().unwrap_or_default().to_owned())
+    };
+    assert_eq!(sees().await.as_deref(), Some("at one"));
     let latch = client.locks().latch("t");
     latch.set(1).await.unwrap();
     let next = tokio::spawn(other.election("e").value("at other").wait(WAIT).campaign());
@@ -49,6 +55,7 @@ async fn what_waits_outlives_the_node_that_leads() {
     let killed = leading(&client).await;
     cluster.nodes[killed].kill();
     leadership.proclaim("still at one").await.unwrap();
+    assert_eq!(sees().await.as_deref(), Some("still at one"));
     let leader = client.locks().leader("e").await.unwrap().expect("its session lives");
     assert_eq!((leader.value.as_text(), leader.token), (Some("still at one"), leadership.token()));
 
@@ -66,7 +73,9 @@ async fn what_waits_outlives_the_node_that_leads() {
     assert!(next.token() > token);
     let leader = client.locks().leader("e").await.unwrap().expect("the next one leads");
     assert_eq!((leader.value.as_text(), leader.owner.as_str()), (Some("at other"), "other"));
+    assert_eq!(sees().await.as_deref(), Some("at other"));
     other.close().await.unwrap();
+    assert_eq!(sees().await, None);
     assert_eq!(client.locks().leader("e").await.unwrap(), None);
     let refused = next.proclaim("late").await.unwrap_err();
     assert_eq!(refused.reason(), Some(Reason::SessionExpired));

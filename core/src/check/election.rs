@@ -36,6 +36,13 @@ impl Check for lock::LeaderRequest {
     }
 }
 
+impl Check for lock::ObserveRequest {
+    fn check(&mut self) -> Result<(), Refusal> {
+        namespace(&mut self.namespace)?;
+        text("name", &self.name, 1, l::NAME_BYTES_MAX)
+    }
+}
+
 impl Check for lock::ResignRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;

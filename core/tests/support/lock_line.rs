@@ -242,6 +242,7 @@ pub enum Line {
     Events,
 }
 
+#[allow(clippy::too_many_lines, reason = "one table")]
 pub fn operation(line: &Line) -> Option<Operation> {
     let namespace = "default".to_owned();
     Some(match line {

@@ -51,6 +51,9 @@ impl Watcher {
             Kind::ReleaseRequested => {
                 assert_eq!(self.held.get(&place), Some(&(mode, event.fencing_token)), "{event:?}");
             }
+            Kind::Proclaimed => {
+                assert_eq!(self.held.get(&place), Some(&(mode, event.fencing_token)), "{event:?}");
+            }
             Kind::Unspecified => panic!("an event is of a kind"),
         }
         self.waits.retain(|_, waits| !waits.is_empty());

@@ -75,6 +75,7 @@ methods! {
     Campaign: "trefoil.lock.v1.ElectionService" "Campaign" Work "Waits to become the leader.";
     Proclaim: "trefoil.lock.v1.ElectionService" "Proclaim" Work "Changes the leader's value.";
     Leader: "trefoil.lock.v1.ElectionService" "Leader" Work "Shows the leader.";
+    Observe: "trefoil.lock.v1.ElectionService" "Observe" Stream "Tells who leads, and each change of that.";
     Resign: "trefoil.lock.v1.ElectionService" "Resign" Priority "Ends a leadership.";
     SetLatch: "trefoil.lock.v1.BarrierService" "SetLatch" Work "Sets a latch.";
     CountDown: "trefoil.lock.v1.BarrierService" "CountDown" Priority "Counts a latch down.";

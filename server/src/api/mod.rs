@@ -14,6 +14,7 @@ mod election;
 mod keep_alive_stream;
 mod lock;
 pub mod method;
+mod observe;
 pub mod operation;
 pub mod pipeline;
 mod queue;

@@ -233,6 +233,7 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::WatchLocks
         | Method::AcquireStream
         | Method::Campaign
+        | Method::Observe
         | Method::Proclaim
         | Method::Leader
         | Method::Resign

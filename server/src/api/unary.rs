@@ -168,7 +168,18 @@ service!(lock::election_service_server::ElectionService {
     proclaim: Proclaim(lock::ProclaimRequest) -> lock::ProclaimResponse;
     leader: Leader(lock::LeaderRequest) -> lock::LeaderResponse;
     resign: Resign(lock::ResignRequest) -> lock::ResignResponse;
-});
+}
+    type ObserveStream = Told<lock::ObserveResponse>;
+
+    async fn observe(
+        &self,
+        mut request: Request<lock::ObserveRequest>,
+    ) -> Result<Response<Self::ObserveStream>, Status> {
+        let listener = self.listener(&mut request, Method::Observe)?;
+        let told = self.api.observe(listener, request.into_inner()).await;
+        told.map(Response::new).map_err(|refusal| to_status(&refusal, false))
+    }
+);
 
 service!(lock::barrier_service_server::BarrierService {
     set_latch: SetLatch(lock::SetLatchRequest) -> lock::SetLatchResponse;

@@ -4,7 +4,7 @@
 use prost::Message as _;
 use trefoil_proto::common::v1::{RequestId, Value};
 use trefoil_proto::internal::v1::{Hold, Proclaimed, Refusal, Wait, answer};
-use trefoil_proto::lock::v1::{self as api, LockMode};
+use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{QueryOutcome, Ruling, Scope, Verdict};
 use super::acquire::acquire;
@@ -124,6 +124,8 @@ impl Space<'_, '_> {
         }
         let since_ms = before.map_or(self.scope.now_ms, |before| before.since_ms);
         self.set_proclaimed(key, Some(&Proclaimed { value, since_ms }));
+        let hold = self.claim(session_id, name).hold.expect("a leader holds its lock");
+        self.tell_grant(LockEventKind::Proclaimed, name, session_id, &hold);
     }
 
     /// The grant that a session's waits end with makes it the leader, where one of them that takes it is a campaign.
