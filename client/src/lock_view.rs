@@ -11,7 +11,7 @@ use crate::Error;
 use crate::lock::Locks;
 
 /// Items of a page.
-const PAGE_SIZE: u32 = 1_000;
+pub(crate) const PAGE_SIZE: u32 = 1_000;
 
 /// Some items of a list, and where it goes on.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -122,6 +122,6 @@ impl Locks {
     }
 }
 
-fn page_of<T>(items: Vec<T>, next: String) -> Page<T> {
+pub(crate) fn page_of<T>(items: Vec<T>, next: String) -> Page<T> {
     Page { items, next: Some(next).filter(|next| !next.is_empty()) }
 }

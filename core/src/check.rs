@@ -363,5 +363,9 @@ impl Check for cache::DeleteRequest {
     }
 }
 
+mod namespace;
+
+pub(crate) use self::namespace::{deletable, namespace_settings, unknown_namespaces};
+
 #[cfg(test)]
 mod tests;

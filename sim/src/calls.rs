@@ -336,7 +336,15 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ListSessions(_)
         | A::ListDeadlocks(_)
         | A::ForcedStep(_)
-        | A::ValidateToken(_)) => {
+        | A::ValidateToken(_)
+        | A::CreateNamespace(_)
+        | A::UpdateNamespace(_)
+        | A::SetNamespacePolicy(_)
+        | A::NamespaceConfigured(_)
+        | A::GetNamespace(_)
+        | A::ListNamespaces(_)
+        | A::GetNamespacePolicy(_)
+        | A::NamespaceHere(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

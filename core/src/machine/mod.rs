@@ -8,6 +8,8 @@ mod catalogue;
 mod directory;
 mod lock;
 mod measure;
+mod namespace;
+mod namespace_copy;
 mod polls;
 mod queue;
 mod requests;
@@ -26,6 +28,7 @@ use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
+pub use self::catalogue::QUEUE_CREATION;
 pub use self::directory::Directory;
 pub use self::lock::caller_lost;
 pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
@@ -126,6 +129,7 @@ const DIGEST_PAGE: usize = 1_000;
 
 /// How a read ended.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "most are answers")]
 pub enum QueryOutcome {
     /// Answered at the applied index.
     Answered(Answer),
@@ -149,6 +153,7 @@ struct Scope<'a> {
     slot: u16,
     /// Node that the client spoke to.
     agent: u64,
+    namespaces: namespace_copy::Policy,
     output: Output,
 }
 
@@ -163,6 +168,7 @@ struct Output {
     backlog: i64,
     /// Change of what there is of locks.
     locks: measure::Changes,
+    namespaces: namespace_copy::Changes,
     /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
     lines: Vec<(Bytes, Option<u64>)>,
 }
@@ -299,6 +305,7 @@ impl Machine {
             term_started_ms: self.progress.term_started_at_ms,
             slot,
             agent,
+            namespaces: (&self.progress).into(),
             output: Output::default(),
         }
     }
@@ -389,6 +396,15 @@ impl Machine {
             Operation::DequeueFrom(request) => queue::dequeue(scope, request, self.shards),
             Operation::AckLease(request) => queue::ack(scope, request, self.shards),
             Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
+            Operation::CreateNamespace(request) => namespace::create(scope, request),
+            Operation::UpdateNamespace(request) => namespace::update(scope, request),
+            Operation::DeleteNamespace(request) => namespace::delete(scope, request),
+            Operation::SetNamespacePolicy(request) => namespace::set_policy(scope, request),
+            Operation::NamespaceStep(request) => namespace::step(scope, request),
+            Operation::ConfigureNamespace(request) => namespace_copy::configure(scope, request),
+            Operation::ConfigureNamespacePolicy(request) => {
+                namespace_copy::configure_policy(scope, request)
+            }
             Operation::Put(request) => cache::put(scope, request),
             Operation::Delete(request) => cache::delete(scope, request),
         }
@@ -409,6 +425,7 @@ impl Machine {
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
         output.locks.apply(&mut self.progress);
+        output.namespaces.apply(&mut self.progress);
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
         for (key, writer) in output.lines {
@@ -441,6 +458,14 @@ impl Machine {
                 cache::get(store, &mut self.directory, request, &reader)
             }
             Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, slot, request),
+            Some(query::Query::GetNamespace(request)) => namespace::get(store, slot, request),
+            Some(query::Query::ListNamespaces(request)) => namespace::list(store, slot, request),
+            Some(query::Query::GetNamespacePolicy(_)) => {
+                namespace::get_policy(slot, &self.progress)
+            }
+            Some(query::Query::FindNamespace(request)) => {
+                namespace_copy::find(store, slot, request, &self.progress)
+            }
             Some(query::Query::AwaitReady(request)) => {
                 queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
             }

@@ -10,6 +10,7 @@ mod cluster;
 mod dequeue;
 mod lock;
 pub mod method;
+mod namespace;
 pub mod operation;
 pub mod pipeline;
 mod queue;
@@ -212,6 +213,7 @@ impl<S: Shards> Api<S> {
         }
     }
 
+    #[allow(clippy::too_many_lines, reason = "one table")]
     async fn dispatch(
         self: &Arc<Self>,
         context: &Context,
@@ -267,6 +269,27 @@ impl<S: Shards> Api<S> {
             Operation::Get(request) => Outcome::Get(self.get(context, request).await?),
             Operation::Delete(request) => Outcome::Delete(self.delete(context, request).await?),
             Operation::Status(_) => Outcome::Status(self.status()),
+            Operation::CreateNamespace(request) => {
+                Outcome::CreateNamespace(self.create_namespace(context, request).await?)
+            }
+            Operation::UpdateNamespace(request) => {
+                Outcome::UpdateNamespace(self.update_namespace(context, request).await?)
+            }
+            Operation::GetNamespace(request) => {
+                Outcome::GetNamespace(self.get_namespace(context, request).await?)
+            }
+            Operation::ListNamespaces(request) => {
+                Outcome::ListNamespaces(self.list_namespaces(context, request).await?)
+            }
+            Operation::DeleteNamespace(request) => {
+                Outcome::DeleteNamespace(self.delete_namespace(context, request).await?)
+            }
+            Operation::GetNamespacePolicy(request) => {
+                Outcome::GetNamespacePolicy(self.get_namespace_policy(context, request).await?)
+            }
+            Operation::SetNamespacePolicy(request) => {
+                Outcome::SetNamespacePolicy(self.set_namespace_policy(context, request).await?)
+            }
             Operation::TransferLeader(request) => {
                 Outcome::TransferLeader(self.transfer_leader(&request).await?)
             }

@@ -86,6 +86,13 @@ impl Work {
             | O::CreateQueue(_)
             | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
+            O::CreateNamespace(_)
+            | O::UpdateNamespace(_)
+            | O::DeleteNamespace(_)
+            | O::SetNamespacePolicy(_)
+            | O::ConfigureNamespace(_)
+            | O::ConfigureNamespacePolicy(_)
+            | O::NamespaceStep(_) => Share::Ordinary,
         }
     }
 
@@ -127,7 +134,9 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
         | O::CreateQueue(_)
-        | O::OpenPartition(_) => true,
+        | O::OpenPartition(_)
+        | O::ConfigureNamespace(_)
+        | O::ConfigureNamespacePolicy(_) => true,
         O::OpenSession(_)
         | O::CloseSession(_)
         | O::Release(_)
@@ -135,6 +144,11 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::ForceStep(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
+        O::CreateNamespace(_)
+        | O::UpdateNamespace(_)
+        | O::DeleteNamespace(_)
+        | O::SetNamespacePolicy(_)
+        | O::NamespaceStep(_) => false,
     }
 }
 
