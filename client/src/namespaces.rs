@@ -11,6 +11,18 @@ use crate::lock_view::{PAGE_SIZE, Page, page_of};
 use crate::{Client, Error};
 
 /// The namespaces of a cluster.
+///
+/// ```no_run
+/// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+/// use trefoil_client::NamespaceSettings;
+///
+/// let settings = NamespaceSettings { sessions_max: 500, ..NamespaceSettings::default() };
+/// client.namespaces().create("billing", settings).await?;
+/// let billing = client.with_namespace("billing");
+/// billing.cache().put("greeting", "hello").await?;
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Namespaces {
     client: Client,
