@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 32] = [
+pub const ALL: [Reason; 35] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -81,6 +81,9 @@ pub const ALL: [Reason; 32] = [
     Reason::UnknownLatch,
     Reason::BarrierParties,
     Reason::NotEntered,
+    Reason::NamespaceExists,
+    Reason::NamespaceInUse,
+    Reason::NamespaceChanged,
 ];
 
 impl Reason {
@@ -113,7 +116,26 @@ impl Reason {
                 Never,
                 "A field is missing, malformed or beyond its limit. Metadata `field` and `limit` say which.",
             ),
-            Self::UnknownNamespace => (C::NotFound, Never, "The namespace does not exist."),
+            Self::UnknownNamespace => (
+                C::NotFound,
+                Never,
+                "The namespace is not declared, and the cluster refuses others or the call needs it to be: create it.",
+            ),
+            Self::NamespaceExists => (
+                C::AlreadyExists,
+                Never,
+                "The namespace is declared with other settings: update it.",
+            ),
+            Self::NamespaceInUse => (
+                C::FailedPrecondition,
+                Never,
+                "The namespace has sessions, locks or queues, so it stays. Metadata `sessions`, `locks`, `waits` or `queues` say how many.",
+            ),
+            Self::NamespaceChanged => (
+                C::Aborted,
+                Never,
+                "Somebody else changed it meanwhile: look at it and ask again. Metadata `version` is the present one.",
+            ),
             Self::SessionExpired => (
                 C::FailedPrecondition,
                 Never,

@@ -78,6 +78,9 @@ pub(crate) enum Command {
     /// Put, get and delete keys.
     #[command(subcommand)]
     Cache(crate::cache::CacheCommand),
+    /// Declare namespaces with limits and policies, show and remove them.
+    #[command(subcommand)]
+    Namespace(crate::namespace::NamespaceCommand),
     /// Measure a running cluster.
     #[command(subcommand)]
     Bench(crate::bench::BenchCommand),

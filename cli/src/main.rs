@@ -16,6 +16,7 @@ mod lock;
 mod lock_view;
 mod lock_watch;
 mod manual;
+mod namespace;
 mod queue;
 mod run;
 mod serve;
@@ -64,6 +65,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Barrier(barrier) => barrier::run(barrier, &client, output).await,
         Command::Queue(queue) => queue::run(queue, &client, output).await,
         Command::Cache(cache) => cache::run(cache, &client, output).await,
+        Command::Namespace(command) => namespace::run(command, &client, output).await,
         Command::Bench(bench) => bench::run(bench, &client, output).await,
         Command::Health(health) => health::run(&health, &client, output).await,
         Command::Version => version::run(output),

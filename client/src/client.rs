@@ -11,6 +11,7 @@ use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::error::Error;
 use crate::lock::Locks;
+use crate::namespaces::Namespaces;
 use crate::node::Transport;
 use crate::operation::{Request, Way};
 use crate::queue::Queue;
@@ -115,6 +116,12 @@ impl Client {
     #[must_use]
     pub fn cluster(&self) -> Cluster {
         Cluster::new(self.clone())
+    }
+
+    /// The namespaces of the cluster: which are declared, and with which limits.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        Namespaces::new(self.clone())
     }
 
     /// Sends a message of the contract as it is, apart from its request id: what the typed calls are made of.

@@ -9,6 +9,9 @@ use trefoil_proto::queue::v1 as queue;
 
 use crate::route::Scope;
 
+/// The shard that knows of all queues and namespaces.
+const META: u32 = 0;
+
 /// Which connection a call takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -174,6 +177,20 @@ operations! {
         |_| Scope::Any, |_| Way::Calls;
     TransferLeader: cluster::TransferLeaderRequest => cluster::TransferLeaderResponse,
         |r| Scope::Shard(r.shard), |_| Way::Calls;
+    CreateNamespace: cluster::CreateNamespaceRequest => cluster::CreateNamespaceResponse,
+        |_| Scope::Shard(META), |_| Way::Calls, id = request_id;
+    UpdateNamespace: cluster::UpdateNamespaceRequest => cluster::UpdateNamespaceResponse,
+        |_| Scope::Shard(META), |_| Way::Calls, id = request_id;
+    GetNamespace: cluster::GetNamespaceRequest => cluster::GetNamespaceResponse,
+        |_| Scope::Shard(META), |_| Way::Calls;
+    ListNamespaces: cluster::ListNamespacesRequest => cluster::ListNamespacesResponse,
+        |_| Scope::Shard(META), |_| Way::Calls;
+    DeleteNamespace: cluster::DeleteNamespaceRequest => cluster::DeleteNamespaceResponse,
+        |_| Scope::Shard(META), |_| Way::Calls, id = request_id;
+    GetNamespacePolicy: cluster::GetNamespacePolicyRequest => cluster::GetNamespacePolicyResponse,
+        |_| Scope::Shard(META), |_| Way::Calls;
+    SetNamespacePolicy: cluster::SetNamespacePolicyRequest => cluster::SetNamespacePolicyResponse,
+        |_| Scope::Shard(META), |_| Way::Calls, id = request_id;
 }
 
 fn unless_at_once(wait_ms: u64) -> Way {

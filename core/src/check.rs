@@ -408,5 +408,9 @@ impl Check for cache::DeleteRequest {
 
 mod barrier;
 mod election;
+mod namespace;
+
+pub(crate) use self::namespace::{deletable, namespace_settings, unknown_namespaces};
+
 #[cfg(test)]
 mod tests;

@@ -17,6 +17,8 @@ pub enum Kind {
     RequestClient = 3,
     /// System slot: an answer. Rest: client (length 1), sequence (8). Value: `RequestAnswer`.
     RequestAnswer = 4,
+    /// System slot of a data shard: what it knows of a declared namespace. Rest: namespace. Value: `NamespaceCopy`.
+    NamespaceCopy = 6,
 
     /// Counters of a namespace: sessions, tokens. Rest: namespace. Value: `LockNamespace`.
     LockNamespace = 16,
@@ -51,6 +53,10 @@ pub enum Kind {
     CatalogueCounters = 32,
     /// Meta shard: a queue. Rest: namespace (length 1), queue. Value: `Catalogue`.
     Catalogue = 33,
+    /// Meta shard: a declared namespace. Rest: namespace. Value: `NamespaceRecord`.
+    Namespace = 38,
+    /// Meta shard: counters of the declared namespaces. Value: `NamespaceCounters`.
+    NamespaceCounters = 39,
     /// A partition. Rest: queue id (8), partition (4). Value: `Partition`.
     Partition = 34,
     /// A message. Rest: queue id (8), partition (4), sequence (8). Value: `StoredMessage`.

@@ -55,6 +55,8 @@ limits! {
     PARTITIONS_DEFAULT: u32 = 8, "Partitions of a queue that was created without a number.";
     SHARDS_MAX: u32 = 64, "Data shards of a cluster.";
     MEMBERS_MAX: usize = 9, "Members of a cluster.";
+    NAMESPACES_MAX: u64 = 10_000, "Declared namespaces of a cluster.";
+    NAMESPACE_QUEUES_MAX: u64 = 1_000, "The largest limit of its own that a namespace may have for its queues.";
     SESSIONS_PER_NAMESPACE_MAX: u64 = 200_000, "Open sessions of a namespace.";
     LOCKS_PER_NAMESPACE_MAX: u64 = 1_000_000, "Locks of a namespace that are held or waited for.";
     WAITS_PER_NAMESPACE_MAX: u64 = 200_000, "Calls that wait for the locks of a namespace.";

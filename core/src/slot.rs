@@ -43,6 +43,13 @@ pub fn shard(slot: u16, shards: u32) -> ShardId {
     1 + u32::from(slot) * shards / u32::from(SLOTS)
 }
 
+/// The first slot of a data shard.
+#[must_use]
+pub fn first_of(shard: ShardId, shards: u32) -> u16 {
+    let before = u64::from(shard.saturating_sub(1)) * u64::from(SLOTS);
+    u16::try_from(before.div_ceil(u64::from(shards.max(1)))).unwrap_or(SLOTS - 1)
+}
+
 /// Partition of a message key by jump consistent hash: when partitions are added, only 1/n of the keys move.
 /// Source: J. Lamping and E. Veach, A Fast, Minimal Memory, Consistent Hash Algorithm (2014).
 #[must_use]
@@ -83,6 +90,11 @@ mod tests {
                 .map(|slot| shard(slot, shards))
                 .collect::<std::collections::BTreeSet<_>>();
             assert_eq!(used, (1..=shards).collect());
+            for of in 1..=shards {
+                let first = first_of(of, shards);
+                assert_eq!(shard(first, shards), of);
+                assert!(first == 0 || shard(first - 1, shards) + 1 == of);
+            }
         }
     }
 

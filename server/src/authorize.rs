@@ -116,7 +116,14 @@ fn resource(access: &Access) -> Resource<'_> {
             Resource::Queue { namespace, name }
         }
         Action::ReadValue | Action::WriteValue => Resource::Key { namespace, key: name },
-        Action::Unspecified | Action::ReadStatus | Action::MoveLeader => Resource::Cluster,
+        Action::ReadNamespaces | Action::ManageNamespaces if !namespace.is_empty() => {
+            Resource::Namespace(namespace)
+        }
+        Action::Unspecified
+        | Action::ReadStatus
+        | Action::MoveLeader
+        | Action::ReadNamespaces
+        | Action::ManageNamespaces => Resource::Cluster,
     }
 }
 
@@ -125,6 +132,7 @@ fn resource(access: &Access) -> Resource<'_> {
 fn covers(access: &Access, work: &Work) -> bool {
     use Action as A;
     use Operation as O;
+    let of_cluster = String::new();
     let (actions, names): (&[Action], _) = match work {
         Work::Command(command) => match &command.operation {
             Some(O::OpenSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
@@ -152,6 +160,14 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_)) => (&[A::Consume], None),
             Some(O::Put(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
             Some(O::Delete(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
+            Some(O::CreateNamespace(r)) => (&[A::ManageNamespaces], Some((&r.name, ""))),
+            Some(O::UpdateNamespace(r)) => (&[A::ManageNamespaces], Some((&r.name, ""))),
+            Some(O::DeleteNamespace(r)) => (&[A::ManageNamespaces], Some((&r.name, ""))),
+            Some(O::ConfigureNamespace(r)) => (&[A::ManageNamespaces], Some((&r.namespace, ""))),
+            Some(O::NamespaceStep(r)) => (&[A::ManageNamespaces], Some((&r.namespace, ""))),
+            Some(O::SetNamespacePolicy(_) | O::ConfigureNamespacePolicy(_)) => {
+                (&[A::ManageNamespaces], Some((&of_cluster, "")))
+            }
             // A leader proposes it itself.
             Some(O::LoseCaller(_)) | None => (&[], None),
         },
@@ -159,6 +175,13 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(query::Query::Get(r)) => (&[A::ReadValue], Some((&r.namespace, r.key.as_str()))),
             Some(query::Query::FindQueue(r)) => {
                 (&[A::Enqueue, A::Consume], Some((&r.namespace, r.queue.as_str())))
+            }
+            Some(query::Query::GetNamespace(r)) => (&[A::ReadNamespaces], Some((&r.name, ""))),
+            Some(query::Query::FindNamespace(r)) => {
+                (&[A::ReadNamespaces], Some((&r.namespace, "")))
+            }
+            Some(query::Query::ListNamespaces(_) | query::Query::GetNamespacePolicy(_)) => {
+                (&[A::ReadNamespaces], Some((&of_cluster, "")))
             }
             Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
             Some(query::Query::DescribeLock(r)) => {
@@ -211,7 +234,7 @@ mod tests {
 
     use super::*;
 
-    const ACTIONS: [Action; 11] = [
+    const ACTIONS: [Action; 13] = [
         Action::UseSession,
         Action::UseLock,
         Action::CreateQueue,
@@ -223,6 +246,8 @@ mod tests {
         Action::MoveLeader,
         Action::ReadLocks,
         Action::ControlLocks,
+        Action::ReadNamespaces,
+        Action::ManageNamespaces,
     ];
 
     fn covered_by(work: &Work) -> Vec<Action> {
@@ -290,6 +315,17 @@ mod tests {
             (asked(Q::WatchLocks(Default::default())), vec![A::ReadLocks]),
             (asked(Q::FindPlace(Default::default())), vec![A::UseLock]),
             (asked(Q::FindReleaseRequests(Default::default())), vec![A::UseSession]),
+            (command(O::CreateNamespace(Default::default())), vec![A::ManageNamespaces]),
+            (command(O::UpdateNamespace(Default::default())), vec![A::ManageNamespaces]),
+            (command(O::DeleteNamespace(Default::default())), vec![A::ManageNamespaces]),
+            (command(O::SetNamespacePolicy(Default::default())), vec![A::ManageNamespaces]),
+            (command(O::ConfigureNamespace(Default::default())), vec![A::ManageNamespaces]),
+            (command(O::ConfigureNamespacePolicy(Default::default())), vec![A::ManageNamespaces]),
+            (command(O::NamespaceStep(Default::default())), vec![A::ManageNamespaces]),
+            (asked(Q::GetNamespace(Default::default())), vec![A::ReadNamespaces]),
+            (asked(Q::ListNamespaces(Default::default())), vec![A::ReadNamespaces]),
+            (asked(Q::GetNamespacePolicy(Default::default())), vec![A::ReadNamespaces]),
+            (asked(Q::FindNamespace(Default::default())), vec![A::ReadNamespaces]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {
@@ -309,6 +345,8 @@ mod tests {
             (Action::Consume, Resource::Queue { namespace: "a", name: "b" }),
             (Action::WriteValue, Resource::Key { namespace: "a", key: "b" }),
             (Action::MoveLeader, Resource::Cluster),
+            (Action::ReadNamespaces, Resource::Cluster),
+            (Action::ManageNamespaces, Resource::Namespace("a")),
         ] {
             let access = access(&principal, action, on);
             assert_eq!((access.address.as_str(), access.action()), ("[::1]:7001", action));

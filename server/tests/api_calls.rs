@@ -113,6 +113,13 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                 r.shards.iter_mut().for_each(|shard| shard.applied_index = 0);
             }
             Outcome::TransferLeader(r) => clear(&mut r.header),
+            Outcome::CreateNamespace(r) => clear(&mut r.header),
+            Outcome::UpdateNamespace(r) => clear(&mut r.header),
+            Outcome::GetNamespace(r) => clear(&mut r.header),
+            Outcome::ListNamespaces(r) => clear(&mut r.header),
+            Outcome::DeleteNamespace(r) => clear(&mut r.header),
+            Outcome::GetNamespacePolicy(r) => clear(&mut r.header),
+            Outcome::SetNamespacePolicy(r) => clear(&mut r.header),
             Outcome::Error(_) => unreachable!("errors are statuses"),
         }
     }
@@ -293,6 +300,13 @@ async fn a_service_that_is_off_says_so() {
                 | Operation::Delete(_)
                 | Operation::Status(_)
                 | Operation::TransferLeader(_)
+                | Operation::CreateNamespace(_)
+                | Operation::UpdateNamespace(_)
+                | Operation::GetNamespace(_)
+                | Operation::ListNamespaces(_)
+                | Operation::DeleteNamespace(_)
+                | Operation::GetNamespacePolicy(_)
+                | Operation::SetNamespacePolicy(_)
         );
         let end = unary(&served.channel, operation).await;
         if is_on {

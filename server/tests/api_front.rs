@@ -71,6 +71,7 @@ async fn health_follows_the_shards() {
         "trefoil.lock.v1.LockService",
         "trefoil.cache.v1.CacheService",
         "trefoil.cluster.v1.ClusterService",
+        "trefoil.cluster.v1.NamespaceService",
         "trefoil.pipeline.v1.PipelineService",
     ];
     for name in names {
@@ -90,13 +91,14 @@ async fn health_follows_the_shards() {
     assert_eq!(health_of(&served, "liveness").await, liveness, "it ends by itself");
 }
 
-const LISTED: [&str; 10] = [
+const LISTED: [&str; 11] = [
     "trefoil.lock.v1.LockService",
     "trefoil.lock.v1.ElectionService",
     "trefoil.lock.v1.BarrierService",
     "trefoil.queue.v1.QueueService",
     "trefoil.cache.v1.CacheService",
     "trefoil.cluster.v1.ClusterService",
+    "trefoil.cluster.v1.NamespaceService",
     "trefoil.pipeline.v1.PipelineService",
     "grpc.health.v1.Health",
     "grpc.reflection.v1.ServerReflection",

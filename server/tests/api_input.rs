@@ -7,7 +7,7 @@ mod front;
 use tonic::Code;
 use trefoil_core::check::invalid;
 use trefoil_core::limits as l;
-use trefoil_proto::cluster::v1::TransferLeaderRequest;
+use trefoil_proto::cluster::v1::{self as cluster, TransferLeaderRequest};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::lock::v1 as lock;
@@ -189,12 +189,71 @@ fn bad_others() -> Vec<(Operation, &'static str, &'static str)> {
     ]
 }
 
+/// The same for namespaces.
+fn bad_namespaces() -> Vec<(Operation, &'static str, &'static str)> {
+    let create = |name: &str, change: fn(&mut cluster::NamespaceSettings)| {
+        let (name, mut settings) = (name.to_owned(), cluster::NamespaceSettings::default());
+        change(&mut settings);
+        let settings = Some(settings);
+        Operation::CreateNamespace(cluster::CreateNamespaceRequest {
+            name,
+            settings,
+            request_id: None,
+        })
+    };
+    let delete = |name: &str| {
+        let name = name.to_owned();
+        Operation::DeleteNamespace(cluster::DeleteNamespaceRequest { name, ..Default::default() })
+    };
+    vec![
+        (create("", |_| ()), "name", "1 to 255 bytes"),
+        (create(&long(), |_| ()), "name", "1 to 255 bytes"),
+        (create("n", |s| s.sessions_max = 200_001), "settings.sessions_max", "0 to 200000"),
+        (
+            create("n", |s| s.session_ttl_ms_max = 99),
+            "settings.session_ttl_ms_max",
+            "100 to 86400000",
+        ),
+        (
+            Operation::UpdateNamespace(cluster::UpdateNamespaceRequest {
+                settings: Some(cluster::NamespaceSettings {
+                    queues_max: 1_001,
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            "settings.queues_max",
+            "0 to 1000",
+        ),
+        (delete(""), "name", "1 to 255 bytes"),
+        (delete("default"), "name", "another than \"default\""),
+        (
+            Operation::GetNamespace(cluster::GetNamespaceRequest { name: long() }),
+            "name",
+            "1 to 255 bytes",
+        ),
+        (
+            Operation::ListNamespaces(cluster::ListNamespacesRequest {
+                page_size: 1_001,
+                ..Default::default()
+            }),
+            "page_size",
+            "1 to 1000",
+        ),
+        (
+            Operation::SetNamespacePolicy(cluster::SetNamespacePolicyRequest::default()),
+            "unknown",
+            "CREATED or REFUSED",
+        ),
+    ]
+}
+
 #[tokio::test]
 async fn every_bad_field_is_named_with_its_limit() {
     let served = usual().await;
     let mut stream = Stream::open(&served.channel).await;
     for (n, (operation, field, limit)) in
-        (1..).zip([bad_locks(), bad_modes_and_questions(), bad_others()].concat())
+        (1..).zip([bad_locks(), bad_modes_and_questions(), bad_others(), bad_namespaces()].concat())
     {
         let method = operation::method(&operation);
         for end in [

@@ -347,10 +347,18 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::BarrierSeen(_)
         | A::GetBarrier(_)
         | A::ListBarriers(_)
-        | A::ValidateToken(_)
         | A::RequestRelease(_)
         | A::ReleaseRequests(_)
-        | A::Place(_)) => {
+        | A::Place(_)
+        | A::ValidateToken(_)
+        | A::CreateNamespace(_)
+        | A::UpdateNamespace(_)
+        | A::SetNamespacePolicy(_)
+        | A::NamespaceConfigured(_)
+        | A::GetNamespace(_)
+        | A::ListNamespaces(_)
+        | A::GetNamespacePolicy(_)
+        | A::NamespaceHere(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

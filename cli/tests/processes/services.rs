@@ -199,3 +199,40 @@ pub(crate) fn json(cluster: &Cluster, arguments: &[&str]) -> (i32, Json) {
     let json = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}{err}"));
     (code, json)
 }
+
+#[tokio::test]
+async fn namespaces_are_declared_shown_and_removed_through_the_command_line() {
+    let cluster = Cluster::start().await;
+    let json = |arguments: &[&str]| json(&cluster, arguments);
+    let create = ["namespace", "create", "a", "--sessions-max", "1", "--session-ttl-max", "30s"];
+    let (code, created) = json(&create);
+    assert_eq!((code, created["sessions_max"].as_u64()), (0, Some(1)));
+    let (code, updated) = json(&["namespace", "update", "a", "--queue-creation", "refused"]);
+    assert_eq!((code, updated["queue_creation"].as_str()), (0, Some("refused")));
+    assert_eq!(updated["session_ttl_ms_max"].as_u64(), Some(30_000), "what was not said stays");
+    let refused = |arguments: &[&str]| run(&cluster, &[&["--namespace", "a"], arguments].concat());
+    assert_eq!(refused(&["lock", "acquire", "l", "--ttl", "30s"]).0, 0);
+    let (code, _, error) = refused(&["lock", "acquire", "l", "--ttl", "30s"]);
+    assert!(code == 1 && error.contains("sessions_max of 1 is reached"), "{error}");
+    let (code, _, error) = refused(&["queue", "enqueue", "q", "one"]);
+    assert!(code == 1 && error.contains("UNKNOWN_QUEUE"), "{error}");
+    let (code, got) = json(&["namespace", "get", "a"]);
+    let shown = (got["usage"]["sessions"].as_u64(), got["in_force"].as_bool());
+    assert_eq!((code, shown), (0, (Some(1), Some(true))));
+    let (code, _, error) = run(&cluster, &["namespace", "delete", "a"]);
+    assert!(code == 1 && error.contains("NAMESPACE_IN_USE"), "{error}");
+    assert_eq!(json(&["namespace", "create", "b"]).0, 0);
+    let (code, listed) = json(&["namespace", "list"]);
+    let names = listed["namespaces"].as_array().unwrap().iter().map(|of| of["name"].as_str());
+    assert_eq!((code, names.collect::<Vec<_>>()), (0, vec![Some("a"), Some("b")]));
+    let (_, table, _) = run(&cluster, &["namespace", "list"]);
+    assert!(table.starts_with("NAMESPACE  VERSION"), "{table}");
+    assert_eq!(json(&["namespace", "delete", "b"]).0, 0);
+    assert_eq!(run(&cluster, &["namespace", "get", "b"]).0, 1);
+    let (code, policy) = json(&["namespace", "policy", "refused"]);
+    assert_eq!((code, policy["in_force"].as_bool()), (0, Some(true)));
+    let (code, _, error) = run(&cluster, &["--namespace", "b", "cache", "put", "k", "v"]);
+    assert!(code == 1 && error.contains("UNKNOWN_NAMESPACE"), "{error}");
+    assert_eq!(json(&["namespace", "policy", "created"]).0, 0);
+    assert_eq!(run(&cluster, &["--namespace", "b", "cache", "put", "k", "v"]).0, 0);
+}

@@ -6,7 +6,9 @@ use trefoil_proto::cache::v1 as api;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{CacheItem, Refusal, answer};
 
-use super::{Directory, QueryOutcome, Ruling, Scope, Verdict, answered, refuse, timers};
+use super::{
+    Directory, QueryOutcome, Ruling, Scope, Verdict, answered, namespace_copy, refuse, timers,
+};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{KEY_BYTES_MAX, NAME_BYTES_MAX};
@@ -32,6 +34,7 @@ pub(super) fn put(scope: &mut Scope<'_>, request: &api::PutRequest) -> Ruling {
     if check::value_bytes(request.value.as_ref()).is_none() {
         return Err(check::invalid("value", "set: either data or text"));
     }
+    namespace_copy::must_be_usable(scope, &request.namespace)?;
     let known = scope.txn.get_message::<CacheItem>(&key);
     clear_timer(scope, &key, known.as_ref());
     let expires_at_ms =

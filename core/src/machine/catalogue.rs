@@ -4,12 +4,15 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Catalogue, CatalogueCounters, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
-use super::{QueryOutcome, Ruling, Scope, Verdict, answered, refuse, refuse_with};
+use super::{QueryOutcome, Ruling, Scope, Verdict, answered, namespace, refuse, refuse_with};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, PARTITIONS_MAX};
 use crate::slot::SYSTEM_SLOT;
-use crate::store::{Store, decode};
+use crate::store::{Store, Txn, decode, prefix_end};
+
+/// Names in a refusal what the namespace says of creating queues by their first use: "allowed" or "refused".
+pub const QUEUE_CREATION: &str = "queue_creation";
 
 /// Creates a queue with an id of its own; the same queue again is no error.
 pub(super) fn create_queue(scope: &mut Scope<'_>, request: &CreateQueueRequest) -> Ruling {
@@ -27,6 +30,7 @@ pub(super) fn create_queue(scope: &mut Scope<'_>, request: &CreateQueueRequest) 
             facts,
         ));
     }
+    namespace::admit_queue(scope, &request.namespace)?;
     let counters_key = Key::system(Kind::CatalogueCounters);
     let mut counters =
         scope.txn.get_message::<CatalogueCounters>(counters_key.bytes()).unwrap_or_default();
@@ -45,8 +49,31 @@ pub(super) fn find_queue(store: &impl Store, slot: u16, request: &FindQueue) -> 
     }
     match store.get(queue_key(&request.namespace, &request.queue).bytes()) {
         Some(queue) => answered(answer::Answer::Catalogue(decode(&queue))),
-        None => answered(refuse(Reason::UnknownQueue, "there is no such queue")),
+        None => {
+            let mut refusal = refuse(Reason::UnknownQueue, "there is no such queue");
+            if let Some(creation) = namespace::queue_creation(store, &request.namespace) {
+                refusal.metadata.insert(QUEUE_CREATION.to_owned(), creation.to_owned());
+            }
+            answered(refusal)
+        }
     }
+}
+
+/// Queues of a namespace, counted up to so many.
+pub(super) fn count(txn: &Txn<'_>, namespace: &str, most: u64) -> u64 {
+    let (start, end) = queues_of(namespace);
+    txn.scan(&start, &end, usize::try_from(most).unwrap_or(usize::MAX)).len() as u64
+}
+
+/// The same outside of a command.
+pub(super) fn count_in(store: &impl Store, namespace: &str, most: u64) -> u64 {
+    let (start, end) = queues_of(namespace);
+    store.scan(&start, &end, usize::try_from(most).unwrap_or(usize::MAX)).len() as u64
+}
+
+fn queues_of(namespace: &str) -> (Vec<u8>, Vec<u8>) {
+    let prefix = queue_key(namespace, "");
+    (prefix.bytes().to_vec(), prefix_end(prefix.bytes()))
 }
 
 fn check_place(slot: u16, namespace: &str, queue: &str) -> Result<(), Refusal> {

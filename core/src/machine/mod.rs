@@ -5,12 +5,15 @@
 
 mod cache;
 mod catalogue;
+mod counts;
 mod digest;
 mod directory;
 mod event;
 mod gates;
 mod lock;
 mod measure;
+mod namespace;
+mod namespace_copy;
 mod polls;
 mod queue;
 mod requests;
@@ -28,6 +31,8 @@ use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
+pub use self::catalogue::QUEUE_CREATION;
+pub use self::counts::Counts;
 pub use self::directory::Directory;
 pub use self::event::{Body, Event};
 pub use self::lock::caller_lost;
@@ -56,49 +61,6 @@ pub struct Settled {
     pub request_id: Option<RequestId>,
     /// The answer.
     pub answer: Answer,
-}
-
-/// What happened, for metrics.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Locks granted.
-    pub locks_acquired: u64,
-    /// Locks released, by call, close or expiry.
-    pub locks_released: u64,
-    /// Grants that an operator took away.
-    pub locks_forced: u64,
-    /// Grants whose mode was changed.
-    pub locks_converted: u64,
-    /// Acquires and conversions that had to wait or were told that the lock is held.
-    pub locks_blocked: u64,
-    /// Waits that ended at their deadline.
-    pub lock_timeouts: u64,
-    /// Log time that granted waits took.
-    pub lock_waits: Durations,
-    /// Log time for which holders who let go had held their locks.
-    pub lock_holds: Durations,
-    /// Grants that became leaderships.
-    pub leaders_elected: u64,
-    /// Latches that were counted down to zero.
-    pub latches_opened: u64,
-    /// Barriers whose parties had all entered.
-    pub barriers_tripped: u64,
-    /// Waits that were refused because they would have closed a circle.
-    pub deadlocks: u64,
-    /// Searches for a circle that ended because they had looked at as much as they may.
-    pub deadlock_searches_cut: u64,
-    /// Sessions that expired.
-    pub sessions_expired: u64,
-    /// Messages stored.
-    pub enqueued: u64,
-    /// Deliveries leased.
-    pub dequeued: u64,
-    /// Messages acknowledged.
-    pub acked: u64,
-    /// Leases that ran out.
-    pub leases_expired: u64,
-    /// Cache values that expired.
-    pub cache_expired: u64,
 }
 
 /// What one entry did.
@@ -134,6 +96,7 @@ pub struct Applied {
 
 /// How a read ended.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant, reason = "most are answers")]
 pub enum QueryOutcome {
     /// Answered at the applied index.
     Answered(Answer),
@@ -157,6 +120,7 @@ struct Scope<'a> {
     slot: u16,
     /// Node that the client spoke to.
     agent: u64,
+    namespaces: namespace_copy::Policy,
     output: Output,
 }
 
@@ -174,6 +138,7 @@ struct Output {
     backlog: i64,
     /// Change of what there is of locks.
     locks: measure::Changes,
+    namespaces: namespace_copy::Changes,
     /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
     lines: Vec<(Bytes, Option<u64>)>,
 }
@@ -313,6 +278,7 @@ impl Machine {
             term_started_ms: self.progress.term_started_at_ms,
             slot,
             agent,
+            namespaces: (&self.progress).into(),
             output: Output::default(),
         }
     }
@@ -412,6 +378,15 @@ impl Machine {
             Operation::DequeueFrom(request) => queue::dequeue(scope, request, self.shards),
             Operation::AckLease(request) => queue::ack(scope, request, self.shards),
             Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
+            Operation::CreateNamespace(request) => namespace::create(scope, request),
+            Operation::UpdateNamespace(request) => namespace::update(scope, request),
+            Operation::DeleteNamespace(request) => namespace::delete(scope, request),
+            Operation::SetNamespacePolicy(request) => namespace::set_policy(scope, request),
+            Operation::NamespaceStep(request) => namespace::step(scope, request),
+            Operation::ConfigureNamespace(request) => namespace_copy::configure(scope, request),
+            Operation::ConfigureNamespacePolicy(request) => {
+                namespace_copy::configure_policy(scope, request)
+            }
             Operation::Put(request) => cache::put(scope, request),
             Operation::Delete(request) => cache::delete(scope, request),
         }
@@ -432,6 +407,7 @@ impl Machine {
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
         output.locks.apply(&mut self.progress);
+        output.namespaces.apply(&mut self.progress);
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
         applied.events.extend(output.events);
@@ -448,6 +424,7 @@ impl Machine {
 
     /// Reads at the applied index. `now_ms` is the leader's estimate of log time: a value whose time is up by it
     /// is not shown, and not said to be gone either, before log time has moved there.
+    #[allow(clippy::too_many_lines, reason = "one table")]
     pub fn query(
         &mut self,
         store: &impl Store,
@@ -468,6 +445,14 @@ impl Machine {
                 cache::get(store, &mut self.directory, request, &reader)
             }
             Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, slot, request),
+            Some(query::Query::GetNamespace(request)) => namespace::get(store, slot, request),
+            Some(query::Query::ListNamespaces(request)) => namespace::list(store, slot, request),
+            Some(query::Query::GetNamespacePolicy(_)) => {
+                namespace::get_policy(slot, &self.progress)
+            }
+            Some(query::Query::FindNamespace(request)) => {
+                namespace_copy::find(store, slot, request, &self.progress)
+            }
             Some(query::Query::AwaitReady(request)) => {
                 queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
             }
@@ -546,31 +531,6 @@ impl Machine {
         let mut calls = self.polls.clear();
         calls.extend(self.gates.clear());
         calls
-    }
-}
-
-impl Counts {
-    /// Adds another count to this one.
-    pub fn add(&mut self, other: &Self) {
-        self.locks_acquired += other.locks_acquired;
-        self.locks_released += other.locks_released;
-        self.locks_forced += other.locks_forced;
-        self.locks_converted += other.locks_converted;
-        self.locks_blocked += other.locks_blocked;
-        self.lock_timeouts += other.lock_timeouts;
-        self.lock_waits.add(&other.lock_waits);
-        self.lock_holds.add(&other.lock_holds);
-        self.leaders_elected += other.leaders_elected;
-        self.latches_opened += other.latches_opened;
-        self.barriers_tripped += other.barriers_tripped;
-        self.deadlocks += other.deadlocks;
-        self.deadlock_searches_cut += other.deadlock_searches_cut;
-        self.sessions_expired += other.sessions_expired;
-        self.enqueued += other.enqueued;
-        self.dequeued += other.dequeued;
-        self.acked += other.acked;
-        self.leases_expired += other.leases_expired;
-        self.cache_expired += other.cache_expired;
     }
 }
 

@@ -91,6 +91,13 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)
             | Operation::DequeueFrom(_)
+            | Operation::CreateNamespace(_)
+            | Operation::UpdateNamespace(_)
+            | Operation::DeleteNamespace(_)
+            | Operation::SetNamespacePolicy(_)
+            | Operation::ConfigureNamespace(_)
+            | Operation::ConfigureNamespacePolicy(_)
+            | Operation::NamespaceStep(_)
             | Operation::Put(_),
         )
         | None => false,

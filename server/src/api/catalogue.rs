@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 use trefoil_core::limits::{CATALOGUES_MAX, PARTITIONS_DEFAULT};
+use trefoil_core::machine::QUEUE_CREATION;
 use trefoil_core::slot::SYSTEM_SLOT;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation as Command;
@@ -83,8 +84,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<Catalogue, Refusal> {
         match self.find_queue(namespace, queue, ask).await {
             Err(refusal)
-                if refusal.reason() == Reason::UnknownQueue && self.settings.auto_create_queues => {
-            }
+                if refusal.reason() == Reason::UnknownQueue && self.may_create(&refusal) => {}
             found => return found,
         }
         let request = CreateQueueRequest {
@@ -97,6 +97,15 @@ impl<S: Shards> Api<S> {
             // Somebody else was faster.
             Err(refusal) if refusal.reason() != Reason::QueueExists => Err(refusal),
             _ => self.find_queue(namespace, queue, ask).await,
+        }
+    }
+
+    /// Whether the first use of an unknown queue creates it: its namespace decides, or else this node.
+    fn may_create(&self, unknown: &Refusal) -> bool {
+        match unknown.metadata.get(QUEUE_CREATION).map(String::as_str) {
+            Some("allowed") => true,
+            Some("refused") => false,
+            _ => self.settings.auto_create_queues,
         }
     }
 

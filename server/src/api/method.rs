@@ -96,6 +96,13 @@ methods! {
     Delete: "trefoil.cache.v1.CacheService" "Delete" Work "Removes a key.";
     Status: "trefoil.cluster.v1.ClusterService" "Status" Priority "State of the node.";
     TransferLeader: "trefoil.cluster.v1.ClusterService" "TransferLeader" Priority "Hands a shard over.";
+    CreateNamespace: "trefoil.cluster.v1.NamespaceService" "CreateNamespace" Work "Declares a namespace.";
+    UpdateNamespace: "trefoil.cluster.v1.NamespaceService" "UpdateNamespace" Work "Changes a namespace.";
+    GetNamespace: "trefoil.cluster.v1.NamespaceService" "GetNamespace" Work "Shows a namespace.";
+    ListNamespaces: "trefoil.cluster.v1.NamespaceService" "ListNamespaces" Work "Lists namespaces.";
+    DeleteNamespace: "trefoil.cluster.v1.NamespaceService" "DeleteNamespace" Work "Removes a namespace.";
+    GetNamespacePolicy: "trefoil.cluster.v1.NamespaceService" "GetNamespacePolicy" Work "Shows the policy for others.";
+    SetNamespacePolicy: "trefoil.cluster.v1.NamespaceService" "SetNamespacePolicy" Work "Sets the policy for others.";
     Pipeline: "trefoil.pipeline.v1.PipelineService" "Open" Stream "Frames of calls.";
     HealthCheck: "grpc.health.v1.Health" "Check" Priority "Whether a service serves.";
     HealthWatch: "grpc.health.v1.Health" "Watch" Stream "Tells whenever that changes.";

@@ -14,6 +14,7 @@ mod election;
 mod keep_alive_stream;
 mod lock;
 pub mod method;
+mod namespace;
 mod observe;
 pub mod operation;
 pub mod pipeline;
@@ -316,6 +317,27 @@ impl<S: Shards> Api<S> {
             Operation::Get(request) => Outcome::Get(self.get(context, request).await?),
             Operation::Delete(request) => Outcome::Delete(self.delete(context, request).await?),
             Operation::Status(_) => Outcome::Status(self.status()),
+            Operation::CreateNamespace(request) => {
+                Outcome::CreateNamespace(self.create_namespace(context, request).await?)
+            }
+            Operation::UpdateNamespace(request) => {
+                Outcome::UpdateNamespace(self.update_namespace(context, request).await?)
+            }
+            Operation::GetNamespace(request) => {
+                Outcome::GetNamespace(self.get_namespace(context, request).await?)
+            }
+            Operation::ListNamespaces(request) => {
+                Outcome::ListNamespaces(self.list_namespaces(context, request).await?)
+            }
+            Operation::DeleteNamespace(request) => {
+                Outcome::DeleteNamespace(self.delete_namespace(context, request).await?)
+            }
+            Operation::GetNamespacePolicy(request) => {
+                Outcome::GetNamespacePolicy(self.get_namespace_policy(context, request).await?)
+            }
+            Operation::SetNamespacePolicy(request) => {
+                Outcome::SetNamespacePolicy(self.set_namespace_policy(context, request).await?)
+            }
             Operation::TransferLeader(request) => {
                 Outcome::TransferLeader(self.transfer_leader(&request).await?)
             }

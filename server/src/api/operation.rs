@@ -68,8 +68,16 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::Put(request) => request.check(),
         Operation::Get(request) => request.check(),
         Operation::Delete(request) => request.check(),
+        Operation::CreateNamespace(request) => request.check(),
+        Operation::UpdateNamespace(request) => request.check(),
+        Operation::GetNamespace(request) => request.check(),
+        Operation::ListNamespaces(request) => request.check(),
+        Operation::DeleteNamespace(request) => request.check(),
+        Operation::SetNamespacePolicy(request) => request.check(),
         // Shards and nodes are known to the handler alone.
-        Operation::Status(_) | Operation::TransferLeader(_) => Ok(()),
+        Operation::Status(_) | Operation::TransferLeader(_) | Operation::GetNamespacePolicy(_) => {
+            Ok(())
+        }
     }
 }
 
@@ -115,6 +123,13 @@ pub fn method(operation: &Operation) -> Method {
         Operation::Delete(_) => Method::Delete,
         Operation::Status(_) => Method::Status,
         Operation::TransferLeader(_) => Method::TransferLeader,
+        Operation::CreateNamespace(_) => Method::CreateNamespace,
+        Operation::UpdateNamespace(_) => Method::UpdateNamespace,
+        Operation::GetNamespace(_) => Method::GetNamespace,
+        Operation::ListNamespaces(_) => Method::ListNamespaces,
+        Operation::DeleteNamespace(_) => Method::DeleteNamespace,
+        Operation::GetNamespacePolicy(_) => Method::GetNamespacePolicy,
+        Operation::SetNamespacePolicy(_) => Method::SetNamespacePolicy,
     }
 }
 
@@ -205,6 +220,21 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         }
         Operation::Status(_) => (Action::ReadStatus, Resource::Cluster, None, 0),
         Operation::TransferLeader(_) => (Action::MoveLeader, Resource::Cluster, None, 0),
+        Operation::CreateNamespace(r) => {
+            (Action::ManageNamespaces, namespace(&r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::UpdateNamespace(r) => {
+            (Action::ManageNamespaces, namespace(&r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::DeleteNamespace(r) => {
+            (Action::ManageNamespaces, namespace(&r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::GetNamespace(r) => (Action::ReadNamespaces, namespace(&r.name), None, 0),
+        Operation::ListNamespaces(_) => (Action::ReadNamespaces, Resource::Cluster, None, 0),
+        Operation::GetNamespacePolicy(_) => (Action::ReadNamespaces, Resource::Cluster, None, 0),
+        Operation::SetNamespacePolicy(r) => {
+            (Action::ManageNamespaces, Resource::Cluster, r.request_id.as_ref(), 0)
+        }
     };
     let method = method(operation);
     Facts { method, service: service(method), action, resource, request_id, wait_ms }
@@ -253,6 +283,13 @@ pub fn service(method: Method) -> Option<Service> {
         Method::Put | Method::Get | Method::Delete => Some(Service::Cache),
         Method::Status
         | Method::TransferLeader
+        | Method::CreateNamespace
+        | Method::UpdateNamespace
+        | Method::GetNamespace
+        | Method::ListNamespaces
+        | Method::DeleteNamespace
+        | Method::GetNamespacePolicy
+        | Method::SetNamespacePolicy
         | Method::Pipeline
         | Method::HealthCheck
         | Method::HealthWatch

@@ -8,6 +8,7 @@ use tonic_reflection::server::Builder;
 use trefoil_core::limits::{BATCH_BYTES_MAX, FRAME_BYTES_MAX, REQUEST_BYTES_MAX, VALUE_BYTES_MAX};
 use trefoil_proto::cache::v1::cache_service_server::CacheServiceServer;
 use trefoil_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
+use trefoil_proto::cluster::v1::namespace_service_server::NamespaceServiceServer;
 use trefoil_proto::lock::v1::barrier_service_server::BarrierServiceServer;
 use trefoil_proto::lock::v1::election_service_server::ElectionServiceServer;
 use trefoil_proto::lock::v1::lock_service_server::LockServiceServer;
@@ -69,7 +70,8 @@ pub fn routes<S: Shards>(
         .add_service(bounded!(BarrierServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(QueueServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(CacheServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
-        .add_service(bounded!(ClusterServiceServer::new(unary), REQUEST_MAX, RESPONSE_MAX))
+        .add_service(bounded!(ClusterServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
+        .add_service(bounded!(NamespaceServiceServer::new(unary), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(
             PipelineServiceServer::new(Pipeline::new(Arc::clone(api))),
             FRAME_MAX,

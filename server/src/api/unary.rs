@@ -211,3 +211,13 @@ service!(cluster::cluster_service_server::ClusterService {
     status: Status(cluster::StatusRequest) -> cluster::StatusResponse;
     transfer_leader: TransferLeader(cluster::TransferLeaderRequest) -> cluster::TransferLeaderResponse;
 });
+
+service!(cluster::namespace_service_server::NamespaceService {
+    create_namespace: CreateNamespace(cluster::CreateNamespaceRequest) -> cluster::CreateNamespaceResponse;
+    update_namespace: UpdateNamespace(cluster::UpdateNamespaceRequest) -> cluster::UpdateNamespaceResponse;
+    get_namespace: GetNamespace(cluster::GetNamespaceRequest) -> cluster::GetNamespaceResponse;
+    list_namespaces: ListNamespaces(cluster::ListNamespacesRequest) -> cluster::ListNamespacesResponse;
+    delete_namespace: DeleteNamespace(cluster::DeleteNamespaceRequest) -> cluster::DeleteNamespaceResponse;
+    get_namespace_policy: GetNamespacePolicy(cluster::GetNamespacePolicyRequest) -> cluster::GetNamespacePolicyResponse;
+    set_namespace_policy: SetNamespacePolicy(cluster::SetNamespacePolicyRequest) -> cluster::SetNamespacePolicyResponse;
+});

@@ -95,6 +95,13 @@ impl Work {
             | O::CreateQueue(_)
             | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
+            O::CreateNamespace(_)
+            | O::UpdateNamespace(_)
+            | O::DeleteNamespace(_)
+            | O::SetNamespacePolicy(_)
+            | O::ConfigureNamespace(_)
+            | O::ConfigureNamespacePolicy(_)
+            | O::NamespaceStep(_) => Share::Ordinary,
         }
     }
 
@@ -140,7 +147,9 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::LoseCaller(_)
         | O::RequestRelease(_)
         | O::CreateQueue(_)
-        | O::OpenPartition(_) => true,
+        | O::OpenPartition(_)
+        | O::ConfigureNamespace(_)
+        | O::ConfigureNamespacePolicy(_) => true,
         O::OpenSession(_)
         | O::CloseSession(_)
         | O::Release(_)
@@ -153,6 +162,11 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::LeaveBarrier(_) => false,
         O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
         O::Put(_) | O::Delete(_) => false,
+        O::CreateNamespace(_)
+        | O::UpdateNamespace(_)
+        | O::DeleteNamespace(_)
+        | O::SetNamespacePolicy(_)
+        | O::NamespaceStep(_) => false,
     }
 }
 

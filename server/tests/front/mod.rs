@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::{Channel, Endpoint};
 use trefoil_proto::cache::v1::cache_service_client::CacheServiceClient;
 use trefoil_proto::cluster::v1::cluster_service_client::ClusterServiceClient;
+use trefoil_proto::cluster::v1::namespace_service_client::NamespaceServiceClient;
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::lock::v1::barrier_service_client::BarrierServiceClient;
 use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
@@ -84,6 +85,7 @@ pub async fn usual() -> Served {
 }
 
 /// What a unary call of an operation ends with.
+#[allow(clippy::too_many_lines, reason = "one table")]
 pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, tonic::Status> {
     use Operation as O;
     let mut lock = LockServiceClient::new(channel.clone());
@@ -92,6 +94,7 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
     let mut queue = QueueServiceClient::new(channel.clone());
     let mut cache = CacheServiceClient::new(channel.clone());
     let mut cluster = ClusterServiceClient::new(channel.clone());
+    let mut namespaces = NamespaceServiceClient::new(channel.clone());
     Ok(match operation {
         O::OpenSession(r) => Outcome::OpenSession(lock.open_session(r).await?.into_inner()),
         O::KeepAlive(r) => Outcome::KeepAlive(lock.keep_alive(r).await?.into_inner()),
@@ -134,6 +137,27 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
         O::Status(r) => Outcome::Status(cluster.status(r).await?.into_inner()),
         O::TransferLeader(r) => {
             Outcome::TransferLeader(cluster.transfer_leader(r).await?.into_inner())
+        }
+        O::CreateNamespace(r) => {
+            Outcome::CreateNamespace(namespaces.create_namespace(r).await?.into_inner())
+        }
+        O::UpdateNamespace(r) => {
+            Outcome::UpdateNamespace(namespaces.update_namespace(r).await?.into_inner())
+        }
+        O::GetNamespace(r) => {
+            Outcome::GetNamespace(namespaces.get_namespace(r).await?.into_inner())
+        }
+        O::ListNamespaces(r) => {
+            Outcome::ListNamespaces(namespaces.list_namespaces(r).await?.into_inner())
+        }
+        O::DeleteNamespace(r) => {
+            Outcome::DeleteNamespace(namespaces.delete_namespace(r).await?.into_inner())
+        }
+        O::GetNamespacePolicy(r) => {
+            Outcome::GetNamespacePolicy(namespaces.get_namespace_policy(r).await?.into_inner())
+        }
+        O::SetNamespacePolicy(r) => {
+            Outcome::SetNamespacePolicy(namespaces.set_namespace_policy(r).await?.into_inner())
         }
     })
 }

@@ -186,6 +186,7 @@ pub fn one_of_each() -> Vec<Operation> {
         Operation::Status(cluster::StatusRequest {}),
         Operation::TransferLeader(cluster::TransferLeaderRequest { shard: 0, to_node_id: 1 }),
     ]);
+    all.extend(of_namespaces());
     let there = all.iter().map(operation::method).collect::<BTreeSet<_>>();
     let of_ours = Method::ALL
         .iter()
@@ -193,4 +194,28 @@ pub fn one_of_each() -> Vec<Operation> {
         .filter(|method| method.service().starts_with("trefoil.") && method.load() != Load::Stream);
     assert_eq!(there, of_ours.collect(), "an operation is missing here");
     all
+}
+
+fn of_namespaces() -> Vec<Operation> {
+    vec![
+        Operation::CreateNamespace(cluster::CreateNamespaceRequest {
+            name: "n".to_owned(),
+            ..Default::default()
+        }),
+        Operation::UpdateNamespace(cluster::UpdateNamespaceRequest {
+            name: "n".to_owned(),
+            ..Default::default()
+        }),
+        Operation::GetNamespace(cluster::GetNamespaceRequest { name: "n".to_owned() }),
+        Operation::ListNamespaces(cluster::ListNamespacesRequest::default()),
+        Operation::DeleteNamespace(cluster::DeleteNamespaceRequest {
+            name: "n".to_owned(),
+            ..Default::default()
+        }),
+        Operation::SetNamespacePolicy(cluster::SetNamespacePolicyRequest {
+            unknown: cluster::UnknownNamespaces::Created.into(),
+            ..Default::default()
+        }),
+        Operation::GetNamespacePolicy(cluster::GetNamespacePolicyRequest {}),
+    ]
 }

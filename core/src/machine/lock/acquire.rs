@@ -9,7 +9,7 @@ use super::handoff::rely;
 use super::place::timer_rest;
 use super::{
     Space, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached, mode_of,
-    stripped,
+    refuse_at, stripped,
 };
 use crate::key::Kind;
 use crate::limits::{
@@ -99,9 +99,10 @@ impl Space<'_, '_> {
         if self.lock(call.name).waiters >= WAITERS_PER_LOCK_MAX {
             return Err(limit_reached("WAITERS_PER_LOCK_MAX", WAITERS_PER_LOCK_MAX));
         }
-        if self.counters().waits >= WAITS_PER_NAMESPACE_MAX {
-            return Err(limit_reached("WAITS_PER_NAMESPACE_MAX", WAITS_PER_NAMESPACE_MAX));
-        }
+        let counters = self.counters();
+        let waits_max = counters.settings.map_or(0, |settings| settings.waits_max);
+        let fixed = ("WAITS_PER_NAMESPACE_MAX", WAITS_PER_NAMESPACE_MAX);
+        refuse_at(counters.waits, ("waits_max", waits_max), fixed)?;
         if self.claim(call.session_id, call.name).ordinals.len() >= ACQUIRES_PER_CLAIM_MAX {
             return Err(limit_reached("ACQUIRES_PER_CLAIM_MAX", ACQUIRES_PER_CLAIM_MAX));
         }
@@ -193,9 +194,12 @@ impl Space<'_, '_> {
         {
             return Err(limit_reached("LOCKS_PER_SESSION_MAX", LOCKS_PER_SESSION_MAX));
         }
-        if self.counters().locks >= LOCKS_PER_NAMESPACE_MAX && !is_wanted(&self.lock(call.name)) {
-            return Err(limit_reached("LOCKS_PER_NAMESPACE_MAX", LOCKS_PER_NAMESPACE_MAX));
+        let counters = self.counters();
+        let locks_max = counters.settings.map_or(0, |settings| settings.locks_max);
+        let fixed = ("LOCKS_PER_NAMESPACE_MAX", LOCKS_PER_NAMESPACE_MAX);
+        match refuse_at(counters.locks, ("locks_max", locks_max), fixed) {
+            Err(refusal) if !is_wanted(&self.lock(call.name)) => Err(refusal),
+            _ => Ok(()),
         }
-        Ok(())
     }
 }

@@ -264,6 +264,14 @@ fn limit_reached(limit: &str, value: impl std::fmt::Display) -> Refusal {
     refuse_with(Reason::LimitReached, message, [("limit", limit.to_owned())])
 }
 
+/// Refuses one more of what a namespace has so many of: by its own limit, 0 for none, or by the fixed one.
+fn refuse_at(count: u64, own: (&str, u64), fixed: (&str, u64)) -> Result<(), Refusal> {
+    if own.1 > 0 && count >= own.1 {
+        return Err(limit_reached(own.0, own.1));
+    }
+    if count >= fixed.1 { Err(limit_reached(fixed.0, fixed.1)) } else { Ok(()) }
+}
+
 /// The session holds the lock already, and not as strongly as it asks for.
 fn convert_needed(hold: &Hold) -> Refusal {
     refuse_with(

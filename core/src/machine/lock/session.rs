@@ -4,9 +4,10 @@ use bytes::Bytes;
 use trefoil_proto::internal::v1::{Refusal, Session, SessionMetadata, answer};
 use trefoil_proto::lock::v1 as api;
 
-use super::super::{Ruling, Scope, Verdict, timers};
+use super::super::{Ruling, Scope, Verdict, namespace_copy, timers};
 use super::place::{number_of, timer_rest};
-use super::{STEP_MAX, Space, limit_reached, session_expired, take_text, text_of};
+use super::{STEP_MAX, Space, refuse_at, session_expired, take_text, text_of};
+use crate::check;
 use crate::key::Kind;
 use crate::limits::{SESSIONS_PER_NAMESPACE_MAX, TERM_GRACE_MS};
 use crate::store::prefix_end;
@@ -16,9 +17,17 @@ pub(in super::super) fn open_session(
     request: &api::OpenSessionRequest,
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
+    namespace_copy::must_be_usable(space.scope, &request.namespace)?;
     let mut counters = space.counters();
-    if counters.sessions >= SESSIONS_PER_NAMESPACE_MAX {
-        return Err(limit_reached("SESSIONS_PER_NAMESPACE_MAX", SESSIONS_PER_NAMESPACE_MAX));
+    let settings = counters.settings.unwrap_or_default();
+    let fixed = ("SESSIONS_PER_NAMESPACE_MAX", SESSIONS_PER_NAMESPACE_MAX);
+    refuse_at(counters.sessions, ("sessions_max", settings.sessions_max), fixed)?;
+    let ttl_ms_max = settings.session_ttl_ms_max;
+    if ttl_ms_max > 0 && request.ttl_ms > ttl_ms_max {
+        return Err(check::invalid(
+            "ttl_ms",
+            format_args!("at most {ttl_ms_max} in this namespace"),
+        ));
     }
     counters.last_session_id += 1;
     counters.sessions += 1;
@@ -28,7 +37,10 @@ pub(in super::super) fn open_session(
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
         renewed_at_ms: space.scope.now_ms,
-        lock_delay_ms: request.lock_delay_ms,
+        lock_delay_ms: match request.lock_delay_ms {
+            0 => settings.lock_delay_ms_default,
+            lock_delay_ms => lock_delay_ms,
+        },
         ..Session::default()
     };
     let id = counters.last_session_id;

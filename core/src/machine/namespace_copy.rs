@@ -1,0 +1,170 @@
+//! Namespaces at a data shard: what the meta shard has decided, as far as this shard has been told.
+
+use trefoil_proto::cluster::v1::{NamespaceUsage, UnknownNamespaces};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{
+    ConfigureNamespace, ConfigureNamespacePolicy, FindNamespace, LockNamespace,
+    NamespaceConfigured, NamespaceCopy, NamespaceHere, Progress, Refusal, answer,
+};
+
+use super::{QueryOutcome, Ruling, Scope, Verdict, answered, namespace, refuse, refuse_with};
+use crate::check::{self, DEFAULT_NAMESPACE};
+use crate::key::{Key, Kind};
+use crate::limits::NAME_BYTES_MAX;
+use crate::slot::{SYSTEM_SLOT, of_locks};
+use crate::store::{Store, decode};
+
+/// What commands must know of the policy: a part of the shard's progress, in memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Policy {
+    /// Only declared namespaces may be used.
+    pub(super) must_be_known: bool,
+    pub(super) policy_version: u64,
+    /// Highest version of a namespace that was removed here.
+    removed_version: u64,
+}
+
+/// What a command changes of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Changes {
+    pub(super) policy: Option<(u64, UnknownNamespaces)>,
+    /// Version of the namespace that it removed; 0 for none.
+    pub(super) removed_version: u64,
+}
+
+impl From<&Progress> for Policy {
+    fn from(progress: &Progress) -> Self {
+        Self {
+            must_be_known: progress.unknown_namespaces() == UnknownNamespaces::Refused,
+            policy_version: progress.namespace_policy_version,
+            removed_version: progress.namespace_removed_version,
+        }
+    }
+}
+
+impl Changes {
+    pub(super) fn apply(self, progress: &mut Progress) {
+        if let Some((version, unknown)) = self.policy {
+            progress.namespace_policy_version = version;
+            progress.set_unknown_namespaces(unknown);
+        }
+        progress.namespace_removed_version =
+            progress.namespace_removed_version.max(self.removed_version);
+    }
+}
+
+/// Learns of a namespace, or that it is gone. The shard of its locks refuses the latter while there is something left.
+pub(super) fn configure(scope: &mut Scope<'_>, request: &ConfigureNamespace) -> Ruling {
+    check_place(scope.slot, &request.namespace)?;
+    let key = copy_key(&request.namespace);
+    let known = scope.txn.get_message::<NamespaceCopy>(key.bytes()).map_or(0, |copy| copy.version);
+    let version = request.version;
+    // News of a namespace that is older than a removal, and unknown, may be of the one that was removed.
+    let removed = scope.namespaces.removed_version;
+    let is_of_the_dead = known == 0 && request.settings.is_some() && version <= removed;
+    let is_late = version <= known || is_of_the_dead;
+    if is_late {
+        return Ok(configured(known));
+    }
+    if scope.slot == of_locks(&request.namespace) {
+        configure_locks(scope, request)?;
+    }
+    if request.settings.is_some() {
+        scope.txn.put_message(key, &NamespaceCopy { version });
+        return Ok(configured(version));
+    }
+    scope.txn.delete(key);
+    scope.output.namespaces.removed_version = version;
+    Ok(configured(0))
+}
+
+/// The counters of sessions and locks know the limits, so that these are there where they are needed.
+fn configure_locks(scope: &mut Scope<'_>, request: &ConfigureNamespace) -> Result<(), Refusal> {
+    if let Some(settings) = &request.settings {
+        check::namespace_settings(settings)?;
+    }
+    let key = lock_key(&request.namespace);
+    let mut counters = scope.txn.get_message::<LockNamespace>(key.bytes()).unwrap_or_default();
+    if request.settings.is_none() && counters.sessions + counters.locks + counters.waits > 0 {
+        let facts = [
+            ("sessions", counters.sessions.to_string()),
+            ("locks", counters.locks.to_string()),
+            ("waits", counters.waits.to_string()),
+        ];
+        let message = "the namespace has sessions or locks";
+        return Err(refuse_with(Reason::NamespaceInUse, message, facts));
+    }
+    counters.settings = request.settings;
+    if counters == LockNamespace::default() {
+        scope.txn.delete(key);
+    } else {
+        // Its numbers must not come again.
+        scope.txn.put_message(key, &counters);
+    }
+    Ok(())
+}
+
+/// Learns of the policy.
+pub(super) fn configure_policy(
+    scope: &mut Scope<'_>,
+    request: &ConfigureNamespacePolicy,
+) -> Ruling {
+    check_place(scope.slot, DEFAULT_NAMESPACE)?;
+    let unknown = check::unknown_namespaces(request.unknown)?;
+    if request.version > scope.namespaces.policy_version {
+        scope.output.namespaces.policy = Some((request.version, unknown));
+    }
+    Ok(configured(request.version.max(scope.namespaces.policy_version)))
+}
+
+/// Refuses a namespace that is not declared, where it must be.
+pub(super) fn must_be_usable(scope: &Scope<'_>, name: &str) -> Result<(), Refusal> {
+    let may_be_used = !scope.namespaces.must_be_known
+        || name == DEFAULT_NAMESPACE
+        || scope.txn.get(copy_key(name).bytes()).is_some();
+    if may_be_used { Ok(()) } else { Err(namespace::unknown()) }
+}
+
+/// What this shard knows, and on the shard of its locks what the namespace holds.
+pub(super) fn find(
+    store: &impl Store,
+    slot: u16,
+    request: &FindNamespace,
+    progress: &Progress,
+) -> QueryOutcome {
+    if let Err(refusal) = check::text("namespace", &request.namespace, 0, NAME_BYTES_MAX) {
+        return answered(refusal);
+    }
+    let copy = store.get(copy_key(&request.namespace).bytes());
+    let usage = (slot == of_locks(&request.namespace)).then(|| {
+        let counters = store.get(lock_key(&request.namespace).bytes());
+        let counters =
+            counters.map(|counters| decode::<LockNamespace>(&counters)).unwrap_or_default();
+        let LockNamespace { sessions, locks, waits, .. } = counters;
+        NamespaceUsage { sessions, locks, waits, queues: 0 }
+    });
+    answered(answer::Answer::NamespaceHere(NamespaceHere {
+        version: copy.map_or(0, |copy| decode::<NamespaceCopy>(&copy).version),
+        policy_version: progress.namespace_policy_version,
+        usage,
+    }))
+}
+
+fn check_place(slot: u16, namespace: &str) -> Result<(), Refusal> {
+    if slot == SYSTEM_SLOT {
+        return Err(refuse(Reason::StaleMap, "the meta shard decides itself about namespaces"));
+    }
+    check::text("namespace", namespace, 1, NAME_BYTES_MAX)
+}
+
+fn copy_key(namespace: &str) -> Key {
+    Key::system(Kind::NamespaceCopy).tail(namespace.as_bytes())
+}
+
+fn lock_key(namespace: &str) -> Key {
+    Key::new(of_locks(namespace), Kind::LockNamespace).tail(namespace.as_bytes())
+}
+
+fn configured(version: u64) -> Verdict {
+    Verdict::Answer(answer::Answer::NamespaceConfigured(NamespaceConfigured { version }))
+}
