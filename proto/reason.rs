@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 26] = [
+pub const ALL: [Reason; 28] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -74,6 +74,8 @@ pub const ALL: [Reason; 26] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::Fenced,
+    Reason::FenceNotValidated,
 ];
 
 impl Reason {
@@ -169,6 +171,16 @@ impl Reason {
                 C::Aborted,
                 Never,
                 "The wait would have closed a circle of sessions that wait for each other; nothing waits now. Release a lock, then ask again. Metadata `length` and `edge_n_*` show the circle.",
+            ),
+            Self::Fenced => (
+                C::FailedPrecondition,
+                Never,
+                "The fencing token is not good here: a newer holder of the lock has used the shard, or nobody holds the lock under it. Nothing changed. Stop working under that grant. Metadata `lock_namespace`, `lock` and `token`; `mark` is the newest token seen, `holder_token` that of a present holder.",
+            ),
+            Self::FenceNotValidated => (
+                C::Unavailable,
+                Freely,
+                "The shard forgot the mark of the fence's lock while the token was being validated. Nothing happened.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

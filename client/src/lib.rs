@@ -27,12 +27,13 @@
 //!
 //! Calls of all clones of a client share one stream for each node, and every mutation carries a request id,
 //! so whatever is retried takes effect once. In reading order: `client`, the typed calls (`cache`, `lock`,
-//! `session`, `queue`, `cluster`), then what carries them (`retry`, `route`, `node`, `stream`).
+//! `session`, `fence`, `queue`, `cluster`), then what carries them (`retry`, `route`, `node`, `stream`).
 
 mod client;
 
 mod cache;
 mod cluster;
+mod fence;
 mod lock;
 mod lock_view;
 mod queue;
@@ -52,6 +53,7 @@ pub use cache::{Cache, Entry, Put, Stored};
 pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
 pub use error::Error;
+pub use fence::Fence;
 pub use lock::{Guard, Lock, Locks, OpenSession};
 pub use lock_view::Page;
 pub use operation::Request;

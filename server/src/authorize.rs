@@ -142,6 +142,8 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_)) => (&[A::Consume], None),
             Some(O::Put(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
             Some(O::Delete(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
+            // For a fenced read. Whether the caller may use the lock was decided where the call came in, and by the lock's shard.
+            Some(O::TouchFence(_)) => (&[A::ReadValue], None),
             // A leader proposes it itself.
             Some(O::LoseCaller(_)) | None => (&[], None),
         },
@@ -151,6 +153,9 @@ fn covers(access: &Access, work: &Work) -> bool {
                 (&[A::Enqueue, A::Consume], Some((&r.namespace, r.queue.as_str())))
             }
             Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
+            Some(query::Query::FindMark(_)) => {
+                (&[A::CreateQueue, A::Enqueue, A::Consume, A::ReadValue, A::WriteValue], None)
+            }
             Some(query::Query::DescribeLock(r)) => {
                 (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
             }
@@ -226,6 +231,11 @@ mod tests {
             (command(O::ReturnLeases(Default::default())), vec![A::Consume]),
             (command(O::Put(Default::default())), vec![A::WriteValue]),
             (command(O::Delete(Default::default())), vec![A::WriteValue]),
+            (command(O::TouchFence(Default::default())), vec![A::ReadValue]),
+            (
+                asked(Q::FindMark(Default::default())),
+                vec![A::CreateQueue, A::Enqueue, A::Consume, A::ReadValue, A::WriteValue],
+            ),
             (asked(Q::Get(Default::default())), vec![A::ReadValue]),
             (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
             (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),

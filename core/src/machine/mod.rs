@@ -6,6 +6,7 @@
 mod cache;
 mod catalogue;
 mod directory;
+mod fence;
 mod lock;
 mod polls;
 mod queue;
@@ -26,6 +27,7 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::directory::Directory;
+pub use self::fence::fenced;
 pub use self::lock::caller_lost;
 pub use self::queue::{lease_id, parse_lease_id};
 
@@ -365,6 +367,9 @@ impl Machine {
         let Some(operation) = &command.operation else {
             return Err(refuse(Reason::InvalidField, "the command names no operation"));
         };
+        if let Some(checked) = &command.fence {
+            fence::admit(scope, checked)?;
+        }
         let request_id = command.request_id.as_ref();
         match operation {
             Operation::OpenSession(request) => lock::open_session(scope, request),
@@ -385,6 +390,8 @@ impl Machine {
             Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
             Operation::Put(request) => cache::put(scope, request),
             Operation::Delete(request) => cache::delete(scope, request),
+            // Its fence has been passed.
+            Operation::TouchFence(_) => Ok(done()),
         }
     }
 
@@ -427,6 +434,12 @@ impl Machine {
         if query.map_epoch != slot::MAP_EPOCH || self.shard != slot::shard(slot, self.shards) {
             return answered(refuse(Reason::StaleMap, "the query was routed by another slot map"));
         }
+        if let Some(checked) = &query.fence {
+            let reads_value = matches!(query.query, Some(query::Query::Get(_)));
+            if let Err(refusal) = fence::admit_query(store, checked, reads_value) {
+                return answered(refusal);
+            }
+        }
         match &query.query {
             Some(query::Query::Get(request)) => {
                 let log_time_ms = self.progress.log_time_ms;
@@ -455,6 +468,7 @@ impl Machine {
             Some(query::Query::ListDeadlocks(request)) => {
                 lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
             }
+            Some(query::Query::FindMark(request)) => fence::find_mark(store, request),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
     }

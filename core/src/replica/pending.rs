@@ -82,7 +82,8 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::OpenPartition(_)
             | Operation::EnqueueTo(_)
             | Operation::DequeueFrom(_)
-            | Operation::Put(_),
+            | Operation::Put(_)
+            | Operation::TouchFence(_),
         )
         | None => false,
     }
@@ -190,6 +191,7 @@ impl Pending {
                 map_epoch: MAP_EPOCH,
                 agent,
                 operation: Some(operation),
+                fence: None,
             };
             if self.enqueue(Proposal { call: NOBODY, command, deadline_ms: u64::MAX }).is_some() {
                 self.lost.insert(waiter, index);

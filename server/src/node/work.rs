@@ -86,6 +86,7 @@ impl Work {
             | O::CreateQueue(_)
             | O::OpenPartition(_) => Share::Ordinary,
             O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
+            O::TouchFence(_) => Share::Ordinary,
         }
     }
 
@@ -127,7 +128,8 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::CancelAcquire(_)
         | O::LoseCaller(_)
         | O::CreateQueue(_)
-        | O::OpenPartition(_) => true,
+        | O::OpenPartition(_)
+        | O::TouchFence(_) => true,
         O::OpenSession(_)
         | O::CloseSession(_)
         | O::Release(_)
