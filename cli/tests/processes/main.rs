@@ -8,6 +8,7 @@
 
 mod dev;
 mod faults;
+mod fences;
 mod full_disk;
 mod lock_run;
 mod record;
