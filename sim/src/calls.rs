@@ -91,7 +91,13 @@ impl Router {
     #[must_use]
     pub fn create_queue(self, name: &str, partitions: u32) -> Request {
         let (namespace, queue) = (DEFAULT_NAMESPACE.to_owned(), name.to_owned());
-        let request = queue::CreateQueueRequest { namespace, queue, partitions, request_id: None };
+        let request = queue::CreateQueueRequest {
+            namespace,
+            queue,
+            partitions,
+            request_id: None,
+            fence: None,
+        };
         let Request { body, .. } = self.command(slot::SYSTEM_SLOT, Operation::CreateQueue(request));
         Request { shard: META_SHARD, body }
     }
@@ -201,14 +207,25 @@ impl Router {
                 let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
                 let value = Some(of_text(&value));
                 let namespace = DEFAULT_NAMESPACE.to_owned();
-                let put = cache::PutRequest { namespace, key, value, ttl_ms, request_id: None };
+                let put = cache::PutRequest {
+                    namespace,
+                    key,
+                    value,
+                    ttl_ms,
+                    request_id: None,
+                    fence: None,
+                };
                 self.command(slot, Operation::Put(put))
             }
             Action::Get { key } => {
                 let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
                 self.query(
                     slot,
-                    Q::Get(cache::GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key }),
+                    Q::Get(cache::GetRequest {
+                        namespace: DEFAULT_NAMESPACE.to_owned(),
+                        key,
+                        fence: None,
+                    }),
                 )
             }
             Action::Delete { key } => {
@@ -217,6 +234,7 @@ impl Router {
                     namespace: DEFAULT_NAMESPACE.to_owned(),
                     key,
                     request_id: None,
+                    fence: None,
                 };
                 self.command(slot, Operation::Delete(delete))
             }
@@ -358,7 +376,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::GetNamespace(_)
         | A::ListNamespaces(_)
         | A::GetNamespacePolicy(_)
-        | A::NamespaceHere(_)) => {
+        | A::NamespaceHere(_)
+        | A::FoundMark(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }
