@@ -458,9 +458,15 @@ impl Model {
             self.hand_on(&name);
             return done;
         }
-        if request.converts {
+        // Its client goes on with a grant that it has acknowledged.
+        let is_in_use = request.waiter.as_ref().is_some_and(|id| {
+            let floor = self.clients.get(&id.client).map_or(0, |client| client.floor);
+            id.attempt < u32::MAX && id.sequence < floor
+        });
+        if request.converts || is_in_use {
             return done;
         }
+        let lock = self.lock(&name);
         let Some(holder) = lock.holder(request.session_id) else { return done };
         if let Some(place) = holder.relying.iter().position(|other| *other == id) {
             holder.relying.remove(place);
