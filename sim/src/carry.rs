@@ -309,6 +309,7 @@ impl World {
             self.violations.extend(grants.applied(commands, outcomes, settled, times, is_here));
             self.stats.delays = grants.delays;
         }
+        let mut taken_back = Vec::new();
         let ledger = &mut self.shared.ledger;
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
@@ -316,6 +317,7 @@ impl World {
                 &command.operation
             {
                 ledger.taken_back(shard, id);
+                taken_back.push((&id.client, id.sequence));
             }
             let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
@@ -326,6 +328,10 @@ impl World {
         }
         for settled in &applied.settled {
             if let Some(id) = &settled.request_id {
+                // Granted and taken back in one entry.
+                if taken_back.contains(&(&id.client, id.sequence)) {
+                    ledger.taken_back(shard, id);
+                }
                 self.violations.extend(ledger.answered(shard, id, &settled.answer).err());
             }
         }
