@@ -269,6 +269,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "one table")]
     fn each_command_and_query_needs_its_own_leave() {
         use Action as A;
         use Operation as O;

@@ -93,6 +93,8 @@ pub struct Grants {
     attempts: BTreeMap<Id, u32>,
     /// Lowest sequence of each client that it has not acknowledged.
     floors: BTreeMap<String, u64>,
+    /// Waits that began in the entry: a grant of it may come from a command before theirs.
+    begun: BTreeSet<WaiterId>,
     /// Grants of the entry, each with those who waited before it.
     overtaken: Vec<(Name, String, BTreeSet<WaiterId>)>,
     found: Vec<Violation>,
@@ -123,6 +125,7 @@ impl Grants {
         times: Times,
         is_here: impl Fn(&str) -> bool,
     ) -> Vec<Violation> {
+        self.begun.clear();
         for ((namespace, _), session) in &mut self.sessions {
             let until_ms = session.renewed_at_ms.saturating_add(session.ttl_ms);
             if is_here(namespace)
@@ -348,6 +351,7 @@ impl Grants {
     fn join(&mut self, name: Name, wait: Waiting) {
         let waits = &mut self.locks.entry(name).or_default().waits;
         if waits.iter().all(|other| other.waiter != wait.waiter) {
+            self.begun.insert(wait.waiter.clone());
             waits.push(wait);
         }
     }
@@ -450,6 +454,7 @@ impl Grants {
         let is_before = |(place, wait): &(usize, &Waiting)| {
             let earlier = own.is_none_or(|own| *place < own);
             wait.session != got.session
+                && !self.begun.contains(&wait.waiter)
                 && match (wait.converts, got.converts) {
                     (true, false) => true,
                     (false, true) => false,
