@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 35] = [
+pub const ALL: [Reason; 37] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -84,6 +84,8 @@ pub const ALL: [Reason; 35] = [
     Reason::NamespaceExists,
     Reason::NamespaceInUse,
     Reason::NamespaceChanged,
+    Reason::Fenced,
+    Reason::FenceNotValidated,
 ];
 
 impl Reason {
@@ -218,6 +220,16 @@ impl Reason {
                 C::FailedPrecondition,
                 Never,
                 "The session is not in the barrier: it never entered, has left, or its wait had ended.",
+            ),
+            Self::Fenced => (
+                C::FailedPrecondition,
+                Never,
+                "The fencing token is not good here: a newer holder of the lock has used the shard, or nobody holds the lock under it. Nothing changed. Stop working under that grant. Metadata `lock_namespace`, `lock` and `token`; `mark` is the newest token seen, `holder_token` that of a present holder.",
+            ),
+            Self::FenceNotValidated => (
+                C::Unavailable,
+                Freely,
+                "The shard forgot the mark of the fence's lock while the token was being validated. Nothing happened.",
             ),
             Self::NotLeader => (
                 C::Unavailable,

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use trefoil_client::{Cache, Fence, Queue};
+
 use crate::output::Format;
 
 /// Locks, queues and a coherent cache, replicated. One binary.
@@ -49,6 +51,46 @@ pub(crate) struct ClientArgs {
     /// Time for each call with all its retries, a wait apart: a number with ms, s, m or h.
     #[arg(long, global = true, env = "TREFOIL_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
+}
+
+/// Under which grant of a lock a command acts.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct FenceArgs {
+    /// Lock and fencing token of a grant: refused once a newer holder has used the same data. Without a token, the one in
+    /// TREFOIL_FENCING_TOKEN, which `trefoil lock run` sets.
+    #[arg(long, env = "TREFOIL_FENCE", value_name = "LOCK:TOKEN", value_parser = fence)]
+    fence: Option<Fence>,
+}
+
+impl FenceArgs {
+    pub(crate) fn cache(&self, cache: Cache) -> Cache {
+        match &self.fence {
+            Some(fence) => cache.with_fence(fence.clone()),
+            None => cache,
+        }
+    }
+
+    pub(crate) fn queue(&self, queue: Queue) -> Queue {
+        match &self.fence {
+            Some(fence) => queue.with_fence(fence.clone()),
+            None => queue,
+        }
+    }
+}
+
+/// A lock with a token behind its last colon, or in the variable that `trefoil lock run` sets.
+fn fence(text: &str) -> Result<Fence, String> {
+    let given = std::env::var("TREFOIL_FENCING_TOKEN").ok();
+    fence_of(text, given.as_deref())
+}
+
+fn fence_of(text: &str, given: Option<&str>) -> Result<Fence, String> {
+    let pair = text.rsplit_once(':').and_then(|(lock, token)| Some((lock, token.parse().ok()?)));
+    let given = given.and_then(|token| token.parse().ok());
+    let (lock, token) = pair.or_else(|| given.map(|token| (text, token))).ok_or_else(|| {
+        format!("{text:?} must be LOCK:TOKEN, or LOCK with the token in TREFOIL_FENCING_TOKEN")
+    })?;
+    Ok(Fence::new("", lock, token))
 }
 
 /// What to do.
@@ -153,6 +195,19 @@ mod tests {
         assert_eq!(entry("a=b=c"), Ok(("a".to_owned(), "b=c".to_owned())));
         assert_eq!(entry("a="), Ok(("a".to_owned(), String::new())));
         assert!(entry("=b").is_err() && entry("a").is_err());
+    }
+
+    #[test]
+    fn a_fence_has_its_token_from_somewhere() {
+        let of = |text| fence_of(text, None);
+        assert_eq!(of("job:7"), Ok(Fence::new("", "job", 7)));
+        assert_eq!(of("a:b:7"), Ok(Fence::new("", "a:b", 7)));
+        assert_eq!(fence_of("job", Some("9")), Ok(Fence::new("", "job", 9)));
+        assert_eq!(fence_of("job:7", Some("9")), Ok(Fence::new("", "job", 7)));
+        assert_eq!(fence_of("a:b", Some("9")), Ok(Fence::new("", "a:b", 9)));
+        for wrong in ["job", "a:b", ""] {
+            assert!(of(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

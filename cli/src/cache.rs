@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde::Serialize;
 use trefoil_client::{Entry, LineState, Stored, Value};
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, FenceArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::output::{self, Format, Report};
@@ -25,6 +25,8 @@ pub(crate) enum CacheCommand {
         /// How long the value lives; left out, until it is deleted.
         #[arg(long, env = "TREFOIL_CACHE_TTL", value_name = "TIME", value_parser = duration)]
         ttl: Option<Duration>,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
     /// Read the latest value; exits with 2 when there is none.
     Get {
@@ -33,11 +35,15 @@ pub(crate) enum CacheCommand {
         /// Write the bytes of the value alone.
         #[arg(long, env = "TREFOIL_CACHE_RAW")]
         raw: bool,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
     /// Remove a key; exits with 2 when there was no value.
     Delete {
         /// The key.
         key: String,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
 }
 
@@ -70,16 +76,16 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, Failure> {
     let cache = connect(args).await?.cache();
     match command {
-        CacheCommand::Put { key, value, ttl } => {
-            let mut put = cache.put(key, given(value)?);
+        CacheCommand::Put { key, value, ttl, fence } => {
+            let mut put = fence.cache(cache).put(key, given(value)?);
             if let Some(ttl) = ttl {
                 put = put.ttl(ttl);
             }
             output::print(format, &Put::from(put.await?))?;
             Ok(ExitCode::SUCCESS)
         }
-        CacheCommand::Get { key, raw } => {
-            let entry = cache.get(key).await?;
+        CacheCommand::Get { key, raw, fence } => {
+            let entry = fence.cache(cache).get(key).await?;
             match &entry {
                 Some(entry) if raw => output::raw(entry.value.as_bytes())?,
                 None if raw => {}
@@ -87,8 +93,8 @@ pub(crate) async fn run(
             }
             Ok(if entry.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
         }
-        CacheCommand::Delete { key } => {
-            let deleted = cache.delete(key).await?;
+        CacheCommand::Delete { key, fence } => {
+            let deleted = fence.cache(cache).delete(key).await?;
             output::print(format, &Delete { deleted })?;
             Ok(if deleted { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
         }

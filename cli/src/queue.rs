@@ -8,7 +8,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use trefoil_client::{Delivery, Message, Queue};
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, FenceArgs, duration};
 use crate::cache::{given, shown};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
@@ -36,6 +36,8 @@ pub(crate) enum QueueCommand {
         /// Ids of leases, as dequeue wrote them.
         #[arg(required = true)]
         lease_ids: Vec<String>,
+        #[command(flatten)]
+        fence: FenceArgs,
     },
 }
 
@@ -53,6 +55,8 @@ pub(crate) struct EnqueueArgs {
     /// name=value to go along; may be repeated.
     #[arg(long, env = "TREFOIL_QUEUE_HEADERS", value_name = "NAME=VALUE", value_delimiter = ',', value_parser = header)]
     header: Vec<(String, String)>,
+    #[command(flatten)]
+    fence: FenceArgs,
 }
 
 /// What to take.
@@ -72,6 +76,8 @@ pub(crate) struct DequeueArgs {
     /// Acknowledge the messages at once.
     #[arg(long, env = "TREFOIL_QUEUE_ACK")]
     ack: bool,
+    #[command(flatten)]
+    fence: FenceArgs,
 }
 
 #[derive(Serialize)]
@@ -120,14 +126,16 @@ pub(crate) async fn run(
         }
         QueueCommand::Enqueue(enqueue) => {
             let messages = enqueue.messages()?;
-            let message_ids = client.queue(enqueue.queue).enqueue(messages).await?;
+            let message_ids =
+                enqueue.fence.queue(client.queue(enqueue.queue)).enqueue(messages).await?;
             output::print(format, &Enqueued { message_ids })?;
         }
         QueueCommand::Dequeue(dequeue) => {
-            return take(&client.queue(dequeue.queue.as_str()), &dequeue, format).await;
+            let queue = dequeue.fence.queue(client.queue(dequeue.queue.as_str()));
+            return take(&queue, &dequeue, format).await;
         }
-        QueueCommand::Ack { queue, lease_ids } => {
-            let queue = client.queue(queue);
+        QueueCommand::Ack { queue, lease_ids, fence } => {
+            let queue = fence.queue(client.queue(queue));
             for lease_id in &lease_ids {
                 queue.ack(lease_id).await?;
             }

@@ -5,15 +5,16 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, LineState, PutRequest};
-use trefoil_proto::common::v1::ResponseHeader;
+use trefoil_proto::common::v1::{Fence as WireFence, ResponseHeader};
 
 use crate::millis;
-use crate::{Client, Error, Value};
+use crate::{Client, Error, Fence, Value};
 
 /// The cache of a namespace.
 #[derive(Clone, Debug)]
 pub struct Cache {
     client: Client,
+    fence: Option<Fence>,
 }
 
 /// A value that was found.
@@ -52,7 +53,14 @@ pub struct Put {
 
 impl Cache {
     pub(crate) fn new(client: Client) -> Self {
-        Self { client }
+        Self { client, fence: None }
+    }
+
+    /// The same cache, for calls under the token of a grant: `cache.with_fence(&guard)`. The calls are refused with FENCED
+    /// once a newer holder of the lock has used the shard of their key; a get counts as a use.
+    #[must_use]
+    pub fn with_fence(&self, fence: impl Into<Fence>) -> Self {
+        Self { client: self.client.clone(), fence: Some(fence.into()) }
     }
 
     /// Stores a value. Key: 1 byte to 1 KiB.
@@ -61,6 +69,7 @@ impl Cache {
             namespace: self.client.owned_namespace(),
             key: key.into(),
             value: Some(value.into().into()),
+            fence: self.fence(),
             ..PutRequest::default()
         };
         Put { client: self.client.clone(), request }
@@ -71,7 +80,11 @@ impl Cache {
     /// # Errors
     /// See [`Error`].
     pub async fn get(&self, key: impl Into<String>) -> Result<Option<Entry>, Error> {
-        let request = GetRequest { namespace: self.client.owned_namespace(), key: key.into() };
+        let request = GetRequest {
+            namespace: self.client.owned_namespace(),
+            key: key.into(),
+            fence: self.fence(),
+        };
         let response = self.client.call(request).await?;
         Ok(response.hit.then(|| Entry {
             state: response.state(),
@@ -91,8 +104,15 @@ impl Cache {
             namespace: self.client.owned_namespace(),
             key: key.into(),
             request_id: None,
+            fence: self.fence(),
         };
         Ok(self.client.call(request).await?.deleted)
+    }
+}
+
+impl Cache {
+    fn fence(&self) -> Option<WireFence> {
+        Fence::wire(self.fence.as_ref())
     }
 }
 

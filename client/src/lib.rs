@@ -27,7 +27,7 @@
 //!
 //! Calls of all clones of a client share one stream for each node, and every mutation carries a request id,
 //! so whatever is retried takes effect once. In reading order: `client`, the typed calls (`cache`, `lock`,
-//! `session`, `queue`, `cluster`), then what carries them (`retry`, `route`, `node`, `stream`).
+//! `session`, `fence`, `queue`, `cluster`), then what carries them (`retry`, `route`, `node`, `stream`).
 
 mod client;
 
@@ -37,6 +37,7 @@ mod barrier;
 mod cache;
 mod cluster;
 mod election;
+mod fence;
 mod latch;
 mod lock;
 mod lock_view;
@@ -62,6 +63,7 @@ pub use client::{Builder, Client};
 pub use cluster::{Cluster, NodeStatus};
 pub use election::{Election, Leader, Leadership, Observation};
 pub use error::Error;
+pub use fence::Fence;
 pub use latch::{Latch, SetLatch};
 pub use lock::{Guard, Lock, Locks, OpenSession};
 pub use lock_view::Page;

@@ -276,6 +276,12 @@ impl Guard {
         Ok(response.converted)
     }
 
+    /// Namespace of the lock; empty means "default".
+    #[must_use]
+    pub fn namespace(&self) -> &str {
+        self.session.client().namespace()
+    }
+
     /// Name of the lock.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -13,13 +13,14 @@ use trefoil_proto::queue::v1::{
 };
 
 use crate::millis;
-use crate::{Client, Error, Value};
+use crate::{Client, Error, Fence, Value};
 
 /// One queue of a namespace.
 #[derive(Clone, Debug)]
 pub struct Queue {
     client: Client,
     name: Arc<str>,
+    fence: Option<Fence>,
 }
 
 /// A message to enqueue.
@@ -50,7 +51,14 @@ pub struct Dequeue {
 
 impl Queue {
     pub(crate) fn new(client: Client, name: Arc<str>) -> Self {
-        Self { client, name }
+        Self { client, name, fence: None }
+    }
+
+    /// The same queue, for calls under the token of a grant: `queue.with_fence(&guard)`. The calls are refused with FENCED
+    /// once a newer holder of the lock has used the shard of the messages. Deliveries are acknowledged under it as well.
+    #[must_use]
+    pub fn with_fence(&self, fence: impl Into<Fence>) -> Self {
+        Self { fence: Some(fence.into()), ..self.clone() }
     }
 
     /// Creates the queue with 1 to 1,024 partitions (0: the default); false when it was there.
@@ -63,6 +71,7 @@ impl Queue {
             queue: self.name.to_string(),
             partitions,
             request_id: None,
+            fence: Fence::wire(self.fence.as_ref()),
         };
         Ok(self.client.call(request).await?.created)
     }
@@ -70,7 +79,8 @@ impl Queue {
     /// Stores 1 to 1,000 messages, 1 MiB together, and returns their ids in the same order.
     ///
     /// # Errors
-    /// See [`Error`]; when it ends as maybe applied, some of the messages may be stored.
+    /// See [`Error`]; when it ends as maybe applied, some of the messages may be stored. A batch whose partitions are on
+    /// several shards ends so when its fence is refused by one of them and not by another.
     pub async fn enqueue(
         &self,
         messages: impl IntoIterator<Item = Message>,
@@ -80,6 +90,7 @@ impl Queue {
             queue: self.name.to_string(),
             messages: messages.into_iter().map(WireMessage::from).collect(),
             request_id: None,
+            fence: Fence::wire(self.fence.as_ref()),
         };
         Ok(self.client.call(request).await?.message_ids)
     }
@@ -90,6 +101,7 @@ impl Queue {
             namespace: self.client.owned_namespace(),
             queue: self.name.to_string(),
             max_messages: 1,
+            fence: Fence::wire(self.fence.as_ref()),
             ..DequeueRequest::default()
         };
         Dequeue { queue: self.clone(), request }
@@ -105,6 +117,7 @@ impl Queue {
             queue: self.name.to_string(),
             lease_id: lease_id.into(),
             request_id: None,
+            fence: Fence::wire(self.fence.as_ref()),
         };
         self.client.call(request).await.map(drop)
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use trefoil_proto::cache::v1 as cache;
-use trefoil_proto::common::v1::{Reason, RequestId, Value, value};
+use trefoil_proto::common::v1::{Fence, Reason, RequestId, Value, value};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
@@ -116,6 +116,22 @@ fn request_id(id: Option<&RequestId>) -> Result<(), Refusal> {
         return Err(invalid("request_id.client", format_args!("without {PART_MARK:?}")));
     }
     command_id(id)
+}
+
+/// Checks the fence of a request. Its lock is in the request's own namespace where it names none.
+fn fence(fence: Option<&mut Fence>, namespace: &str) -> Result<(), Refusal> {
+    let Some(fence) = fence else { return Ok(()) };
+    if fence.namespace.is_empty() {
+        namespace.clone_into(&mut fence.namespace);
+    }
+    whole_fence(fence)
+}
+
+/// Checks a fence whose namespace is filled in.
+pub(crate) fn whole_fence(fence: &Fence) -> Result<(), Refusal> {
+    text("fence.namespace", &fence.namespace, 1, l::NAME_BYTES_MAX)?;
+    text("fence.lock", &fence.lock, 1, l::NAME_BYTES_MAX)?;
+    some_id("fence.token", fence.token)
 }
 
 /// Checks the id of a command: its client may be one that the server derived for a part of a request.
@@ -313,6 +329,7 @@ impl Check for lock::ReleaseRequest {
 impl Check for queue::CreateQueueRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
         if self.partitions == 0 {
             self.partitions = l::PARTITIONS_DEFAULT;
@@ -325,6 +342,7 @@ impl Check for queue::CreateQueueRequest {
 impl Check for queue::EnqueueRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
         if !(1..=l::BATCH_ITEMS_MAX).contains(&self.messages.len()) {
             return Err(invalid("messages", format_args!("1 to {} messages", l::BATCH_ITEMS_MAX)));
@@ -355,6 +373,7 @@ impl Check for queue::EnqueueRequest {
 impl Check for queue::DequeueRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
         if self.max_messages == 0 {
             self.max_messages = 1;
@@ -372,6 +391,7 @@ impl Check for queue::DequeueRequest {
 impl Check for queue::AckRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
         text("lease_id", &self.lease_id, 1, l::NAME_BYTES_MAX)?;
         if parse_lease_id(&self.lease_id).is_none() {
@@ -384,6 +404,7 @@ impl Check for queue::AckRequest {
 impl Check for cache::PutRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("key", &self.key, 1, l::KEY_BYTES_MAX)?;
         value("value", self.value.as_ref())?;
         number("ttl_ms", self.ttl_ms, 0, l::CACHE_TTL_MS_MAX)?;
@@ -394,6 +415,7 @@ impl Check for cache::PutRequest {
 impl Check for cache::GetRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("key", &self.key, 1, l::KEY_BYTES_MAX)
     }
 }
@@ -401,6 +423,7 @@ impl Check for cache::GetRequest {
 impl Check for cache::DeleteRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
+        fence(self.fence.as_mut(), &self.namespace)?;
         text("key", &self.key, 1, l::KEY_BYTES_MAX)?;
         request_id(self.request_id.as_ref())
     }

@@ -71,6 +71,13 @@ pub enum Kind {
     CacheVersion = 48,
     /// A cached value. Rest: namespace (length 1), key. Value: `CacheItem`.
     CacheItem = 49,
+
+    /// System slot: the fencing mark of a lock. Rest: namespace (length 1), lock. Value: `FenceMark`.
+    FenceMark = 50,
+    /// System slot: marks in the order in which they were raised last. Rest: number (8). Value: the key of the mark.
+    FenceOrder = 51,
+    /// System slot: what is counted of the marks. Value: `FenceMarks`.
+    FenceMarks = 52,
 }
 
 /// Builds one key.

@@ -78,6 +78,9 @@ limits! {
     PAGE_ITEMS_MAX: u32 = 1_000, "Locks, sessions, holders or waiters in one answer.";
     PAGE_ITEMS_DEFAULT: u32 = 100, "Items of a page when the request names no size.";
 
+    FENCE_MARKS_MAX: u64 = 16_384, "Locks whose fencing marks a shard keeps; the mark that was raised longest ago is forgotten, and its lock's next token validated again.";
+    FENCES_KNOWN_MAX: usize = 16_384, "Fencing tokens that a node remembers to have been validated, each shard counted.";
+
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
     TERM_GRACE_MS: u64 = 2_000, "Log time from the start of a term within which no session expires, in ms.";
@@ -180,16 +183,16 @@ const _: () = {
     );
     assert!(BATCH_BYTES_MAX < REQUEST_BYTES_MAX, "a full batch fits a request");
     assert!(
-        BATCH_ITEMS_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
-        "a full batch and what remembers it fit a command"
+        BATCH_ITEMS_MAX + ANSWERS_FORGOTTEN_MAX + 24 <= KEYS_PER_COMMAND_MAX,
+        "a full batch, what remembers it and the mark of its fence fit a command"
     );
     assert!(
         RELEASE_REQUESTS_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
         "the holders that are asked and the answer that is remembered fit a command"
     );
     assert!(
-        4 * DELIVERIES_MAX + ANSWERS_FORGOTTEN_MAX + 16 <= KEYS_PER_COMMAND_MAX,
-        "the deliveries of a command, each with its records Ready, Lease, Partition and its timer, fit it"
+        4 * DELIVERIES_MAX + ANSWERS_FORGOTTEN_MAX + 24 <= KEYS_PER_COMMAND_MAX,
+        "the deliveries of a command, each with its records Ready, Lease, Partition and its timer, and the mark of a fence fit it"
     );
     assert!(
         REQUEST_BYTES_MAX + ENTRY_BYTES_MAX < PEER_MESSAGE_BYTES_MAX,

@@ -49,6 +49,12 @@ list! {
     DeadRenewal "dead-renewal": "A session that is over is renewed (etcd PR #20616).";
     TokenFromLock "token-from-lock": "Fencing tokens are counted in the lock, which goes away with its last holder.";
     AnyoneReleases "anyone-releases": "A release does not look who holds the lock.";
+    ReaderOvertakes "reader-overtakes": "A reader gets a lock past a writer who waits for it.";
+    ConvertLetsGo "convert-lets-go": "A conversion lets the lock go and takes it again, and whoever waits gets it in between.";
+    UpdateBesideUpdate "update-beside-update": "Two sessions hold a lock in mode UPDATE.";
+    DelayForgotten "delay-forgotten": "An expired holder keeps nobody out, lock delay or not.";
+    CancelLeavesGrant "cancel-leaves-grant": "A caller that hung up keeps the lock that it got meanwhile.";
+    LateCancel "late-cancel": "A cancel of an earlier attempt releases a lock that its client goes on with.";
     NoDedup "no-dedup": "A retry is executed again (thesis 6.3).";
     DedupOnlyHere "dedup-only-here": "Remembered answers are not part of a snapshot (thesis 6.3).";
     LostTooEarly "lost-too-early": "A leader that steps down calls what it proposed lost.";

@@ -187,13 +187,20 @@ impl World {
                 let kind = value::Kind::Text(format!("value {}", self.puts));
                 let (key, value) = (key.to_string(), Some(Value { kind: Some(kind) }));
                 let slot = of_cache(&namespace, &key);
-                let put = PutRequest { namespace, key, value, ttl_ms: *ttl_ms, request_id: None };
+                let put = PutRequest {
+                    namespace,
+                    key,
+                    value,
+                    ttl_ms: *ttl_ms,
+                    request_id: None,
+                    fence: None,
+                };
                 command(slot, *node, None, Operation::Put(put))
             }
             Op::Delete { key, node } => {
                 let key = key.to_string();
                 let slot = of_cache(&namespace, &key);
-                let delete = DeleteRequest { namespace, key, request_id: None };
+                let delete = DeleteRequest { namespace, key, request_id: None, fence: None };
                 command(slot, *node, None, Operation::Delete(delete))
             }
         }
@@ -205,7 +212,7 @@ impl World {
         let (namespace, name) = ("n".to_owned(), key.to_string());
         let slot = of_cache(&namespace, &name);
         machine.now_ms += ahead_ms;
-        let get = query::Query::Get(GetRequest { namespace, key: name });
+        let get = query::Query::Get(GetRequest { namespace, key: name, fence: None });
         let (_, outcome) = machine.query(slot, node, get);
         machine.now_ms -= ahead_ms;
         let register = self.keys.get_mut(&key).expect("every key");

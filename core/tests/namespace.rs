@@ -137,6 +137,7 @@ impl Runner {
                 queue: args.next()?,
                 partitions: 1,
                 request_id: None,
+                fence: None,
             }),
         };
         let id = (!id.is_empty()).then(|| request_id(&id));

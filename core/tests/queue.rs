@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use goldenscript::{ArgumentConsumer, Context};
-use support::{Harness, command, request_id, show_answer};
+use support::{Harness, checked_fence, command, request_id, show_answer};
 use trefoil_core::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PARTITIONS_MAX, TIMERS_PER_ENTRY_MAX, VALUE_BYTES_MAX,
 };
@@ -19,8 +19,8 @@ use trefoil_core::slot::{SYSTEM_SLOT, of_partition};
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    AckLease, Answer, AwaitReady, DequeueFrom, EnqueueTo, FindQueue, OpenPartition, ReturnLeases,
-    answer, query,
+    AckLease, Answer, AwaitReady, Command, DequeueFrom, EnqueueTo, FindQueue, OpenPartition,
+    ReturnLeases, answer, query,
 };
 use trefoil_proto::queue::v1::{CreateQueueRequest, Delivery, Message};
 
@@ -146,8 +146,11 @@ impl Runner {
             return Ok(show_query(&found));
         }
         let partitions = args.key("partitions", 2)?;
-        let request = CreateQueueRequest { namespace, queue, partitions, request_id: None };
-        Ok(apply(&mut self.meta, slot, None, Operation::CreateQueue(request)))
+        let fence = args.0.take_key("fence").map(checked_fence);
+        let request =
+            CreateQueueRequest { namespace, queue, partitions, request_id: None, fence: None };
+        let command = command(slot, 1, None, Operation::CreateQueue(request));
+        Ok(apply(&mut self.meta, Command { fence, ..command }))
     }
 
     fn partition(&mut self, name: &str, args: &mut Args<'_>) -> Result<String, Box<dyn Error>> {
@@ -155,6 +158,7 @@ impl Runner {
         let catalogue_version = args.key("version", 1)?;
         let id = args.0.take_key("id").map(request_id);
         let slot = args.0.take_key("slot").map(str::parse).transpose()?;
+        let fence = args.0.take_key("fence").map(checked_fence);
         let (partition, operation) = match name {
             "open" => {
                 let partition = args.next()?;
@@ -200,7 +204,7 @@ impl Runner {
             _ => return Err(format!("no command {name}").into()),
         };
         let slot = slot.unwrap_or_else(|| of_partition(queue_id, partition, 1));
-        Ok(apply(&mut self.data, slot, id, operation))
+        Ok(apply(&mut self.data, Command { fence, ..command(slot, 1, id, operation) }))
     }
 
     fn poll(&mut self, args: &mut Args<'_>) -> Result<String, Box<dyn Error>> {
@@ -214,15 +218,10 @@ impl Runner {
 }
 
 /// Applies one command; a refused one must change nothing.
-fn apply(
-    harness: &mut Harness,
-    slot: u16,
-    id: Option<trefoil_proto::common::v1::RequestId>,
-    operation: Operation,
-) -> String {
+fn apply(harness: &mut Harness, command: Command) -> String {
     let before = books::without_progress(&harness.store);
-    let remembers = id.is_some();
-    let applied = harness.apply(vec![command(slot, 1, id, operation)]);
+    let remembers = command.request_id.is_some();
+    let applied = harness.apply(vec![command]);
     if !remembers && refusal(&applied.outcomes[0]).is_some() {
         assert_eq!(
             before,

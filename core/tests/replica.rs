@@ -225,16 +225,22 @@ fn put(call: u64, key: &str, n: u64, deadline_ms: u64) -> Proposal {
     let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
     let value = Some(Value { kind: Some(value::Kind::Text(format!("value-{call}"))) });
     let namespace = DEFAULT_NAMESPACE.to_owned();
-    let request = PutRequest { namespace, key, value, ttl_ms: 0, request_id: None };
+    let request = PutRequest { namespace, key, value, ttl_ms: 0, request_id: None, fence: None };
     let command = support::command(slot, 1, None, Operation::Put(request));
     Proposal { call, command, deadline_ms }
 }
 
 fn get(call: u64, key: &str, deadline_ms: u64) -> Read {
     let slot = slot::of_cache(DEFAULT_NAMESPACE, key).into();
-    let request = GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key: key.to_owned() };
-    let query =
-        Query { slot, map_epoch: MAP_EPOCH, agent: 1, query: Some(query::Query::Get(request)) };
+    let request =
+        GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key: key.to_owned(), fence: None };
+    let query = Query {
+        slot,
+        map_epoch: MAP_EPOCH,
+        agent: 1,
+        query: Some(query::Query::Get(request)),
+        fence: None,
+    };
     Read { call, query, deadline_ms }
 }
 

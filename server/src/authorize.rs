@@ -168,6 +168,8 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::SetNamespacePolicy(_) | O::ConfigureNamespacePolicy(_)) => {
                 (&[A::ManageNamespaces], Some((&of_cluster, "")))
             }
+            // For a fenced read. Whether the caller may use the lock was decided where the call came in, and by the lock's shard.
+            Some(O::TouchFence(_)) => (&[A::ReadValue], None),
             // A leader proposes it itself.
             Some(O::LoseCaller(_)) | None => (&[], None),
         },
@@ -184,6 +186,9 @@ fn covers(access: &Access, work: &Work) -> bool {
                 (&[A::ReadNamespaces], Some((&of_cluster, "")))
             }
             Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
+            Some(query::Query::FindMark(_)) => {
+                (&[A::CreateQueue, A::Enqueue, A::Consume, A::ReadValue, A::WriteValue], None)
+            }
             Some(query::Query::DescribeLock(r)) => {
                 (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
             }
@@ -264,6 +269,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::too_many_lines, reason = "one table")]
     fn each_command_and_query_needs_its_own_leave() {
         use Action as A;
         use Operation as O;
@@ -296,6 +302,11 @@ mod tests {
             (command(O::ReturnLeases(Default::default())), vec![A::Consume]),
             (command(O::Put(Default::default())), vec![A::WriteValue]),
             (command(O::Delete(Default::default())), vec![A::WriteValue]),
+            (command(O::TouchFence(Default::default())), vec![A::ReadValue]),
+            (
+                asked(Q::FindMark(Default::default())),
+                vec![A::CreateQueue, A::Enqueue, A::Consume, A::ReadValue, A::WriteValue],
+            ),
             (asked(Q::Get(Default::default())), vec![A::ReadValue]),
             (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
             (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),

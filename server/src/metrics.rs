@@ -66,6 +66,10 @@ pub struct Metrics {
     /// Gets whose key had none.
     pub cache_misses: IntCounter,
     cache_expired: IntCounter,
+    /// Fencing tokens that the shards of their locks were asked about.
+    pub fence_validations: IntCounter,
+    /// Calls refused because their fencing token was not good.
+    pub fences_refused: IntCounter,
     raft_role: IntGaugeVec,
     raft_current_term: IntGaugeVec,
     state_diverged: IntCounter,
@@ -264,6 +268,8 @@ impl Metrics {
             cache_hits: r.counter("cache_hits_total", "Gets answered to a client with a value.")?,
             cache_misses: r.counter("cache_misses_total", "Gets answered to a client without a value.")?,
             cache_expired: r.counter("cache_expired_total", "Values whose TTL ran out, told by the shard's leader.")?,
+            fence_validations: r.counter("fence_validations_total", "Fencing tokens that this node asked the shards of their locks about: once for each token and shard.")?,
+            fences_refused: r.counter("fences_refused_total", "Calls by this node that were refused because a newer holder of their fence's lock was there, or nobody held it under their token.")?,
             raft_role: r.gauges("raft_role", "Role of this node in a shard: 0 follower, 1 candidate, 2 leader.", &["shard"])?,
             raft_current_term: r.gauges("raft_current_term", "Raft term of a shard.", &["shard"])?,
             state_diverged: r.counter("state_diverged_total", "Times that a peer had another state at the same index: a fault that must be looked into.")?,

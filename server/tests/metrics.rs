@@ -71,7 +71,8 @@ fn the_list_is_what_dashboards_know() {
         trefoil_barriers_tripped_total trefoil_build_info trefoil_cache_expired_total trefoil_cache_hits_total trefoil_cache_misses_total
         trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
         trefoil_connections trefoil_connections_refused_total trefoil_deadlock_searches_cut_total
-        trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_grpc_server_handled_total
+        trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_fence_validations_total
+        trefoil_fences_refused_total trefoil_grpc_server_handled_total
         trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_latches_opened_total trefoil_leaders_elected_total
         trefoil_leases_expired_total
         trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_converted_total

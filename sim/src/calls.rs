@@ -10,7 +10,7 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{
     AckLease, Answer, AwaitReady, CancelAcquire, Catalogue, Command, DequeueFrom, EnqueueTo,
-    FindQueue, OpenPartition, Query,
+    FindQueue, ForceStep, OpenPartition, Query, ReleaseHeld,
 };
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
@@ -91,7 +91,13 @@ impl Router {
     #[must_use]
     pub fn create_queue(self, name: &str, partitions: u32) -> Request {
         let (namespace, queue) = (DEFAULT_NAMESPACE.to_owned(), name.to_owned());
-        let request = queue::CreateQueueRequest { namespace, queue, partitions, request_id: None };
+        let request = queue::CreateQueueRequest {
+            namespace,
+            queue,
+            partitions,
+            request_id: None,
+            fence: None,
+        };
         let Request { body, .. } = self.command(slot::SYSTEM_SLOT, Operation::CreateQueue(request));
         Request { shard: META_SHARD, body }
     }
@@ -169,25 +175,27 @@ impl Router {
         self.command(self.partition_slot(queue, partition), Operation::AckLease(ack))
     }
 
-    /// Takes back an Acquire whose end was not seen.
+    /// Takes back an Acquire or a Convert whose caller is gone; none for other actions.
     #[must_use]
-    pub fn cancel_acquire(
-        self,
-        namespace: &str,
-        session: u64,
-        lock: &str,
-        waiter: RequestId,
-    ) -> Request {
-        let (namespace, name) = (namespace.to_owned(), lock.to_owned());
-        let slot = slot::of_locks(&namespace);
-        let cancel = CancelAcquire {
-            namespace,
-            session_id: session,
-            name,
-            waiter: Some(waiter),
-            ..CancelAcquire::default()
+    pub fn cancel(self, action: &Action, waiter: RequestId) -> Option<Request> {
+        let (namespace, session_id, name, mode, converts) = match action {
+            Action::Acquire { namespace, session, lock, mode, .. } => {
+                (namespace, *session, lock, *mode, false)
+            }
+            Action::Convert { namespace, session, lock, mode, .. } => {
+                (namespace, *session, lock, *mode, true)
+            }
+            _ => return None,
         };
-        self.command(slot, Operation::CancelAcquire(cancel))
+        let cancel = CancelAcquire {
+            namespace: namespace.clone(),
+            session_id,
+            name: name.clone(),
+            waiter: Some(waiter),
+            mode: mode.into(),
+            converts,
+        };
+        Some(self.command(slot::of_locks(namespace), Operation::CancelAcquire(cancel)))
     }
 
     /// The request of an action on the cache or on locks.
@@ -201,14 +209,25 @@ impl Router {
                 let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
                 let value = Some(of_text(&value));
                 let namespace = DEFAULT_NAMESPACE.to_owned();
-                let put = cache::PutRequest { namespace, key, value, ttl_ms, request_id: None };
+                let put = cache::PutRequest {
+                    namespace,
+                    key,
+                    value,
+                    ttl_ms,
+                    request_id: None,
+                    fence: None,
+                };
                 self.command(slot, Operation::Put(put))
             }
             Action::Get { key } => {
                 let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
                 self.query(
                     slot,
-                    Q::Get(cache::GetRequest { namespace: DEFAULT_NAMESPACE.to_owned(), key }),
+                    Q::Get(cache::GetRequest {
+                        namespace: DEFAULT_NAMESPACE.to_owned(),
+                        key,
+                        fence: None,
+                    }),
                 )
             }
             Action::Delete { key } => {
@@ -217,19 +236,30 @@ impl Router {
                     namespace: DEFAULT_NAMESPACE.to_owned(),
                     key,
                     request_id: None,
+                    fence: None,
                 };
                 self.command(slot, Operation::Delete(delete))
             }
-            action => self.lock_request(action),
+            Action::ValidateToken { namespace, lock: name, token: fencing_token } => {
+                let slot = slot::of_locks(&namespace);
+                let validate = lock::ValidateTokenRequest { namespace, name, fencing_token };
+                self.query(slot, Q::ValidateToken(validate))
+            }
+            Action::DescribeLock { namespace, lock: name } => {
+                let slot = slot::of_locks(&namespace);
+                self.query(slot, Q::DescribeLock(lock::DescribeLockRequest { namespace, name }))
+            }
+            action => self.session_request(action),
         }
     }
 
-    fn lock_request(self, action: Action) -> Request {
+    fn session_request(self, action: Action) -> Request {
         let (namespace, operation) = match action {
-            Action::OpenSession { namespace, ttl_ms } => {
+            Action::OpenSession { namespace, ttl_ms, delay_ms: lock_delay_ms } => {
                 let open = lock::OpenSessionRequest {
                     namespace: namespace.clone(),
                     ttl_ms,
+                    lock_delay_ms,
                     ..Default::default()
                 };
                 (namespace, Operation::OpenSession(open))
@@ -246,15 +276,46 @@ impl Router {
                 };
                 (namespace, Operation::CloseSession(close))
             }
-            Action::Acquire { namespace, session: session_id, lock: name, wait_ms } => {
+            Action::ReleaseAll { namespace, session: session_id } => {
+                let namespace_of = namespace.clone();
+                let held = ReleaseHeld { namespace, session_id, ..ReleaseHeld::default() };
+                (namespace_of, Operation::ReleaseHeld(held))
+            }
+            other => return self.lock_request(other),
+        };
+        self.command(slot::of_locks(&namespace), operation)
+    }
+
+    fn lock_request(self, action: Action) -> Request {
+        let (namespace, operation) = match action {
+            Action::Acquire { namespace, session, lock: name, mode, wait_ms, delay_ms } => {
                 let acquire = lock::AcquireRequest {
                     namespace: namespace.clone(),
-                    session_id,
+                    session_id: session,
                     name,
                     wait_ms,
-                    ..lock::AcquireRequest::default()
+                    request_id: None,
+                    mode: mode.into(),
+                    lock_delay_ms: delay_ms,
                 };
                 (namespace, Operation::Acquire(acquire))
+            }
+            Action::Convert { namespace, session, lock: name, token, mode, wait_ms } => {
+                let convert = lock::ConvertRequest {
+                    namespace: namespace.clone(),
+                    session_id: session,
+                    name,
+                    fencing_token: token,
+                    mode: mode.into(),
+                    wait_ms,
+                    request_id: None,
+                };
+                (namespace, Operation::Convert(convert))
+            }
+            Action::ForceRelease { namespace, lock: name, token: fencing_token } => {
+                let namespace_of = namespace.clone();
+                let step = ForceStep { namespace, name, fencing_token, token: 0 };
+                (namespace_of, Operation::ForceStep(step))
             }
             Action::Release {
                 namespace,
@@ -294,6 +355,7 @@ fn text_of(value: Option<Value>) -> String {
 /// # Panics
 /// When the state machine gives an answer that no client's action has.
 #[must_use]
+#[allow(clippy::too_many_lines, reason = "one table")]
 pub fn outcome(answer: Answer) -> Outcome {
     match answer.answer.expect("an answer says something") {
         A::Refusal(refusal) => Outcome::Refused(refusal.reason()),
@@ -301,9 +363,28 @@ pub fn outcome(answer: Answer) -> Outcome {
         A::KeepAlive(kept) => Outcome::Renewed { remaining_ms: kept.remaining_ms },
         A::CloseSession(_) => Outcome::SessionClosed,
         A::Acquire(acquired) if acquired.acquired => {
-            Outcome::Acquired { token: acquired.fencing_token }
+            Outcome::Acquired { token: acquired.fencing_token, mode: acquired.mode() }
         }
         A::Acquire(_) => Outcome::NotAcquired,
+        A::Convert(converted) if converted.converted => {
+            Outcome::Converted { token: converted.fencing_token, mode: converted.mode() }
+        }
+        A::Convert(_) => Outcome::NotConverted,
+        A::ReleasedHeld(done) => {
+            assert_eq!(done.after, "", "one step releases the few locks of a client");
+            Outcome::ReleasedAll { released: done.released }
+        }
+        A::ForcedStep(done) => {
+            assert!(!done.more, "one step takes a lock from a few holders");
+            Outcome::Forced { released: done.released, token: done.token }
+        }
+        A::ValidateToken(told) => {
+            Outcome::Validated { holder: told.holder.map(|holder| holder.session_id) }
+        }
+        A::DescribeLock(told) => {
+            let holders = told.holders.iter().map(|holder| holder.fencing_token);
+            Outcome::Described { holders: holders.collect() }
+        }
         A::Release(_) => Outcome::Released,
         A::Enqueue(enqueued) => {
             let [message_id] = &enqueued.message_ids[..] else { panic!("one message has one id") };
@@ -328,14 +409,10 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::CreateQueue(_)
         | A::Catalogue(_)
         | A::Ready(_)
-        | A::Convert(_)
-        | A::ReleasedHeld(_)
-        | A::DescribeLock(_)
         | A::ListLocks(_)
         | A::GetSession(_)
         | A::ListSessions(_)
         | A::ListDeadlocks(_)
-        | A::ForcedStep(_)
         | A::Proclaim(_)
         | A::Leader(_)
         | A::SetLatch(_)
@@ -350,7 +427,6 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::RequestRelease(_)
         | A::ReleaseRequests(_)
         | A::Place(_)
-        | A::ValidateToken(_)
         | A::CreateNamespace(_)
         | A::UpdateNamespace(_)
         | A::SetNamespacePolicy(_)
@@ -358,7 +434,8 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::GetNamespace(_)
         | A::ListNamespaces(_)
         | A::GetNamespacePolicy(_)
-        | A::NamespaceHere(_)) => {
+        | A::NamespaceHere(_)
+        | A::FoundMark(_)) => {
             panic!("no client's action is answered by {other:?}")
         }
     }

@@ -8,10 +8,12 @@ use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::replica::{
     ApplyRange, Effect, Input, Peer, PersistBatch, Read, Reply, Role, RoleChange,
 };
-use trefoil_core::{NodeId, Position, ShardId};
+use trefoil_core::{NodeId, Position, ShardId, slot};
 use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{CancelAcquire, Entry, Refusal};
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Entry, Query, Refusal};
 use trefoil_server::storage::LogWrite;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -289,6 +291,9 @@ impl World {
         self.saw_time(shard, data, applied);
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
+        self.stats.conversions += counts.locks_converted;
+        self.stats.deadlocks += counts.deadlocks;
+        self.stats.forced += counts.locks_forced;
         self.stats.sessions_expired += counts.sessions_expired;
         self.stats.leases_expired += counts.leases_expired;
         self.stats.cache_expired += counts.cache_expired;
@@ -296,15 +301,23 @@ impl World {
         if let Some(lives) = lives {
             self.violations.extend(lives.check(&entry, applied, times));
         }
+        if !data.is_empty() {
+            let shards = self.setup.shards;
+            let is_here = |name: &str| slot::shard(slot::of_locks(name), shards) == shard;
+            let (commands, grants) = (&entry.commands, &mut self.agreements.grants);
+            let (outcomes, settled) = (&applied.outcomes, &applied.settled);
+            self.violations.extend(grants.applied(commands, outcomes, settled, times, is_here));
+            self.stats.delays = grants.delays;
+        }
+        let mut taken_back = Vec::new();
         let ledger = &mut self.shared.ledger;
-        let mut cancelled = Vec::new();
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
             if let Some(Operation::CancelAcquire(CancelAcquire { waiter: Some(id), .. })) =
                 &command.operation
             {
                 ledger.taken_back(shard, id);
-                cancelled.push((&id.client, id.sequence));
+                taken_back.push((&id.client, id.sequence));
             }
             let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
@@ -315,8 +328,8 @@ impl World {
         }
         for settled in &applied.settled {
             if let Some(id) = &settled.request_id {
-                // One entry may grant and then cancel.
-                if cancelled.contains(&(&id.client, id.sequence)) {
+                // Granted and taken back in one entry.
+                if taken_back.contains(&(&id.client, id.sequence)) {
                     ledger.taken_back(shard, id);
                 }
                 self.violations.extend(ledger.answered(shard, id, &settled.answer).err());
@@ -360,6 +373,9 @@ impl World {
             let (index, log_time_ms) = (progress.index, progress.log_time_ms);
             match outcome {
                 QueryOutcome::Answered(answer) => {
+                    if index == self.agreements.applied_index(shard) {
+                        self.saw_lock(&read.query, &answer);
+                    }
                     let position = Position { term, index, ordinal: u32::MAX, log_time_ms };
                     self.reply(node, shard, read.call, Reply::Answered(position, answer));
                 }
@@ -367,6 +383,24 @@ impl World {
                 QueryOutcome::Parked => {}
             }
         }
+    }
+
+    /// Compares what is read of a lock at the newest index with the log.
+    fn saw_lock(&mut self, query: &Query, answer: &Answer) {
+        let grants = &self.agreements.grants;
+        let found = match (&query.query, &answer.answer) {
+            (Some(Q::DescribeLock(asked)), Some(A::DescribeLock(told))) => {
+                let holders = told.holders.iter();
+                let holders = holders.map(|holder| (holder.session_id, holder.fencing_token));
+                grants.described(&asked.namespace, &asked.name, &holders.collect::<Vec<_>>())
+            }
+            (Some(Q::ValidateToken(asked)), Some(A::ValidateToken(told))) => {
+                let holder = told.holder.as_ref().map(|holder| holder.session_id);
+                grants.validated(&asked.namespace, &asked.name, asked.fencing_token, holder)
+            }
+            _ => None,
+        };
+        self.violations.extend(found);
     }
 
     fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {

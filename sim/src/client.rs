@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -17,9 +18,12 @@ use crate::knobs::{Knobs, MILLISECOND, SECOND};
 use crate::roles::{Role, Wish};
 
 /// How long a client waits for the answer to one try.
-const PATIENCE_US: u64 = 1_500 * MILLISECOND;
+pub(crate) const PATIENCE_US: u64 = 1_500 * MILLISECOND;
 /// How long it tries before it gives a call up.
 const GIVE_UP_US: u64 = 8 * SECOND;
+
+/// How long the service that a caller hung up on gives it to come back, before it takes back what it asked for.
+const COME_BACK_US: u64 = WAITER_CLAIM_MS * MILLISECOND;
 
 /// What all clients share.
 #[derive(Debug)]
@@ -48,6 +52,8 @@ pub struct Shared {
     pub calls_answered: u64,
     /// Retries under a request id.
     pub retries: u64,
+    /// Calls that a client hung up on.
+    pub hang_ups: u64,
 }
 
 /// What a client wants the world to do.
@@ -62,6 +68,15 @@ pub enum Todo {
         token: u64,
         /// How long the client waits.
         patience_us: u64,
+        /// What is asked.
+        request: Request,
+    },
+    /// A node asks itself, for a client that is gone.
+    CleanUp {
+        /// When.
+        at: u64,
+        /// The node.
+        node: NodeId,
         /// What is asked.
         request: Request,
     },
@@ -106,6 +121,16 @@ pub struct Step {
     pub wait_us: u64,
     /// Whether one try is enough.
     pub once: bool,
+    /// When the client hangs up because it no longer wants what it asked for: so long after it asked.
+    pub hang_up_us: Option<u64>,
+}
+
+impl Step {
+    /// A step that is not judged.
+    #[must_use]
+    pub fn unjudged(request: Request, idempotent: bool) -> Self {
+        Self { action: None, request, idempotent, wait_us: 0, once: false, hang_up_us: None }
+    }
 }
 
 /// A step under way.
@@ -117,6 +142,7 @@ struct Pending {
     /// A try may have taken effect unseen.
     ambiguous: bool,
     give_up_at: u64,
+    hang_up_at: Option<u64>,
     /// The try that is waited for.
     sent: Option<(NodeId, u64)>,
 }
@@ -170,6 +196,11 @@ impl Client {
         }
         match self.pending.take() {
             None => self.begin(now, shared),
+            Some(pending) if pending.hang_up_at.is_some_and(|at| at <= now) => {
+                shared.hang_ups += 1;
+                let sent = pending.sent.map(|(node, token)| Todo::Cancel { node, token });
+                sent.into_iter().chain(self.end(now, pending, End::Open, shared)).collect()
+            }
             Some(mut pending) => match pending.sent.take() {
                 None => self.send(now, pending, shared),
                 // No answer in time.
@@ -178,8 +209,9 @@ impl Client {
                     if shared.dice.chance(500) {
                         self.leaders.remove(&pending.step.request.shard);
                     }
-                    Self::may_have_happened(&mut pending, shared);
                     let mut todo = vec![Todo::Cancel { node, token }];
+                    todo.extend(Self::clean_up(now, node, &pending, shared));
+                    Self::may_have_happened(&mut pending, shared);
                     todo.extend(self.again(now, pending, Reason::NoQuorum, shared));
                     todo
                 }
@@ -254,7 +286,9 @@ impl Client {
         });
         let call = step.action.clone().map(|action| shared.history.begin(self.id, now, action));
         let give_up_at = now + GIVE_UP_US + step.wait_us;
-        self.send(now, Pending { step, call, id, ambiguous: false, give_up_at, sent: None }, shared)
+        let hang_up_at = step.hang_up_us.map(|hang_up_us| now + hang_up_us);
+        let (ambiguous, sent) = (false, None);
+        self.send(now, Pending { step, call, id, ambiguous, give_up_at, hang_up_at, sent }, shared)
     }
 
     fn send(&mut self, now: u64, mut pending: Pending, shared: &mut Shared) -> Vec<Todo> {
@@ -275,10 +309,11 @@ impl Client {
             shared.ledger.sent(shard, id);
         }
         let patience_us = PATIENCE_US + pending.step.wait_us;
+        let until = pending.hang_up_at.map_or(now + patience_us, |at| at.min(now + patience_us));
         self.pending = Some(pending);
         vec![
             Todo::Send { node, token: self.tokens, patience_us, request },
-            self.set_timer(now + patience_us),
+            self.set_timer(until.max(now)),
         ]
     }
 
@@ -357,22 +392,26 @@ impl Client {
             );
             shared.calls_open += u64::from(unseen);
         }
-        if let (true, Some(id), Some(Action::Acquire { namespace, session, lock, .. })) =
-            (unseen, pending.id, pending.step.action)
-        {
-            let request = shared.router.cancel_acquire(&namespace, session, &lock, id);
-            self.next.push_back(Step {
-                action: None,
-                request,
-                idempotent: true,
-                wait_us: 0,
-                once: false,
-            });
+        if let (true, Some(mut id), Some(action)) = (unseen, pending.id, pending.step.action) {
+            if pending.hang_up_at.is_some() {
+                // It is told that the client does not want it: no later attempt is to be spared.
+                id.attempt = u32::MAX;
+            }
+            let cancel = shared.router.cancel(&action, id);
+            self.next.extend(cancel.map(|request| Step::unjudged(request, true)));
         }
         // Who reads the final state does not dawdle.
         let most = if self.role.goes_on() { 10 * MILLISECOND } else { shared.knobs.think_us };
         let think = shared.dice.between(0, most);
         vec![self.set_timer(now + think)]
+    }
+
+    /// What the service does about a caller that went away without a word: it takes back what that asked for, unless
+    /// it has come back by then.
+    fn clean_up(now: u64, node: NodeId, pending: &Pending, shared: &Shared) -> Option<Todo> {
+        let (action, id) = (pending.step.action.as_ref()?, pending.id.clone()?);
+        let request = shared.router.cancel(action, id)?;
+        Some(Todo::CleanUp { at: now + COME_BACK_US, node, request })
     }
 
     /// The last try may have taken effect: the next one is another submission.

@@ -175,7 +175,7 @@ impl Knobs {
         Self {
             nodes,
             shards: u32::try_from(dice.between(1, 2)).expect("a small number"),
-            clients: dice.between(5, 10),
+            clients: dice.between(6, 11),
             chaos_us: dice.between(45, 75) * SECOND,
             keys: dice.between(2, 8),
             partitions: u32::try_from(dice.between(1, 3)).expect("a small number"),

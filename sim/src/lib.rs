@@ -2,7 +2,7 @@
 //!
 //! [`check`] depends on nothing else here: tests with real processes use it too. The rest is a world in one thread
 //! and virtual time: [`run::run`] runs a seed. In reading order: [`dice`], [`knobs`], [`network`], [`disk`],
-//! [`node`], [`calls`], [`roles`], [`client`], [`event`], [`world`], `carry`, `storage` and
+//! [`node`], [`calls`], [`roles`], [`lockers`], [`client`], [`event`], [`world`], `carry`, `storage` and
 //! `faults`, [`run`].
 
 pub mod batch;
@@ -16,6 +16,7 @@ pub mod event;
 mod faults;
 pub mod knobs;
 mod lives;
+pub mod lockers;
 pub mod network;
 pub mod node;
 pub mod roles;

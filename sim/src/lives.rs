@@ -14,7 +14,7 @@ use trefoil_proto::internal::v1::{Answer, Entry, Session, Wait, answer};
 use crate::check::Violation;
 use crate::check::lives::{Life, Times, granted, renewed};
 use crate::disk::state::State;
-use crate::roles::NAMESPACES;
+use crate::lockers::NAMESPACES;
 
 /// Sessions by namespace and id, whose wait it is by the key of the wait.
 #[derive(Debug, Default)]
@@ -62,6 +62,8 @@ impl Lives {
                 Operation::OpenSession(open) => (&open.namespace, None),
                 Operation::KeepAlive(keep) => (&keep.namespace, Some(keep.session_id)),
                 Operation::Acquire(acquire) => (&acquire.namespace, Some(acquire.session_id)),
+                Operation::Convert(convert) => (&convert.namespace, Some(convert.session_id)),
+                Operation::ReleaseHeld(held) => (&held.namespace, Some(held.session_id)),
                 Operation::Release(release) => (&release.namespace, Some(release.session_id)),
                 _ => continue,
             };
@@ -80,7 +82,11 @@ impl Lives {
         }
         for settled in &applied.settled {
             let Some((namespace, id)) = self.waits.get(&settled.waiter.0) else { continue };
-            let was_granted = matches!(&settled.answer.answer, Some(answer::Answer::Acquire(acquire)) if acquire.acquired);
+            let was_granted = match &settled.answer.answer {
+                Some(answer::Answer::Acquire(acquire)) => acquire.acquired,
+                Some(answer::Answer::Convert(convert)) => convert.converted,
+                _ => false,
+            };
             if was_granted && !touched.contains(&(*namespace, Some(*id))) {
                 found.extend(granted(&format!("session {id}"), self.life(namespace, *id), times));
             }

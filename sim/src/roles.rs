@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 
-use trefoil_core::limits::SESSION_TTL_MS_MIN;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Answer, answer};
 
@@ -10,15 +9,12 @@ use crate::calls::{Queue, Request};
 use crate::check::history::{Action, Delivery, Outcome};
 use crate::client::{Shared, Step};
 use crate::knobs::{MILLISECOND, SECOND};
+use crate::lockers::{Locker, NAMESPACES};
 
 /// Longest queue lease of a client, in ms.
 pub const LEASE_MS_MAX: u64 = 5_000;
 /// Queues of a run.
 const QUEUES: [&str; 2] = ["jobs", "mail"];
-/// Namespaces of locks of a run.
-pub const NAMESPACES: [&str; 2] = ["left", "right"];
-/// Locks of each namespace.
-const LOCKS: [&str; 2] = ["door", "gate"];
 
 /// What a role wants next.
 #[derive(Debug)]
@@ -55,14 +51,6 @@ pub struct Operator {
     opened: u32,
 }
 
-/// What a lock client has.
-#[derive(Debug)]
-pub struct Locker {
-    namespace: String,
-    session: Option<u64>,
-    held: Option<(String, u64)>,
-}
-
 /// What the auditor still has to do.
 #[derive(Debug)]
 pub struct Auditor {
@@ -81,14 +69,12 @@ impl Role {
     /// The role of a client by its number.
     #[must_use]
     pub fn of(client: u64) -> Self {
-        let locker = |namespace: &str| {
-            Self::Locker(Locker { namespace: namespace.to_owned(), session: None, held: None })
-        };
-        match client % 6 {
-            0 => Self::Producer,
-            1 => Self::Consumer(Vec::new()),
-            2 => locker(NAMESPACES[0]),
-            4 => locker(NAMESPACES[usize::from(client > 6)]),
+        let locker = |namespace: &str| Self::Locker(Locker::new(namespace));
+        match client {
+            2 | 4 | 8 => locker(NAMESPACES[0]),
+            10 | 11 => locker(NAMESPACES[1]),
+            1 | 7 => Self::Consumer(Vec::new()),
+            6 => Self::Producer,
             _ => Self::Cacher,
         }
     }
@@ -177,17 +163,17 @@ impl Role {
     }
 }
 
-fn step(action: Action, request: Request) -> Step {
-    let idempotent = !matches!(action, Action::Get { .. } | Action::KeepAlive { .. });
+pub(crate) fn step(action: Action, request: Request) -> Step {
+    let idempotent = !action.is_read() && !matches!(action, Action::KeepAlive { .. });
     let wait_us = match &action {
-        Action::Acquire { wait_ms, .. } => wait_ms * MILLISECOND,
+        Action::Acquire { wait_ms, .. } | Action::Convert { wait_ms, .. } => wait_ms * MILLISECOND,
         _ => 0,
     };
-    Step { action: Some(action), request, idempotent, wait_us, once: false }
+    Step { action: Some(action), idempotent, wait_us, ..Step::unjudged(request, false) }
 }
 
 fn unrecorded(request: Request, idempotent: bool) -> Wish {
-    Wish::Do(Step { action: None, request, idempotent, wait_us: 0, once: false })
+    Wish::Do(Step::unjudged(request, idempotent))
 }
 
 impl Operator {
@@ -238,13 +224,7 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
     let (_, partitions) = shared.dice.pick(&places);
     if shared.dice.chance(200) {
         let request = shared.router.await_ready(&queue, partitions);
-        return Wish::Do(Step {
-            action: None,
-            request,
-            idempotent: false,
-            wait_us: SECOND,
-            once: true,
-        });
+        return Wish::Do(Step { wait_us: SECOND, once: true, ..Step::unjudged(request, false) });
     }
     let most = u32::try_from(shared.dice.between(1, 5)).expect("a small number");
     let lease_ms = shared.dice.between(LEASE_MS_MAX / 10, LEASE_MS_MAX);
@@ -260,57 +240,6 @@ fn ack(queue: &Queue, delivery: Delivery, shared: &Shared) -> Step {
 
 fn pick_queue(shared: &mut Shared) -> Option<Queue> {
     if shared.queues.is_empty() { None } else { Some(shared.dice.pick(&shared.queues).clone()) }
-}
-
-impl Locker {
-    fn next(&mut self, shared: &mut Shared) -> Wish {
-        let namespace = self.namespace.clone();
-        let dice = &mut shared.dice;
-        let Some(session) = self.session else {
-            let action =
-                Action::OpenSession { namespace, ttl_ms: dice.between(SESSION_TTL_MS_MIN, 5_000) };
-            return self.ask(action, shared);
-        };
-        let action = match (dice.between(0, 19), self.held.clone()) {
-            (0, _) => Action::CloseSession { namespace, session },
-            // A holder that stands still: its session may expire.
-            (1, _) => return Wish::Rest(dice.between(1, 8) * SECOND),
-            // Of a lock that it need not hold, by a token that need not be its own.
-            (2, _) => {
-                let token = dice.between(0, 20);
-                Action::Release { namespace, session, lock: (*dice.pick(&LOCKS)).to_owned(), token }
-            }
-            (3..=9, Some((lock, token))) => Action::Release { namespace, session, lock, token },
-            (3..=14, None) => {
-                let lock = (*dice.pick(&LOCKS)).to_owned();
-                let wait_ms = if dice.chance(400) { 0 } else { dice.between(1, 3_000) };
-                Action::Acquire { namespace, session, lock, wait_ms }
-            }
-            _ => Action::KeepAlive { namespace, session },
-        };
-        self.ask(action, shared)
-    }
-
-    fn ask(&self, action: Action, shared: &Shared) -> Wish {
-        let request = shared.router.request(&action);
-        Wish::Do(step(action, request))
-    }
-
-    fn learned(&mut self, action: &Action, outcome: &Outcome) {
-        match (action, outcome) {
-            (_, Outcome::SessionOpened { session }) => {
-                (self.session, self.held) = (Some(*session), None)
-            }
-            (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {
-                (self.session, self.held) = (None, None);
-            }
-            (Action::Acquire { lock, .. }, Outcome::Acquired { token }) => {
-                self.held = Some((lock.clone(), *token))
-            }
-            (Action::Release { .. }, _) => self.held = None,
-            _ => {}
-        }
-    }
 }
 
 impl Auditor {

@@ -6,6 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use trefoil_core::machine::Machine;
+use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::{self, Violation, history};
 use crate::client::Client;
@@ -225,6 +226,7 @@ impl World {
         self.stats.answered = self.shared.history.answered().count() as u64;
         self.stats.open = self.shared.calls_open;
         self.stats.retries = self.shared.retries;
+        self.stats.hang_ups = self.shared.hang_ups;
         self.stats.dedup_hits = self.shared.ledger.hits;
         for (_, _, outcome) in self.shared.history.answered() {
             match outcome {
@@ -234,6 +236,13 @@ impl World {
                         list.iter().filter(|delivery| delivery.count > 1).count() as u64;
                 }
                 history::Outcome::Got { value: Some(_) } => self.stats.cache_hits += 1,
+                history::Outcome::Acquired { mode, .. }
+                | history::Outcome::Converted { mode, .. } => {
+                    self.stats.shared_grants += u64::from(*mode == LockMode::Shared);
+                }
+                history::Outcome::Validated { .. } | history::Outcome::Described { .. } => {
+                    self.stats.lock_reads += 1;
+                }
                 _ => {}
             }
         }

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What a thousand seeds must have met at least; of everything else once.
-const FLOORS: [(&str, u64); 8] = [
+const FLOORS: [(&str, u64); 15] = [
     ("leaders", 5_000),
     ("snapshots_installed", 500),
     ("installs_interrupted", 5),
@@ -12,6 +12,13 @@ const FLOORS: [(&str, u64); 8] = [
     ("expired_after_change", 50),
     ("full_disks", 50),
     ("sync_errors", 50),
+    ("shared_grants", 5_000),
+    ("conversions", 5_000),
+    ("deadlocks", 500),
+    ("delays", 300),
+    ("forced", 1_000),
+    ("hang_ups", 1_000),
+    ("lock_reads", 5_000),
 ];
 
 macro_rules! stats {
@@ -86,6 +93,13 @@ stats! {
     lost_proposals: "Proposals that another leader's entry replaced.",
     not_leader: "Refusals of a node that does not lead.",
     grants: "Locks granted.",
+    shared_grants: "Locks granted or converted to mode SHARED, as clients were told.",
+    conversions: "Grants whose mode was changed.",
+    deadlocks: "Waits that were refused because they would have closed a circle.",
+    delays: "Grants that ended with a lock delay.",
+    forced: "Grants that an operator took away.",
+    hang_ups: "Calls that a client hung up on.",
+    lock_reads: "Questions about locks that were answered.",
     sessions_expired: "Sessions that expired.",
     expired_after_change: "Sessions that expired soon after a change of leader.",
     wall_clock_decided: "Entries for which wrong wall clocks may have decided.",

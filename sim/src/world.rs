@@ -11,12 +11,13 @@ use trefoil_core::{NodeId, ShardId};
 use crate::calls::{Body, Request, Router};
 use crate::check::agreement::Agreement;
 use crate::check::expiry::Expiry;
+use crate::check::grants::Grants;
 use crate::check::history::History;
 use crate::check::matching::Matching;
 use crate::check::requests::Ledger;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
-use crate::client::{Client, Heard, Shared, Todo};
+use crate::client::{Client, Heard, PATIENCE_US, Shared, Todo};
 use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
@@ -66,6 +67,7 @@ pub(crate) struct Agreements {
     pub(crate) logs: Matching,
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
+    pub(crate) grants: Grants,
     /// Highest term of each shard that had a leader.
     pub(crate) led: BTreeMap<ShardId, u64>,
     /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
@@ -91,6 +93,7 @@ impl Agreements {
             logs: Matching::default(),
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
+            grants: Grants::default(),
             led: BTreeMap::new(),
             applied_by: BTreeMap::new(),
             terms: BTreeMap::new(),
@@ -156,6 +159,7 @@ impl World {
             calls_open: 0,
             calls_answered: 0,
             retries: 0,
+            hang_ups: 0,
             knobs,
         };
         let agreements = Agreements::new(clocks);
@@ -397,6 +401,12 @@ impl World {
                         let from = (client, token);
                         self.soon(delay, Event::Request { to: node, from, patience_us, request });
                     }
+                }
+                // Nobody hears the answer.
+                Todo::CleanUp { at, node, request } => {
+                    let patience_us = PATIENCE_US;
+                    let from = (client, 0);
+                    self.at(at, Event::Request { to: node, from, patience_us, request });
                 }
                 Todo::Cancel { node, token } => {
                     let delay = self.shared.knobs.delay_us;

@@ -8,6 +8,7 @@
 
 mod dev;
 mod faults;
+mod fences;
 mod full_disk;
 mod line;
 mod lock_run;

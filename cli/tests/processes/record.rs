@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::Instant;
 use trefoil_client::proto::cache::v1::{DeleteRequest, GetRequest, PutRequest};
 use trefoil_client::proto::common::v1::{Reason, ResponseHeader};
-use trefoil_client::proto::lock::v1::{AcquireRequest, ReleaseRequest};
+use trefoil_client::proto::lock::v1::{AcquireRequest, LockMode, ReleaseRequest};
 use trefoil_client::proto::queue::v1::{AckRequest, DequeueRequest, EnqueueRequest, Message};
 use trefoil_client::{Client, Error, Request, Value};
 use trefoil_core::Position;
@@ -173,7 +173,9 @@ impl Recorded<'_> {
             namespace: String::new(),
             session: session_id,
             lock: name.to_owned(),
+            mode: LockMode::Exclusive,
             wait_ms,
+            delay_ms: None,
         };
         let request = AcquireRequest {
             session_id,
@@ -182,14 +184,16 @@ impl Recorded<'_> {
             ..AcquireRequest::default()
         };
         let outcome = self.call(action, request, |acquired| {
-            let token = acquired.fencing_token;
-            (
-                acquired.header,
-                if acquired.acquired { Outcome::Acquired { token } } else { Outcome::NotAcquired },
-            )
+            let (token, mode) = (acquired.fencing_token, acquired.mode());
+            let outcome = if acquired.acquired {
+                Outcome::Acquired { token, mode }
+            } else {
+                Outcome::NotAcquired
+            };
+            (acquired.header, outcome)
         });
         match outcome.await? {
-            Outcome::Acquired { token } => Some(token),
+            Outcome::Acquired { token, .. } => Some(token),
             _ => None,
         }
     }

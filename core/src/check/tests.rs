@@ -271,6 +271,7 @@ fn queues_name_field_and_limit() {
         queue: name(),
         partitions: l::PARTITIONS_MAX,
         request_id: id(),
+        fence: None,
     };
     assert_refused(
         &create,
@@ -287,6 +288,7 @@ fn queues_name_field_and_limit() {
         wait_ms: l::WAIT_MS_MAX,
         lease_ms: l::LEASE_MS_MAX,
         request_id: id(),
+        fence: None,
     };
     assert_refused(
         &dequeue,
@@ -300,7 +302,13 @@ fn queues_name_field_and_limit() {
         ),
     );
     let lease_id = "0-1-1".to_owned();
-    let ack = queue::AckRequest { namespace: name(), queue: name(), lease_id, request_id: id() };
+    let ack = queue::AckRequest {
+        namespace: name(),
+        queue: name(),
+        lease_id,
+        request_id: id(),
+        fence: None,
+    };
     assert_refused(
         &ack,
         namespace_and_id!(
@@ -321,8 +329,13 @@ fn messages_name_field_and_limit() {
         headers: BTreeMap::from([("h".to_owned(), "v".repeat(l::HEADERS_BYTES_MAX - 1))]),
     };
     let messages = vec![message; 100];
-    let enqueue =
-        queue::EnqueueRequest { namespace: name(), queue: name(), messages, request_id: id() };
+    let enqueue = queue::EnqueueRequest {
+        namespace: name(),
+        queue: name(),
+        messages,
+        request_id: id(),
+        fence: None,
+    };
     assert_refused(
         &enqueue,
         namespace_and_id!(
@@ -368,6 +381,7 @@ fn the_cache_names_field_and_limit() {
         value: data(l::VALUE_BYTES_MAX),
         ttl_ms: l::CACHE_TTL_MS_MAX,
         request_id: id(),
+        fence: None,
     };
     assert_refused(
         &put,
@@ -380,7 +394,7 @@ fn the_cache_names_field_and_limit() {
             (|r| r.ttl_ms += 1, "ttl_ms", "0 to 31536000000"),
         ),
     );
-    let get = cache::GetRequest { namespace: name(), key: key.clone() };
+    let get = cache::GetRequest { namespace: name(), key: key.clone(), fence: None };
     assert_refused(
         &get,
         namespace!(
@@ -388,7 +402,7 @@ fn the_cache_names_field_and_limit() {
             (|r| r.key.push('k'), "key", "1 to 1024 bytes"),
         ),
     );
-    let delete = cache::DeleteRequest { namespace: name(), key, request_id: id() };
+    let delete = cache::DeleteRequest { namespace: name(), key, request_id: id(), fence: None };
     assert_refused(
         &delete,
         namespace_and_id!(

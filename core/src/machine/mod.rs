@@ -9,6 +9,7 @@ mod counts;
 mod digest;
 mod directory;
 mod event;
+mod fence;
 mod gates;
 mod lock;
 mod measure;
@@ -35,6 +36,7 @@ pub use self::catalogue::QUEUE_CREATION;
 pub use self::counts::Counts;
 pub use self::directory::Directory;
 pub use self::event::{Body, Event};
+pub use self::fence::fenced;
 pub use self::lock::caller_lost;
 pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
 pub use self::queue::{lease_id, parse_lease_id};
@@ -351,6 +353,9 @@ impl Machine {
         let Some(operation) = &command.operation else {
             return Err(refuse(Reason::InvalidField, "the command names no operation"));
         };
+        if let Some(checked) = &command.fence {
+            fence::admit(scope, checked)?;
+        }
         let request_id = command.request_id.as_ref();
         match operation {
             Operation::OpenSession(request) => lock::open_session(scope, request),
@@ -389,6 +394,8 @@ impl Machine {
             }
             Operation::Put(request) => cache::put(scope, request),
             Operation::Delete(request) => cache::delete(scope, request),
+            // Its fence has been passed.
+            Operation::TouchFence(_) => Ok(done()),
         }
     }
 
@@ -437,6 +444,12 @@ impl Machine {
         };
         if query.map_epoch != slot::MAP_EPOCH || self.shard != slot::shard(slot, self.shards) {
             return answered(refuse(Reason::StaleMap, "the query was routed by another slot map"));
+        }
+        if let Some(checked) = &query.fence {
+            let reads_value = matches!(query.query, Some(query::Query::Get(_)));
+            if let Err(refusal) = fence::admit_query(store, checked, reads_value) {
+                return answered(refusal);
+            }
         }
         match &query.query {
             Some(query::Query::Get(request)) => {
@@ -504,6 +517,7 @@ impl Machine {
                 lock::find_release_requests(&self.locks(store, slot, &request.namespace), request)
             }
             Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
+            Some(query::Query::FindMark(request)) => fence::find_mark(store, request),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
     }

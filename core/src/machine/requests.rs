@@ -55,6 +55,12 @@ pub(super) fn newest_attempt(scope: &Scope<'_>, id: &RequestId) -> u32 {
         .map_or(0, |record| record.attempt)
 }
 
+/// Whether its client has said that it was told the answer of a command, or wants it no longer.
+pub(super) fn is_acknowledged(scope: &Scope<'_>, id: &RequestId) -> bool {
+    let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    client.is_some_and(|client| id.sequence < client.first_unacknowledged)
+}
+
 /// Remembers how a command ended, and forgets what the client has acknowledged.
 pub(super) fn remember(scope: &mut Scope<'_>, id: &RequestId, outcome: &Outcome) {
     if check::command_id(id).is_err() {

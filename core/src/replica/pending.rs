@@ -98,7 +98,8 @@ pub(super) fn frees_space(command: &Command) -> bool {
             | Operation::ConfigureNamespace(_)
             | Operation::ConfigureNamespacePolicy(_)
             | Operation::NamespaceStep(_)
-            | Operation::Put(_),
+            | Operation::Put(_)
+            | Operation::TouchFence(_),
         )
         | None => false,
     }
@@ -206,6 +207,7 @@ impl Pending {
                 map_epoch: MAP_EPOCH,
                 agent,
                 operation: Some(operation),
+                fence: None,
             };
             if self.enqueue(Proposal { call: NOBODY, command, deadline_ms: u64::MAX }).is_some() {
                 self.lost.insert(waiter, index);

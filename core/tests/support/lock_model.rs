@@ -459,9 +459,15 @@ impl Model {
             self.hand_on(&name);
             return done;
         }
-        if request.converts {
+        // Its client goes on with a grant that it has acknowledged.
+        let is_in_use = request.waiter.as_ref().is_some_and(|id| {
+            let floor = self.clients.get(&id.client).map_or(0, |client| client.floor);
+            id.attempt < u32::MAX && id.sequence < floor
+        });
+        if request.converts || is_in_use {
             return done;
         }
+        let lock = self.lock(&name);
         let Some(holder) = lock.holder(request.session_id) else { return done };
         if let Some(place) = holder.relying.iter().position(|other| *other == id) {
             holder.relying.remove(place);
@@ -578,19 +584,6 @@ impl Model {
         client.answers = client.answers.split_off(&client.floor);
         let attempt = client.answers.get(&id.sequence).map_or(0, |kept| kept.1).max(id.attempt);
         client.answers.insert(id.sequence, (answer, attempt));
-    }
-}
-
-impl Holder {
-    fn rely(&mut self, id: &Id) {
-        if id.is_some() && self.relying.contains(id) {
-            return;
-        }
-        if self.relying.len() < ACQUIRES_PER_CLAIM_MAX {
-            self.relying.push(id.clone());
-        } else {
-            self.is_kept = true;
-        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! How a lock of the model passes from one session to the next, and who waits for whom.
 
-use trefoil_core::limits::WAITER_CLAIM_MS;
+use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::LockMode;
 
@@ -138,6 +138,19 @@ impl Lock {
     pub(super) fn admits(&self, session: u64, mode: LockMode) -> bool {
         let mut others = self.holders.iter().filter(|holder| holder.session != session);
         others.all(|holder| !conflict(holder.mode, mode))
+    }
+}
+
+impl Holder {
+    pub(super) fn rely(&mut self, id: &Id) {
+        if id.is_some() && self.relying.contains(id) {
+            return;
+        }
+        if self.relying.len() < ACQUIRES_PER_CLAIM_MAX {
+            self.relying.push(id.clone());
+        } else {
+            self.is_kept = true;
+        }
     }
 }
 

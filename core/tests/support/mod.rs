@@ -9,9 +9,11 @@ use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_TERM, CallId, MACHINE_VERSION, ShardId};
-use trefoil_proto::common::v1::RequestId;
+use trefoil_proto::common::v1::{Fence, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, Command, Entry, Query, answer, query};
+use trefoil_proto::internal::v1::{
+    Answer, CheckedFence, Command, Entry, Query, TokenStanding, answer, query,
+};
 
 /// One shard of a cluster with one data shard.
 #[derive(Debug)]
@@ -64,8 +66,20 @@ impl Harness {
 
     /// Asks at the present log time.
     pub fn query(&mut self, slot: u16, agent: u64, query: query::Query) -> (CallId, QueryOutcome) {
+        self.fenced_query(slot, agent, query, None)
+    }
+
+    /// Asks under a fence.
+    pub fn fenced_query(
+        &mut self,
+        slot: u16,
+        agent: u64,
+        query: query::Query,
+        fence: Option<CheckedFence>,
+    ) -> (CallId, QueryOutcome) {
         self.calls += 1;
-        let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query: Some(query) };
+        let (slot, query) = (slot.into(), Some(query));
+        let query = Query { slot, map_epoch: MAP_EPOCH, agent, query, fence };
         (self.calls, self.machine.query(&self.store, self.calls, &query, self.now_ms))
     }
 }
@@ -83,7 +97,26 @@ pub fn command(
         map_epoch: MAP_EPOCH,
         agent,
         operation: Some(operation),
+        fence: None,
     }
+}
+
+/// A fence written as `lock/token`, with `/writer`, `/reader` or `/lost` where the lock's shard was asked, and `/index`
+/// when that was.
+pub fn checked_fence(text: &str) -> CheckedFence {
+    let mut parts = text.split('/');
+    let lock = parts.next().expect("a lock").to_owned();
+    let token = parts.next().expect("a token").parse().expect("a number");
+    let standing = match parts.next() {
+        None => TokenStanding::Unspecified,
+        Some("writer") => TokenStanding::Writer,
+        Some("reader") => TokenStanding::Reader,
+        Some("lost") => TokenStanding::NotHeld,
+        Some(other) => panic!("{other} is no standing"),
+    };
+    let as_of = parts.next().map_or(0, |index| index.parse().expect("an index"));
+    let fence = Fence { namespace: "default".to_owned(), lock, token };
+    CheckedFence { fence: Some(fence), standing: standing.into(), as_of, holder_token: 0 }
 }
 
 /// A request id written as `client/sequence`, `client/sequence/first_unacknowledged` or with `/attempt` after that.

@@ -53,7 +53,7 @@ impl<S: Shards> Api<S> {
             None => ask.deadline + wait,
         };
         let waiting = self.admission.wait()?;
-        let context = Context { ask, cancelled: None };
+        let context = Context { ask, cancelled: None, fence: None };
         let api = Arc::clone(self);
         Ok(self.tell(|teller| async move {
             let _places = (waiting, listener.permit);

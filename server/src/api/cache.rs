@@ -2,8 +2,8 @@
 
 use trefoil_core::slot;
 use trefoil_proto::cache::v1 as cache;
+use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::{Refusal, query::Query};
 
 use super::{Api, Context, Shards, expect_answer};
 
@@ -15,7 +15,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<cache::PutResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let id = request.request_id.take();
-        expect_answer!(self.command(slot, id, Command::Put(request), &context.ask).await?, Put)
+        expect_answer!(self.fenced(slot, id, Command::Put(request), context).await?, Put)
     }
 
     pub(super) async fn get(
@@ -24,8 +24,7 @@ impl<S: Shards> Api<S> {
         request: cache::GetRequest,
     ) -> Result<cache::GetResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
-        let response =
-            expect_answer!(self.query(slot, Query::Get(request), &context.ask).await?, Get)?;
+        let response = self.fenced_get(slot, request, context).await?;
         let counter =
             if response.hit { &self.metrics.cache_hits } else { &self.metrics.cache_misses };
         counter.inc();
@@ -39,9 +38,6 @@ impl<S: Shards> Api<S> {
     ) -> Result<cache::DeleteResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let id = request.request_id.take();
-        expect_answer!(
-            self.command(slot, id, Command::Delete(request), &context.ask).await?,
-            Delete
-        )
+        expect_answer!(self.fenced(slot, id, Command::Delete(request), context).await?, Delete)
     }
 }

@@ -52,7 +52,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<CreateQueueResponse, Refusal> {
         let id = request.request_id.take();
         let command = Command::CreateQueue(request);
-        expect_answer!(self.command(SYSTEM_SLOT, id, command, &context.ask).await?, CreateQueue)
+        expect_answer!(self.fenced(SYSTEM_SLOT, id, command, context).await?, CreateQueue)
     }
 
     /// What the meta shard knows of a queue.
@@ -80,9 +80,9 @@ impl<S: Shards> Api<S> {
         &self,
         namespace: &str,
         queue: &str,
-        ask: &Ask,
+        context: &Context,
     ) -> Result<Catalogue, Refusal> {
-        match self.find_queue(namespace, queue, ask).await {
+        match self.find_queue(namespace, queue, &context.ask).await {
             Err(refusal)
                 if refusal.reason() == Reason::UnknownQueue && self.may_create(&refusal) => {}
             found => return found,
@@ -92,11 +92,12 @@ impl<S: Shards> Api<S> {
             queue: queue.to_owned(),
             partitions: PARTITIONS_DEFAULT,
             request_id: None,
+            fence: None,
         };
-        match self.command(SYSTEM_SLOT, None, Command::CreateQueue(request), ask).await {
+        match self.fenced(SYSTEM_SLOT, None, Command::CreateQueue(request), context).await {
             // Somebody else was faster.
             Err(refusal) if refusal.reason() != Reason::QueueExists => Err(refusal),
-            _ => self.find_queue(namespace, queue, ask).await,
+            _ => self.find_queue(namespace, queue, &context.ask).await,
         }
     }
 

@@ -22,7 +22,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::queue::v1::{Delivery, DequeueRequest, DequeueResponse};
 
 use super::background::may_help;
-use super::{Api, Ask, Context, Decided, Shards, other_answer, refusal};
+use super::{Api, Context, Decided, Shards, other_answer, refusal};
 
 /// A poll asks again this often: a hint that went to a consumer who then took nothing is not repeated.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -60,8 +60,15 @@ impl<S: Shards> Api<S> {
         request: DequeueRequest,
     ) -> Result<DequeueResponse, Refusal> {
         let began = Instant::now();
-        let DequeueRequest { namespace, queue, max_messages, wait_ms, lease_ms, request_id } =
-            request;
+        let DequeueRequest {
+            namespace,
+            queue,
+            max_messages,
+            wait_ms,
+            lease_ms,
+            request_id,
+            fence: _,
+        } = request;
         let latest = context.ask.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
         let until = (began + Duration::from_millis(wait_ms)).min(latest);
         let catalogue = self.find_queue(&namespace, &queue, &context.ask).await?;
@@ -81,13 +88,17 @@ impl<S: Shards> Api<S> {
             unasked: None,
         };
         // What a retry was granted the first time is no longer ready: it asks everywhere.
-        let mut ready = if is_retry { groups.clone() } else { poll.look(&groups).await };
+        let mut ready = if is_retry { groups.clone() } else { poll.look(&groups).await? };
         let mut is_last = wait_ms == 0;
         loop {
             for group in &ready {
-                poll.take(group).await.map_err(|refusal| self.heed(&namespace, &queue, refusal))?;
+                match poll.take(group).await {
+                    // What came from shards that the fence has passed is delivered.
+                    Err(refusal) if is_fenced(&refusal) && poll.has_any() => break,
+                    end => end.map_err(|refusal| self.heed(&namespace, &queue, refusal))?,
+                }
             }
-            if !poll.grants.deliveries.is_empty() {
+            if poll.has_any() {
                 return Ok(poll.answer());
             }
             if is_last {
@@ -98,7 +109,7 @@ impl<S: Shards> Api<S> {
                 // The last look says whether there is nothing, or a shard that could not be asked.
                 None => {
                     is_last = true;
-                    poll.look(&groups).await
+                    poll.look(&groups).await?
                 }
             };
         }
@@ -131,20 +142,20 @@ impl<S: Shards> Api<S> {
         catalogue: &Catalogue,
         group: &Group,
         wait: bool,
-        ask: &Ask,
+        context: &Context,
     ) -> Result<(Vec<u32>, ResponseHeader), Refusal> {
         let query =
             AwaitReady { queue_id: catalogue.queue_id, partitions: group.partitions.clone(), wait };
         let Decided { header, answer } =
-            self.query(group.slot, Query::AwaitReady(query), ask).await?;
+            self.fenced_query(group.slot, Query::AwaitReady(query), context).await?;
         let answer::Answer::Ready(ready) = answer else { return Err(other_answer()) };
         Ok((ready.partitions, header))
     }
 
     /// Waits until a shard has something, however often its leader changes meanwhile.
-    async fn await_ready(&self, catalogue: &Catalogue, group: &Group, ask: &Ask) -> Group {
+    async fn await_ready(&self, catalogue: &Catalogue, group: &Group, context: &Context) -> Group {
         loop {
-            match timeout(ASK_AGAIN, self.ready(catalogue, group, true, ask)).await {
+            match timeout(ASK_AGAIN, self.ready(catalogue, group, true, context)).await {
                 Ok(Ok((partitions, _))) if !partitions.is_empty() => {
                     return Group { slot: group.slot, partitions };
                 }
@@ -156,15 +167,15 @@ impl<S: Shards> Api<S> {
 }
 
 impl<S: Shards> Poll<'_, S> {
-    /// Which shards have something now.
-    async fn look(&mut self, groups: &[Group]) -> Vec<Group> {
+    /// Which shards have something now. One that the fence does not pass ends the call.
+    async fn look(&mut self, groups: &[Group]) -> Result<Vec<Group>, Refusal> {
         self.unasked = None;
         let mut asked = JoinSet::new();
         for (place, group) in groups.iter().cloned().enumerate() {
-            let (api, catalogue, ask) =
-                (Arc::clone(self.api), self.catalogue, self.context.ask.clone());
+            let (api, catalogue, context) =
+                (Arc::clone(self.api), self.catalogue, self.context.clone());
             asked.spawn(async move {
-                (place, group.slot, api.ready(&catalogue, &group, false, &ask).await)
+                (place, group.slot, api.ready(&catalogue, &group, false, &context).await)
             });
         }
         let mut answers = asked.join_all().await;
@@ -178,10 +189,11 @@ impl<S: Shards> Poll<'_, S> {
                         ready.push(Group { slot, partitions });
                     }
                 }
+                Err(refusal) if is_fenced(&refusal) => return Err(refusal),
                 Err(refusal) => self.unasked = Some(refusal),
             }
         }
-        ready
+        Ok(ready)
     }
 
     /// Waits for the first shard that has something; none when the time is up.
@@ -192,8 +204,10 @@ impl<S: Shards> Poll<'_, S> {
         let mut waiting = JoinSet::new();
         for group in groups {
             let (api, catalogue, group) = (Arc::clone(self.api), self.catalogue, group.clone());
-            let ask = Ask { deadline: until, ..self.context.ask.clone() };
-            waiting.spawn(async move { api.await_ready(&catalogue, &group, &ask).await });
+            let mut context = self.context.clone();
+            // Whoever waits here leases nothing yet: the fence is for what comes after.
+            (context.ask.deadline, context.fence) = (until, None);
+            waiting.spawn(async move { api.await_ready(&catalogue, &group, &context).await });
         }
         timeout_at(until, waiting.join_next()).await.ok()??.ok()
     }
@@ -211,13 +225,13 @@ impl<S: Shards> Poll<'_, S> {
             lease_ms: self.lease_ms,
             catalogue_version: self.catalogue.version,
         });
-        let (api, slot, ask) = (Arc::clone(self.api), group.slot, self.context.ask.clone());
+        let (api, slot, context) = (Arc::clone(self.api), group.slot, self.context.clone());
         let id = self.request_id.clone();
         let mut grants = self.grants.empty();
         let (sender, receiver) = oneshot::channel();
         // On its own, so that a grant is seen even when the caller is gone.
         tokio::spawn(async move {
-            let end = match api.command(slot, id, command, &ask).await {
+            let end = match api.fenced(slot, id, command, &context).await {
                 Ok(Decided { header, answer: answer::Answer::Dequeue(response) }) => {
                     grants.deliveries = response.deliveries;
                     Ok((header, grants))
@@ -248,12 +262,20 @@ impl<S: Shards> Poll<'_, S> {
         }
     }
 
+    fn has_any(&self) -> bool {
+        !self.grants.deliveries.is_empty()
+    }
+
     fn answer(&mut self) -> DequeueResponse {
         DequeueResponse {
             header: self.header.take(),
             deliveries: std::mem::take(&mut self.grants.deliveries),
         }
     }
+}
+
+fn is_fenced(refusal: &Refusal) -> bool {
+    refusal.reason() == Reason::Fenced
 }
 
 /// Deliveries on their way to a consumer. Those that are still here when this is dropped are returned.

@@ -195,7 +195,7 @@ impl<S: Shards> Keeper<S> {
         let (namespace, session_id) = (self.namespace.clone(), self.session_id);
         let renewal = Box::pin(async move {
             let request = lock::KeepAliveRequest { namespace, session_id };
-            let context = Context { ask, cancelled: None };
+            let context = Context { ask, cancelled: None, fence: None };
             (now, api.keep_alive(&context, request).await)
         });
         self.renewal = Some((now, renewal));

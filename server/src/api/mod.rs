@@ -11,6 +11,7 @@ mod catalogue;
 mod cluster;
 mod dequeue;
 mod election;
+mod fence;
 mod keep_alive_stream;
 mod lock;
 pub mod method;
@@ -37,11 +38,12 @@ use trefoil_core::limits::CALL_TIMEOUT_MS;
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
-use trefoil_proto::internal::v1::{Command, Query, Refusal, answer, command, query};
+use trefoil_proto::internal::v1::{CheckedFence, Command, Query, Refusal, answer, command, query};
 pub use trefoil_proto::pipeline::v1::reply::Outcome;
 
 use self::background::Background;
 use self::catalogue::Catalogues;
+use self::fence::{Fences, Shown};
 use self::operation::{Facts, Operation};
 pub use self::shards::{Answered, Ask, Member, ShardState, Shards};
 use crate::authorize::{Authorizer, Principal, access, authorize};
@@ -71,6 +73,7 @@ pub struct Api<S> {
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
     catalogues: Catalogues,
+    fences: Fences,
     background: Background,
     /// Where the next poll, and the next message without a key, begins its round.
     round: AtomicUsize,
@@ -106,6 +109,8 @@ pub struct Caller {
 #[derive(Clone, Debug)]
 struct Context {
     ask: Ask,
+    /// The fence that the call shows.
+    fence: Option<Arc<Shown>>,
     /// See [`Caller::cancelled`].
     cancelled: Option<Arc<AtomicBool>>,
 }
@@ -127,6 +132,7 @@ impl<S: Shards> Api<S> {
             metrics,
             admission: Arc::default(),
             catalogues: Catalogues::default(),
+            fences: Fences::default(),
             background: Background::default(),
             round: AtomicUsize::new(0),
             phase: watch::Sender::new(Phase::Serving),
@@ -192,8 +198,10 @@ impl<S: Shards> Api<S> {
         let deadline =
             Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
         let access = Arc::new(access(&caller.principal, facts.action, facts.resource));
-        let context = Context { ask: Ask { access, deadline }, cancelled: caller.cancelled };
-        if facts.wait_ms == 0 {
+        let wait_ms = facts.wait_ms;
+        let fence = self.shown(&caller.principal, &mut operation)?;
+        let context = Context { ask: Ask { access, deadline }, fence, cancelled: caller.cancelled };
+        if wait_ms == 0 {
             let outcome = self.dispatch(&context, operation).await;
             drop(caller.permit);
             return outcome;
@@ -211,13 +219,15 @@ impl<S: Shards> Api<S> {
     }
 
     fn service_is_on(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
-        match facts.service {
-            Some(service) if !self.settings.services.contains(&service) => {
-                let message = format!("this cluster does not serve {}", service.name());
-                Err(refusal(Reason::ServiceOff, message))
-            }
-            _ => Ok(()),
+        facts.service.map_or(Ok(()), |service| self.is_on(service))
+    }
+
+    fn is_on(&self, service: Service) -> Result<(), Refusal> {
+        if self.settings.services.contains(&service) {
+            return Ok(());
         }
+        let message = format!("this cluster does not serve {}", service.name());
+        Err(refusal(Reason::ServiceOff, message))
     }
 
     #[allow(clippy::too_many_lines, reason = "one table")]
@@ -352,20 +362,42 @@ impl<S: Shards> Api<S> {
         operation: command::Operation,
         ask: &Ask,
     ) -> Result<Decided, Refusal> {
+        self.send(slot, request_id, operation, None, ask).await
+    }
+
+    async fn send(
+        &self,
+        slot: u16,
+        request_id: Option<RequestId>,
+        operation: command::Operation,
+        fence: Option<CheckedFence>,
+        ask: &Ask,
+    ) -> Result<Decided, Refusal> {
         let command = Command {
             request_id,
             slot: slot.into(),
             map_epoch: MAP_EPOCH,
             agent: self.shards.node_id(),
             operation: Some(operation),
+            fence,
         };
         self.decided(self.shards.command(self.shard(slot), command, ask).await?)
     }
 
     /// Asks the shard of a slot.
     async fn query(&self, slot: u16, query: query::Query, ask: &Ask) -> Result<Decided, Refusal> {
-        let agent = self.shards.node_id();
-        let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query: Some(query) };
+        self.ask(slot, query, None, ask).await
+    }
+
+    async fn ask(
+        &self,
+        slot: u16,
+        query: query::Query,
+        fence: Option<CheckedFence>,
+        ask: &Ask,
+    ) -> Result<Decided, Refusal> {
+        let (agent, query) = (self.shards.node_id(), Some(query));
+        let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query, fence };
         self.decided(self.shards.query(self.shard(slot), query, ask).await?)
     }
 

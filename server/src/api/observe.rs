@@ -73,7 +73,7 @@ impl<S: Shards> Api<S> {
     }
 
     async fn look(&self, ask: &Ask, query: &lock::LeaderRequest) -> Result<Response, Refusal> {
-        let context = Context { ask: ask.clone(), cancelled: None };
+        let context = Context { ask: ask.clone(), cancelled: None, fence: None };
         let lock::LeaderResponse { header, leader } = self.leader(&context, query.clone()).await?;
         Ok(Response { header, leader })
     }

@@ -1,7 +1,7 @@
 //! The closed set of operations, and what the front must know of each before it is carried out.
 
 use trefoil_core::check::Check as _;
-use trefoil_proto::common::v1::RequestId;
+use trefoil_proto::common::v1::{Fence, RequestId};
 use trefoil_proto::internal::v1::Refusal;
 pub use trefoil_proto::pipeline::v1::call::Operation;
 
@@ -78,6 +78,20 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::Status(_) | Operation::TransferLeader(_) | Operation::GetNamespacePolicy(_) => {
             Ok(())
         }
+    }
+}
+
+/// Takes the fence out of an operation that has one.
+pub(super) fn take_fence(operation: &mut Operation) -> Option<Fence> {
+    match operation {
+        Operation::CreateQueue(request) => request.fence.take(),
+        Operation::Enqueue(request) => request.fence.take(),
+        Operation::Dequeue(request) => request.fence.take(),
+        Operation::Ack(request) => request.fence.take(),
+        Operation::Put(request) => request.fence.take(),
+        Operation::Get(request) => request.fence.take(),
+        Operation::Delete(request) => request.fence.take(),
+        _ => None,
     }
 }
 

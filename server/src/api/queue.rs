@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{AckLease, Catalogue, EnqueueTo, OpenPartition,
 use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
 use trefoil_proto::reason::Retry;
 
-use super::{Api, Ask, Context, Shards, expect_answer, refusal};
+use super::{Api, Context, Shards, expect_answer, refusal};
 
 /// What of a batch goes to one partition.
 struct Part {
@@ -30,21 +30,22 @@ impl<S: Shards> Api<S> {
         context: &Context,
         request: EnqueueRequest,
     ) -> Result<EnqueueResponse, Refusal> {
-        let EnqueueRequest { namespace, queue, messages, request_id } = request;
-        let ask = &context.ask;
-        let catalogue = self.find_or_create_queue(&namespace, &queue, ask).await?;
+        let EnqueueRequest { namespace, queue, messages, request_id, fence: _ } = request;
+        let catalogue = self.find_or_create_queue(&namespace, &queue, context).await?;
         let mut message_ids = vec![String::new(); messages.len()];
         let mut parts = self.parts(&catalogue, messages, request_id.as_ref());
         let ends = if parts.len() == 1 {
             let part = parts.remove(0);
             let places = part.places.clone();
-            vec![(places, self.enqueue_to(&catalogue, part, ask).await)]
+            vec![(places, self.enqueue_to(&catalogue, part, context).await)]
         } else {
             let mut running = JoinSet::new();
             for part in parts {
-                let (api, ask, places) = (Arc::clone(self), ask.clone(), part.places.clone());
-                running
-                    .spawn(async move { (places, api.enqueue_to(&catalogue, part, &ask).await) });
+                let (api, context, places) =
+                    (Arc::clone(self), context.clone(), part.places.clone());
+                running.spawn(
+                    async move { (places, api.enqueue_to(&catalogue, part, &context).await) },
+                );
             }
             running.join_all().await
         };
@@ -108,14 +109,14 @@ impl<S: Shards> Api<S> {
         &self,
         catalogue: &Catalogue,
         part: Part,
-        ask: &Ask,
+        context: &Context,
     ) -> Result<EnqueueResponse, Refusal> {
         let Part { partition, request_id, messages, places: _ } = part;
         let slot = self.slot_of(catalogue, partition);
         let &Catalogue { queue_id, version: catalogue_version, .. } = catalogue;
         let command =
             Command::EnqueueTo(EnqueueTo { queue_id, partition, catalogue_version, messages });
-        let decided = match self.command(slot, request_id.clone(), command.clone(), ask).await {
+        let decided = match self.fenced(slot, request_id.clone(), command.clone(), context).await {
             Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => {
                 let open = Command::OpenPartition(OpenPartition {
                     queue_id,
@@ -123,11 +124,11 @@ impl<S: Shards> Api<S> {
                     catalogue_version,
                 });
                 // To open it again is no error, so an open end is none either: what follows shows it.
-                match self.command(slot, None, open, ask).await {
+                match self.fenced(slot, None, open, context).await {
                     Err(refusal) if refusal.reason() != Reason::MaybeApplied => {
                         return Err(refusal);
                     }
-                    _ => self.command(slot, request_id, command, ask).await?,
+                    _ => self.fenced(slot, request_id, command, context).await?,
                 }
             }
             end => end?,
@@ -155,7 +156,7 @@ impl<S: Shards> Api<S> {
             lease,
         });
         let slot = self.slot_of(&catalogue, partition);
-        match self.command(slot, request.request_id, command, &context.ask).await {
+        match self.fenced(slot, request.request_id, command, context).await {
             // Nothing was ever stored there.
             Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => Err(unknown()),
             Err(refusal) => Err(self.heed(&request.namespace, &request.queue, refusal)),

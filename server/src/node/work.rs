@@ -101,7 +101,8 @@ impl Work {
             | O::SetNamespacePolicy(_)
             | O::ConfigureNamespace(_)
             | O::ConfigureNamespacePolicy(_)
-            | O::NamespaceStep(_) => Share::Ordinary,
+            | O::NamespaceStep(_)
+            | O::TouchFence(_) => Share::Ordinary,
         }
     }
 
@@ -149,7 +150,8 @@ fn is_idempotent(operation: &Operation) -> bool {
         | O::CreateQueue(_)
         | O::OpenPartition(_)
         | O::ConfigureNamespace(_)
-        | O::ConfigureNamespacePolicy(_) => true,
+        | O::ConfigureNamespacePolicy(_)
+        | O::TouchFence(_) => true,
         O::OpenSession(_)
         | O::CloseSession(_)
         | O::Release(_)

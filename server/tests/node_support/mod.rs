@@ -195,7 +195,9 @@ pub(crate) fn put_command(
             value,
             ttl_ms: 0,
             request_id,
+            fence: None,
         })),
+        fence: None,
     }
 }
 
@@ -205,7 +207,8 @@ pub(crate) fn get_query(handle: &Handle, key: &str) -> Query {
         slot: slot::of_cache("default", &key).into(),
         map_epoch: slot::MAP_EPOCH,
         agent: handle.node_id(),
-        query: Some(query::Query::Get(GetRequest { namespace, key })),
+        query: Some(query::Query::Get(GetRequest { namespace, key, fence: None })),
+        fence: None,
     }
 }
 

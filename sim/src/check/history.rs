@@ -2,6 +2,7 @@
 
 use trefoil_core::{Position, ShardId};
 use trefoil_proto::common::v1::Reason;
+use trefoil_proto::lock::v1::LockMode;
 
 /// Time of a call that has not ended.
 pub const OPEN: u64 = u64::MAX;
@@ -17,15 +18,39 @@ pub enum Action {
     /// Removes a value.
     Delete { key: String },
     /// Opens a session.
-    OpenSession { namespace: String, ttl_ms: u64 },
+    OpenSession { namespace: String, ttl_ms: u64, delay_ms: u64 },
     /// Renews a session.
     KeepAlive { namespace: String, session: u64 },
     /// Closes a session.
     CloseSession { namespace: String, session: u64 },
-    /// Acquires a lock.
-    Acquire { namespace: String, session: u64, lock: String, wait_ms: u64 },
+    /// Acquires a lock; without a lock delay that of the session counts.
+    Acquire {
+        namespace: String,
+        session: u64,
+        lock: String,
+        mode: LockMode,
+        wait_ms: u64,
+        delay_ms: Option<u64>,
+    },
+    /// Changes the mode in which a session holds a lock.
+    Convert {
+        namespace: String,
+        session: u64,
+        lock: String,
+        token: u64,
+        mode: LockMode,
+        wait_ms: u64,
+    },
     /// Releases a lock.
     Release { namespace: String, session: u64, lock: String, token: u64 },
+    /// Releases all that a session holds.
+    ReleaseAll { namespace: String, session: u64 },
+    /// Takes a lock from whoever holds it, or from the holder with this token.
+    ForceRelease { namespace: String, lock: String, token: u64 },
+    /// Asks whether somebody holds a lock with this token.
+    ValidateToken { namespace: String, lock: String, token: u64 },
+    /// Asks who holds a lock and who waits for it.
+    DescribeLock { namespace: String, lock: String },
     /// Stores a message whose value no other call stores.
     Enqueue { queue: String, key: String, value: String },
     /// Leases messages.
@@ -38,13 +63,13 @@ impl Action {
     /// Whether it changes nothing, so that its position is an index at which the state was read.
     #[must_use]
     pub fn is_read(&self) -> bool {
-        matches!(self, Self::Get { .. })
+        matches!(self, Self::Get { .. } | Self::ValidateToken { .. } | Self::DescribeLock { .. })
     }
 
     /// Whether a later command may answer it, at that command's position.
     #[must_use]
     pub fn waits(&self) -> bool {
-        matches!(self, Self::Acquire { wait_ms, .. } if *wait_ms > 0)
+        matches!(self, Self::Acquire { wait_ms, .. } | Self::Convert { wait_ms, .. } if *wait_ms > 0)
     }
 }
 
@@ -83,12 +108,36 @@ pub enum Outcome {
         remaining_ms: u64,
     },
     SessionClosed,
+    /// The mode is the one asked for, or a stronger one that the session had.
     Acquired {
         token: u64,
+        mode: LockMode,
     },
     /// Another session held the lock until the wait ended.
     NotAcquired,
+    Converted {
+        token: u64,
+        mode: LockMode,
+    },
+    /// Other holders were in the way until the wait ended: it holds the lock as before.
+    NotConverted,
     Released,
+    ReleasedAll {
+        released: u32,
+    },
+    /// With a token that nobody has.
+    Forced {
+        released: u32,
+        token: u64,
+    },
+    /// The session that holds the lock with the token.
+    Validated {
+        holder: Option<u64>,
+    },
+    /// Tokens of the holders.
+    Described {
+        holders: Vec<u64>,
+    },
     Enqueued {
         message_id: String,
     },

@@ -1,25 +1,50 @@
-//! Locks: tokens rise, and a lock passes on only when its holder may have let it go or its session may have ended.
+//! Locks, by what clients were told: holders do not conflict, tokens rise, and a lock passes on only when its holder may
+//! have let it go or its session, and then its lock delay, may have ended. `grants` knows the same by the log.
 
 use std::collections::BTreeMap;
+
+use trefoil_proto::lock::v1::LockMode;
 
 use super::Violation;
 use super::history::{Action, Call, History, Outcome, Place};
 
 const RISE: &str = "fencing tokens of a lock rise with its grants";
 const ONE: &str = "a grant belongs to one session";
-const EXCLUSIVE: &str = "a lock has one holder at each index";
+const CONFLICT: &str = "holders of a lock do not conflict at any index";
 const HOLDER: &str = "only the session that holds a lock releases it";
 const DEAD: &str = "a closed session acquires nothing";
+const READ: &str = "what is read of a lock agrees with the order of positions";
 
 /// (namespace, lock).
 type Name<'a> = (&'a str, &'a str);
 
+/// A grant as it was told first.
 #[derive(Clone, Copy)]
 struct Grant<'a> {
     call: &'a Call,
     place: &'a Place,
     session: u64,
     token: u64,
+    mode: LockMode,
+    /// No call that nobody heard of may have got it before.
+    is_first: bool,
+    /// The least lock delay that it can have.
+    delay_ms: u64,
+}
+
+/// A point of the log, and when somebody had heard of it.
+#[derive(Clone, Copy)]
+struct At {
+    index: u64,
+    log_time_ms: u64,
+    ended_at: u64,
+}
+
+impl At {
+    fn of(call: &Call, place: &Place) -> Self {
+        let (index, log_time_ms) = (place.position.index, place.position.log_time_ms);
+        Self { index, log_time_ms, ended_at: call.ended_at }
+    }
 }
 
 /// Life that an answer promised to a session: until this log time, told at this index.
@@ -28,53 +53,108 @@ struct Promise {
     until_ms: u64,
 }
 
+type Promises<'a> = BTreeMap<(&'a str, u64), Vec<Promise>>;
+
+/// Whether two sessions cannot hold a lock at the same time.
+#[must_use]
+pub fn conflict(one: LockMode, other: LockMode) -> bool {
+    use LockMode::{Exclusive, Update};
+    one == Exclusive || other == Exclusive || (one, other) == (Update, Update)
+}
+
 /// Checks every lock of the history.
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
-    let mut grants = BTreeMap::<Name<'_>, Vec<Grant<'_>>>::new();
-    for (call, place, outcome) in history.answered() {
-        if let (Action::Acquire { namespace, session, lock, .. }, Outcome::Acquired { token }) =
-            (&call.action, outcome)
-        {
-            let grant = Grant { call, place, session: *session, token: *token };
-            grants.entry((namespace, lock)).or_default().push(grant);
-        }
-    }
-    let promises = promises(history);
     let mut found = Vec::new();
-    for (name, grants) in &mut grants {
-        grants.sort_by_key(|grant| (grant.token, grant.call.ended_at));
+    let grants = grants(history, &mut found);
+    let promises = promises(history);
+    for (name, grants) in &grants {
         rising(grants, &mut found);
-        for pair in grants.windows(2) {
-            let [holder, next] = pair else { continue };
-            if holder.token == next.token {
-                if holder.session != next.session {
-                    found.push(Violation::new(
-                        ONE,
-                        format!("{:?} and {:?}", holder.call, next.call),
-                    ));
-                }
-                continue;
-            }
-            let promised = promises.get(&(name.0, holder.session)).map_or(&[][..], Vec::as_slice);
-            if !may_have_ended(history, *name, holder, next, promised) {
-                found.push(Violation::new(
-                    EXCLUSIVE,
-                    format!("{:?} while held by {:?}", next.call, holder.call),
-                ));
-            }
-        }
+        let ends = grants.iter().map(|grant| ends(history, *name, grant)).collect::<Vec<_>>();
+        let held = grants.iter().zip(&ends).map(|(grant, ends)| (grant, ends.as_slice()));
+        let held = held.collect::<Vec<_>>();
+        conflicts(*name, &held, &promises, &mut found);
+        reads(history, *name, &held, &promises, &mut found);
         dead(history, *name, grants, &mut found);
     }
     released(history, &grants, &mut found);
     found
 }
 
-fn promises(history: &History) -> BTreeMap<(&str, u64), Vec<Promise>> {
-    let mut promises = BTreeMap::<_, Vec<_>>::new();
+/// The grants of each lock by token, each as it was told first.
+fn grants<'a>(
+    history: &'a History,
+    found: &mut Vec<Violation>,
+) -> BTreeMap<Name<'a>, Vec<Grant<'a>>> {
+    let mut all = BTreeMap::<Name<'_>, BTreeMap<u64, Grant<'_>>>::new();
+    for (call, place, outcome) in history.answered() {
+        let (Outcome::Acquired { token, mode } | Outcome::Converted { token, mode }) = outcome
+        else {
+            continue;
+        };
+        let (name, session) = match &call.action {
+            Action::Acquire { namespace, session, lock, .. }
+            | Action::Convert { namespace, session, lock, .. } => {
+                ((namespace.as_str(), lock.as_str()), *session)
+            }
+            _ => continue,
+        };
+        let is_first = place.exact && !is_unseen(history, name, session, call.ended_at);
+        let delay_ms = if is_first { delay_ms(history, name.0, session, &call.action) } else { 0 };
+        let (token, mode) = (*token, *mode);
+        let grant = Grant { call, place, session, token, mode, is_first, delay_ms };
+        let grants = all.entry(name).or_default();
+        let Some(other) = grants.get_mut(&token) else {
+            grants.insert(token, grant);
+            continue;
+        };
+        if (other.session, other.mode) != (session, mode) {
+            found.push(Violation::new(ONE, format!("{:?} and {call:?}", other.call)));
+        }
+        if place.position.index < other.place.position.index {
+            *other = grant;
+        }
+    }
+    all.into_iter().map(|(name, grants)| (name, grants.into_values().collect())).collect()
+}
+
+/// Whether a session may have got a lock by a call whose end was not seen, begun before this time.
+fn is_unseen(history: &History, name: Name<'_>, session: u64, before: u64) -> bool {
+    history.calls.iter().filter(|call| call.is_open() && call.called_at <= before).any(|call| {
+        match &call.action {
+            Action::Acquire { namespace, session: other, lock, .. }
+            | Action::Convert { namespace, session: other, lock, .. } => {
+                *other == session && (namespace.as_str(), lock.as_str()) == name
+            }
+            _ => false,
+        }
+    })
+}
+
+/// The lock delay of the grant of an Acquire. That of a conversion is not known: it goes on with the one before.
+fn delay_ms(history: &History, namespace: &str, session: u64, action: &Action) -> u64 {
+    match action {
+        Action::Acquire { delay_ms: Some(delay_ms), .. } => *delay_ms,
+        Action::Acquire { delay_ms: None, .. } => history
+            .answered()
+            .find_map(|(call, _, outcome)| match &call.action {
+                Action::OpenSession { namespace: other, delay_ms, .. }
+                    if other == namespace && *outcome == Outcome::SessionOpened { session } =>
+                {
+                    Some(*delay_ms)
+                }
+                _ => None,
+            })
+            .unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn promises(history: &History) -> Promises<'_> {
+    let mut promises = Promises::new();
     for (call, place, outcome) in history.answered() {
         let (namespace, session, life_ms) = match (&call.action, outcome) {
-            (Action::OpenSession { namespace, ttl_ms }, Outcome::SessionOpened { session })
+            (Action::OpenSession { namespace, ttl_ms, .. }, Outcome::SessionOpened { session })
                 if place.exact =>
             {
                 (namespace, *session, *ttl_ms)
@@ -98,9 +178,9 @@ fn rising(grants: &[Grant<'_>], found: &mut Vec<Violation>) {
     for pair in grants.windows(2) {
         let [first, second] = pair else { continue };
         // The effect of a retry may stand before its position, never behind it.
-        let turned = first.place.exact && second.place.position.index < first.place.position.index;
+        let turned = second.place.position.index < first.place.position.index;
         let early = second.call.ended_at < first.call.called_at;
-        if first.token != second.token && (turned || early) {
+        if first.is_first && (turned || early) {
             found.push(Violation::new(RISE, format!("{:?} and {:?}", first.call, second.call)));
         }
     }
@@ -109,38 +189,140 @@ fn rising(grants: &[Grant<'_>], found: &mut Vec<Violation>) {
     }
 }
 
-fn may_have_ended(
-    history: &History,
-    name: Name<'_>,
-    holder: &Grant<'_>,
-    next: &Grant<'_>,
-    promised: &[Promise],
-) -> bool {
-    let let_go = history.calls.iter().any(|call| {
+/// Calls that may end a grant, or turn it into another one.
+fn ends<'a>(history: &'a History, name: Name<'_>, grant: &Grant<'_>) -> Vec<&'a Call> {
+    let fits = |call: &&Call| {
+        let own = |namespace: &str, session: u64| namespace == name.0 && session == grant.session;
         let fits = match &call.action {
+            // The token from before a conversion is good as well.
             Action::Release { namespace, session, lock, token } => {
-                (namespace.as_str(), lock.as_str()) == name
-                    && *session == holder.session
-                    && (*token == 0 || *token == holder.token)
+                own(namespace, *session) && lock == name.1 && *token <= grant.token
             }
-            Action::CloseSession { namespace, session } => {
-                namespace == name.0 && *session == holder.session
+            Action::Convert { namespace, session, lock, .. } => {
+                let other = match call.answered() {
+                    Some((_, Outcome::Converted { token, .. })) => *token > grant.token,
+                    other => other.is_none(),
+                };
+                own(namespace, *session) && lock == name.1 && other
+            }
+            Action::ReleaseAll { namespace, session }
+            | Action::CloseSession { namespace, session } => own(namespace, *session),
+            Action::ForceRelease { namespace, lock, token } => {
+                (namespace.as_str(), lock.as_str()) == name
+                    && (*token == 0 || *token == grant.token)
             }
             _ => false,
         };
-        fits && call.called_at <= next.call.ended_at && took_effect_by(call, next)
-    });
-    let until = promised.iter().filter(|promise| promise.index <= next.place.position.index);
-    let until_ms = until.map(|promise| promise.until_ms).max().unwrap_or(0);
-    let_go || next.place.position.log_time_ms >= until_ms
+        let before = call.answered().is_some_and(|(place, _)| {
+            place.exact && grant.is_first && place.position.index < grant.place.position.index
+        });
+        fits && !before
+    };
+    history.calls.iter().filter(fits).collect()
 }
 
-fn took_effect_by(call: &Call, next: &Grant<'_>) -> bool {
+fn conflicts(
+    name: Name<'_>,
+    held: &[(&Grant<'_>, &[&Call])],
+    promises: &Promises<'_>,
+    found: &mut Vec<Violation>,
+) {
+    for (n, (next, _)) in held.iter().enumerate() {
+        for (holder, ends) in &held[..n] {
+            let others = holder.session != next.session && conflict(holder.mode, next.mode);
+            let at = At::of(next.call, next.place);
+            if others && !may_have_ended(name, holder, ends, at, promises, holder.delay_ms) {
+                let what = format!("{:?} while held by {:?}", next.call, holder.call);
+                found.push(Violation::new(CONFLICT, what));
+            }
+        }
+    }
+}
+
+/// Whether a grant may be over at a point of the log: let go, or expired for so long.
+fn may_have_ended(
+    name: Name<'_>,
+    holder: &Grant<'_>,
+    ends: &[&Call],
+    at: At,
+    promises: &Promises<'_>,
+    delay_ms: u64,
+) -> bool {
+    let let_go = ends.iter().any(|call| call.called_at <= at.ended_at && took_effect_by(call, at));
+    let promised = promises.get(&(name.0, holder.session)).map_or(&[][..], Vec::as_slice);
+    let until = promised.iter().filter(|promise| promise.index <= at.index);
+    let until_ms = until.map(|promise| promise.until_ms).max();
+    let_go || until_ms.is_none_or(|until_ms| at.log_time_ms >= until_ms.saturating_add(delay_ms))
+}
+
+fn took_effect_by(call: &Call, at: At) -> bool {
     match call.answered() {
         Some((_, Outcome::Refused(_))) => false,
-        Some((place, _)) => !place.exact || place.position.index <= next.place.position.index,
+        Some((place, _)) => !place.exact || place.position.index <= at.index,
         None => call.is_open(),
     }
+}
+
+/// Who is said to hold a lock, and who is not.
+fn reads(
+    history: &History,
+    name: Name<'_>,
+    held: &[(&Grant<'_>, &[&Call])],
+    promises: &Promises<'_>,
+    found: &mut Vec<Violation>,
+) {
+    for (call, place, outcome) in history.answered() {
+        let at = At::of(call, place);
+        let (Action::ValidateToken { namespace, lock, .. }
+        | Action::DescribeLock { namespace, lock }) = &call.action
+        else {
+            continue;
+        };
+        if (namespace.as_str(), lock.as_str()) != name {
+            continue;
+        }
+        for (grant, ends) in held {
+            let holds = match (&call.action, outcome) {
+                (Action::ValidateToken { token, .. }, Outcome::Validated { holder })
+                    if *token == grant.token =>
+                {
+                    if holder.is_some_and(|holder| holder != grant.session) {
+                        let what = format!("{call:?} and {:?}", grant.call);
+                        found.push(Violation::new(READ, what));
+                    }
+                    holder.is_some()
+                }
+                (_, Outcome::Described { holders }) => holders.contains(&grant.token),
+                _ => continue,
+            };
+            let index = grant.place.position.index;
+            let is_wrong = if holds {
+                (grant.is_first && at.index < index) || has_ended(grant, ends, at)
+            } else {
+                at.index >= index && !may_have_ended(name, grant, ends, at, promises, 0)
+            };
+            if is_wrong {
+                found.push(Violation::new(READ, format!("{call:?} after {:?}", grant.call)));
+            }
+        }
+    }
+}
+
+/// Whether a grant is over for certain at a point of the log.
+fn has_ended(grant: &Grant<'_>, ends: &[&Call], at: At) -> bool {
+    ends.iter().any(|call| {
+        let Some((place, outcome)) = call.answered() else { return false };
+        let ended = match (&call.action, outcome) {
+            (Action::Release { token, .. }, Outcome::Released) => *token == grant.token,
+            (Action::ReleaseAll { .. }, Outcome::ReleasedAll { .. })
+            | (Action::CloseSession { .. }, Outcome::SessionClosed)
+            | (Action::ForceRelease { .. }, Outcome::Forced { .. }) => true,
+            _ => false,
+        };
+        // It was told before the other one was called, so it had been granted.
+        let after = grant.call.ended_at < call.called_at;
+        ended && place.exact && after && place.position.index <= at.index
+    })
 }
 
 /// A release tells the token of a grant that its session had.
@@ -153,15 +335,10 @@ fn released(
         let Action::Release { namespace, session, lock, token } = &call.action else { continue };
         let own =
             |grant: &Grant<'_>| grant.session == *session && (*token == 0 || grant.token == *token);
-        let granted = grants
-            .get(&(namespace.as_str(), lock.as_str()))
-            .is_some_and(|grants| grants.iter().any(own));
+        let name = (namespace.as_str(), lock.as_str());
+        let granted = grants.get(&name).is_some_and(|grants| grants.iter().any(own));
         // A grant that nobody was told of.
-        let unseen = history.calls.iter().any(|call| {
-            call.is_open()
-                && matches!(&call.action, Action::Acquire { session: other, lock: name, .. }
-                    if other == session && name == lock)
-        });
+        let unseen = is_unseen(history, name, *session, call.ended_at);
         if *outcome == Outcome::Released && !granted && !unseen {
             found.push(Violation::new(HOLDER, format!("{call:?}")));
         }
@@ -190,31 +367,64 @@ mod tests {
 
     const NAMESPACE: &str = "n";
 
+    fn name() -> (String, String) {
+        (NAMESPACE.to_owned(), "l".to_owned())
+    }
+
     fn session(at: u64, session: u64, ttl_ms: u64) -> Call {
-        let action = Action::OpenSession { namespace: NAMESPACE.to_owned(), ttl_ms };
+        let action = Action::OpenSession { namespace: NAMESPACE.to_owned(), ttl_ms, delay_ms: 0 };
         answered(at, at + 1, at, action, Outcome::SessionOpened { session })
     }
 
+    fn acquiring(session: u64, mode: LockMode, delay_ms: Option<u64>) -> Action {
+        let (namespace, lock) = name();
+        Action::Acquire { namespace, session, lock, mode, wait_ms: 0, delay_ms }
+    }
+
     fn acquire(at: u64, session: u64, token: u64) -> Call {
-        let action = Action::Acquire {
-            namespace: NAMESPACE.to_owned(),
-            session,
-            lock: "l".to_owned(),
-            wait_ms: 0,
-        };
-        answered(at, at + 1, at, action, Outcome::Acquired { token })
+        acquire_as(at, session, token, LockMode::Exclusive)
+    }
+
+    fn acquire_as(at: u64, session: u64, token: u64, mode: LockMode) -> Call {
+        let outcome = Outcome::Acquired { token, mode };
+        answered(at, at + 1, at, acquiring(session, mode, None), outcome)
+    }
+
+    fn converting(session: u64, token: u64, mode: LockMode) -> Action {
+        let (namespace, lock) = name();
+        Action::Convert { namespace, session, lock, token, mode, wait_ms: 0 }
+    }
+
+    fn convert(at: u64, session: u64, from: u64, token: u64, mode: LockMode) -> Call {
+        let outcome = Outcome::Converted { token, mode };
+        answered(at, at + 1, at, converting(session, from, mode), outcome)
     }
 
     fn releasing(session: u64, token: u64) -> Action {
-        Action::Release { namespace: NAMESPACE.to_owned(), session, lock: "l".to_owned(), token }
+        let (namespace, lock) = name();
+        Action::Release { namespace, session, lock, token }
     }
 
     fn release(at: u64, session: u64, token: u64) -> Call {
         answered(at, at + 1, at, releasing(session, token), Outcome::Released)
     }
 
+    fn validate(at: u64, token: u64, holder: Option<u64>) -> Call {
+        let (namespace, lock) = name();
+        let action = Action::ValidateToken { namespace, lock, token };
+        answered(at, at + 1, at, action, Outcome::Validated { holder })
+    }
+
     fn first(calls: impl IntoIterator<Item = Call>) -> Option<&'static str> {
         check(&history(calls)).first().map(|violation| violation.invariant)
+    }
+
+    fn two_sessions() -> Vec<Call> {
+        vec![session(10, 1, 1_000), session(11, 2, 1_000)]
+    }
+
+    fn after(calls: &[Call], more: impl IntoIterator<Item = Call>) -> Option<&'static str> {
+        first(calls.iter().cloned().chain(more))
     }
 
     #[test]
@@ -241,10 +451,10 @@ mod tests {
     fn two_holders_are_found() {
         assert_eq!(
             first([session(10, 1, 1_000), acquire(20, 1, 1), acquire(40, 2, 2)]),
-            Some(EXCLUSIVE)
+            Some(CONFLICT)
         );
         let late = [session(10, 1, 1_000), acquire(20, 1, 1), acquire(40, 2, 2), release(50, 1, 1)];
-        assert_eq!(first(late), Some(EXCLUSIVE));
+        assert_eq!(first(late), Some(CONFLICT));
     }
 
     #[test]
@@ -259,7 +469,7 @@ mod tests {
         let renewal = Action::KeepAlive { namespace: NAMESPACE.to_owned(), session: 1 };
         let renewal = answered(900, 901, 900, renewal, Outcome::Renewed { remaining_ms: 1_000 });
         let calls = [session(10, 1, 1_000), acquire(20, 1, 1), renewal];
-        assert_eq!(first(calls.clone().into_iter().chain([acquire(1_500, 2, 2)])), Some(EXCLUSIVE));
+        assert_eq!(first(calls.clone().into_iter().chain([acquire(1_500, 2, 2)])), Some(CONFLICT));
         assert_eq!(first(calls.into_iter().chain([acquire(1_900, 2, 2)])), None);
     }
 
@@ -276,5 +486,81 @@ mod tests {
         let close = Action::CloseSession { namespace: NAMESPACE.to_owned(), session: 1 };
         let close = answered(30, 31, 30, close, Outcome::SessionClosed);
         assert_eq!(first([session(10, 1, 1_000), close, acquire(40, 1, 1)]), Some(DEAD));
+    }
+
+    #[test]
+    fn modes_that_go_together_pass_and_others_are_found() {
+        use LockMode::{Exclusive, Shared, Update};
+        for (held, wanted, fits) in [
+            (Shared, Shared, true),
+            (Shared, Update, true),
+            (Update, Shared, true),
+            (Update, Update, false),
+            (Shared, Exclusive, false),
+            (Exclusive, Shared, false),
+        ] {
+            let calls = [acquire_as(20, 1, 1, held), acquire_as(30, 2, 2, wanted)];
+            let expected = if fits { None } else { Some(CONFLICT) };
+            assert_eq!(after(&two_sessions(), calls), expected, "{held:?} and {wanted:?}");
+        }
+    }
+
+    #[test]
+    fn a_conversion_that_lets_another_in_is_found() {
+        let mut calls = two_sessions();
+        calls.extend([
+            acquire_as(20, 1, 1, LockMode::Update),
+            convert(30, 1, 1, 2, LockMode::Exclusive),
+        ]);
+        let shared = |at, token| acquire_as(at, 2, token, LockMode::Shared);
+        assert_eq!(after(&calls, [shared(40, 3)]), Some(CONFLICT));
+        let down = convert(40, 1, 2, 3, LockMode::Shared);
+        assert_eq!(after(&calls, [down, shared(50, 4)]), None);
+        assert_eq!(
+            after(&calls, [open(35, converting(1, 2, LockMode::Shared)), shared(40, 3)]),
+            None
+        );
+    }
+
+    #[test]
+    fn a_grant_within_a_lock_delay_is_found() {
+        let mut calls = two_sessions();
+        let outcome = Outcome::Acquired { token: 1, mode: LockMode::Exclusive };
+        let delayed = acquiring(1, LockMode::Exclusive, Some(500));
+        calls.push(answered(20, 21, 20, delayed, outcome));
+        assert_eq!(after(&calls, [acquire(1_400, 2, 2)]), Some(CONFLICT));
+        assert_eq!(after(&calls, [acquire(1_510, 2, 2)]), None);
+    }
+
+    #[test]
+    fn all_that_may_end_a_grant_passes() {
+        let (namespace, lock) = name();
+        let all = Action::ReleaseAll { namespace: namespace.clone(), session: 1 };
+        let forced = Action::ForceRelease { namespace: namespace.clone(), lock, token: 0 };
+        let ends = [
+            answered(30, 31, 30, all, Outcome::ReleasedAll { released: 1 }),
+            answered(30, 31, 30, forced, Outcome::Forced { released: 1, token: 2 }),
+        ];
+        for end in ends {
+            let calls = [acquire(20, 1, 1), end.clone(), acquire(40, 2, 3)];
+            assert_eq!(after(&two_sessions(), calls), None);
+            let early = [end, acquire(32, 1, 3), acquire(40, 2, 4)];
+            assert_eq!(after(&two_sessions(), early), Some(CONFLICT));
+        }
+    }
+
+    #[test]
+    fn a_read_that_says_otherwise_is_found() {
+        let mut calls = two_sessions();
+        calls.extend([acquire(20, 1, 1), release(30, 1, 1)]);
+        assert_eq!(after(&calls, [validate(25, 1, Some(1)), validate(35, 1, None)]), None);
+        assert_eq!(after(&calls, [validate(15, 1, Some(1))]), Some(READ));
+        assert_eq!(after(&calls, [validate(35, 1, Some(1))]), Some(READ));
+        assert_eq!(after(&calls, [validate(25, 1, Some(2))]), Some(READ));
+        assert_eq!(after(&calls, [validate(25, 1, None)]), Some(READ));
+        let (namespace, lock) = name();
+        let action = Action::DescribeLock { namespace, lock };
+        let none = answered(25, 26, 25, action, Outcome::Described { holders: Vec::new() });
+        assert_eq!(after(&calls, [none]), Some(READ));
     }
 }

@@ -59,7 +59,9 @@ pub(in super::super) fn acquire(
     }
     let lock = space.lock(call.name);
     let is_free = !is_wanted(&lock);
-    if is_free || lock.waiters == 0 && space.admits(call.name, call.mode, call.session_id) {
+    let is_next =
+        lock.waiters == 0 || crate::mutant!(ReaderOvertakes) && call.mode == LockMode::Shared;
+    if is_free || is_next && space.admits(call.name, call.mode, call.session_id) {
         space.may_claim(&call)?;
         let hold = space.grant(call.name, call.session_id, call.mode, |hold| {
             hold.lock_delay_ms = call.lock_delay_ms;

@@ -21,6 +21,11 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
         // The same call was sent again meanwhile: that one still wants the lock, or has it.
         return Ok(done());
     }
+    // Nobody knows any more which attempt was answered with the grant; its client goes on with it, unless the cancel
+    // says that no attempt is wanted.
+    let is_in_use = request.waiter.as_ref().is_some_and(|id| {
+        !crate::mutant!(LateCancel) && id.attempt < u32::MAX && requests::is_acknowledged(scope, id)
+    });
     let mut space = Space::checked(scope, &request.namespace)?;
     let id = stripped(request.waiter.as_ref());
     let claim = space.claim(request.session_id, &request.name);
@@ -33,7 +38,7 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
         space.cancel_wait(&request.name, ordinal, wait);
         // The lock may have waited for the caller who is gone.
         space.hand_on(&request.name);
-    } else if claim.hold.is_some() && !request.converts {
+    } else if claim.hold.is_some() && !request.converts && !is_in_use {
         space.cancel_grant(request, id);
     }
     Ok(done())
@@ -75,7 +80,7 @@ impl Space<'_, '_> {
             Some(hold.acquirers.is_empty() && !hold.kept)
         });
         let Some(is_unwanted) = found else { return };
-        if is_unwanted {
+        if is_unwanted && !crate::mutant!(CancelLeavesGrant) {
             self.vacate(&request.name, request.session_id, LockEventKind::Released);
             self.hand_on(&request.name);
         }

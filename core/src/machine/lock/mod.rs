@@ -190,6 +190,9 @@ pub fn caller_lost(waiter: &WaiterId, index: u64) -> (u16, Operation) {
 /// Whether two sessions cannot hold a lock at the same time.
 fn conflict(one: LockMode, other: LockMode) -> bool {
     use LockMode::{Shared, Update};
+    if crate::mutant!(UpdateBesideUpdate) && (one, other) == (Update, Update) {
+        return false;
+    }
     !matches!((one, other), (Shared, Shared | Update) | (Update, Shared))
 }
 

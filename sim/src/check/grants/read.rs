@@ -1,0 +1,51 @@
+//! What is read of a lock, against the log.
+
+use super::super::Violation;
+use super::{Grants, Hold};
+
+const READ: &str = "what is read of a lock is its state at that index";
+
+impl Grants {
+    /// A token was validated at the newest index: the session that holds the lock with it.
+    #[must_use]
+    pub fn validated(
+        &self,
+        namespace: &str,
+        lock: &str,
+        token: u64,
+        told: Option<u64>,
+    ) -> Option<Violation> {
+        let known = self.locks.get(&(namespace.to_owned(), lock.to_owned()));
+        let hold = known.and_then(|lock| lock.holds.iter().find(|hold| hold.token == token));
+        let fits = match (told, hold) {
+            (Some(session), Some(hold)) => hold.session == session,
+            (Some(_), None) => false,
+            (None, Some(hold)) => hold.may_be_gone || !self.lives(namespace, hold.session),
+            (None, None) => true,
+        };
+        (!fits).then(|| Violation::new(READ, format!("token {token}: told {told:?}, is {hold:?}")))
+    }
+
+    fn lives(&self, namespace: &str, session: u64) -> bool {
+        let session = self.sessions.get(&(namespace.to_owned(), session));
+        session.is_some_and(|session| session.over_at_ms.is_none() && !session.closed)
+    }
+
+    /// A lock was described at the newest index: sessions and tokens of its holders.
+    #[must_use]
+    pub fn described(&self, namespace: &str, lock: &str, told: &[(u64, u64)]) -> Option<Violation> {
+        let lock = self.locks.get(&(namespace.to_owned(), lock.to_owned()));
+        let holds = lock.map_or(&[][..], |lock| lock.holds.as_slice());
+        let is_told = |hold: &Hold| told.contains(&(hold.session, hold.token));
+        let missing = holds.iter().find(|hold| {
+            !hold.may_be_gone && self.lives(namespace, hold.session) && !is_told(hold)
+        });
+        let known = |(session, token): &(u64, u64)| {
+            holds.iter().any(|hold| (hold.session, hold.token) == (*session, *token))
+        };
+        if missing.is_none() && told.iter().all(known) {
+            return None;
+        }
+        Some(Violation::new(READ, format!("told {told:?}, held {holds:?}")))
+    }
+}

@@ -1,0 +1,288 @@
+//! Logs that break a rule.
+
+use trefoil_proto::internal::v1::Done;
+use trefoil_proto::lock::v1 as api;
+
+use super::*;
+
+const NAMESPACE: &str = "n";
+
+/// A log of one lock: commands at times, one in each entry, and what came of them.
+#[derive(Default)]
+struct Log {
+    grants: Grants,
+    found: Vec<Violation>,
+}
+
+fn request_id(id: (u64, u32)) -> RequestId {
+    let first_unacknowledged = id.0;
+    RequestId { client: "c".to_owned(), sequence: id.0, first_unacknowledged, attempt: id.1 }
+}
+
+fn waiter(n: u64) -> WaiterId {
+    WaiterId(n.to_be_bytes().to_vec().into())
+}
+
+fn acquired(token: u64, mode: LockMode) -> Answer {
+    let (acquired, mode) = (token > 0, mode.into());
+    let response =
+        api::AcquireResponse { acquired, fencing_token: token, mode, ..Default::default() };
+    A::Acquire(response).into()
+}
+
+fn converted(token: u64, mode: LockMode) -> Answer {
+    let (converted, mode) = (token > 0, mode.into());
+    let response =
+        api::ConvertResponse { converted, fencing_token: token, mode, ..Default::default() };
+    A::Convert(response).into()
+}
+
+fn done() -> Outcome {
+    Outcome::Answered(A::Done(Done {}).into())
+}
+
+impl Log {
+    /// Sessions 1 to 3 with a TTL of 1 s and a lock delay of 500 ms.
+    fn new() -> Self {
+        let mut log = Self::default();
+        for session_id in 1..=3 {
+            let open = api::OpenSessionRequest {
+                namespace: NAMESPACE.to_owned(),
+                ttl_ms: 1_000,
+                lock_delay_ms: 500,
+                ..Default::default()
+            };
+            let opened = api::OpenSessionResponse { session_id, ..Default::default() };
+            let opened = Outcome::Answered(A::OpenSession(opened).into());
+            log.entry(0, Operation::OpenSession(open), None, opened, &[]);
+        }
+        log
+    }
+
+    fn entry(
+        &mut self,
+        now_ms: u64,
+        operation: Operation,
+        id: Option<(u64, u32)>,
+        outcome: Outcome,
+        settled: &[Settled],
+    ) {
+        let request_id = id.map(request_id);
+        let command = Command { request_id, operation: Some(operation), ..Command::default() };
+        let times = Times { now_ms, grace_until_ms: 0 };
+        self.found.extend(self.grants.applied(&[command], &[outcome], settled, times, |_| true));
+    }
+
+    fn acquire(&mut self, at: u64, session: u64, mode: LockMode, id: u64, outcome: Outcome) {
+        let acquire = AcquireRequest {
+            namespace: NAMESPACE.to_owned(),
+            session_id: session,
+            name: "l".to_owned(),
+            mode: mode.into(),
+            ..Default::default()
+        };
+        self.entry(at, Operation::Acquire(acquire), Some((id, 0)), outcome, &[]);
+    }
+
+    fn granted(&mut self, at: u64, session: u64, mode: LockMode, token: u64) {
+        self.acquire(at, session, mode, 100 + token, Outcome::Answered(acquired(token, mode)));
+    }
+
+    fn convert(&mut self, at: u64, session: u64, mode: LockMode, token: u64) {
+        let convert = ConvertRequest {
+            namespace: NAMESPACE.to_owned(),
+            session_id: session,
+            name: "l".to_owned(),
+            mode: mode.into(),
+            ..Default::default()
+        };
+        let outcome = Outcome::Answered(converted(token, mode));
+        self.entry(at, Operation::Convert(convert), Some((100 + token, 0)), outcome, &[]);
+    }
+
+    fn release(&mut self, at: u64, session: u64, settled: &[Settled]) {
+        let release = ReleaseRequest {
+            namespace: NAMESPACE.to_owned(),
+            session_id: session,
+            name: "l".to_owned(),
+            ..Default::default()
+        };
+        let outcome = Outcome::Answered(A::Release(api::ReleaseResponse::default()).into());
+        self.entry(at, Operation::Release(release), None, outcome, settled);
+    }
+
+    fn cancel(&mut self, at: u64, session: u64, id: (u64, u32)) {
+        let cancel = CancelAcquire {
+            namespace: NAMESPACE.to_owned(),
+            session_id: session,
+            name: "l".to_owned(),
+            waiter: Some(request_id(id)),
+            ..Default::default()
+        };
+        self.entry(at, Operation::CancelAcquire(cancel), None, done(), &[]);
+    }
+
+    fn first(&self) -> Option<&'static str> {
+        self.found.first().map(|violation| violation.invariant)
+    }
+}
+
+fn settled(n: u64, id: u64, answer: Answer) -> Settled {
+    Settled { waiter: waiter(n), request_id: Some(request_id((id, 0))), answer }
+}
+
+use LockMode::{Exclusive, Shared, Update};
+
+#[test]
+fn a_good_log_passes() {
+    let mut log = Log::new();
+    log.granted(10, 1, Shared, 1);
+    log.granted(20, 2, Update, 2);
+    log.acquire(30, 3, Exclusive, 7, Outcome::Waiting(waiter(1)));
+    log.release(40, 1, &[]);
+    log.convert(50, 2, Exclusive, 3);
+    log.release(60, 2, &[settled(1, 7, acquired(4, Exclusive))]);
+    log.release(70, 3, &[]);
+    assert_eq!(log.found, []);
+}
+
+#[test]
+fn holders_that_conflict_are_found() {
+    let mut log = Log::new();
+    log.granted(10, 1, Update, 1);
+    log.granted(20, 2, Update, 2);
+    assert_eq!(log.first(), Some(CONFLICT));
+}
+
+#[test]
+fn a_conversion_that_lets_go_is_found() {
+    let mut log = Log::new();
+    log.granted(10, 1, Shared, 1);
+    log.acquire(20, 2, Exclusive, 7, Outcome::Waiting(waiter(1)));
+    log.found.extend(log.grants.applied(
+        &[],
+        &[],
+        &[settled(1, 7, acquired(2, Exclusive))],
+        Times { now_ms: 30, grace_until_ms: 0 },
+        |_| true,
+    ));
+    assert_eq!(log.first(), Some(CONFLICT));
+    let mut log = Log::new();
+    log.convert(10, 1, Shared, 1);
+    assert_eq!(log.first(), Some(GAP));
+}
+
+#[test]
+fn a_grant_within_a_lock_delay_is_found() {
+    for (mode, wanted, at, expected) in [
+        (Exclusive, Shared, 1_400, Some(DELAYED)),
+        (Exclusive, Shared, 1_600, None),
+        (Shared, Exclusive, 1_400, Some(DELAYED)),
+        (Shared, Update, 1_400, None),
+        (Exclusive, Shared, 900, Some(CONFLICT)),
+    ] {
+        let mut log = Log::new();
+        log.granted(10, 1, mode, 1);
+        let keep = api::KeepAliveRequest { namespace: NAMESPACE.to_owned(), session_id: 2 };
+        let kept = Outcome::Answered(A::KeepAlive(api::KeepAliveResponse::default()).into());
+        log.entry(800, Operation::KeepAlive(keep.clone()), None, kept.clone(), &[]);
+        log.entry(1_000.min(at), Operation::KeepAlive(keep), None, kept, &[]);
+        log.granted(at, 2, wanted, 2);
+        assert_eq!(log.first(), expected, "{mode:?}, {wanted:?} at {at}");
+    }
+}
+
+#[test]
+fn an_overtaken_waiter_is_found() {
+    let mut log = Log::new();
+    log.granted(10, 1, Shared, 1);
+    log.acquire(20, 2, Exclusive, 7, Outcome::Waiting(waiter(1)));
+    log.granted(30, 3, Shared, 2);
+    assert_eq!(log.first(), Some(FIFO));
+    // Who converts goes first, and whoever gave up is not overtaken.
+    let mut log = Log::new();
+    log.granted(10, 1, Update, 1);
+    log.acquire(20, 2, Exclusive, 7, Outcome::Waiting(waiter(1)));
+    log.convert(30, 1, Exclusive, 2);
+    log.convert(40, 1, Shared, 3);
+    log.cancel(50, 2, (7, 0));
+    log.granted(60, 3, Shared, 4);
+    assert_eq!(log.found, []);
+}
+
+#[test]
+fn a_grant_in_a_weaker_mode_is_found() {
+    let mut log = Log::new();
+    log.granted(10, 1, Exclusive, 1);
+    log.acquire(20, 2, Exclusive, 7, Outcome::Waiting(waiter(1)));
+    log.release(40, 1, &[settled(1, 7, acquired(2, Shared))]);
+    assert_eq!(log.first(), Some(MODE));
+}
+
+#[test]
+fn a_grant_after_its_cancel_is_found() {
+    let mut log = Log::new();
+    log.granted(10, 1, Exclusive, 1);
+    log.acquire(20, 2, Exclusive, 7, Outcome::Waiting(waiter(1)));
+    log.cancel(30, 2, (7, 0));
+    log.release(40, 1, &[settled(1, 7, acquired(2, Exclusive))]);
+    assert_eq!(log.first(), Some(CANCELLED));
+}
+
+#[test]
+fn a_grant_that_a_cancel_leaves_is_found() {
+    let mut log = Log::new();
+    log.acquire(10, 1, Exclusive, 7, Outcome::Answered(acquired(1, Exclusive)));
+    log.cancel(20, 1, (7, 0));
+    assert!(log.grants.described(NAMESPACE, "l", &[(1, 1)]).is_some());
+    // The session is told that it has it still.
+    log.granted(30, 1, Exclusive, 1);
+    assert_eq!(log.first(), Some(RISE));
+}
+
+#[test]
+fn a_cancel_that_comes_late_takes_nothing() {
+    let mut log = Log::new();
+    log.acquire(10, 1, Exclusive, 7, Outcome::Answered(acquired(1, Exclusive)));
+    log.acquire(20, 1, Shared, 8, Outcome::Answered(acquired(1, Exclusive)));
+    log.cancel(30, 1, (7, 0));
+    log.granted(40, 2, Exclusive, 2);
+    assert_eq!(log.first(), Some(CONFLICT));
+    // Nor does that of an attempt that was made again, and answered as before.
+    let mut log = Log::new();
+    log.acquire(10, 1, Exclusive, 7, Outcome::Answered(acquired(1, Exclusive)));
+    let again = AcquireRequest { namespace: NAMESPACE.to_owned(), ..Default::default() };
+    let answer = Outcome::Answered(acquired(1, Exclusive));
+    log.entry(20, Operation::Acquire(again), Some((7, 1)), answer, &[]);
+    log.cancel(30, 1, (7, 0));
+    assert_eq!(log.grants.described(NAMESPACE, "l", &[(1, 1)]), None);
+}
+
+#[test]
+fn a_session_that_ends_early_is_found() {
+    let mut log = Log::new();
+    let keep = api::KeepAliveRequest { namespace: NAMESPACE.to_owned(), session_id: 1 };
+    let refusal = trefoil_proto::internal::v1::Refusal {
+        reason: Reason::SessionExpired.into(),
+        ..Default::default()
+    };
+    let refused = Outcome::Answered(refusal.into());
+    log.entry(1_000, Operation::KeepAlive(keep.clone()), None, refused.clone(), &[]);
+    assert_eq!(log.found, []);
+    let mut log = Log::new();
+    log.entry(999, Operation::KeepAlive(keep), None, refused, &[]);
+    assert_eq!(log.first(), Some(EARLY));
+}
+
+#[test]
+fn a_read_of_another_state_is_found() {
+    let mut log = Log::new();
+    log.granted(10, 1, Exclusive, 1);
+    let grants = &log.grants;
+    assert_eq!(grants.described(NAMESPACE, "l", &[(1, 1)]), None);
+    assert!(grants.described(NAMESPACE, "l", &[]).is_some());
+    assert!(grants.described(NAMESPACE, "l", &[(1, 1), (2, 2)]).is_some());
+    assert_eq!(grants.validated(NAMESPACE, "l", 1, Some(1)), None);
+    assert!(grants.validated(NAMESPACE, "l", 1, None).is_some());
+    assert!(grants.validated(NAMESPACE, "l", 2, Some(1)).is_some());
+}

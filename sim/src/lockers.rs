@@ -1,0 +1,160 @@
+//! A lock client: up to two locks at a time, in all modes, and all that the lock service can do with them.
+
+use trefoil_core::limits::SESSION_TTL_MS_MIN;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::lock::v1::LockMode;
+
+use crate::check::history::{Action, Outcome};
+use crate::client::Shared;
+use crate::dice::Dice;
+use crate::knobs::{MILLISECOND, SECOND};
+use crate::roles::{Wish, step};
+
+/// Namespaces of locks of a run.
+pub const NAMESPACES: [&str; 2] = ["left", "right"];
+/// Locks of each namespace.
+const LOCKS: [&str; 2] = ["door", "gate"];
+/// Modes, from the weakest on.
+const MODES: [LockMode; 3] = [LockMode::Shared, LockMode::Update, LockMode::Exclusive];
+/// Longest wait for a lock, in ms.
+const WAIT_MS_MAX: u64 = 3_000;
+/// Longest lock delay, in ms.
+const DELAY_MS_MAX: u64 = 3_000;
+
+/// A lock that a client was told it holds.
+#[derive(Clone, Debug)]
+struct Held {
+    lock: String,
+    token: u64,
+    mode: LockMode,
+}
+
+/// What a lock client has.
+#[derive(Debug)]
+pub struct Locker {
+    namespace: String,
+    session: Option<u64>,
+    held: Vec<Held>,
+    /// A token that it was told last, of its own or of somebody else.
+    seen: u64,
+}
+
+impl Locker {
+    /// One without a session.
+    #[must_use]
+    pub fn new(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), session: None, held: Vec::new(), seen: 1 }
+    }
+
+    /// What it wants next.
+    pub fn next(&mut self, shared: &mut Shared) -> Wish {
+        let namespace = self.namespace.clone();
+        let dice = &mut shared.dice;
+        let Some(session) = self.session else {
+            let ttl_ms = dice.between(SESSION_TTL_MS_MIN, 5_000);
+            return ask(Action::OpenSession { namespace, ttl_ms, delay_ms: delay(dice) }, shared);
+        };
+        let lock = (*dice.pick(&LOCKS)).to_owned();
+        let action = match dice.between(0, 39) {
+            0 | 1 => Action::CloseSession { namespace, session },
+            // A holder that stands still: its session may expire.
+            2 | 3 => return Wish::Rest(dice.between(1, 8) * SECOND),
+            // Of a lock that it need not hold, by a token that need not be its own.
+            4 => Action::Release { namespace, session, lock, token: dice.between(0, 20) },
+            5 => Action::ReleaseAll { namespace, session },
+            // An operator, who takes it from all or from one.
+            6 => {
+                let token = if dice.chance(500) { 0 } else { self.seen };
+                Action::ForceRelease { namespace, lock, token }
+            }
+            7 | 8 => Action::DescribeLock { namespace, lock },
+            9 | 10 => Action::ValidateToken { namespace, lock, token: self.seen },
+            11..=14 => Action::KeepAlive { namespace, session },
+            _ => self.work(session, dice),
+        };
+        ask(action, shared)
+    }
+
+    /// To acquire, convert or release.
+    fn work(&self, session: u64, dice: &mut Dice) -> Action {
+        let namespace = self.namespace.clone();
+        let free = LOCKS.iter().filter(|name| self.held.iter().all(|held| held.lock != **name));
+        let free = free.copied().collect::<Vec<_>>();
+        let wants_more = match self.held.len() {
+            0 => true,
+            1 => dice.chance(300),
+            _ => false,
+        };
+        if wants_more {
+            let (lock, mode) = ((*dice.pick(&free)).to_owned(), *dice.pick(&MODES));
+            let delay_ms = dice.chance(300).then(|| delay(dice));
+            return Action::Acquire {
+                namespace,
+                session,
+                lock,
+                mode,
+                wait_ms: wait(dice),
+                delay_ms,
+            };
+        }
+        let Held { lock, token, mode } = dice.pick(&self.held).clone();
+        if dice.chance(400) {
+            let others = MODES.into_iter().filter(|other| *other != mode).collect::<Vec<_>>();
+            let mode = *dice.pick(&others);
+            return Action::Convert { namespace, session, lock, token, mode, wait_ms: wait(dice) };
+        }
+        Action::Release { namespace, session, lock, token }
+    }
+
+    /// A recorded call was answered.
+    pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
+        match (action, outcome) {
+            (_, Outcome::SessionOpened { session }) => {
+                self.session = Some(*session);
+                self.held.clear();
+            }
+            (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {
+                self.session = None;
+                self.held.clear();
+            }
+            (
+                Action::Acquire { lock, .. } | Action::Convert { lock, .. },
+                Outcome::Acquired { token, mode } | Outcome::Converted { token, mode },
+            ) => {
+                self.seen = *token;
+                self.held.retain(|held| held.lock != *lock);
+                self.held.push(Held { lock: lock.clone(), token: *token, mode: *mode });
+            }
+            (Action::Release { lock, .. }, Outcome::Released)
+            | (
+                Action::Release { lock, .. } | Action::Convert { lock, .. },
+                Outcome::Refused(Reason::NotHolder),
+            ) => {
+                self.held.retain(|held| held.lock != *lock);
+            }
+            (Action::ReleaseAll { .. }, _) => self.held.clear(),
+            (_, Outcome::Described { holders }) => {
+                self.seen = holders.first().copied().unwrap_or(self.seen);
+            }
+            _ => {}
+        }
+    }
+}
+
+fn delay(dice: &mut Dice) -> u64 {
+    if dice.chance(500) { 0 } else { dice.between(1, DELAY_MS_MAX) }
+}
+
+fn wait(dice: &mut Dice) -> u64 {
+    if dice.chance(300) { 0 } else { dice.between(1, WAIT_MS_MAX) }
+}
+
+/// Asks; now and then it hangs up on a wait.
+fn ask(action: Action, shared: &mut Shared) -> Wish {
+    let request = shared.router.request(&action);
+    let mut step = step(action, request);
+    if step.wait_us > 0 && shared.dice.chance(150) {
+        step.hang_up_us = Some(shared.dice.between(MILLISECOND, step.wait_us));
+    }
+    Wish::Do(step)
+}
