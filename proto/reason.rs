@@ -47,7 +47,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 26] = [
+pub const ALL: [Reason; 27] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -74,6 +74,7 @@ pub const ALL: [Reason; 26] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::AlreadyWaiting,
 ];
 
 impl Reason {
@@ -212,6 +213,11 @@ impl Reason {
                 (C::Unimplemented, Never, "This cluster does not serve that service (--services).")
             }
             Self::PermissionDenied => (C::PermissionDenied, Never, "The caller may not do this."),
+            Self::AlreadyWaiting => (
+                C::FailedPrecondition,
+                Never,
+                "The session waits for a lock by another call, and one of the two wants several locks: let the other end first. Metadata `lock` is its name.",
+            ),
         };
         Row { code, retry, meaning }
     }

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum as _};
 use serde::Serialize;
-use trefoil_client::LockMode;
+use trefoil_client::proto::lock::v1::LockGrant;
+use trefoil_client::{LockMode, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
@@ -17,7 +18,8 @@ use crate::run::RunArgs;
 /// What to do with a lock.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
-    /// Acquire a lock and leave it held until its TTL is over or it is released; exits with 2 when another holds it.
+    /// Acquire a lock, or several of them, all or none, and leave it held until its TTL is over or it is released; exits with
+    /// 2 when another holds it.
     Acquire(AcquireArgs),
     /// Change the mode of what acquire left held; exits with 2 when others are in the way.
     Convert(ConvertArgs),
@@ -86,8 +88,12 @@ impl From<Mode> for LockMode {
 /// What to acquire.
 #[derive(Debug, Args)]
 pub(crate) struct AcquireArgs {
-    /// The lock, 1 to 255 bytes.
-    name: String,
+    /// The lock, 1 to 255 bytes; of several all are acquired together, or none.
+    #[arg(value_name = "NAME", required = true)]
+    names: Vec<String>,
+    /// Another lock to acquire together with it, in a mode of its own; may be given again.
+    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME=MODE", value_parser = with)]
+    with: Vec<(String, Mode)>,
     /// How long it stays held, 100 ms to 24 h.
     #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
     ttl: Duration,
@@ -163,6 +169,21 @@ struct Acquired {
 }
 
 #[derive(Serialize)]
+struct AcquiredAll {
+    acquired: bool,
+    session_id: Option<u64>,
+    held_for_ms: Option<u128>,
+    locks: Vec<AcquiredOne>,
+}
+
+#[derive(Serialize)]
+struct AcquiredOne {
+    lock: String,
+    mode: &'static str,
+    fencing_token: Option<u64>,
+}
+
+#[derive(Serialize)]
 struct Converted {
     lock: String,
     converted: bool,
@@ -212,12 +233,16 @@ async fn acquire(
 ) -> Result<ExitCode, Failure> {
     let locks = connect(client).await?.locks();
     let session =
-        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
-    let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
+        locks.open_session(args.ttl).owner(args.owner.as_str()).lock_delay(args.lock_delay).await?;
+    let ([name], []) = (args.names.as_slice(), args.with.as_slice()) else {
+        return acquire_all(args, session, format).await;
+    };
+    let name = name.clone();
+    let lock = session.lock(name.as_str()).mode(args.mode.into()).wait(args.wait);
     let Some(guard) = lock.acquire().await? else {
         session.close().await?;
         let missed = Acquired {
-            lock: args.name,
+            lock: name,
             acquired: false,
             mode: None,
             session_id: None,
@@ -228,7 +253,7 @@ async fn acquire(
         return Ok(ExitCode::from(NOTHING));
     };
     let acquired = Acquired {
-        lock: args.name,
+        lock: name,
         acquired: true,
         mode: Some(mode_name(guard.mode())),
         session_id: Some(session.id()),
@@ -238,6 +263,52 @@ async fn acquire(
     session.leave();
     output::print(format, &acquired)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Acquires several locks, all or none.
+async fn acquire_all(
+    args: AcquireArgs,
+    session: Session,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let mut locks = session.locks(Vec::<String>::new()).wait(args.wait);
+    let named = args.names.into_iter().map(|name| (name, args.mode)).chain(args.with);
+    let named = named.collect::<Vec<_>>();
+    for (name, mode) in &named {
+        locks = locks.and(name, (*mode).into());
+    }
+    let Some(guards) = locks.acquire().await? else {
+        session.close().await?;
+        let one = |(lock, mode): (String, Mode)| AcquiredOne {
+            lock,
+            mode: mode_name(mode.into()),
+            fencing_token: None,
+        };
+        let locks = named.into_iter().map(one).collect();
+        let missed = AcquiredAll { acquired: false, session_id: None, held_for_ms: None, locks };
+        output::print(format, &missed)?;
+        return Ok(ExitCode::from(NOTHING));
+    };
+    let one = |grant: &LockGrant| AcquiredOne {
+        lock: grant.name.clone(),
+        mode: mode_name(grant.mode()),
+        fencing_token: Some(grant.fencing_token),
+    };
+    let acquired = AcquiredAll {
+        acquired: true,
+        session_id: Some(session.id()),
+        held_for_ms: Some(guards.remaining().as_millis()),
+        locks: guards.grants().iter().map(one).collect(),
+    };
+    session.leave();
+    output::print(format, &acquired)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A lock and its mode: what stands after the last sign is the mode.
+fn with(text: &str) -> Result<(String, Mode), String> {
+    let (name, mode) = text.rsplit_once('=').ok_or("NAME=MODE is wanted")?;
+    Ok((name.to_owned(), Mode::from_str(mode, false)?))
 }
 
 async fn convert(
@@ -312,6 +383,22 @@ impl Report for Acquired {
             ("fencing token", token.to_string()),
             ("held for", format!("{ms} ms")),
         ])
+    }
+}
+
+impl Report for AcquiredAll {
+    fn text(&self) -> String {
+        let (Some(session), Some(ms)) = (self.session_id, self.held_for_ms) else {
+            let names = self.locks.iter().map(|one| one.lock.as_str()).collect::<Vec<_>>();
+            return format!("{} are not all free", names.join(", "));
+        };
+        let head =
+            output::fields([("session", session.to_string()), ("held for", format!("{ms} ms"))]);
+        let rows = self.locks.iter().map(|one| {
+            let token = one.fencing_token.unwrap_or_default();
+            vec![one.lock.clone(), one.mode.to_owned(), token.to_string()]
+        });
+        format!("{head}\n\n{}", output::table(&["LOCK", "MODE", "FENCING TOKEN"], &[2], rows))
     }
 }
 

@@ -189,6 +189,7 @@ impl Lock {
             request_id: None,
             mode: self.mode.into(),
             lock_delay_ms: self.lock_delay.map(millis),
+            locks: Vec::new(),
         };
         let response = tokio::select! {
             response = self.session.client().call(request) => response?,

@@ -12,9 +12,12 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::lock::v1::{CloseSessionRequest, KeepAliveRequest, OpenSessionRequest};
+use trefoil_proto::lock::v1::{
+    CloseSessionRequest, KeepAliveRequest, LockMode, LockWish, OpenSessionRequest,
+};
 
 use crate::lock::Lock;
+use crate::lock_set::LockSet;
 use crate::{Client, Error};
 
 /// Time between two renewals, as a share of the TTL.
@@ -77,6 +80,14 @@ impl Session {
     /// A lock that this session is to hold. Name: 1 to 255 bytes.
     pub fn lock(&self, name: impl Into<String>) -> Lock {
         Lock::new(self.clone(), name.into())
+    }
+
+    /// Several locks that this session is to hold together, in mode EXCLUSIVE: at most 8, with those that [`LockSet::and`]
+    /// adds.
+    pub fn locks<N: Into<String>>(&self, names: impl IntoIterator<Item = N>) -> LockSet {
+        let mode = LockMode::Exclusive.into();
+        let wish = |name: N| LockWish { name: name.into(), mode };
+        LockSet::new(self.clone(), names.into_iter().map(wish).collect())
     }
 
     /// How long the session lives for certain if nothing more is heard; never too long.

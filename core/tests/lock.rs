@@ -27,7 +27,10 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use self::lock_line::{Line, acquire, in_slot, line_id, mode_of, open, operation, question};
+use self::lock_line::{
+    Line, acquire, acquire_all, convert, in_slot, line_id, mode_of, open, operation, question,
+    wishes,
+};
 use self::lock_state::LockState;
 use self::support::{Harness, command, request_id, show_answer};
 
@@ -60,6 +63,9 @@ impl goldenscript::Runner for Runner {
         if let Some(question) = question(line) {
             return Ok(self.ask(question));
         }
+        if let Some(text) = self.masses(line) {
+            return Ok(text);
+        }
         Ok(match line {
             Line::Together => {
                 self.together = Some(Vec::new());
@@ -87,31 +93,6 @@ impl goldenscript::Runner for Runner {
                 self.harness.machine = Machine::open(&self.harness.store, 1, 1);
                 String::new()
             }
-            Line::AcquireMany { session, name, count, wait, mode } => {
-                let mode = mode_of(mode.as_deref());
-                let acquires =
-                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait, mode));
-                self.last_of(acquires.map(|acquire| in_slot(acquire, None)).collect())
-            }
-            Line::OpenMany { client, count, ttl } => {
-                let id = |n| Some(request_id(&format!("{client}/{n}")));
-                self.last_of((1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect())
-            }
-            Line::Crowd { name, count, ttl, wait, mode } => {
-                self.crowd(name, *count, *ttl, *wait, mode_of(mode.as_deref()))
-            }
-            Line::Hoard { sessions, locks, ttl } => {
-                let mut commands =
-                    (0..*sessions).map(|_| in_slot(open(*ttl), None)).collect::<Vec<_>>();
-                let acquire = |n| {
-                    in_slot(
-                        acquire(1 + n % sessions, format!("hoard-{n}"), 0, LockMode::Exclusive),
-                        None,
-                    )
-                };
-                commands.extend((0..sessions * locks).map(acquire));
-                self.last_of(commands)
-            }
             Line::Garbage => self.garbage(),
             Line::ReleaseAll(session) => self.release_all(*session),
             Line::Force { name, token } => self.force(name, *token),
@@ -135,6 +116,51 @@ impl Runner {
             counts: Counts::default(),
             pretends: false,
         }
+    }
+
+    /// Lines that stand for many commands.
+    fn masses(&mut self, line: &Line) -> Option<String> {
+        Some(match line {
+            Line::AcquireMany { session, name, count, wait, mode } => {
+                let mode = mode_of(mode.as_deref());
+                let acquires =
+                    (1..=*count).map(|n| acquire(*session, format!("{name}-{n}"), *wait, mode));
+                self.last_of(acquires.map(|acquire| in_slot(acquire, None)).collect())
+            }
+            Line::OpenMany { client, count, ttl } => {
+                let id = |n| Some(request_id(&format!("{client}/{n}")));
+                self.last_of((1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect())
+            }
+            Line::Crowd { name, count, ttl, wait, mode } => {
+                let mode = mode_of(mode.as_deref());
+                self.crowd(*count, *ttl, |id| acquire(id, name.clone(), *wait, mode))
+            }
+            Line::CrowdAll { locks, count, ttl, wait } => {
+                self.crowd(*count, *ttl, |id| acquire_all(id, locks, *wait, None))
+            }
+            Line::ConvertMany { session, locks, count, wait } => {
+                let each = wishes(locks).into_iter();
+                let all = each.flat_map(|wish| (1..=*count).map(move |n| (wish.name.clone(), n)));
+                let commands = all.map(|(name, n)| {
+                    let id = request_id(&format!("{name}-{n}/1"));
+                    in_slot(convert(*session, name, LockMode::Exclusive, *wait), Some(id))
+                });
+                self.last_of(commands.collect())
+            }
+            Line::Hoard { sessions, locks, ttl } => {
+                let mut commands =
+                    (0..*sessions).map(|_| in_slot(open(*ttl), None)).collect::<Vec<_>>();
+                let acquire = |n| {
+                    in_slot(
+                        acquire(1 + n % sessions, format!("hoard-{n}"), 0, LockMode::Exclusive),
+                        None,
+                    )
+                };
+                commands.extend((0..sessions * locks).map(acquire));
+                self.last_of(commands)
+            }
+            _ => return None,
+        })
     }
 
     fn command(&mut self, command: Command) -> String {
@@ -285,7 +311,7 @@ impl Runner {
         }
     }
 
-    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64, mode: LockMode) -> String {
+    fn crowd(&mut self, count: u64, ttl: u64, acquire: impl Fn(u64) -> Operation) -> String {
         let first = self.harness.apply(vec![in_slot(open(ttl), None)]);
         let Some(Outcome::Answered(Answer { answer: Some(answer::Answer::OpenSession(opened)) })) =
             first.outcomes.first()
@@ -294,7 +320,7 @@ impl Runner {
         };
         let ids = opened.session_id..opened.session_id + count;
         let mut commands = (1..count).map(|_| in_slot(open(ttl), None)).collect::<Vec<_>>();
-        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait, mode), None)));
+        commands.extend(ids.map(|id| in_slot(acquire(id), None)));
         self.last_of(commands)
     }
 
@@ -470,8 +496,14 @@ impl Runner {
 
 fn waiter_name(command: &Command) -> String {
     let (session_id, name, how) = match &command.operation {
-        Some(Operation::Acquire(request)) => (request.session_id, &request.name, "for"),
-        Some(Operation::Convert(request)) => (request.session_id, &request.name, "to convert"),
+        Some(Operation::Acquire(request)) if !request.locks.is_empty() => {
+            let names = request.locks.iter().map(|wish| wish.name.as_str()).collect::<Vec<_>>();
+            (request.session_id, names.join("+"), "for")
+        }
+        Some(Operation::Acquire(request)) => (request.session_id, request.name.clone(), "for"),
+        Some(Operation::Convert(request)) => {
+            (request.session_id, request.name.clone(), "to convert")
+        }
         _ => panic!("only an acquire or a convert waits"),
     };
     let id = command.request_id.as_ref().map(|id| format!(" {}/{}", id.client, id.sequence));
@@ -489,6 +521,12 @@ fn show(answer: &Answer) -> String {
         Some(A::OpenSession(opened)) => format!("session {}", opened.session_id),
         Some(A::KeepAlive(alive)) => format!("alive for {} ms", alive.remaining_ms),
         Some(A::CloseSession(closed)) => format!("closed, released {}", closed.released),
+        Some(A::Acquire(acquire)) if !acquire.locks.is_empty() => {
+            let lock = |of: &api::LockGrant| {
+                format!(" {}{} {}", of.name, operator::weak(of.mode()), of.fencing_token)
+            };
+            format!("acquired all:{}", acquire.locks.iter().map(lock).collect::<String>())
+        }
         Some(A::Acquire(acquire)) if acquire.acquired => {
             format!("acquired{}, token {}", operator::weak(acquire.mode()), acquire.fencing_token)
         }
@@ -506,7 +544,9 @@ fn show(answer: &Answer) -> String {
             "not acquired, no holder".to_owned()
         }
         Some(A::Acquire(acquire)) => {
-            format!("not acquired, held with token {}", acquire.holder_token)
+            let held = if acquire.held_lock.is_empty() { "" } else { ": " };
+            let held = format!("{held}{}", acquire.held_lock);
+            format!("not acquired, held with token {}{held}", acquire.holder_token)
         }
         Some(A::Release(_)) => "released".to_owned(),
         Some(A::Done(_)) => "done".to_owned(),

@@ -42,6 +42,24 @@ pub enum Line {
         #[arg(key)]
         delay: Option<u64>,
     },
+    /// Several locks, all or none: names with their modes, as "a b:shared".
+    AcquireAll {
+        session: u64,
+        locks: String,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
+        #[arg(key)]
+        delay: Option<u64>,
+    },
+    /// The caller of an acquire-all is gone.
+    CancelAll {
+        session: u64,
+        locks: String,
+        #[arg(key)]
+        id: Option<String>,
+    },
     Convert {
         session: u64,
         name: String,
@@ -117,6 +135,23 @@ pub enum Line {
         wait: u64,
         #[arg(key)]
         mode: Option<String>,
+    },
+    /// Opens as many sessions, each of which then waits for all locks.
+    CrowdAll {
+        locks: String,
+        count: u64,
+        #[arg(key)]
+        ttl: u64,
+        #[arg(key)]
+        wait: u64,
+    },
+    /// A session waits to convert each of the locks as often, every time for another client.
+    ConvertMany {
+        session: u64,
+        locks: String,
+        count: u64,
+        #[arg(key)]
+        wait: u64,
     },
     /// Opens as many sessions, each of which acquires as many locks of its own.
     Hoard {
@@ -204,8 +239,19 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 request_id: None,
                 mode: mode_of(mode.as_deref()).into(),
                 lock_delay_ms: *delay,
+                locks: Vec::new(),
             })
         }
+        Line::AcquireAll { session, locks, wait, delay, .. } => {
+            acquire_all(*session, locks, *wait, *delay)
+        }
+        Line::CancelAll { session, locks, id } => Operation::CancelAcquire(CancelAcquire {
+            namespace,
+            session_id: *session,
+            waiter: id.as_deref().map(request_id),
+            locks: wishes(locks),
+            ..Default::default()
+        }),
         Line::Convert { session, name, mode, token, wait, .. } => {
             Operation::Convert(api::ConvertRequest {
                 namespace,
@@ -232,6 +278,7 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 waiter: id.as_deref().map(request_id),
                 mode: mode_of(mode.as_deref()).into(),
                 converts: *converts,
+                locks: Vec::new(),
             })
         }
         _ => return None,
@@ -274,6 +321,7 @@ pub fn line_id(line: &Line) -> Option<RequestId> {
         Line::Open { id, .. }
         | Line::Close { id, .. }
         | Line::Acquire { id, .. }
+        | Line::AcquireAll { id, .. }
         | Line::Convert { id, .. }
         | Line::Release { id, .. } => id.as_deref().map(request_id),
         _ => None,
@@ -302,6 +350,7 @@ pub fn acquire(session_id: u64, name: String, wait_ms: u64, mode: LockMode) -> O
         request_id: None,
         mode: mode.into(),
         lock_delay_ms: None,
+        locks: Vec::new(),
     })
 }
 
@@ -311,4 +360,35 @@ pub fn mode_of(mode: Option<&str>) -> LockMode {
         Some(mode) => LockMode::from_str_name(&format!("LOCK_MODE_{}", mode.to_uppercase()))
             .expect("a mode is shared, update or exclusive"),
     }
+}
+
+/// The locks that a script names, each with its mode.
+pub fn wishes(locks: &str) -> Vec<api::LockWish> {
+    let wish = |lock: &str| {
+        let (name, mode) = lock.split_once(':').unwrap_or((lock, "exclusive"));
+        api::LockWish { name: name.to_owned(), mode: mode_of(Some(mode)).into() }
+    };
+    locks.split_whitespace().map(wish).collect()
+}
+
+pub fn acquire_all(session_id: u64, locks: &str, wait_ms: u64, delay: Option<u64>) -> Operation {
+    Operation::Acquire(api::AcquireRequest {
+        namespace: "default".to_owned(),
+        session_id,
+        wait_ms,
+        lock_delay_ms: delay,
+        locks: wishes(locks),
+        ..Default::default()
+    })
+}
+
+pub fn convert(session_id: u64, name: String, mode: LockMode, wait_ms: u64) -> Operation {
+    Operation::Convert(api::ConvertRequest {
+        namespace: "default".to_owned(),
+        session_id,
+        name,
+        mode: mode.into(),
+        wait_ms,
+        ..Default::default()
+    })
 }

@@ -77,6 +77,7 @@ impl<S: Shards> Api<S> {
                 waiter: id.clone(),
                 mode: request.mode,
                 converts: false,
+                locks: request.locks.clone(),
             }),
         };
         let decided = self.command(slot, id, Command::Acquire(request), &context.ask).await;
@@ -102,6 +103,7 @@ impl<S: Shards> Api<S> {
                 waiter: id.clone(),
                 mode: request.mode,
                 converts: true,
+                locks: Vec::new(),
             }),
         };
         let decided = self.command(slot, id, Command::Convert(request), &context.ask).await;

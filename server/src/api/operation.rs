@@ -100,7 +100,11 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
             (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
         }
         Operation::Acquire(r) => {
-            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+            let on = match r.locks.as_slice() {
+                [] => lock(&r.namespace, &r.name),
+                locks => Resource::Locks { namespace: &r.namespace, locks },
+            };
+            (Action::UseLock, on, r.request_id.as_ref(), r.wait_ms)
         }
         Operation::Release(r) => {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
