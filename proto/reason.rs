@@ -75,17 +75,17 @@ pub const ALL: [Reason; 37] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::Fenced,
+    Reason::FenceNotValidated,
     Reason::PositionCompacted,
     Reason::WatcherBehind,
+    Reason::NamespaceExists,
+    Reason::NamespaceInUse,
+    Reason::NamespaceChanged,
     Reason::LatchCount,
     Reason::UnknownLatch,
     Reason::BarrierParties,
     Reason::NotEntered,
-    Reason::NamespaceExists,
-    Reason::NamespaceInUse,
-    Reason::NamespaceChanged,
-    Reason::Fenced,
-    Reason::FenceNotValidated,
 ];
 
 impl Reason {
