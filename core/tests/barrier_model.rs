@@ -120,7 +120,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn latches_do_what_their_model_does_and_barriers_keep_their_word() {
     let seen = RefCell::new(Seen::default());
     let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(500) };
+        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_500) };
     let run = |steps: Vec<Step>| {
         let mut machines = Machines::new();
         steps.into_iter().for_each(|step| machines.step(step));
@@ -141,7 +141,10 @@ fn latches_do_what_their_model_does_and_barriers_keep_their_word() {
         seen.busy,
         seen.other_parties,
     ];
-    assert!(rarest.into_iter().all(|count| count > 0), "the test meets what it is about: {seen:?}");
+    assert!(
+        rarest.into_iter().all(|count| count >= 10),
+        "the test meets what it is about: {seen:?}"
+    );
 }
 
 impl Machines {

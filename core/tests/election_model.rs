@@ -109,7 +109,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 fn a_leader_proclaims_what_its_newest_call_said() {
     let seen = RefCell::new(Seen::default());
     let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(500) };
+        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_000) };
     let run = |steps: Vec<Step>| {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.step(step));
@@ -128,7 +128,10 @@ fn a_leader_proclaims_what_its_newest_call_said() {
         seen.without_value,
         seen.none,
     ];
-    assert!(rarest.into_iter().all(|count| count > 0), "the test meets what it is about: {seen:?}");
+    assert!(
+        rarest.into_iter().all(|count| count >= 10),
+        "the test meets what it is about: {seen:?}"
+    );
 }
 
 impl World {

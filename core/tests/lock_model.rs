@@ -70,7 +70,7 @@ struct World {
 fn a_machine_does_what_its_model_does() {
     let seen = RefCell::new(Seen::default());
     let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(600) };
+        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_500) };
     let run = |steps: Vec<Choice>| {
         let mut world = World::new();
         steps
@@ -96,7 +96,10 @@ fn a_machine_does_what_its_model_does() {
         seen.forgotten,
         seen.undone,
     ];
-    assert!(rarest.into_iter().all(|count| count > 0), "the test meets what it is about: {seen:?}");
+    assert!(
+        rarest.into_iter().all(|count| count >= 25),
+        "the test meets what it is about: {seen:?}"
+    );
 }
 
 impl World {

@@ -426,15 +426,9 @@ impl Replica {
             };
             self.effects.push(Effect::Reply(call, Reply::Answered(position, answer)));
         }
-        let kept = Applied {
-            outcomes: Vec::new(),
-            settled: Vec::new(),
-            events: Vec::new(),
-            ..applied.clone()
-        };
-        self.pending.applied(applied, &mut self.effects);
-        self.reads.time_is(kept.log_time_ms);
-        self.applied = kept;
+        self.pending.applied(&mut applied, &mut self.effects);
+        self.reads.time_is(applied.log_time_ms);
+        self.applied = Applied { events: Vec::new(), ..applied };
     }
 
     fn fetched(&mut self, ticket: u64, entries: Vec<raft_proto::eraftpb::Entry>) {

@@ -273,17 +273,15 @@ impl Pending {
     }
 
     /// An entry was applied: its commands are answered, or were overwritten by another leader's entry.
-    pub(super) fn applied(&mut self, applied: Applied, effects: &mut Vec<Effect>) {
-        let position = |ordinal| Position {
-            term: applied.term,
-            index: applied.index,
-            ordinal,
-            log_time_ms: applied.log_time_ms,
-        };
+    pub(super) fn applied(&mut self, applied: &mut Applied, effects: &mut Vec<Effect>) {
+        let (outcomes, settled) =
+            (std::mem::take(&mut applied.outcomes), std::mem::take(&mut applied.settled));
+        let Applied { term, index, log_time_ms, .. } = *applied;
+        let position = |ordinal| Position { term, index, ordinal, log_time_ms };
         if let Some(proposed) = self.proposed.remove(&applied.index) {
             if proposed.term == applied.term {
                 for (ordinal, (call, outcome)) in
-                    (0..).zip(proposed.calls.into_iter().zip(applied.outcomes))
+                    (0..).zip(proposed.calls.into_iter().zip(outcomes))
                 {
                     match outcome {
                         Outcome::Answered(answer) => effects
@@ -305,7 +303,7 @@ impl Pending {
                 effects.extend(proposed.calls.into_iter().map(|call| refuse(call, lost.clone())));
             }
         }
-        for settled in applied.settled {
+        for settled in settled {
             self.lost.remove(&settled.waiter);
             for call in self.waiting.remove(&settled.waiter).unwrap_or_default() {
                 let answer = Reply::Answered(position(u32::MAX), settled.answer.clone());

@@ -241,8 +241,8 @@ impl Replica {
             Input::Cancel(call) => self.effects.push(Effect::CancelQuery(call)),
             Input::Peer(peer) => self.hear_time(&peer.message, peer.time, peer.chain.index),
             Input::Applied(all) => {
-                for applied in all {
-                    self.pending.applied(applied, &mut self.effects);
+                for mut applied in all {
+                    self.pending.applied(&mut applied, &mut self.effects);
                 }
             }
             Input::SnapshotReceived { generation, .. } => {
