@@ -64,6 +64,17 @@ macro_rules! namespace_and_id {
     };
 }
 
+/// Breaches of what asks for a page of names.
+macro_rules! page {
+    () => {
+        namespace!(
+            (|request| request.prefix = long_name(), "prefix", "0 to 255 bytes"),
+            (|request| request.page_size += 1, "page_size", "1 to 1000"),
+            (|request| request.page_token = long_name(), "page_token", "0 to 255 bytes"),
+        )
+    };
+}
+
 /// So many entries, with keys and values of so many bytes.
 fn entries(count: usize, key: usize, value: usize) -> BTreeMap<String, String> {
     let entry = |n: usize| match key {
@@ -222,14 +233,7 @@ fn what_operators_ask_names_field_and_limit() {
         page_size: l::PAGE_ITEMS_MAX,
         page_token: name(),
     };
-    assert_refused(
-        &list,
-        namespace!(
-            (|r| r.prefix = long_name(), "prefix", "0 to 255 bytes"),
-            (|r| r.page_size += 1, "page_size", "1 to 1000"),
-            (|r| r.page_token = long_name(), "page_token", "0 to 255 bytes"),
-        ),
-    );
+    assert_refused(&list, page!());
     let sessions = lock::ListSessionsRequest {
         namespace: name(),
         page_size: l::PAGE_ITEMS_MAX,
