@@ -113,6 +113,14 @@ enum Line {
     /// The disk asks for a checkpoint.
     Checkpoint(NodeId),
     Status,
+    /// Time passes, and the clock of this node stands still meanwhile.
+    StandStill {
+        node: NodeId,
+        #[arg(key)]
+        ms: u64,
+    },
+    /// Log time as each replica reckons it.
+    Times,
 }
 
 struct Runner {
@@ -190,6 +198,8 @@ impl goldenscript::Runner for Runner {
                 cluster.step(*node, Input::Pressure(pressure));
             }
             Line::Status => return Ok(status(cluster)),
+            Line::StandStill { node, ms } => cluster.stand_still(*node, *ms),
+            Line::Times => return Ok(times(cluster)),
         }
         Ok(self.cluster.as_mut().map(Cluster::take_trace).unwrap_or_default())
     }
@@ -242,6 +252,11 @@ fn get(call: u64, key: &str, deadline_ms: u64) -> Read {
         fence: None,
     };
     Read { call, query, deadline_ms }
+}
+
+fn times(cluster: &Cluster) -> String {
+    let time = |node: &NodeId| format!("n{node} {} ms\n", cluster.status(*node).log_time_ms);
+    cluster.running().iter().map(time).collect()
 }
 
 fn status(cluster: &Cluster) -> String {

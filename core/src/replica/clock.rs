@@ -47,12 +47,16 @@ impl LogClock {
         self.raise(log_time_ms, now);
     }
 
-    /// The leader told its estimate, which is the one that counts: a higher one of our own is older than what the
-    /// leader has stamped, and to come back to it later would end early what those entries set.
-    pub(super) fn follow(&mut self, time: PeerTime, now: Now) {
+    /// The leader told its estimate, which is the one that counts, and holds for the entries of its own log: a higher
+    /// one of ours is older than what the leader has stamped, and to come back to it later would end early what those
+    /// entries set. The same goes for a replica with entries that this leader does not have: until its log is a part
+    /// of the leader's it may be elected with them, and takes no time that is ahead of its own.
+    pub(super) fn follow(&mut self, time: PeerTime, has_its_log: bool, now: Now) {
         if time.continuous {
             self.continuous = true;
-            self.set(time.log_time_ms, now);
+            if has_its_log || time.log_time_ms < self.read(now) {
+                self.set(time.log_time_ms, now);
+            }
         }
     }
 
@@ -60,7 +64,7 @@ impl LogClock {
     /// has not followed the time itself.
     pub(super) fn heard(&mut self, time: PeerTime, now: Now) {
         if !self.continuous {
-            self.follow(time, now);
+            self.follow(time, true, now);
         }
     }
 
@@ -139,8 +143,8 @@ mod tests {
             (LogClock::new(0, 0, now(0, 0)), LogClock::new(0, 0, now(500, 0)));
         left.resume(now(0, 0));
         for at_us in (0..1_000_000).step_by(100) {
-            right.follow(left.peer_time(now(0, at_us)), now(500, at_us));
-            left.follow(right.peer_time(now(500, at_us)), now(0, at_us));
+            right.follow(left.peer_time(now(0, at_us)), true, now(500, at_us));
+            left.follow(right.peer_time(now(500, at_us)), true, now(0, at_us));
         }
         assert!(left.read(now(0, 1_000_000)) <= 1_001);
     }
@@ -154,7 +158,19 @@ mod tests {
         clock.heard(told(1_000, true), now(200, 0));
         clock.heard(told(9_000, true), now(201, 0));
         assert_eq!(clock.read(now(201, 0)), 1_000);
-        clock.follow(told(900, true), now(300, 0));
+        clock.follow(told(900, true), true, now(300, 0));
         assert_eq!(clock.read(now(300, 0)), 900, "the leader's counts, be it less");
+    }
+
+    #[test]
+    fn a_leader_without_our_entries_moves_our_time_only_back() {
+        let told = |log_time_ms| PeerTime { log_time_ms, continuous: true };
+        let mut clock = LogClock::new(1_000, 0, now(0, 0));
+        clock.follow(told(9_000), false, now(200, 0));
+        assert_eq!(clock.read(now(301, 0)), 1_301, "it runs on");
+        clock.follow(told(500), false, now(301, 0));
+        assert_eq!(clock.read(now(302, 0)), 500);
+        clock.follow(told(9_000), true, now(302, 0));
+        assert_eq!(clock.read(now(303, 0)), 9_000);
     }
 }

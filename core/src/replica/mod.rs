@@ -390,9 +390,12 @@ impl Replica {
             message.get_msg_type(),
             MessageType::MsgAppend | MessageType::MsgHeartbeat | MessageType::MsgSnapshot
         );
-        if of_leader && message.term >= self.raft.0.raft.term {
-            self.clock.follow(time, self.now);
-        } else if applied >= self.raft.0.raft.raft_log.last_index() {
+        let raft = &self.raft.0.raft;
+        if of_leader && message.term >= raft.term {
+            // Only that leader made entries of its term: one of them at our end stands on what the leader has.
+            let has_its_log = raft.raft_log.last_term() == message.term;
+            self.clock.follow(time, has_its_log, self.now);
+        } else if applied >= raft.raft_log.last_index() {
             self.clock.heard(time, self.now);
         }
     }

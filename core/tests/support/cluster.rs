@@ -62,6 +62,8 @@ struct Member {
 #[derive(Debug)]
 pub(crate) struct Cluster {
     now_ms: u64,
+    /// How far clocks are behind that stood still, in ms.
+    stood_ms: BTreeMap<NodeId, u64>,
     voters: Vec<NodeId>,
     tuning: Tuning,
     disks: BTreeMap<NodeId, Disk>,
@@ -92,6 +94,7 @@ impl Cluster {
         };
         let mut cluster = Self {
             now_ms: 1_000,
+            stood_ms: BTreeMap::new(),
             voters: (1..=nodes).collect(),
             tuning,
             disks: (1..=nodes).map(|node| (node, disk.clone())).collect(),
@@ -140,7 +143,8 @@ impl Cluster {
         let (voters, tuning) = (self.voters.clone(), self.tuning);
         let config = Config { node, shard: SHARD, voters, preferred_leader: 1, seed: 7, tuning };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        let replica = Replica::new(config, &boot, self.now(), &logger).expect("the disk is sound");
+        let replica =
+            Replica::new(config, &boot, self.now(node), &logger).expect("the disk is sound");
         let member = Member {
             replica,
             machine,
@@ -200,14 +204,20 @@ impl Cluster {
         self.members.keys().copied().collect()
     }
 
-    /// The clock of all nodes, in ms.
+    /// Time passes, and one node's clock stands still meanwhile.
+    pub(crate) fn stand_still(&mut self, node: NodeId, ms: u64) {
+        self.now_ms += ms;
+        *self.stood_ms.entry(node).or_default() += ms;
+    }
+
+    /// The clock of all nodes that did not stand still, in ms.
     pub(crate) fn now_ms(&self) -> u64 {
         self.now_ms
     }
 
     /// What a replica says of itself.
     pub(crate) fn status(&self, node: NodeId) -> trefoil_core::replica::Status {
-        self.members[&node].replica.status(self.now())
+        self.members[&node].replica.status(self.now(node))
     }
 
     /// Whether a replica lost the end of its log.
@@ -226,13 +236,14 @@ impl Cluster {
         }
     }
 
-    fn now(&self) -> Now {
-        Now { boot_ms: self.now_ms, wall_ms: 1_700_000_000_000 + self.now_ms }
+    fn now(&self, node: NodeId) -> Now {
+        let boot_ms = self.now_ms - self.stood_ms.get(&node).unwrap_or(&0);
+        Now { boot_ms, wall_ms: 1_700_000_000_000 + self.now_ms }
     }
 
     /// Tells an input to a replica.
     pub(crate) fn step(&mut self, node: NodeId, input: Input) {
-        let now = self.now();
+        let now = self.now(node);
         let Some(member) = self.members.get_mut(&node) else { return };
         for effect in member.replica.step(now, input) {
             self.carry_out(node, effect);
