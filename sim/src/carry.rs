@@ -308,6 +308,9 @@ impl World {
             let (outcomes, settled) = (&applied.outcomes, &applied.settled);
             self.violations.extend(grants.applied(commands, outcomes, settled, times, is_here));
             self.stats.delays = grants.delays;
+            let fences = &mut self.agreements.fences;
+            self.violations.extend(fences.applied(shard, commands, outcomes));
+            self.stats.fenced = fences.refused;
         }
         let mut taken_back = Vec::new();
         let ledger = &mut self.shared.ledger;
@@ -375,6 +378,8 @@ impl World {
                 QueryOutcome::Answered(answer) => {
                     if index == self.agreements.applied_index(shard) {
                         self.saw_lock(&read.query, &answer);
+                        let fences = &self.agreements.fences;
+                        self.violations.extend(fences.read(shard, &read.query, &answer));
                     }
                     let position = Position { term, index, ordinal: u32::MAX, log_time_ms };
                     self.reply(node, shard, read.call, Reply::Answered(position, answer));

@@ -14,6 +14,7 @@ pub mod dice;
 pub mod disk;
 pub mod event;
 mod faults;
+mod keepers;
 pub mod knobs;
 mod lives;
 pub mod lockers;

@@ -11,6 +11,7 @@ use trefoil_core::{NodeId, ShardId};
 use crate::calls::{Body, Request, Router};
 use crate::check::agreement::Agreement;
 use crate::check::expiry::Expiry;
+use crate::check::fences::Fences;
 use crate::check::grants::Grants;
 use crate::check::history::History;
 use crate::check::matching::Matching;
@@ -68,6 +69,7 @@ pub(crate) struct Agreements {
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
     pub(crate) grants: Grants,
+    pub(crate) fences: Fences,
     /// Highest term of each shard that had a leader.
     pub(crate) led: BTreeMap<ShardId, u64>,
     /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
@@ -94,6 +96,7 @@ impl Agreements {
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
             grants: Grants::default(),
+            fences: Fences::default(),
             led: BTreeMap::new(),
             applied_by: BTreeMap::new(),
             terms: BTreeMap::new(),

@@ -10,6 +10,7 @@ pub mod completeness;
 pub mod crash;
 pub mod durable;
 pub mod expiry;
+pub mod fences;
 pub mod grants;
 pub mod history;
 pub mod linear;
