@@ -36,6 +36,15 @@ pub struct Request {
 }
 
 impl Request {
+    /// The same with another operation, where it is a command.
+    #[must_use]
+    pub fn map(mut self, to: impl FnOnce(Operation) -> Operation) -> Self {
+        if let Body::Command(command) = &mut self.body {
+            command.operation = command.operation.take().map(to);
+        }
+        self
+    }
+
     /// The same under a fence.
     #[must_use]
     pub fn fenced(mut self, checked: CheckedFence) -> Self {
@@ -185,6 +194,18 @@ impl Router {
         let partition = u32::try_from(partition).expect("a partition is a small number");
         let ack = AckLease { queue_id: queue.catalogue.queue_id, partition, sequence, lease };
         self.command(self.partition_slot(queue, partition), Operation::AckLease(ack))
+    }
+
+    /// Tells the shard of a namespace's locks something.
+    #[must_use]
+    pub fn of_locks(self, namespace: &str, operation: Operation) -> Request {
+        self.command(slot::of_locks(namespace), operation)
+    }
+
+    /// Asks the shard of a namespace's locks something.
+    #[must_use]
+    pub fn ask_locks(self, namespace: &str, query: Q) -> Request {
+        self.query(slot::of_locks(namespace), query)
     }
 
     /// Asks the shard of a cache key for the mark of a lock.

@@ -14,6 +14,7 @@ pub mod dice;
 pub mod disk;
 pub mod event;
 mod faults;
+mod gatherer;
 mod keepers;
 pub mod knobs;
 mod lives;

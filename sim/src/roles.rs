@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use trefoil_core::Position;
-use trefoil_proto::common::v1::Reason;
+use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
 
 use crate::calls::{Queue, Request};
@@ -117,7 +117,13 @@ impl Role {
             Self::Keeper(keeper) => keeper.next(unique, shared),
             Self::Producer => producer(unique, shared),
             Self::Consumer(held) => consumer(held, shared),
-            Self::Locker(locker) => locker.next(shared),
+            Self::Locker(locker) => {
+                let client = format!("client-{client}");
+                // The last attempt that there can be.
+                let (first_unacknowledged, attempt) = (sequence, u32::MAX);
+                let me = RequestId { client, sequence, first_unacknowledged, attempt };
+                locker.next(&unique, me, shared)
+            }
             Self::Auditor(auditor) => auditor.next(shared),
         }
     }
@@ -146,6 +152,7 @@ impl Role {
         let operator = match self {
             Self::Operator(operator) => operator,
             Self::Keeper(keeper) => return keeper.told(answer, position),
+            Self::Locker(locker) => return locker.told(answer),
             _ => return,
         };
         match &answer.answer {

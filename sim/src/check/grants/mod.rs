@@ -185,8 +185,13 @@ impl Grants {
             (Operation::ReleaseHeld(held), Some(A::ReleasedHeld(done))) => {
                 own(held.session_id) && token <= done.up_to_token
             }
+            // One of another call need not have met the grant, unless it takes what is converted; a late one does nothing.
             (Operation::CancelAcquire(cancel), _) => {
-                own(cancel.session_id) && name.1 == cancel.name
+                let is_same = wait.id == id_of(cancel.waiter.as_ref());
+                own(cancel.session_id)
+                    && name.1 == cancel.name
+                    && (is_same || wait.converts)
+                    && !self.is_late(cancel)
             }
             (Operation::CloseSession(close), _) => own(close.session_id),
             (Operation::Release(release), Some(A::Release(_))) => {
@@ -248,6 +253,17 @@ impl Grants {
                 self.sessions.entry(owner).or_default().closed = true;
             }
             (Operation::Acquire(acquire), _) => self.acquire(acquire, id, outcome, times),
+            // A campaign acquires, and says something.
+            (Operation::Campaign(campaign), _) => {
+                let acquire = AcquireRequest {
+                    namespace: campaign.namespace.clone(),
+                    session_id: campaign.session_id,
+                    name: campaign.name.clone(),
+                    lock_delay_ms: campaign.lock_delay_ms,
+                    ..AcquireRequest::default()
+                };
+                self.acquire(&acquire, id, outcome, times);
+            }
             (Operation::Convert(convert), _) => self.convert(convert, id, outcome, times),
             (Operation::Release(release), Some(A::Release(_))) => self.release(release),
             (Operation::ReleaseHeld(held), Some(A::ReleasedHeld(done))) => {
@@ -267,6 +283,10 @@ impl Grants {
             Operation::KeepAlive(r) => (&r.namespace, r.session_id),
             Operation::CloseSession(r) => (&r.namespace, r.session_id),
             Operation::Acquire(r) => (&r.namespace, r.session_id),
+            Operation::Campaign(r) => (&r.namespace, r.session_id),
+            Operation::Proclaim(r) => (&r.namespace, r.session_id),
+            Operation::EnterBarrier(r) => (&r.namespace, r.session_id),
+            Operation::LeaveBarrier(r) => (&r.namespace, r.session_id),
             Operation::Convert(r) => (&r.namespace, r.session_id),
             Operation::Release(r) => (&r.namespace, r.session_id),
             Operation::ReleaseHeld(r) => (&r.namespace, r.session_id),
@@ -519,12 +539,18 @@ impl Grants {
         *last = below.max(*last);
     }
 
+    /// Whether the same call was sent again since.
+    fn is_late(&self, cancel: &CancelAcquire) -> bool {
+        let newest = id_of(cancel.waiter.as_ref()).and_then(|id| self.attempts.get(&id));
+        newest.is_some_and(|newest| cancel.waiter.as_ref().is_some_and(|of| *newest > of.attempt))
+    }
+
     /// The caller of a request is gone: its wait ends, and a grant that is nobody else's.
     fn cancel(&mut self, cancel: &CancelAcquire) {
         let (Some(full), Some(id)) = (&cancel.waiter, id_of(cancel.waiter.as_ref())) else {
             return;
         };
-        if self.attempts.get(&id).is_some_and(|newest| *newest > full.attempt) {
+        if self.is_late(cancel) {
             return;
         }
         let name = (cancel.namespace.clone(), cancel.name.clone());
@@ -559,6 +585,7 @@ impl Grants {
 fn namespace_of(operation: &Operation) -> Option<&String> {
     Some(match operation {
         Operation::Acquire(r) => &r.namespace,
+        Operation::Campaign(r) => &r.namespace,
         Operation::Convert(r) => &r.namespace,
         Operation::Release(r) => &r.namespace,
         Operation::ReleaseHeld(r) => &r.namespace,

@@ -286,3 +286,27 @@ fn a_read_of_another_state_is_found() {
     assert!(grants.validated(NAMESPACE, "l", 1, None).is_some());
     assert!(grants.validated(NAMESPACE, "l", 2, Some(1)).is_some());
 }
+
+#[test]
+fn a_cancel_that_does_nothing_need_not_have_met_a_grant() {
+    // In one entry: session 2 takes back an older call or an earlier attempt, session 1 its lock, and so a wait ends.
+    for of_session_2 in [(90, 0), (102, 0)] {
+        let mut log = Log::new();
+        log.acquire(10, 1, Exclusive, 101, Outcome::Answered(acquired(1, Exclusive)));
+        log.acquire(20, 2, Shared, 102, Outcome::Waiting(waiter(1)));
+        log.grants.attempts.insert(("c".to_owned(), 102), 1);
+        let cancel = |session_id, id| {
+            let waiter = Some(request_id(id));
+            let (namespace, name) = (NAMESPACE.to_owned(), "l".to_owned());
+            let cancel =
+                CancelAcquire { namespace, session_id, name, waiter, ..CancelAcquire::default() };
+            let operation = Some(Operation::CancelAcquire(cancel));
+            Command { operation, ..Command::default() }
+        };
+        let commands = [cancel(2, of_session_2), cancel(1, (101, 0))];
+        let settled = [settled(1, 102, acquired(2, Shared))];
+        let times = Times { now_ms: 30, grace_until_ms: 0 };
+        let found = log.grants.applied(&commands, &[done(), done()], &settled, times, |_| true);
+        assert_eq!(found, []);
+    }
+}
