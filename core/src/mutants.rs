@@ -55,6 +55,9 @@ list! {
     DelayForgotten "delay-forgotten": "An expired holder keeps nobody out, lock delay or not.";
     CancelLeavesGrant "cancel-leaves-grant": "A caller that hung up keeps the lock that it got meanwhile.";
     LateCancel "late-cancel": "A cancel of an earlier attempt releases a lock that its client goes on with.";
+    LeaderStays "leader-stays": "What a leader proclaimed stays when its lock is gone.";
+    LateParty "late-party": "A place at a barrier counts when its wait is over.";
+    FenceIgnored "fence-ignored": "A token that was held when it was validated passes whatever mark there is (rule 13).";
     NoDedup "no-dedup": "A retry is executed again (thesis 6.3).";
     DedupOnlyHere "dedup-only-here": "Remembered answers are not part of a snapshot (thesis 6.3).";
     LostTooEarly "lost-too-early": "A leader that steps down calls what it proposed lost.";

@@ -9,8 +9,8 @@ use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{
-    AckLease, Answer, AwaitReady, CancelAcquire, Catalogue, Command, DequeueFrom, EnqueueTo,
-    FindQueue, ForceStep, OpenPartition, Query, ReleaseHeld,
+    AckLease, Answer, AwaitReady, CancelAcquire, Catalogue, CheckedFence, Command, DequeueFrom,
+    EnqueueTo, FindMark, FindQueue, ForceStep, OpenPartition, Query, ReleaseHeld, TouchFence,
 };
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
@@ -33,6 +33,27 @@ pub struct Request {
     pub shard: ShardId,
     /// What it is asked.
     pub body: Body,
+}
+
+impl Request {
+    /// The same with another operation, where it is a command.
+    #[must_use]
+    pub fn map(mut self, to: impl FnOnce(Operation) -> Operation) -> Self {
+        if let Body::Command(command) = &mut self.body {
+            command.operation = command.operation.take().map(to);
+        }
+        self
+    }
+
+    /// The same under a fence.
+    #[must_use]
+    pub fn fenced(mut self, checked: CheckedFence) -> Self {
+        match &mut self.body {
+            Body::Command(command) => command.fence = Some(checked),
+            Body::Query(query) => query.fence = Some(checked),
+        }
+        self
+    }
 }
 
 /// A queue as clients know it.
@@ -173,6 +194,31 @@ impl Router {
         let partition = u32::try_from(partition).expect("a partition is a small number");
         let ack = AckLease { queue_id: queue.catalogue.queue_id, partition, sequence, lease };
         self.command(self.partition_slot(queue, partition), Operation::AckLease(ack))
+    }
+
+    /// Tells the shard of a namespace's locks something.
+    #[must_use]
+    pub fn of_locks(self, namespace: &str, operation: Operation) -> Request {
+        self.command(slot::of_locks(namespace), operation)
+    }
+
+    /// Asks the shard of a namespace's locks something.
+    #[must_use]
+    pub fn ask_locks(self, namespace: &str, query: Q) -> Request {
+        self.query(slot::of_locks(namespace), query)
+    }
+
+    /// Asks the shard of a cache key for the mark of a lock.
+    #[must_use]
+    pub fn find_mark(self, key: &str, namespace: &str, lock: &str) -> Request {
+        let find = FindMark { namespace: namespace.to_owned(), lock: lock.to_owned() };
+        self.query(slot::of_cache(DEFAULT_NAMESPACE, key), Q::FindMark(find))
+    }
+
+    /// Uses the shard of a cache key for nothing but to leave a mark there.
+    #[must_use]
+    pub fn touch_fence(self, key: &str) -> Request {
+        self.command(slot::of_cache(DEFAULT_NAMESPACE, key), Operation::TouchFence(TouchFence {}))
     }
 
     /// Takes back an Acquire or a Convert whose caller is gone; none for other actions.

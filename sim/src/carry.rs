@@ -10,10 +10,8 @@ use trefoil_core::replica::{
 };
 use trefoil_core::{NodeId, Position, ShardId, slot};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Entry, Query, Refusal};
+use trefoil_proto::internal::v1::{CancelAcquire, Entry, Refusal};
 use trefoil_server::storage::LogWrite;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -304,10 +302,9 @@ impl World {
         if !data.is_empty() {
             let shards = self.setup.shards;
             let is_here = |name: &str| slot::shard(slot::of_locks(name), shards) == shard;
-            let (commands, grants) = (&entry.commands, &mut self.agreements.grants);
-            let (outcomes, settled) = (&applied.outcomes, &applied.settled);
-            self.violations.extend(grants.applied(commands, outcomes, settled, times, is_here));
-            self.stats.delays = grants.delays;
+            let services = &mut self.agreements.services;
+            let found = services.applied(shard, &entry.commands, applied, times, is_here);
+            self.violations.extend(found);
         }
         let mut taken_back = Vec::new();
         let ledger = &mut self.shared.ledger;
@@ -374,7 +371,8 @@ impl World {
             match outcome {
                 QueryOutcome::Answered(answer) => {
                     if index == self.agreements.applied_index(shard) {
-                        self.saw_lock(&read.query, &answer);
+                        let services = &mut self.agreements.services;
+                        self.violations.extend(services.read(shard, &read.query, &answer));
                     }
                     let position = Position { term, index, ordinal: u32::MAX, log_time_ms };
                     self.reply(node, shard, read.call, Reply::Answered(position, answer));
@@ -383,24 +381,6 @@ impl World {
                 QueryOutcome::Parked => {}
             }
         }
-    }
-
-    /// Compares what is read of a lock at the newest index with the log.
-    fn saw_lock(&mut self, query: &Query, answer: &Answer) {
-        let grants = &self.agreements.grants;
-        let found = match (&query.query, &answer.answer) {
-            (Some(Q::DescribeLock(asked)), Some(A::DescribeLock(told))) => {
-                let holders = told.holders.iter();
-                let holders = holders.map(|holder| (holder.session_id, holder.fencing_token));
-                grants.described(&asked.namespace, &asked.name, &holders.collect::<Vec<_>>())
-            }
-            (Some(Q::ValidateToken(asked)), Some(A::ValidateToken(told))) => {
-                let holder = told.holder.as_ref().map(|holder| holder.session_id);
-                grants.validated(&asked.namespace, &asked.name, asked.fencing_token, holder)
-            }
-            _ => None,
-        };
-        self.violations.extend(found);
     }
 
     fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {

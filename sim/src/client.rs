@@ -367,7 +367,7 @@ impl Client {
             shared.ledger.told(shard, id, Some(position));
         }
         let Some(action) = &pending.step.action else {
-            self.role.told(&answer, shared);
+            self.role.told(&answer, position, shared);
             pending.ambiguous = false;
             return self.end(now, pending, End::Open, shared);
         };

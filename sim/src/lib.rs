@@ -14,6 +14,8 @@ pub mod dice;
 pub mod disk;
 pub mod event;
 mod faults;
+mod gatherer;
+mod keepers;
 pub mod knobs;
 mod lives;
 pub mod lockers;

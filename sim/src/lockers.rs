@@ -1,12 +1,14 @@
 //! A lock client: up to two locks at a time, in all modes, and all that the lock service can do with them.
 
 use trefoil_core::limits::SESSION_TTL_MS_MIN;
-use trefoil_proto::common::v1::Reason;
+use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::{Answer, answer};
 use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::history::{Action, Outcome};
-use crate::client::Shared;
+use crate::client::{Shared, Step};
 use crate::dice::Dice;
+use crate::gatherer::{self, Gatherer};
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::roles::{Wish, step};
 
@@ -37,23 +39,34 @@ pub struct Locker {
     held: Vec<Held>,
     /// A token that it was told last, of its own or of somebody else.
     seen: u64,
+    gatherer: Gatherer,
 }
 
 impl Locker {
     /// One without a session.
     #[must_use]
     pub fn new(namespace: &str) -> Self {
-        Self { namespace: namespace.to_owned(), session: None, held: Vec::new(), seen: 1 }
+        let (namespace, gatherer) = (namespace.to_owned(), Gatherer::default());
+        Self { namespace, session: None, held: Vec::new(), seen: 1, gatherer }
     }
 
-    /// What it wants next.
-    pub fn next(&mut self, shared: &mut Shared) -> Wish {
+    /// What it wants next; `unique` is a text of its own, `me` names the call.
+    pub fn next(&mut self, unique: &str, me: RequestId, shared: &mut Shared) -> Wish {
         let namespace = self.namespace.clone();
         let dice = &mut shared.dice;
         let Some(session) = self.session else {
             let ttl_ms = dice.between(SESSION_TTL_MS_MIN, 5_000);
             return ask(Action::OpenSession { namespace, ttl_ms, delay_ms: delay(dice) }, shared);
         };
+        if dice.chance(120) {
+            return Wish::Do(self.gatherer.next((&namespace, session), &LOCKS, me, shared));
+        }
+        if let Some(hold) = self.held.iter().find(|hold| hold.mode == LockMode::Exclusive)
+            && dice.chance(60)
+        {
+            let hold = (session, hold.lock.as_str(), hold.token);
+            return Wish::Do(gatherer::proclaim(&namespace, hold, unique.to_owned(), shared));
+        }
         let lock = (*dice.pick(&LOCKS)).to_owned();
         let action = match dice.between(0, 39) {
             0 | 1 => Action::CloseSession { namespace, session },
@@ -72,7 +85,29 @@ impl Locker {
             11..=14 => Action::KeepAlive { namespace, session },
             _ => self.work(session, dice),
         };
-        ask(action, shared)
+        let is_alone = matches!(action, Action::Acquire { mode: LockMode::Exclusive, .. });
+        let value = (is_alone && shared.dice.chance(400)).then(|| unique.to_owned());
+        let wish = ask(action, shared);
+        match (wish, value) {
+            (Wish::Do(step), Some(value)) => {
+                let request = gatherer::campaign(step.request, value);
+                Wish::Do(Step { request, ..step })
+            }
+            (wish, _) => wish,
+        }
+    }
+
+    /// A call that is not recorded was answered.
+    pub fn told(&mut self, answer: &Answer) {
+        match &answer.answer {
+            Some(answer::Answer::Refusal(refusal))
+                if refusal.reason() == Reason::SessionExpired =>
+            {
+                self.session = None;
+                self.held.clear();
+            }
+            _ => self.gatherer.told(answer),
+        }
     }
 
     /// To acquire, convert or release.
@@ -111,6 +146,7 @@ impl Locker {
         match (action, outcome) {
             (_, Outcome::SessionOpened { session }) => {
                 self.session = Some(*session);
+                self.gatherer = Gatherer::default();
                 self.held.clear();
             }
             (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {

@@ -2,12 +2,14 @@
 
 use std::collections::VecDeque;
 
-use trefoil_proto::common::v1::Reason;
+use trefoil_core::Position;
+use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
 
 use crate::calls::{Queue, Request};
 use crate::check::history::{Action, Delivery, Outcome};
 use crate::client::{Shared, Step};
+use crate::keepers::{self, Keeper};
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::lockers::{Locker, NAMESPACES};
 
@@ -31,8 +33,8 @@ pub enum Wish {
 pub enum Role {
     /// Creates the queues and opens their partitions.
     Operator(Operator),
-    /// Writes and reads cache keys.
-    Cacher,
+    /// Writes and reads cache keys, some of them under a lock.
+    Keeper(Keeper),
     /// Enqueues.
     Producer,
     /// Dequeues and acknowledges: deliveries that it holds, with their queue.
@@ -54,7 +56,7 @@ pub struct Operator {
 /// What the auditor still has to do.
 #[derive(Debug)]
 pub struct Auditor {
-    keys: u64,
+    keys: usize,
     /// Queues and the place in them that is drained next.
     places: VecDeque<(usize, usize)>,
     /// How often every place was found empty, a lease apart.
@@ -75,7 +77,7 @@ impl Role {
             10 | 11 => locker(NAMESPACES[1]),
             1 | 7 => Self::Consumer(Vec::new()),
             6 => Self::Producer,
-            _ => Self::Cacher,
+            _ => Self::Keeper(Keeper::default()),
         }
     }
 
@@ -112,10 +114,16 @@ impl Role {
         let unique = format!("{client}.{sequence}");
         match self {
             Self::Operator(operator) => operator.next(shared),
-            Self::Cacher => Wish::Do(cacher(unique, shared)),
+            Self::Keeper(keeper) => keeper.next(unique, shared),
             Self::Producer => producer(unique, shared),
             Self::Consumer(held) => consumer(held, shared),
-            Self::Locker(locker) => locker.next(shared),
+            Self::Locker(locker) => {
+                let client = format!("client-{client}");
+                // The last attempt that there can be.
+                let (first_unacknowledged, attempt) = (sequence, u32::MAX);
+                let me = RequestId { client, sequence, first_unacknowledged, attempt };
+                locker.next(&unique, me, shared)
+            }
             Self::Auditor(auditor) => auditor.next(shared),
         }
     }
@@ -133,14 +141,20 @@ impl Role {
                 }
             }
             Self::Locker(locker) => locker.learned(action, outcome),
+            Self::Keeper(keeper) => keeper.learned(action, outcome),
             Self::Auditor(auditor) => auditor.learned(action, outcome),
-            Self::Operator(_) | Self::Cacher | Self::Producer => {}
+            Self::Operator(_) | Self::Producer => {}
         }
     }
 
     /// A call that is not recorded was answered.
-    pub fn told(&mut self, answer: &Answer, shared: &mut Shared) {
-        let Self::Operator(operator) = self else { return };
+    pub fn told(&mut self, answer: &Answer, position: Position, shared: &mut Shared) {
+        let operator = match self {
+            Self::Operator(operator) => operator,
+            Self::Keeper(keeper) => return keeper.told(answer, position),
+            Self::Locker(locker) => return locker.told(answer),
+            _ => return,
+        };
         match &answer.answer {
             Some(answer::Answer::Catalogue(catalogue)) => {
                 let name = QUEUES[operator.created].to_owned();
@@ -190,7 +204,7 @@ impl Operator {
     }
 }
 
-fn cacher(unique: String, shared: &mut Shared) -> Step {
+pub(crate) fn cacher(unique: String, shared: &mut Shared) -> Step {
     let key = format!("key-{}", shared.dice.between(1, shared.knobs.keys));
     let action = match shared.dice.between(0, 9) {
         0..=3 => Action::Put { key, value: unique, ttl_ms: 0 },
@@ -244,9 +258,10 @@ fn pick_queue(shared: &mut Shared) -> Option<Queue> {
 
 impl Auditor {
     fn next(&mut self, shared: &mut Shared) -> Wish {
-        if self.keys < shared.knobs.keys {
+        let keys = (1..=shared.knobs.keys).map(|n| format!("key-{n}"));
+        if let Some(key) = keys.chain(keepers::KEYS.map(str::to_owned)).nth(self.keys) {
             self.keys += 1;
-            let action = Action::Get { key: format!("key-{}", self.keys) };
+            let action = Action::Get { key };
             let request = shared.router.request(&action);
             return Wish::Do(step(action, request));
         }

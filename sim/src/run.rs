@@ -227,6 +227,12 @@ impl World {
         self.stats.open = self.shared.calls_open;
         self.stats.retries = self.shared.retries;
         self.stats.hang_ups = self.shared.hang_ups;
+        let services = &self.agreements.services;
+        self.stats.delays = services.grants.delays;
+        self.stats.leaders_told = services.leaders.told;
+        self.stats.latches_opened = services.latches.opened;
+        self.stats.barriers_begun = services.barriers.begun;
+        self.stats.fenced = services.fences.refused;
         self.stats.dedup_hits = self.shared.ledger.hits;
         for (_, _, outcome) in self.shared.history.answered() {
             match outcome {

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What a thousand seeds must have met at least; of everything else once.
-const FLOORS: [(&str, u64); 15] = [
+const FLOORS: [(&str, u64); 19] = [
     ("leaders", 5_000),
     ("snapshots_installed", 500),
     ("installs_interrupted", 5),
@@ -19,6 +19,10 @@ const FLOORS: [(&str, u64); 15] = [
     ("forced", 1_000),
     ("hang_ups", 1_000),
     ("lock_reads", 5_000),
+    ("leaders_told", 500),
+    ("latches_opened", 500),
+    ("barriers_begun", 500),
+    ("fenced", 500),
 ];
 
 macro_rules! stats {
@@ -100,6 +104,10 @@ stats! {
     forced: "Grants that an operator took away.",
     hang_ups: "Calls that a client hung up on.",
     lock_reads: "Questions about locks that were answered.",
+    leaders_told: "Questions who leads that were answered with a leader.",
+    latches_opened: "Latches that were counted down to nothing.",
+    barriers_begun: "Rounds of barriers that began.",
+    fenced: "Fenced uses that were refused because a newer holder had been there.",
     sessions_expired: "Sessions that expired.",
     expired_after_change: "Sessions that expired soon after a change of leader.",
     wall_clock_decided: "Entries for which wrong wall clocks may have decided.",

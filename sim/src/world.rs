@@ -11,10 +11,10 @@ use trefoil_core::{NodeId, ShardId};
 use crate::calls::{Body, Request, Router};
 use crate::check::agreement::Agreement;
 use crate::check::expiry::Expiry;
-use crate::check::grants::Grants;
 use crate::check::history::History;
 use crate::check::matching::Matching;
 use crate::check::requests::Ledger;
+use crate::check::services::Services;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
 use crate::client::{Client, Heard, PATIENCE_US, Shared, Todo};
@@ -67,7 +67,7 @@ pub(crate) struct Agreements {
     pub(crate) logs: Matching,
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
-    pub(crate) grants: Grants,
+    pub(crate) services: Services,
     /// Highest term of each shard that had a leader.
     pub(crate) led: BTreeMap<ShardId, u64>,
     /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
@@ -93,7 +93,7 @@ impl Agreements {
             logs: Matching::default(),
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
-            grants: Grants::default(),
+            services: Services::default(),
             led: BTreeMap::new(),
             applied_by: BTreeMap::new(),
             terms: BTreeMap::new(),

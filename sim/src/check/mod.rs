@@ -6,12 +6,16 @@
 
 pub mod agreement;
 pub mod ballot;
+pub mod barriers;
 pub mod completeness;
 pub mod crash;
 pub mod durable;
 pub mod expiry;
+pub mod fences;
 pub mod grants;
 pub mod history;
+pub mod latches;
+pub mod leaders;
 pub mod linear;
 pub mod lives;
 pub mod lock;
@@ -21,6 +25,7 @@ pub mod queue;
 pub mod quorum;
 pub mod register;
 pub mod requests;
+pub mod services;
 pub mod time;
 
 use std::fmt;

@@ -243,7 +243,11 @@ impl Space<'_, '_> {
             let id = party.session_id;
             if self.living(id).is_err() {
                 self.tell_party(name, id, Err(session_expired()));
-            } else if id != but_for && !barrier.tripped && party.deadline_ms <= now_ms {
+            } else if id != but_for
+                && !barrier.tripped
+                && party.deadline_ms <= now_ms
+                && !crate::mutant!(LateParty)
+            {
                 self.tell_party(name, id, Ok(over(barrier.round)));
             } else {
                 barrier.inside.push(party);

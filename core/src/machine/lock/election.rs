@@ -144,7 +144,7 @@ impl Space<'_, '_> {
 
     /// A grant is no leadership any more.
     pub(super) fn abdicate(&mut self, name: &str, session_id: u64, hold: &mut Hold) {
-        if std::mem::take(&mut hold.leads) {
+        if std::mem::take(&mut hold.leads) && !crate::mutant!(LeaderStays) {
             self.set_proclaimed(self.place.leader(session_id, name), None);
         }
     }

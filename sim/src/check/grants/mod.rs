@@ -253,6 +253,17 @@ impl Grants {
                 self.sessions.entry(owner).or_default().closed = true;
             }
             (Operation::Acquire(acquire), _) => self.acquire(acquire, id, outcome, times),
+            // A campaign acquires, and says something.
+            (Operation::Campaign(campaign), _) => {
+                let acquire = AcquireRequest {
+                    namespace: campaign.namespace.clone(),
+                    session_id: campaign.session_id,
+                    name: campaign.name.clone(),
+                    lock_delay_ms: campaign.lock_delay_ms,
+                    ..AcquireRequest::default()
+                };
+                self.acquire(&acquire, id, outcome, times);
+            }
             (Operation::Convert(convert), _) => self.convert(convert, id, outcome, times),
             (Operation::Release(release), Some(A::Release(_))) => self.release(release),
             (Operation::ReleaseHeld(held), Some(A::ReleasedHeld(done))) => {
@@ -272,6 +283,10 @@ impl Grants {
             Operation::KeepAlive(r) => (&r.namespace, r.session_id),
             Operation::CloseSession(r) => (&r.namespace, r.session_id),
             Operation::Acquire(r) => (&r.namespace, r.session_id),
+            Operation::Campaign(r) => (&r.namespace, r.session_id),
+            Operation::Proclaim(r) => (&r.namespace, r.session_id),
+            Operation::EnterBarrier(r) => (&r.namespace, r.session_id),
+            Operation::LeaveBarrier(r) => (&r.namespace, r.session_id),
             Operation::Convert(r) => (&r.namespace, r.session_id),
             Operation::Release(r) => (&r.namespace, r.session_id),
             Operation::ReleaseHeld(r) => (&r.namespace, r.session_id),
@@ -570,6 +585,7 @@ impl Grants {
 fn namespace_of(operation: &Operation) -> Option<&String> {
     Some(match operation {
         Operation::Acquire(r) => &r.namespace,
+        Operation::Campaign(r) => &r.namespace,
         Operation::Convert(r) => &r.namespace,
         Operation::Release(r) => &r.namespace,
         Operation::ReleaseHeld(r) => &r.namespace,

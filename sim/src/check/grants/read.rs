@@ -1,5 +1,7 @@
 //! What is read of a lock, against the log.
 
+use trefoil_proto::lock::v1::LockMode;
+
 use super::super::Violation;
 use super::{Grants, Hold};
 
@@ -24,6 +26,24 @@ impl Grants {
             (None, None) => true,
         };
         (!fits).then(|| Violation::new(READ, format!("token {token}: told {told:?}, is {hold:?}")))
+    }
+
+    /// The session that is sure to hold a lock in mode EXCLUSIVE, with its token.
+    #[must_use]
+    pub fn alone(&self, namespace: &str, lock: &str) -> Option<(u64, u64)> {
+        let lock = self.locks.get(&(namespace.to_owned(), lock.to_owned()))?;
+        let is_sure = |hold: &&Hold| {
+            hold.mode == LockMode::Exclusive
+                && !hold.may_be_gone
+                && self.lives(namespace, hold.session)
+        };
+        lock.holds.iter().find(is_sure).map(|hold| (hold.session, hold.token))
+    }
+
+    /// Whether a session is over by the log.
+    #[must_use]
+    pub fn is_over(&self, namespace: &str, session: u64) -> bool {
+        !self.lives(namespace, session)
     }
 
     fn lives(&self, namespace: &str, session: u64) -> bool {

@@ -1,0 +1,68 @@
+//! What the services did, by the log: each entry once, in order, and what is read at its index.
+
+use trefoil_core::ShardId;
+use trefoil_core::machine::Applied;
+use trefoil_proto::internal::v1::answer::Answer as A;
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{Answer, Command, Query};
+
+use super::Violation;
+use super::barriers::Barriers;
+use super::fences::Fences;
+use super::grants::Grants;
+use super::latches::Latches;
+use super::leaders::Leaders;
+use super::lives::Times;
+
+/// What is known of them.
+#[derive(Clone, Debug, Default)]
+#[allow(missing_docs, reason = "each has its file")]
+pub struct Services {
+    pub grants: Grants,
+    pub leaders: Leaders,
+    pub latches: Latches,
+    pub barriers: Barriers,
+    pub fences: Fences,
+}
+
+impl Services {
+    /// The next entry of a shard was applied; namespaces whose locks live there are here.
+    pub fn applied(
+        &mut self,
+        shard: ShardId,
+        commands: &[Command],
+        applied: &Applied,
+        times: Times,
+        is_here: impl Fn(&str) -> bool,
+    ) -> Vec<Violation> {
+        let (outcomes, settled) = (&applied.outcomes, &applied.settled);
+        let mut found = self.grants.applied(commands, outcomes, settled, times, is_here);
+        self.leaders.applied(commands, outcomes, settled);
+        found.extend(self.latches.applied(commands, outcomes));
+        found.extend(self.barriers.applied(commands, outcomes, times.now_ms, &self.grants));
+        found.extend(self.fences.applied(shard, commands, outcomes));
+        found
+    }
+
+    /// Something was read at the newest index of a shard.
+    pub fn read(&mut self, shard: ShardId, query: &Query, answer: &Answer) -> Option<Violation> {
+        match (&query.query, &answer.answer) {
+            (Some(Q::DescribeLock(asked)), Some(A::DescribeLock(told))) => {
+                let holders = told.holders.iter();
+                let holders = holders.map(|holder| (holder.session_id, holder.fencing_token));
+                let holders = holders.collect::<Vec<_>>();
+                self.grants.described(&asked.namespace, &asked.name, &holders)
+            }
+            (Some(Q::ValidateToken(asked)), Some(A::ValidateToken(told))) => {
+                let holder = told.holder.as_ref().map(|holder| holder.session_id);
+                let token = asked.fencing_token;
+                self.grants.validated(&asked.namespace, &asked.name, token, holder)
+            }
+            (Some(Q::Leader(asked)), Some(A::Leader(told))) => {
+                self.leaders.read(asked, told.leader.as_ref(), &self.grants)
+            }
+            (Some(Q::Get(_)), _) => self.fences.read(shard, query, answer),
+            _ => self.latches.read(query, answer),
+        }
+    }
+}

@@ -1,0 +1,187 @@
+//! What a lock client does beside locks: it meets others at barriers, counts latches down, and asks who leads.
+
+use trefoil_proto::common::v1::{RequestId, Value, value};
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::query::Query as Q;
+use trefoil_proto::internal::v1::{Answer, AwaitBarrier, AwaitLatch, WithdrawBarrier, answer};
+use trefoil_proto::lock::v1 as lock;
+
+use crate::calls::Request;
+use crate::client::{Shared, Step};
+use crate::dice::Dice;
+use crate::knobs::MILLISECOND;
+
+const BARRIER: &str = "start";
+const LATCH: &str = "ready";
+/// Longest wait at a barrier or a latch, in ms.
+const WAIT_MS_MAX: u64 = 2_000;
+
+/// Where it stands at the barrier.
+#[derive(Clone, Debug, Default)]
+enum Stage {
+    #[default]
+    Out,
+    Enters(RequestId),
+    Waits {
+        round: u64,
+        waiter: RequestId,
+        asked: bool,
+    },
+    In(u64),
+}
+
+/// What it is at.
+#[derive(Debug, Default)]
+pub(crate) struct Gatherer {
+    stage: Stage,
+}
+
+impl Gatherer {
+    /// What it does next; `me` names the call.
+    pub(crate) fn next(
+        &mut self,
+        place: (&str, u64),
+        locks: &[&str],
+        me: RequestId,
+        shared: &mut Shared,
+    ) -> Step {
+        let (namespace, session_id) = (place.0.to_owned(), place.1);
+        if let Stage::Waits { round, waiter, asked } = &mut self.stage {
+            return if std::mem::replace(asked, true) {
+                let (name, round) = (BARRIER.to_owned(), *round);
+                let (waiter, unless_tripped) = (Some(waiter.clone()), true);
+                let withdraw =
+                    WithdrawBarrier { namespace, session_id, name, round, waiter, unless_tripped };
+                command(place.0, Operation::WithdrawBarrier(withdraw), false, shared)
+            } else {
+                let (name, round) = (BARRIER.to_owned(), *round);
+                let (enters, wait) = (true, true);
+                let query = AwaitBarrier { namespace, name, session_id, round, enters, wait };
+                parked(place.0, Q::AwaitBarrier(query), shared)
+            };
+        }
+        match (&self.stage, shared.dice.between(0, 9)) {
+            (Stage::In(round), 0..=4) => {
+                let (name, round) = (BARRIER.to_owned(), *round);
+                let leave = lock::LeaveBarrierRequest {
+                    namespace,
+                    session_id,
+                    name,
+                    round,
+                    wait_ms: 0,
+                    request_id: None,
+                };
+                command(place.0, Operation::LeaveBarrier(leave), true, shared)
+            }
+            (Stage::Out, 0..=4) => {
+                self.stage = Stage::Enters(me.clone());
+                let parties = *shared.dice.pick(&[1, 2, 2, 2, 2, 3]);
+                let enter = lock::EnterBarrierRequest {
+                    namespace,
+                    session_id,
+                    name: BARRIER.to_owned(),
+                    parties,
+                    wait_ms: shared.dice.between(0, WAIT_MS_MAX),
+                    // Whose place it is.
+                    request_id: Some(me),
+                };
+                command(place.0, Operation::EnterBarrier(enter), true, shared)
+            }
+            (_, 5 | 6) => {
+                let name = (*shared.dice.pick(locks)).to_owned();
+                query(place.0, Q::Leader(lock::LeaderRequest { namespace, name }), shared)
+            }
+            _ => latch(place.0, shared),
+        }
+    }
+
+    /// A call was answered.
+    pub(crate) fn told(&mut self, answer: &Answer) {
+        let Some(answer::Answer::BarrierSeen(seen)) = &answer.answer else { return };
+        self.stage = match (std::mem::take(&mut self.stage), seen.inside, seen.tripped) {
+            (_, true, true) => Stage::In(seen.round),
+            (Stage::Enters(waiter), true, false) => {
+                Stage::Waits { round: seen.round, waiter, asked: false }
+            }
+            (stage @ Stage::Waits { .. }, true, false) => stage,
+            _ => Stage::Out,
+        };
+    }
+}
+
+/// Sets a latch, counts it down, waits for it, looks at it or deletes it.
+fn latch(of: &str, shared: &mut Shared) -> Step {
+    let (namespace, name, dice) = (of.to_owned(), LATCH.to_owned(), &mut shared.dice);
+    let operation = match dice.between(0, 19) {
+        0..=4 => {
+            let expected = dice.chance(300).then(|| dice.between(0, 3));
+            let count = dice.between(1, 4);
+            let set =
+                lock::SetLatchRequest { namespace, name, count, expected, ..Default::default() };
+            Operation::SetLatch(set)
+        }
+        5 => Operation::DeleteLatch(lock::DeleteLatchRequest { namespace, name, request_id: None }),
+        6 | 7 => return query(of, Q::GetLatch(lock::GetLatchRequest { namespace, name }), shared),
+        8 | 9 => {
+            let (round, wait) = (0, dice.chance(700));
+            return parked(of, Q::AwaitLatch(AwaitLatch { namespace, name, round, wait }), shared);
+        }
+        _ => {
+            let (by, round) = (dice.between(0, 2), dice.between(0, 40).saturating_sub(20));
+            let down = lock::CountDownRequest { namespace, name, by, round, ..Default::default() };
+            Operation::CountDown(down)
+        }
+    };
+    command(of, operation, true, shared)
+}
+
+/// A campaign for the lock that an Acquire in mode EXCLUSIVE asks for.
+pub(crate) fn campaign(acquire: Request, text: String) -> Request {
+    acquire.map(|operation| match operation {
+        Operation::Acquire(acquire) => Operation::Campaign(lock::CampaignRequest {
+            namespace: acquire.namespace,
+            session_id: acquire.session_id,
+            name: acquire.name,
+            value: Some(of_text(text)),
+            wait_ms: acquire.wait_ms,
+            request_id: None,
+            lock_delay_ms: acquire.lock_delay_ms,
+        }),
+        other => other,
+    })
+}
+
+/// A holder says something else.
+pub(crate) fn proclaim(of: &str, hold: (u64, &str, u64), text: String, shared: &Shared) -> Step {
+    let (session_id, name, fencing_token) = (hold.0, hold.1.to_owned(), hold.2);
+    let proclaim = lock::ProclaimRequest {
+        namespace: of.to_owned(),
+        session_id,
+        name,
+        fencing_token,
+        value: Some(of_text(text)),
+        request_id: None,
+    };
+    command(of, Operation::Proclaim(proclaim), true, shared)
+}
+
+fn of_text(text: String) -> Value {
+    Value { kind: Some(value::Kind::Text(text)) }
+}
+
+fn command(of: &str, operation: Operation, idempotent: bool, shared: &Shared) -> Step {
+    Step::unjudged(shared.router.of_locks(of, operation), idempotent)
+}
+
+fn query(of: &str, query: Q, shared: &Shared) -> Step {
+    Step::unjudged(shared.router.ask_locks(of, query), false)
+}
+
+fn parked(of: &str, asked: Q, shared: &mut Shared) -> Step {
+    let wait_us = wait(&mut shared.dice);
+    Step { wait_us, once: true, ..query(of, asked, shared) }
+}
+
+fn wait(dice: &mut Dice) -> u64 {
+    dice.between(1, WAIT_MS_MAX) * MILLISECOND
+}
