@@ -53,7 +53,7 @@ pub(crate) struct RunArgs {
     /// The lock, 1 to 255 bytes.
     name: String,
     /// Another lock to acquire together with it, all or none, in a mode of its own or that of --mode; may be given up to 7 times.
-    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_delimiter = ',', value_parser = with)]
+    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_parser = with)]
     with: Vec<With>,
     /// How soon another may have the lock when this program dies, 100 ms to 24 h.
     #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "10s", value_parser = duration)]
