@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 37] = [
+pub const ALL: [Reason; 38] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -75,6 +75,7 @@ pub const ALL: [Reason; 37] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::AlreadyWaiting,
     Reason::Fenced,
     Reason::FenceNotValidated,
     Reason::PositionCompacted,
@@ -273,6 +274,11 @@ impl Reason {
                 (C::Unimplemented, Never, "This cluster does not serve that service (--services).")
             }
             Self::PermissionDenied => (C::PermissionDenied, Never, "The caller may not do this."),
+            Self::AlreadyWaiting => (
+                C::FailedPrecondition,
+                Never,
+                "The session waits for a lock by another call, and one of the two wants several locks: let the other end first. Metadata `lock` is its name.",
+            ),
             Self::PositionCompacted => (
                 C::OutOfRange,
                 Never,

@@ -57,7 +57,7 @@ pub(crate) struct ClientArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct FenceArgs {
     /// Lock and fencing token of a grant: refused once a newer holder has used the same data. Without a token, the one in
-    /// TREFOIL_FENCING_TOKEN, which `trefoil lock run` sets.
+    /// TREFOIL_LOCKS or TREFOIL_FENCING_TOKEN, which `trefoil lock run` sets.
     #[arg(long, env = "TREFOIL_FENCE", value_name = "LOCK:TOKEN", value_parser = fence)]
     fence: Option<Fence>,
 }
@@ -78,10 +78,13 @@ impl FenceArgs {
     }
 }
 
-/// A lock with a token behind its last colon, or in the variable that `trefoil lock run` sets.
+/// A lock with a token behind its last colon, or in the variables that `trefoil lock run` sets.
 fn fence(text: &str) -> Result<Fence, String> {
-    let given = std::env::var("TREFOIL_FENCING_TOKEN").ok();
-    fence_of(text, given.as_deref())
+    let locks = std::env::var("TREFOIL_LOCKS").unwrap_or_default();
+    let of_several = locks.lines().filter_map(|line| line.rsplit_once(':'));
+    let mut of_several = of_several.filter(|(lock, _)| *lock == text);
+    let given = of_several.next().map(|(_, token)| token.to_owned());
+    fence_of(text, given.or_else(|| std::env::var("TREFOIL_FENCING_TOKEN").ok()).as_deref())
 }
 
 fn fence_of(text: &str, given: Option<&str>) -> Result<Fence, String> {

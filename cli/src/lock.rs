@@ -10,6 +10,7 @@ use trefoil_client::{Error, Guard, Lock, LockMode, OpenSession, WaitPlace};
 use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
+use crate::lock_set::{self, Wanted, With, with};
 use crate::lock_view;
 use crate::output::{self, Format, Report};
 use crate::run::RunArgs;
@@ -17,7 +18,8 @@ use crate::run::RunArgs;
 /// What to do with a lock.
 #[derive(Debug, Subcommand)]
 pub(crate) enum LockCommand {
-    /// Acquire a lock and leave it held until its TTL is over or it is released; exits with 2 when another holds it.
+    /// Acquire a lock, or several of them, all or none, and leave it held until its TTL is over or it is released; exits with
+    /// 2 when another holds it.
     Acquire(AcquireArgs),
     /// Change the mode of what acquire left held; exits with 2 when others are in the way.
     Convert(ConvertArgs),
@@ -92,6 +94,9 @@ impl From<Mode> for LockMode {
 pub(crate) struct AcquireArgs {
     /// The lock, 1 to 255 bytes.
     name: String,
+    /// Another lock to acquire together with it, all or none, in a mode of its own or that of --mode; may be given up to 7 times.
+    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_parser = with)]
+    with: Vec<With>,
     /// How long it stays held, 100 ms to 24 h.
     #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
     ttl: Duration,
@@ -256,13 +261,18 @@ async fn acquire(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let locks = connect(client).await?.locks();
-    let open = locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
+    let open = locks.open_session(args.ttl).owner(args.owner.as_str()).lock_delay(args.lock_delay);
     let session = with_metadata(open, args.metadata).await?;
-    let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
+    let wanted = Wanted { name: args.name, mode: args.mode, with: args.with, wait: args.wait };
+    if !wanted.with.is_empty() {
+        return lock_set::acquire(wanted, session, args.progress, format).await;
+    }
+    let name = wanted.name;
+    let lock = session.lock(name.as_str()).mode(args.mode.into()).wait(args.wait);
     let Some(guard) = acquire_lock(lock, args.progress).await? else {
         session.close().await?;
         let missed = Acquired {
-            lock: args.name,
+            lock: name,
             acquired: false,
             mode: None,
             session_id: None,
@@ -273,7 +283,7 @@ async fn acquire(
         return Ok(ExitCode::from(NOTHING));
     };
     let acquired = Acquired {
-        lock: args.name,
+        lock: name,
         acquired: true,
         mode: Some(mode_name(guard.mode())),
         session_id: Some(session.id()),
@@ -287,14 +297,13 @@ async fn acquire(
 
 /// Acquires, and says meanwhile how many stand before the call where that is wanted.
 pub(crate) async fn acquire_lock(lock: Lock, progress: bool) -> Result<Option<Guard>, Error> {
-    if !progress {
-        return lock.acquire().await;
-    }
-    let tell = |place: WaitPlace| {
-        let more = if place.or_more { " or more" } else { "" };
-        output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
-    };
-    lock.acquire_telling(tell).await
+    if progress { lock.acquire_telling(tell).await } else { lock.acquire().await }
+}
+
+/// Says how many stand before a call.
+pub(crate) fn tell(place: WaitPlace) {
+    let more = if place.or_more { " or more" } else { "" };
+    output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
 }
 
 /// A session to be opened, with facts for operators.

@@ -133,6 +133,8 @@ struct Waiter {
     converts: bool,
     waiting_ms: u64,
     remaining_ms: u64,
+    /// Locks that it wants together.
+    locks: u32,
 }
 
 #[derive(Serialize)]
@@ -282,8 +284,9 @@ impl From<LockHolder> for Holder {
 impl From<LockWaiter> for Waiter {
     fn from(waiter: LockWaiter) -> Self {
         let mode = mode_name(waiter.mode());
-        let LockWaiter { session_id, owner, converts, waiting_ms, remaining_ms, .. } = waiter;
-        Self { session_id, owner, mode, converts, waiting_ms, remaining_ms }
+        let LockWaiter { session_id, owner, converts, waiting_ms, remaining_ms, locks, .. } =
+            waiter;
+        Self { session_id, owner, mode, converts, waiting_ms, remaining_ms, locks }
     }
 }
 
@@ -359,7 +362,11 @@ impl Report for Described {
             vec!["holds".to_owned(), session, owner, of.mode.to_owned(), ms(of.held_ms), token]
         });
         let waiters = self.waiters.iter().map(|of| {
-            let what = if of.converts { "converts" } else { "waits" }.to_owned();
+            let what = match (of.converts, of.locks) {
+                (true, _) => "converts".to_owned(),
+                (false, locks) if locks > 1 => format!("waits for {locks}"),
+                (false, _) => "waits".to_owned(),
+            };
             let more = format!("{} more", ms(of.remaining_ms));
             let (session, owner) = (of.session_id.to_string(), of.owner.clone());
             vec![what, session, owner, of.mode.to_owned(), ms(of.waiting_ms), more]

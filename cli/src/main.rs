@@ -13,6 +13,7 @@ mod election;
 mod health;
 mod latch;
 mod lock;
+mod lock_set;
 mod lock_view;
 mod lock_watch;
 mod manual;

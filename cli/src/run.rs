@@ -18,12 +18,13 @@ use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
-use trefoil_client::Guard;
+use trefoil_client::{Guard, Guards};
 
 use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
 use crate::exit::{Failure, LOST, NOTHING};
-use crate::lock::{Mode, acquire_lock, with_metadata};
+use crate::lock::{Mode, with_metadata};
+use crate::lock_set::{Wanted, With, with};
 use crate::output;
 
 /// Exit code of a shell for a command that does not exist.
@@ -51,6 +52,9 @@ pub(crate) enum OnLost {
 pub(crate) struct RunArgs {
     /// The lock, 1 to 255 bytes.
     name: String,
+    /// Another lock to acquire together with it, all or none, in a mode of its own or that of --mode; may be given up to 7 times.
+    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_parser = with)]
+    with: Vec<With>,
     /// How soon another may have the lock when this program dies, 100 ms to 24 h.
     #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "10s", value_parser = duration)]
     ttl: Duration,
@@ -110,7 +114,8 @@ pub(crate) struct RunArgs {
         value_parser = entry
     )]
     metadata: Vec<(String, String)>,
-    /// The command and its arguments. It finds its token in TREFOIL_FENCING_TOKEN, the lock in TREFOIL_LOCK.
+    /// The command and its arguments. It finds its token in TREFOIL_FENCING_TOKEN, the lock in TREFOIL_LOCK, and each
+    /// lock with its token in TREFOIL_LOCKS.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -131,28 +136,29 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
     let locks = connect(client).await?.locks();
     let open = locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
     let session = with_metadata(open, args.metadata).await?;
-    let lock = session.lock(args.name.as_str()).mode(args.mode.into()).wait(args.wait);
-    let acquire = acquire_lock(lock, args.progress);
+    let wanted = Wanted { name: args.name, mode: args.mode, with: args.with, wait: args.wait };
     let acquired = tokio::select! {
-        acquired = acquire => acquired?,
+        acquired = wanted.acquire(&session, args.progress) => acquired?,
         Some(signal) = signals.recv() => {
             session.close().await?;
             return Ok(ExitCode::from(code_of_signal(signal.as_raw())));
         }
     };
-    let Some(guard) = acquired else {
+    let Some(guards) = acquired else {
         session.close().await?;
-        return Err(Failure::new(format!("{} is held by another", args.name))
+        let names = wanted.names();
+        let is_missed = if names.len() == 1 { "is held by another" } else { "are not all free" };
+        return Err(Failure::new(format!("{} {is_missed}", names.join(", ")))
             .next("Wait longer for it with --wait.")
             .code(NOTHING));
     };
     let orders = Orders { on_lost: args.on_lost, grace: args.grace, on_request: args.on_request };
-    let ended = match Job::start(&args.command, &guard) {
-        Ok(mut job) => job.watch(&guard, &mut signals, orders).await,
+    let ended = match Job::start(&args.command, &wanted.name, &guards) {
+        Ok(mut job) => job.watch(&wanted.names().join(", "), &guards, &mut signals, orders).await,
         Err(failure) => Err(failure),
     };
-    if guard.remaining() > Duration::ZERO
-        && let Err(error) = guard.release().await
+    if guards.remaining() > Duration::ZERO
+        && let Err(error) = guards.release().await
     {
         output::note(&format!("trefoil: the lock was not released: {error}"));
     }
@@ -181,15 +187,18 @@ struct Job {
 }
 
 impl Job {
-    fn start(command: &[OsString], guard: &Guard) -> Result<Self, Failure> {
+    fn start(command: &[OsString], name: &str, guards: &Guards) -> Result<Self, Failure> {
         let (program, arguments) =
             command.split_first().ok_or_else(|| Failure::usage("a command is missing after --"))?;
         let leads = !std::io::stdin().is_terminal();
+        let token = guards.get(name).map_or(0, Guard::token);
+        let tokens = guards.iter().map(|guard| format!("{}:{}", guard.name(), guard.token()));
         let mut command = Command::new(program);
         command
             .args(arguments)
-            .env("TREFOIL_FENCING_TOKEN", guard.token().to_string())
-            .env("TREFOIL_LOCK", guard.name())
+            .env("TREFOIL_FENCING_TOKEN", token.to_string())
+            .env("TREFOIL_LOCK", name)
+            .env("TREFOIL_LOCKS", tokens.collect::<Vec<_>>().join("\n"))
             .kill_on_drop(true);
         if leads {
             command.process_group(0);
@@ -205,7 +214,8 @@ impl Job {
     /// Waits for the end of the command, and ends it when the lock is lost.
     async fn watch(
         &mut self,
-        guard: &Guard,
+        names: &str,
+        guards: &Guards,
         signals: &mut mpsc::Receiver<Signal>,
         orders: Orders,
     ) -> Result<ExitCode, Failure> {
@@ -218,7 +228,7 @@ impl Job {
                     return Ok(ExitCode::from(code(status)));
                 }
                 Some(signal) = signals.recv() => self.forward(signal),
-                asked = guard.release_requested(), if listens => {
+                asked = guards.release_requested(), if listens => {
                     // Once is enough.
                     listens = false;
                     let why = if asked.reason.is_empty() { "no reason given" } else { &asked.reason };
@@ -227,15 +237,14 @@ impl Job {
                         self.signal(Signal::TERM);
                     }
                 }
-                () = guard.lost(), if !is_warned => {
-                    let name = guard.name();
+                () = guards.lost(), if !is_warned => {
                     if orders.on_lost == OnLost::Warn {
-                        output::note(&format!("trefoil: the lock {name} was lost, and the command goes on"));
+                        output::note(&format!("trefoil: the lock {names} was lost, and the command goes on"));
                         is_warned = true;
                         continue;
                     }
                     self.end(orders.on_lost, orders.grace).await;
-                    return Err(Failure::new(format!("the lock {name} was lost, so the command was ended"))
+                    return Err(Failure::new(format!("the lock {names} was lost, so the command was ended"))
                         .next("Look at `trefoil status`; a longer --ttl outlasts longer faults.")
                         .code(LOST));
                 }

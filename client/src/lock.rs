@@ -227,6 +227,7 @@ impl Lock {
             request_id: None,
             mode: self.mode.into(),
             lock_delay_ms: self.lock_delay.map(millis),
+            locks: Vec::new(),
         }
     }
 
@@ -302,7 +303,12 @@ impl Guard {
     /// Ends when somebody asks for the lock, and says who and why; also where that was before this call. The lock stays held:
     /// whether to release it is up to the holder. The first such call of a session opens a stream to the cluster.
     pub async fn release_requested(&self) -> ReleaseAsked {
-        self.session.release_requested(&self.name, self.first_token).await
+        self.session.release_requested(&[self.asked_by()]).await
+    }
+
+    /// What a request to release it names: the lock, and a token of this hold.
+    pub(crate) fn asked_by(&self) -> (&str, u64) {
+        (&self.name, self.first_token)
     }
 
     /// Releases the lock.

@@ -13,13 +13,14 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{
-    CloseSessionRequest, KeepAliveRequest, OpenSessionRequest, ReleaseAsked,
+    CloseSessionRequest, KeepAliveRequest, LockMode, LockWish, OpenSessionRequest, ReleaseAsked,
 };
 
 use crate::asked;
 use crate::barrier::Barrier;
 use crate::election::Election;
 use crate::lock::Lock;
+use crate::lock_set::LockSet;
 use crate::{Client, Error};
 
 /// Time between two renewals, as a share of the TTL.
@@ -105,6 +106,14 @@ impl Session {
         Barrier::new(self.clone(), name.into(), parties)
     }
 
+    /// Several locks that this session is to hold together, in mode EXCLUSIVE: at most 8, with those that [`LockSet::and`]
+    /// adds.
+    pub fn locks<N: Into<String>>(&self, names: impl IntoIterator<Item = N>) -> LockSet {
+        let mode = LockMode::Exclusive.into();
+        let wish = |name: N| LockWish { name: name.into(), mode };
+        LockSet::new(self.clone(), names.into_iter().map(wish).collect())
+    }
+
     /// How long the session lives for certain if nothing more is heard; never too long.
     #[must_use]
     pub fn remaining(&self) -> Duration {
@@ -140,18 +149,21 @@ impl Session {
         self.shared.end();
     }
 
-    /// Ends when somebody asks for a lock of this session, under this token or a later one of the same hold.
-    pub(crate) async fn release_requested(&self, name: &str, token: u64) -> ReleaseAsked {
+    /// Ends when somebody asks for one of these locks of this session, under its token or a later one of the same hold.
+    pub(crate) async fn release_requested(&self, locks: &[(&str, u64)]) -> ReleaseAsked {
         let shared = &self.shared;
         let listen = || shared.runtime.spawn(asked::listen(Arc::downgrade(shared))).abort_handle();
         shared.listener.get_or_init(listen);
-        let of_lock = |requests: &BTreeMap<String, ReleaseAsked>| {
-            requests.get(name).filter(|asked| asked.fencing_token >= token).cloned()
+        let of_locks = |requests: &BTreeMap<String, ReleaseAsked>| {
+            let asked = |(name, token): &(&str, u64)| {
+                requests.get(*name).filter(|asked| asked.fencing_token >= *token).cloned()
+            };
+            locks.iter().find_map(asked)
         };
         let mut requests = shared.requests.subscribe();
-        let found = requests.wait_for(|requests| of_lock(requests).is_some()).await;
+        let found = requests.wait_for(|requests| of_locks(requests).is_some()).await;
         // The sender lives in `self`.
-        found.ok().and_then(|requests| of_lock(&requests)).unwrap_or_default()
+        found.ok().and_then(|requests| of_locks(&requests)).unwrap_or_default()
     }
 
     pub(crate) fn client(&self) -> &Client {

@@ -90,6 +90,30 @@ fn mode(mode: i32) -> Result<(), Refusal> {
     }
 }
 
+fn default_mode(mode: &mut i32) {
+    if *mode == i32::from(lock::LockMode::Unspecified) {
+        *mode = lock::LockMode::Exclusive.into();
+    }
+}
+
+/// Refuses a list of locks that no call may ask for.
+pub(crate) fn wishes(locks: &[lock::LockWish]) -> Result<(), Refusal> {
+    if locks.len() > l::LOCKS_PER_ACQUIRE_MAX {
+        return Err(invalid("locks", format_args!("at most {} locks", l::LOCKS_PER_ACQUIRE_MAX)));
+    }
+    for (n, wish) in locks.iter().enumerate() {
+        let name = format!("locks[{n}].name");
+        text(&name, &wish.name, 1, l::NAME_BYTES_MAX)?;
+        if locks[..n].iter().any(|other| other.name == wish.name) {
+            return Err(invalid(&name, "another name than those before it"));
+        }
+        if lock::LockMode::try_from(wish.mode).is_err() {
+            return Err(invalid(&format!("locks[{n}].mode"), MODES));
+        }
+    }
+    Ok(())
+}
+
 fn page_size(size: &mut u32) -> Result<(), Refusal> {
     if *size == 0 {
         *size = l::PAGE_ITEMS_DEFAULT;
@@ -199,12 +223,19 @@ impl Check for lock::AcquireRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
         some_id("session_id", self.session_id)?;
-        text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
-        number("wait_ms", self.wait_ms, 0, l::WAIT_MS_MAX)?;
-        if self.mode == i32::from(lock::LockMode::Unspecified) {
-            self.set_mode(lock::LockMode::Exclusive);
+        if self.locks.is_empty() {
+            text("name", &self.name, 1, l::NAME_BYTES_MAX)?;
+            default_mode(&mut self.mode);
+            mode(self.mode)?;
+        } else {
+            if !self.name.is_empty() || self.mode != i32::from(lock::LockMode::Unspecified) {
+                let field = if self.name.is_empty() { "mode" } else { "name" };
+                return Err(invalid(field, "left out where locks are named"));
+            }
+            self.locks.iter_mut().for_each(|wish| default_mode(&mut wish.mode));
+            wishes(&self.locks)?;
         }
-        mode(self.mode)?;
+        number("wait_ms", self.wait_ms, 0, l::WAIT_MS_MAX)?;
         number("lock_delay_ms", self.lock_delay_ms(), 0, l::LOCK_DELAY_MS_MAX)?;
         request_id(self.request_id.as_ref())
     }

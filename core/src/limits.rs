@@ -65,6 +65,7 @@ limits! {
     ACQUIRES_PER_CLAIM_MAX: usize = 16, "Calls of one session that wait for the same lock.";
     RELEASE_REQUESTS_MAX: usize = 1_000, "Holders that one RequestRelease asks.";
     WAITERS_COUNTED_MAX: usize = 1_000, "Waiters that are counted to tell a call its place in line.";
+    LOCKS_PER_ACQUIRE_MAX: usize = 8, "Locks that one Acquire asks for, all or none: few enough that all that one grant or one cancel of them ends fits a command.";
     DEADLOCK_STEPS_MAX: usize = 1_000, "Waits, waiters and holders that the search for a deadlock looks at; a request whose search ends there waits, for its wait_ms at most.";
     DEADLOCK_EDGES_MAX: usize = 16, "Sessions of a deadlock that are named; its length counts all.";
     DEADLOCKS_KEPT_MAX: u64 = 100, "Deadlocks of a namespace that are remembered.";

@@ -29,7 +29,9 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use self::lock_line::{Line, acquire, in_slot, line_id, many, mode_of, open, operation, question};
+use self::lock_line::{
+    Line, acquire, acquire_all, in_slot, line_id, many, mode_of, open, operation, question,
+};
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
 use self::support::{Harness, command, request_id, show_answer};
@@ -97,7 +99,11 @@ impl goldenscript::Runner for Runner {
                 String::new()
             }
             Line::Crowd { name, count, ttl, wait, mode } => {
-                self.crowd(name, *count, *ttl, *wait, mode_of(mode.as_deref()))
+                let mode = mode_of(mode.as_deref());
+                self.crowd(*count, *ttl, |id| acquire(id, name.clone(), *wait, mode))
+            }
+            Line::CrowdAll { locks, count, ttl, wait } => {
+                self.crowd(*count, *ttl, |id| acquire_all(id, locks, *wait, None))
             }
             Line::Hoard { sessions, locks, ttl } => self.hoard(*sessions, *locks, *ttl),
             Line::Garbage => self.garbage(),
@@ -298,7 +304,7 @@ impl Runner {
         self.last_of(commands)
     }
 
-    fn crowd(&mut self, name: &str, count: u64, ttl: u64, wait: u64, mode: LockMode) -> String {
+    fn crowd(&mut self, count: u64, ttl: u64, acquire: impl Fn(u64) -> Operation) -> String {
         let first = self.harness.apply(vec![in_slot(open(ttl), None)]);
         let Some(Outcome::Answered(Answer { answer: Some(answer::Answer::OpenSession(opened)) })) =
             first.outcomes.first()
@@ -307,7 +313,7 @@ impl Runner {
         };
         let ids = opened.session_id..opened.session_id + count;
         let mut commands = (1..count).map(|_| in_slot(open(ttl), None)).collect::<Vec<_>>();
-        commands.extend(ids.map(|id| in_slot(acquire(id, name.to_owned(), wait, mode), None)));
+        commands.extend(ids.map(|id| in_slot(acquire(id), None)));
         self.last_of(commands)
     }
 
@@ -485,9 +491,15 @@ impl Runner {
 
 fn waiter_name(command: &Command) -> String {
     let (session_id, name, how) = match &command.operation {
-        Some(Operation::Acquire(request)) => (request.session_id, &request.name, "for"),
-        Some(Operation::Campaign(request)) => (request.session_id, &request.name, "for"),
-        Some(Operation::Convert(request)) => (request.session_id, &request.name, "to convert"),
+        Some(Operation::Acquire(request)) if !request.locks.is_empty() => {
+            let names = request.locks.iter().map(|wish| wish.name.as_str()).collect::<Vec<_>>();
+            (request.session_id, names.join("+"), "for")
+        }
+        Some(Operation::Acquire(request)) => (request.session_id, request.name.clone(), "for"),
+        Some(Operation::Campaign(request)) => (request.session_id, request.name.clone(), "for"),
+        Some(Operation::Convert(request)) => {
+            (request.session_id, request.name.clone(), "to convert")
+        }
         _ => panic!("only an acquire, a campaign or a convert waits"),
     };
     let id = command.request_id.as_ref().map(|id| format!(" {}/{}", id.client, id.sequence));
@@ -505,6 +517,12 @@ fn show(answer: &Answer) -> String {
         Some(A::OpenSession(opened)) => format!("session {}", opened.session_id),
         Some(A::KeepAlive(alive)) => format!("alive for {} ms", alive.remaining_ms),
         Some(A::CloseSession(closed)) => format!("closed, released {}", closed.released),
+        Some(A::Acquire(acquire)) if !acquire.locks.is_empty() => {
+            let lock = |of: &api::LockGrant| {
+                format!(" {}{} {}", of.name, operator::weak(of.mode()), of.fencing_token)
+            };
+            format!("acquired all:{}", acquire.locks.iter().map(lock).collect::<String>())
+        }
         Some(A::Acquire(acquire)) if acquire.acquired => {
             format!("acquired{}, token {}", operator::weak(acquire.mode()), acquire.fencing_token)
         }
@@ -522,7 +540,9 @@ fn show(answer: &Answer) -> String {
             "not acquired, no holder".to_owned()
         }
         Some(A::Acquire(acquire)) => {
-            format!("not acquired, held with token {}", acquire.holder_token)
+            let held = if acquire.held_lock.is_empty() { "" } else { ": " };
+            let held = format!("{held}{}", acquire.held_lock);
+            format!("not acquired, held with token {}{held}", acquire.holder_token)
         }
         Some(A::Release(_)) => "released".to_owned(),
         Some(A::Proclaim(_)) => "proclaimed".to_owned(),

@@ -27,7 +27,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat};
 use self::lock_state::LockState;
-use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, steps};
+use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, acquire, steps};
 use self::lock_watch::Watcher;
 use self::support::{Harness, command};
 
@@ -37,6 +37,8 @@ const NAMESPACES: [&str; 2] = ["x", "y"];
 #[derive(Debug, Default)]
 struct Seen {
     handoffs: u64,
+    several: u64,
+    let_go: u64,
     converted: u64,
     shared: u64,
     deadlocks: u64,
@@ -84,6 +86,8 @@ fn a_machine_does_what_its_model_does() {
     let seen = seen.into_inner();
     let rarest = [
         seen.handoffs,
+        seen.several,
+        seen.let_go,
         seen.converted,
         seen.shared,
         seen.deadlocks,
@@ -198,16 +202,8 @@ impl World {
                     request_id: None,
                 })
             }
-            Step::Acquire { session: pick, lock, wait_ms, mode, delay_ms } => {
-                Operation::Acquire(api::AcquireRequest {
-                    namespace,
-                    session_id: session(pick),
-                    name: LOCKS[*lock].to_owned(),
-                    wait_ms: *wait_ms,
-                    request_id: None,
-                    mode: (*mode).into(),
-                    lock_delay_ms: *delay_ms,
-                })
+            Step::Acquire { session: pick, .. } | Step::AcquireAll { session: pick, .. } => {
+                Operation::Acquire(acquire(step, namespace, session(pick)))
             }
             Step::Convert { session: pick, lock, wait_ms, mode, token } => {
                 let name = (namespace, LOCKS[*lock].to_owned());
@@ -260,24 +256,30 @@ impl World {
             matches!(command.operation, Some(Operation::Acquire(_) | Operation::Convert(_)))
         };
         let Some(n) = self.pick_sent(sent, waits) else { return };
-        let (namespace, session_id, name, mode, converts) = match self.sent[n].operation.clone() {
-            Some(Operation::Acquire(r)) => (r.namespace, r.session_id, r.name, r.mode, false),
-            Some(Operation::Convert(r)) => (r.namespace, r.session_id, r.name, r.mode, true),
+        let mut cancel = match self.sent[n].operation.clone() {
+            Some(Operation::Acquire(request)) => CancelAcquire {
+                namespace: request.namespace,
+                session_id: request.session_id,
+                name: request.name,
+                mode: request.mode,
+                locks: request.locks,
+                ..CancelAcquire::default()
+            },
+            Some(Operation::Convert(request)) => CancelAcquire {
+                namespace: request.namespace,
+                session_id: request.session_id,
+                name: request.name,
+                mode: request.mode,
+                converts: true,
+                ..CancelAcquire::default()
+            },
             _ => return,
         };
-        let mut waiter = self.sent[n].request_id.clone();
-        if let Some(id) = &mut waiter {
+        cancel.waiter = self.sent[n].request_id.clone();
+        if let Some(id) = &mut cancel.waiter {
             id.attempt = id.attempt.saturating_sub(u32::from(is_late));
         }
-        let cancel = CancelAcquire {
-            namespace: namespace.clone(),
-            session_id,
-            name,
-            waiter,
-            mode,
-            converts,
-        };
-        let slot = slot::of_locks(&namespace);
+        let slot = slot::of_locks(&cancel.namespace);
         self.pending.push(command(slot, 1, None, Operation::CancelAcquire(cancel)));
     }
 
@@ -399,12 +401,24 @@ impl World {
             match (expected.seat, expected.answer) {
                 (None, _) => self.seen.undone += 1,
                 (Some(_), Said::Granted(_)) => self.seen.handoffs += 1,
+                (Some(_), Said::GrantedAll(_)) => self.seen.several += 1,
                 (Some(_), Said::Converted(_)) => self.seen.converted += 1,
                 (Some(_), Said::GaveUp(_)) => self.seen.timeouts += 1,
+                (Some(_), _) if names_lock(&settled.answer) => self.seen.let_go += 1,
                 (Some(_), _) => self.seen.expired_waits += 1,
             }
         }
         assert!(expected.is_empty(), "these should be settled: {expected:?}");
+    }
+
+    fn are_granted(&mut self, locks: &[api::LockGrant], grants: &[(String, Grant)]) -> bool {
+        let mut both = locks.iter().zip(grants);
+        locks.len() == grants.len()
+            && both.all(|(lock, (name, grant))| {
+                lock.name == *name
+                    && lock.mode() == self.model.modes[*grant]
+                    && self.is_token(*grant, lock.fencing_token)
+            })
     }
 
     /// Whether the machine says what the model says; a grant's token is learned where it is told first.
@@ -416,9 +430,15 @@ impl World {
             (A::CloseSession(closed), Said::Closed(released)) => closed.released == *released,
             (A::Acquire(acquire), Said::Granted(grant)) => {
                 acquire.acquired
+                    && acquire.locks.is_empty()
                     && acquire.holder_token == 0
                     && acquire.mode() == self.model.modes[*grant]
                     && self.is_token(*grant, acquire.fencing_token)
+            }
+            (A::Acquire(acquire), Said::GrantedAll(grants)) => {
+                acquire.acquired
+                    && acquire.fencing_token == 0
+                    && self.are_granted(&acquire.locks, grants)
             }
             (A::Acquire(acquire), Said::Held(holder)) => {
                 let no_grant = !acquire.acquired && acquire.fencing_token == 0;
@@ -511,6 +531,8 @@ impl World {
 impl Seen {
     fn add(&mut self, other: &Self) {
         self.handoffs += other.handoffs;
+        self.several += other.several;
+        self.let_go += other.let_go;
         self.converted += other.converted;
         self.shared += other.shared;
         self.deadlocks += other.deadlocks;
@@ -523,6 +545,11 @@ impl Seen {
         self.forgotten += other.forgotten;
         self.undone += other.undone;
     }
+}
+
+/// A refusal of a wait for several locks, because its session let go of one.
+fn names_lock(answer: &Answer) -> bool {
+    matches!(&answer.answer, Some(answer::Answer::Refusal(refusal)) if refusal.metadata.contains_key("lock"))
 }
 
 fn convert(

@@ -9,6 +9,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 pub use trefoil_proto::internal::v1::{Access, Action};
 use trefoil_proto::internal::v1::{Refusal, query};
+use trefoil_proto::lock::v1::{AcquireRequest, LockWish};
 
 use crate::node::work::{Work, refusal};
 
@@ -31,6 +32,13 @@ pub enum Resource<'a> {
         /// Its name.
         name: &'a str,
     },
+    /// Several locks of one call: each is decided about by itself.
+    Locks {
+        /// Their namespace.
+        namespace: &'a str,
+        /// Their names.
+        locks: &'a [LockWish],
+    },
     /// One queue.
     Queue {
         /// Its namespace.
@@ -50,14 +58,35 @@ pub enum Resource<'a> {
 }
 
 impl<'a> Resource<'a> {
+    /// What an Acquire asks for: one lock, or several.
+    pub(crate) fn of_acquire(request: &'a AcquireRequest) -> Self {
+        let AcquireRequest { namespace, name, locks, .. } = request;
+        match locks.as_slice() {
+            [] => Self::Lock { namespace, name },
+            locks => Self::Locks { namespace, locks },
+        }
+    }
+
     /// Namespace and name; empty where there is none.
     fn names(self) -> (&'a str, &'a str) {
         match self {
-            Self::Namespace(namespace) => (namespace, ""),
+            Self::Namespace(namespace) | Self::Locks { namespace, .. } => (namespace, ""),
             Self::Lock { namespace, name } | Self::Queue { namespace, name } => (namespace, name),
             Self::Key { namespace, key } => (namespace, key),
             Self::Cluster => ("", ""),
         }
+    }
+
+    /// Asks about each lock of several, and about everything else once.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub(crate) fn each(
+        self,
+        mut decide: impl FnMut(Self) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let Self::Locks { namespace, locks } = self else { return decide(self) };
+        locks.iter().try_for_each(|wish| decide(Resource::Lock { namespace, name: &wish.name }))
     }
 }
 
@@ -75,12 +104,21 @@ pub fn authorize(_: &Principal, _: Action, _: Resource<'_>) -> Result<(), Refusa
 /// What travels with a call that was allowed.
 pub(crate) fn access(principal: &Principal, action: Action, resource: Resource<'_>) -> Access {
     let (namespace, name) = resource.names();
+    let names = match resource {
+        Resource::Locks { locks, .. } => names(locks),
+        _ => Vec::new(),
+    };
     Access {
         address: principal.address.map(|address| address.to_string()).unwrap_or_default(),
         action: action.into(),
         namespace: namespace.to_owned(),
         name: name.to_owned(),
+        names,
     }
+}
+
+fn names(locks: &[LockWish]) -> Vec<String> {
+    locks.iter().map(|wish| wish.name.clone()).collect()
 }
 
 /// Decides about a call that another node took in and forwarded.
@@ -101,7 +139,14 @@ pub(crate) fn forwarded(
         "" => None,
         text => Some(text.parse().map_err(|_| denied("the caller's address is malformed"))?),
     };
-    authorizer(&Principal { address }, access.action(), resource(access))
+    let principal = Principal { address };
+    if access.names.is_empty() {
+        return authorizer(&principal, access.action(), resource(access));
+    }
+    access.names.iter().try_for_each(|name| {
+        let on = Resource::Lock { namespace: &access.namespace, name };
+        authorizer(&principal, access.action(), on)
+    })
 }
 
 fn resource(access: &Access) -> Resource<'_> {
@@ -228,7 +273,19 @@ fn covers(access: &Access, work: &Work) -> bool {
             None => (&[], None),
         },
     };
+    let several = match work {
+        Work::Command(command) => match &command.operation {
+            Some(O::Acquire(r)) => r.locks.as_slice(),
+            Some(O::CancelAcquire(r)) => r.locks.as_slice(),
+            _ => &[],
+        },
+        Work::Query(query) => match &query.operation {
+            Some(query::Query::FindPlace(r)) => r.locks.as_slice(),
+            _ => &[],
+        },
+    };
     actions.contains(&access.action())
+        && self::names(several) == access.names
         && names
             .is_none_or(|(namespace, name)| *namespace == access.namespace && name == access.name)
 }
@@ -363,5 +420,33 @@ mod tests {
             assert_eq!((access.address.as_str(), access.action()), ("[::1]:7001", action));
             assert_eq!(resource(&access), on);
         }
+    }
+
+    #[test]
+    fn each_of_several_locks_is_decided_about() {
+        let wish = |name: &str| LockWish { name: name.to_owned(), ..Default::default() };
+        let acquire = |locks: &[LockWish]| {
+            command(Operation::Acquire(AcquireRequest {
+                namespace: "a".to_owned(),
+                locks: locks.to_vec(),
+                ..Default::default()
+            }))
+        };
+        let only_b: Authorizer = |_, _, on| match on {
+            Resource::Lock { namespace: "a", name: "b" } => Ok(()),
+            _ => Err(refusal(Reason::PermissionDenied, "not that one")),
+        };
+        let (b, both) = ([wish("b")], [wish("b"), wish("c")]);
+        let decide = |locks: &[LockWish], asked: &[LockWish]| {
+            let on = Resource::Locks { namespace: "a", locks };
+            let principal = Principal::default();
+            let here = on.each(|on| only_b(&principal, Action::UseLock, on));
+            let access = access(&principal, Action::UseLock, on);
+            (here.is_ok(), forwarded(only_b, Some(&access), &acquire(asked)).is_ok())
+        };
+        assert_eq!(decide(&b, &b), (true, true));
+        assert_eq!(decide(&both, &both), (false, false));
+        assert_eq!(decide(&b, &both), (true, false), "another call than was decided about");
+        assert_eq!(decide(&b, &[]), (true, false));
     }
 }

@@ -88,6 +88,33 @@ async fn a_call_is_told_its_place_and_then_its_grant() {
     assert!(matches!(step(&mut free).await.unwrap(), Step::Answer(answer) if answer.acquired));
 }
 
+fn wish(name: &str) -> lock::LockWish {
+    lock::LockWish { name: name.to_owned(), ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_call_for_several_locks_is_told_its_place_where_most_stand_before_it() {
+    let served = three().await;
+    unary(&served.channel, Operation::Acquire(acquire(2, "b", 0))).await.unwrap();
+    let mut before = stream(&served, acquire(2, "a", 60_000)).await.unwrap();
+    assert_eq!(ahead(&mut before).await, 0);
+    let locks = vec![wish("b"), wish("a")];
+    let both = AcquireRequest { locks, ..acquire(3, "", 60_000) };
+    let mut both = stream(&served, both).await.unwrap();
+    assert_eq!(ahead(&mut both).await, 1);
+
+    unary(&served.channel, Operation::Release(release(1, "a"))).await.unwrap();
+    let Step::Answer(answer) = step(&mut before).await.unwrap() else { panic!() };
+    assert!(answer.acquired);
+    assert_eq!(ahead(&mut both).await, 0);
+    for name in ["a", "b"] {
+        unary(&served.channel, Operation::Release(release(2, name))).await.unwrap();
+    }
+    let Step::Answer(answer) = step(&mut both).await.unwrap() else { panic!() };
+    let names = answer.locks.iter().map(|grant| grant.name.as_str()).collect::<Vec<_>>();
+    assert!(answer.acquired && names == ["b", "a"], "{answer:?}");
+}
+
 #[tokio::test]
 async fn who_hangs_up_waits_no_longer() {
     let served = three().await;
@@ -147,6 +174,9 @@ async fn who_may_not_use_a_lock_may_not_wait_for_it() {
     let served = serve(Setup { authorizer: deny, ..Setup::default() }).await;
     unary(&served.channel, Operation::OpenSession(open_session(60_000))).await.unwrap();
     let denied = stream(&served, acquire(1, "a", 0)).await.unwrap_err();
+    assert_eq!(from_status(&denied).unwrap().reason(), Reason::PermissionDenied);
+    let both = AcquireRequest { locks: vec![wish("b"), wish("a")], ..acquire(1, "", 0) };
+    let denied = stream(&served, both).await.unwrap_err();
     assert_eq!(from_status(&denied).unwrap().reason(), Reason::PermissionDenied);
     let ask = Operation::RequestRelease(lock::RequestReleaseRequest {
         name: "a".to_owned(),

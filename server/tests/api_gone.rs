@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation as Command;
+use trefoil_proto::lock::v1::LockWish;
 use trefoil_proto::pipeline::v1::OpenRequest;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
@@ -52,6 +53,23 @@ async fn a_unary_acquire_that_is_hung_up_is_cancelled() {
     call.abort();
     served.fake.logged(is_cancel).await;
     nobody_waits(&served, holder).await;
+}
+
+#[tokio::test]
+async fn an_acquire_of_several_locks_that_is_hung_up_is_cancelled_for_all() {
+    let (served, holder, waiter) = contended().await;
+    let channel = served.channel.clone();
+    let wish = |name: &str| LockWish { name: name.to_owned(), ..Default::default() };
+    let mut request = acquire(waiter, "", 60_000);
+    request.locks = vec![wish("k"), wish("l")];
+    let call = tokio::spawn(async move { unary(&channel, Operation::Acquire(request)).await });
+    served.fake.logged(|c| matches!(c, Command::Acquire(a) if a.wait_ms > 0)).await;
+    call.abort();
+    let Command::CancelAcquire(cancel) = served.fake.logged(is_cancel).await else { panic!() };
+    assert_eq!(cancel.locks.iter().map(|wish| &wish.name).collect::<Vec<_>>(), ["k", "l"]);
+    nobody_waits(&served, holder).await;
+    let free = unary(&served.channel, Operation::Acquire(acquire(holder, "k", 0))).await;
+    assert!(matches!(free, Ok(Outcome::Acquire(acquired)) if acquired.acquired));
 }
 
 #[tokio::test]

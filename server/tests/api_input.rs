@@ -68,7 +68,17 @@ fn bad_locks() -> Vec<(Operation, &'static str, &'static str)> {
         ),
         (Operation::Release(release(0, "l")), "session_id", "set"),
         (open(|request| request.lock_delay_ms = 60_001), "lock_delay_ms", "0 to 60000"),
+        (several("l", &["a"]), "name", "left out where locks are named"),
+        (several("", &["a", ""]), "locks[1].name", "1 to 255 bytes"),
+        (several("", &["a", "b", "a"]), "locks[2].name", "another name than those before it"),
+        (several("", &["a"; 9]), "locks", "at most 8 locks"),
     ]
+}
+
+fn several(name: &str, locks: &[&str]) -> Operation {
+    let wish = |name: &&str| lock::LockWish { name: (*name).to_owned(), ..Default::default() };
+    let locks = locks.iter().map(wish).collect();
+    Operation::Acquire(lock::AcquireRequest { locks, ..acquire(1, name, 0) })
 }
 
 /// The same for modes, and for what operators ask.
@@ -78,6 +88,23 @@ fn bad_modes_and_questions() -> Vec<(Operation, &'static str, &'static str)> {
             Operation::Acquire(lock::AcquireRequest { mode: 4, ..acquire(1, "l", 0) }),
             "mode",
             "SHARED, UPDATE or EXCLUSIVE",
+        ),
+        (
+            Operation::Acquire(lock::AcquireRequest {
+                locks: vec![lock::LockWish { name: "l".to_owned(), mode: 4 }],
+                ..acquire(1, "", 0)
+            }),
+            "locks[0].mode",
+            "SHARED, UPDATE or EXCLUSIVE",
+        ),
+        (
+            Operation::Acquire(lock::AcquireRequest {
+                mode: 1,
+                locks: vec![lock::LockWish { name: "l".to_owned(), mode: 1 }],
+                ..acquire(1, "", 0)
+            }),
+            "mode",
+            "left out where locks are named",
         ),
         (
             Operation::Convert(convert(1, "l", lock::LockMode::Unspecified)),

@@ -12,7 +12,7 @@ use trefoil_proto::internal::v1::{
     AckLease, Answer, AwaitReady, CancelAcquire, Catalogue, CheckedFence, Command, DequeueFrom,
     EnqueueTo, FindMark, FindQueue, ForceStep, OpenPartition, Query, ReleaseHeld, TouchFence,
 };
-use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::lock::v1::{self as lock, LockMode};
 use trefoil_proto::queue::v1 as queue;
 
 use crate::check::history::{Action, Delivery, Outcome};
@@ -224,23 +224,22 @@ impl Router {
     /// Takes back an Acquire or a Convert whose caller is gone; none for other actions.
     #[must_use]
     pub fn cancel(self, action: &Action, waiter: RequestId) -> Option<Request> {
-        let (namespace, session_id, name, mode, converts) = match action {
-            Action::Acquire { namespace, session, lock, mode, .. } => {
-                (namespace, *session, lock, *mode, false)
+        let mut cancel = CancelAcquire { waiter: Some(waiter), ..CancelAcquire::default() };
+        let (namespace, session) = match action {
+            Action::Acquire { namespace, session, lock, mode, .. }
+            | Action::Convert { namespace, session, lock, mode, .. } => {
+                cancel.name.clone_from(lock);
+                cancel.set_mode(*mode);
+                cancel.converts = matches!(action, Action::Convert { .. });
+                (namespace, session)
             }
-            Action::Convert { namespace, session, lock, mode, .. } => {
-                (namespace, *session, lock, *mode, true)
+            Action::AcquireAll { namespace, session, locks, .. } => {
+                cancel.locks = wishes(locks);
+                (namespace, session)
             }
             _ => return None,
         };
-        let cancel = CancelAcquire {
-            namespace: namespace.clone(),
-            session_id,
-            name: name.clone(),
-            waiter: Some(waiter),
-            mode: mode.into(),
-            converts,
-        };
+        (cancel.namespace, cancel.session_id) = (namespace.clone(), *session);
         Some(self.command(slot::of_locks(namespace), Operation::CancelAcquire(cancel)))
     }
 
@@ -343,6 +342,18 @@ impl Router {
                     request_id: None,
                     mode: mode.into(),
                     lock_delay_ms: delay_ms,
+                    locks: Vec::new(),
+                };
+                (namespace, Operation::Acquire(acquire))
+            }
+            Action::AcquireAll { namespace, session, locks, wait_ms, delay_ms } => {
+                let acquire = lock::AcquireRequest {
+                    namespace: namespace.clone(),
+                    session_id: session,
+                    wait_ms,
+                    lock_delay_ms: delay_ms,
+                    locks: wishes(&locks),
+                    ..Default::default()
                 };
                 (namespace, Operation::Acquire(acquire))
             }
@@ -385,6 +396,14 @@ impl Router {
     }
 }
 
+fn wishes(locks: &[(String, LockMode)]) -> Vec<lock::LockWish> {
+    let wish = |(name, mode): &(String, LockMode)| lock::LockWish {
+        name: name.clone(),
+        mode: (*mode).into(),
+    };
+    locks.iter().map(wish).collect()
+}
+
 fn of_text(text: &str) -> Value {
     Value { kind: Some(value::Kind::Text(text.to_owned())) }
 }
@@ -408,6 +427,13 @@ pub fn outcome(answer: Answer) -> Outcome {
         A::OpenSession(opened) => Outcome::SessionOpened { session: opened.session_id },
         A::KeepAlive(kept) => Outcome::Renewed { remaining_ms: kept.remaining_ms },
         A::CloseSession(_) => Outcome::SessionClosed,
+        A::Acquire(acquired) if !acquired.locks.is_empty() => {
+            let grants = acquired.locks.into_iter().map(|grant| {
+                let mode = grant.mode();
+                (grant.name, grant.fencing_token, mode)
+            });
+            Outcome::AcquiredAll { grants: grants.collect() }
+        }
         A::Acquire(acquired) if acquired.acquired => {
             Outcome::Acquired { token: acquired.fencing_token, mode: acquired.mode() }
         }

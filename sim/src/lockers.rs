@@ -1,4 +1,4 @@
-//! A lock client: up to two locks at a time, in all modes, and all that the lock service can do with them.
+//! A lock client: up to three locks at a time, in all modes, and all that the lock service can do with them.
 
 use trefoil_core::limits::SESSION_TTL_MS_MIN;
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -15,7 +15,7 @@ use crate::roles::{Wish, step};
 /// Namespaces of locks of a run.
 pub const NAMESPACES: [&str; 2] = ["left", "right"];
 /// Locks of each namespace.
-const LOCKS: [&str; 2] = ["door", "gate"];
+const LOCKS: [&str; 3] = ["door", "gate", "hatch"];
 /// Modes, from the weakest on.
 const MODES: [LockMode; 3] = [LockMode::Shared, LockMode::Update, LockMode::Exclusive];
 /// Longest wait for a lock, in ms.
@@ -120,6 +120,9 @@ impl Locker {
             1 => dice.chance(300),
             _ => false,
         };
+        if wants_more && dice.chance(250) {
+            return self.acquire_all(session, dice);
+        }
         if wants_more {
             let (lock, mode) = ((*dice.pick(&free)).to_owned(), *dice.pick(&MODES));
             let delay_ms = dice.chance(300).then(|| delay(dice));
@@ -141,6 +144,27 @@ impl Locker {
         Action::Release { namespace, session, lock, token }
     }
 
+    /// Two or three locks in any order, those included that it holds.
+    fn acquire_all(&self, session: u64, dice: &mut Dice) -> Action {
+        let mut names = LOCKS.to_vec();
+        let mut locks = Vec::new();
+        for _ in 0..dice.between(2, LOCKS.len() as u64) {
+            let name = *dice.pick(&names);
+            names.retain(|other| *other != name);
+            let held = self.held.iter().find(|held| held.lock == name);
+            // Mostly as it has it: another mode may be refused.
+            let mode = held.filter(|_| dice.chance(800)).map(|held| held.mode);
+            locks.push((name.to_owned(), mode.unwrap_or_else(|| *dice.pick(&MODES))));
+        }
+        Action::AcquireAll {
+            namespace: self.namespace.clone(),
+            session,
+            locks,
+            wait_ms: wait(dice),
+            delay_ms: dice.chance(300).then(|| delay(dice)),
+        }
+    }
+
     /// A recorded call was answered.
     pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
         match (action, outcome) {
@@ -160,6 +184,13 @@ impl Locker {
                 self.seen = *token;
                 self.held.retain(|held| held.lock != *lock);
                 self.held.push(Held { lock: lock.clone(), token: *token, mode: *mode });
+            }
+            (_, Outcome::AcquiredAll { grants }) => {
+                for (lock, token, mode) in grants {
+                    self.seen = *token;
+                    self.held.retain(|held| held.lock != *lock);
+                    self.held.push(Held { lock: lock.clone(), token: *token, mode: *mode });
+                }
             }
             (Action::Release { lock, .. }, Outcome::Released)
             | (

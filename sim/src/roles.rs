@@ -179,10 +179,7 @@ impl Role {
 
 pub(crate) fn step(action: Action, request: Request) -> Step {
     let idempotent = !action.is_read() && !matches!(action, Action::KeepAlive { .. });
-    let wait_us = match &action {
-        Action::Acquire { wait_ms, .. } | Action::Convert { wait_ms, .. } => wait_ms * MILLISECOND,
-        _ => 0,
-    };
+    let wait_us = action.wait_ms() * MILLISECOND;
     Step { action: Some(action), idempotent, wait_us, ..Step::unjudged(request, false) }
 }
 

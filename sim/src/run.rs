@@ -246,6 +246,11 @@ impl World {
                 | history::Outcome::Converted { mode, .. } => {
                     self.stats.shared_grants += u64::from(*mode == LockMode::Shared);
                 }
+                history::Outcome::AcquiredAll { grants } => {
+                    self.stats.together += 1;
+                    let shared = grants.iter().filter(|(.., mode)| *mode == LockMode::Shared);
+                    self.stats.shared_grants += shared.count() as u64;
+                }
                 history::Outcome::Validated { .. } | history::Outcome::Described { .. } => {
                     self.stats.lock_reads += 1;
                 }

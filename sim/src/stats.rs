@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What a thousand seeds must have met at least; of everything else once.
-const FLOORS: [(&str, u64); 19] = [
+const FLOORS: [(&str, u64); 20] = [
     ("leaders", 5_000),
     ("snapshots_installed", 500),
     ("installs_interrupted", 5),
@@ -13,6 +13,7 @@ const FLOORS: [(&str, u64); 19] = [
     ("full_disks", 50),
     ("sync_errors", 50),
     ("shared_grants", 5_000),
+    ("together", 2_000),
     ("conversions", 5_000),
     ("deadlocks", 500),
     ("delays", 300),
@@ -98,6 +99,7 @@ stats! {
     not_leader: "Refusals of a node that does not lead.",
     grants: "Locks granted.",
     shared_grants: "Locks granted or converted to mode SHARED, as clients were told.",
+    together: "Acquires of several locks that got all, as clients were told.",
     conversions: "Grants whose mode was changed.",
     deadlocks: "Waits that were refused because they would have closed a circle.",
     delays: "Grants that ended with a lock delay.",

@@ -143,6 +143,8 @@ async fn the_command_line_shows_fences() {
     // Under `lock run` the token is known.
     let put = format!("{TREFOIL} cache put other v --fence run");
     done(&["lock", "run", "run", "--", "sh", "-c", &put]);
+    let put = format!("{TREFOIL} cache put other w --fence with");
+    done(&["lock", "run", "run", "--with", "with", "--", "sh", "-c", &put]);
     let (code, _, error) = run_command(&cluster, &["cache", "get", "k", "--fence", "job"]);
     assert!(code == 64 && error.contains("TREFOIL_FENCING_TOKEN"), "{code} {error}");
 }

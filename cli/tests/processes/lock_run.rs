@@ -61,6 +61,35 @@ async fn the_second_command_starts_after_the_first_has_ended() {
 }
 
 #[tokio::test]
+async fn a_command_runs_under_several_locks() {
+    let cluster = Cluster::start().await;
+    let both = ["--with", "part", "--with", "rates:shared"];
+    let told = "echo $TREFOIL_LOCK $TREFOIL_FENCING_TOKEN; echo \"$TREFOIL_LOCKS\"";
+    let arguments = [&["lock", "run", "job"][..], &both, &["--", "sh", "-c", told]].concat();
+    let (code, said, error) = run(&cluster, &arguments);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(said.lines().collect::<Vec<_>>(), ["job 1", "job:1", "part:2", "rates:3"]);
+
+    // They were released; now another holds one of them, and shares another.
+    let (code, said, error) =
+        run(&cluster, &["-o", "json", "lock", "acquire", "part", "--with", "rates:shared"]);
+    assert_eq!(code, 0, "{error}");
+    let said = serde_json::from_str::<serde_json::Value>(&said).unwrap();
+    assert!(said["acquired"] == true && said["session_id"].is_u64(), "{said}");
+    let second = &said["locks"][1];
+    assert!(second["lock"] == "rates" && second["mode"] == "shared", "{said}");
+    let missed = [&["lock", "acquire", "job"][..], &both].concat();
+    let (code, said, _) = run(&cluster, &missed);
+    assert_eq!((code, said.trim()), (2, "job, part, rates are not all free"));
+    let (code, ..) =
+        run(&cluster, &["lock", "acquire", "job", "--with", "rates", "--mode", "shared"]);
+    assert_eq!(code, 0);
+    let missed = [&["lock", "run", "x", "--wait", "0s"][..], &both, &["--", "true"]].concat();
+    let (code, _, error) = run(&cluster, &missed);
+    assert!(code == 2 && error.contains("x, part, rates are not all free"), "{code} {error}");
+}
+
+#[tokio::test]
 async fn a_holder_that_is_killed_gives_way_after_its_ttl_to_a_larger_token() {
     const TTL: Duration = Duration::from_secs(3);
     let cluster = Cluster::start().await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::Value as Json;
-use trefoil_client::{LineState, Message, Reason};
+use trefoil_client::{Guard, LineState, Message, Reason};
 
 use crate::support::{Cluster, eventually, run};
 
@@ -32,6 +32,16 @@ async fn all_three_services_through_the_client() {
     guard.release().await.unwrap();
     let second = waiting.await.unwrap().unwrap().expect("it was released");
     assert!(second.token() > token);
+    second.release().await.unwrap();
+    let wait = Duration::from_secs(10);
+    let both = session.locks(["printer", "scanner"]).acquire().await.unwrap().expect("free");
+    assert_eq!(other.locks(["tray", "scanner"]).acquire().await.unwrap().map(|_| ()), None);
+    let waiting = tokio::spawn(other.locks(["tray", "scanner"]).wait(wait).acquire());
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let token = both.get("scanner").map(Guard::token);
+    both.release().await.unwrap();
+    let second = waiting.await.unwrap().unwrap().expect("all are released");
+    assert!(second.get("scanner").map(Guard::token) > token && second.get("tray").is_some());
     second.release().await.unwrap();
     session.close().await.unwrap();
     let refused = client.locks().release(other.id(), "printer", 0).await.unwrap_err();

@@ -6,8 +6,8 @@ use crate::support::{Fake, header, refusal};
 use tokio::time::{Instant, timeout};
 use trefoil_client::proto::common::v1::Reason;
 use trefoil_client::proto::lock::v1::{
-    AcquireResponse, CloseSessionResponse, ConvertResponse, KeepAliveResponse, LockMode,
-    OpenSessionResponse, ReleaseResponse,
+    AcquireResponse, CloseSessionResponse, ConvertResponse, KeepAliveResponse, LockGrant, LockMode,
+    LockWish, OpenSessionResponse, ReleaseResponse,
 };
 use trefoil_client::proto::pipeline::v1::Call;
 use trefoil_client::proto::pipeline::v1::call::Operation;
@@ -23,12 +23,27 @@ fn answers(call: &Call) -> Option<Outcome> {
         Operation::OpenSession(open) => {
             Outcome::OpenSession(OpenSessionResponse { header, session_id: 9, ttl_ms: open.ttl_ms })
         }
+        Operation::Acquire(acquire) if !acquire.locks.is_empty() => {
+            let grant = |(n, wish): (usize, &LockWish)| LockGrant {
+                name: wish.name.clone(),
+                fencing_token: 5 + n as u64,
+                mode: wish.mode,
+            };
+            let locks = acquire.locks.iter().enumerate().map(grant).collect();
+            let acquired = true;
+            Outcome::Acquire(AcquireResponse {
+                header,
+                acquired,
+                locks,
+                ..AcquireResponse::default()
+            })
+        }
         Operation::Acquire(_) => Outcome::Acquire(AcquireResponse {
             header,
             acquired: true,
             fencing_token: 4,
-            holder_token: 0,
             mode: LockMode::Exclusive.into(),
+            ..AcquireResponse::default()
         }),
         _ => return None,
     })
@@ -169,4 +184,41 @@ async fn a_converted_guard_has_the_mode_and_the_token_of_its_new_grant() {
         matches!(&call.operation, Some(Operation::Release(release)) if release.fencing_token == 7),
         "{call:?}"
     );
+}
+
+#[tokio::test]
+async fn guards_of_several_locks_release_each_with_its_token() {
+    let mut fake = Fake::answering(answers);
+    let client = Client::connect([fake.endpoint()]).await.unwrap();
+    let session = client.locks().open_session(TTL).await.unwrap();
+    let acquire = || session.locks(["a", "b"]).and("c", LockMode::Shared).acquire();
+    let guards = acquire().await.unwrap().expect("all are free");
+    let tokens = ["a", "b", "c", "d"].map(|name| guards.get(name).map(Guard::token));
+    assert_eq!(tokens, [Some(5), Some(6), Some(7), None]);
+    assert_eq!(guards.iter().last().map(Guard::mode), Some(LockMode::Shared));
+
+    // One that was lost keeps none of the others.
+    let release = tokio::spawn(guards.release());
+    for (name, token) in [("c", 7), ("b", 6), ("a", 5)] {
+        let (stream, call) = fake.call().await;
+        let Some(Operation::Release(request)) = &call.operation else { panic!("{call:?}") };
+        assert_eq!((request.name.as_str(), request.fencing_token), (name, token));
+        let answer = if name == "c" {
+            refusal(Reason::NotHolder, &[("holder_token", "9")])
+        } else {
+            Outcome::Release(ReleaseResponse { header: header(1) })
+        };
+        fake.reply(stream, call.id, answer).await;
+    }
+    assert_eq!(release.await.unwrap().unwrap_err().reason(), Some(Reason::NotHolder));
+
+    drop(acquire().await.unwrap());
+    let mut names = Vec::new();
+    for _ in 0..3 {
+        let (_, call) = fake.call().await;
+        let Some(Operation::Release(request)) = call.operation else { panic!("{call:?}") };
+        names.push((request.name, request.fencing_token));
+    }
+    names.sort();
+    assert_eq!(names, [("a".to_owned(), 5), ("b".to_owned(), 6), ("c".to_owned(), 7)]);
 }

@@ -124,6 +124,7 @@ fn locks_name_field_and_limit() {
         request_id: id(),
         mode: 3,
         lock_delay_ms: Some(l::LOCK_DELAY_MS_MAX),
+        locks: Vec::new(),
     };
     assert_refused(
         &acquire,

@@ -47,6 +47,24 @@ pub enum Line {
         #[arg(key)]
         delay: Option<u64>,
     },
+    /// Several locks, all or none: names with their modes, as "a b:shared".
+    AcquireAll {
+        session: u64,
+        locks: String,
+        #[arg(key, optional)]
+        wait: u64,
+        #[arg(key)]
+        id: Option<String>,
+        #[arg(key)]
+        delay: Option<u64>,
+    },
+    /// The caller of an acquire-all is gone.
+    CancelAll {
+        session: u64,
+        locks: String,
+        #[arg(key)]
+        id: Option<String>,
+    },
     Campaign {
         session: u64,
         name: String,
@@ -171,6 +189,23 @@ pub enum Line {
         #[arg(key)]
         mode: Option<String>,
     },
+    /// Opens as many sessions, each of which then waits for all locks.
+    CrowdAll {
+        locks: String,
+        count: u64,
+        #[arg(key)]
+        ttl: u64,
+        #[arg(key)]
+        wait: u64,
+    },
+    /// A session waits to convert each of the locks as often, every time for another client.
+    ConvertMany {
+        session: u64,
+        locks: String,
+        count: u64,
+        #[arg(key)]
+        wait: u64,
+    },
     /// Opens as many sessions, each of which acquires as many locks of its own.
     Hoard {
         sessions: u64,
@@ -229,6 +264,11 @@ pub enum Line {
         #[arg(key)]
         mode: Option<String>,
     },
+    /// The same for a call that waits for several locks.
+    PlaceAll {
+        session: u64,
+        locks: String,
+    },
     /// Deadlocks between sessions 1 and 2 over two locks, over and over.
     Deadlock {
         #[arg(key)]
@@ -272,6 +312,7 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 request_id: None,
                 mode: mode_of(mode.as_deref()).into(),
                 lock_delay_ms: *delay,
+                locks: Vec::new(),
             })
         }
         Line::Campaign { session, name, value: says, wait, .. } => {
@@ -282,6 +323,16 @@ pub fn operation(line: &Line) -> Option<Operation> {
             let says = says.as_deref().or(long.as_deref()).map(text);
             Operation::Proclaim(proclaim(*session, name.clone(), *token, says))
         }
+        Line::AcquireAll { session, locks, wait, delay, .. } => {
+            acquire_all(*session, locks, *wait, *delay)
+        }
+        Line::CancelAll { session, locks, id } => Operation::CancelAcquire(CancelAcquire {
+            namespace,
+            session_id: *session,
+            waiter: id.as_deref().map(request_id),
+            locks: wishes(locks),
+            ..Default::default()
+        }),
         Line::Convert { session, name, mode, token, wait, .. } => {
             Operation::Convert(api::ConvertRequest {
                 namespace,
@@ -316,6 +367,7 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 waiter: id.as_deref().map(request_id),
                 mode: mode_of(mode.as_deref()).into(),
                 converts: *converts,
+                locks: Vec::new(),
             })
         }
         _ => return None,
@@ -355,6 +407,13 @@ pub fn question(line: &Line) -> Option<Q> {
             name: name.clone(),
             waiter: id.as_deref().map(request_id),
             mode: mode_of(mode.as_deref()).into(),
+            locks: Vec::new(),
+        }),
+        Line::PlaceAll { session, locks } => Q::FindPlace(FindPlace {
+            namespace,
+            session_id: *session,
+            locks: wishes(locks),
+            ..Default::default()
         }),
         Line::Asked { session, after } => Q::FindReleaseRequests(FindReleaseRequests {
             namespace,
@@ -373,6 +432,7 @@ pub fn line_id(line: &Line) -> Option<RequestId> {
         | Line::Acquire { id, .. }
         | Line::Campaign { id, .. }
         | Line::Proclaim { id, .. }
+        | Line::AcquireAll { id, .. }
         | Line::Convert { id, .. }
         | Line::Release { id, .. } => id.as_deref().map(request_id),
         _ => None,
@@ -401,6 +461,7 @@ pub fn acquire(session_id: u64, name: String, wait_ms: u64, mode: LockMode) -> O
         request_id: None,
         mode: mode.into(),
         lock_delay_ms: None,
+        locks: Vec::new(),
     })
 }
 
@@ -460,6 +521,46 @@ pub fn many(line: &Line) -> Option<Vec<Command>> {
             let id = |n| Some(request_id(&format!("{client}/{n}")));
             (1..=*count).map(|n| in_slot(open(*ttl), id(n))).collect()
         }
+        Line::ConvertMany { session, locks, count, wait } => {
+            let each = wishes(locks).into_iter();
+            let all = each.flat_map(|wish| (1..=*count).map(move |n| (wish.name.clone(), n)));
+            let commands = all.map(|(name, n)| {
+                let id = request_id(&format!("{name}-{n}/1"));
+                in_slot(convert(*session, name, LockMode::Exclusive, *wait), Some(id))
+            });
+            commands.collect()
+        }
         _ => return None,
+    })
+}
+
+/// The locks that a script names, each with its mode.
+pub fn wishes(locks: &str) -> Vec<api::LockWish> {
+    let wish = |lock: &str| {
+        let (name, mode) = lock.split_once(':').unwrap_or((lock, "exclusive"));
+        api::LockWish { name: name.to_owned(), mode: mode_of(Some(mode)).into() }
+    };
+    locks.split_whitespace().map(wish).collect()
+}
+
+pub fn acquire_all(session_id: u64, locks: &str, wait_ms: u64, delay: Option<u64>) -> Operation {
+    Operation::Acquire(api::AcquireRequest {
+        namespace: "default".to_owned(),
+        session_id,
+        wait_ms,
+        lock_delay_ms: delay,
+        locks: wishes(locks),
+        ..Default::default()
+    })
+}
+
+pub fn convert(session_id: u64, name: String, mode: LockMode, wait_ms: u64) -> Operation {
+    Operation::Convert(api::ConvertRequest {
+        namespace: "default".to_owned(),
+        session_id,
+        name,
+        mode: mode.into(),
+        wait_ms,
+        ..Default::default()
     })
 }

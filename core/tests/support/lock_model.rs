@@ -7,16 +7,17 @@
 
 #[path = "lock_model_handoff.rs"]
 mod handoff;
+#[path = "lock_model_sessions.rs"]
+mod sessions;
 
 use std::collections::BTreeMap;
 
 use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS};
 use trefoil_core::machine::Counts;
-use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CancelAcquire, Command, ForceStep, LoseCaller, ReleaseHeld};
 use trefoil_proto::lock::v1::{self as api, LockMode};
-use trefoil_proto::reason::Retry;
 
 /// Names a grant.
 pub type Grant = usize;
@@ -31,6 +32,8 @@ pub enum Answer {
     Alive(u64),
     Closed(u32),
     Granted(Grant),
+    /// The lock and the grant of each, in the order of the request.
+    GrantedAll(Vec<(String, Grant)>),
     Held(Option<Grant>),
     Converted(Grant),
     NotConverted(Option<Grant>),
@@ -69,7 +72,7 @@ struct Lock {
     /// In the order of their grants.
     holders: Vec<Holder>,
     /// Those who convert stand first.
-    queue: Vec<Wait>,
+    queue: Vec<Seat>,
     /// In what mode holders had it that expired, and until when each keeps others out.
     delays: Vec<(LockMode, u64)>,
 }
@@ -91,7 +94,8 @@ struct Wait {
     session: u64,
     id: Id,
     seat: Seat,
-    mode: LockMode,
+    wants: Vec<Want>,
+    several: bool,
     converts: bool,
     lock_delay_ms: Option<u64>,
     since_ms: u64,
@@ -103,10 +107,19 @@ struct Wait {
     lost_ms: Option<u64>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+struct Want {
+    name: Name,
+    mode: LockMode,
+    /// The session holds it already: it stands in no queue for it.
+    held: bool,
+}
+
 /// What a call wants.
 struct Wish {
     session: u64,
-    mode: LockMode,
+    wants: Vec<Want>,
+    several: bool,
     id: Id,
     converts: bool,
     lock_delay_ms: Option<u64>,
@@ -141,6 +154,7 @@ pub struct Model {
     pub counts: Counts,
     sessions: BTreeMap<(String, u64), Session>,
     locks: BTreeMap<Name, Lock>,
+    waits: BTreeMap<Seat, Wait>,
     clients: BTreeMap<String, Client>,
 }
 
@@ -166,8 +180,7 @@ impl Model {
         self.counts = Counts::default();
         if is_new_term {
             self.grace_until_ms = now_ms + TERM_GRACE_MS;
-            let waits = self.locks.values_mut().flat_map(|lock| &mut lock.queue);
-            waits.for_each(|wait| wait.lost_ms = Some(now_ms));
+            self.waits.values_mut().for_each(|wait| wait.lost_ms = Some(now_ms));
         }
         let expires =
             |session: &Session| (session.renewed_at_ms + session.ttl_ms).max(self.grace_until_ms);
@@ -176,24 +189,23 @@ impl Model {
         let dead = dead.collect::<BTreeMap<_, _>>();
         self.counts.sessions_expired = dead.len() as u64;
         self.sessions.retain(|key, _| !dead.contains_key(key));
-        for name in self.locks.keys().cloned().collect::<Vec<_>>() {
-            let of_space = dead.iter().filter(|((namespace, _), _)| *namespace == name.0);
-            for ((_, session), delay_ms) in of_space {
+        for ((namespace, session), delay_ms) in dead {
+            for name in self.locks_of(&namespace) {
                 let lock = self.lock(&name);
-                if let Some(holder) = lock.holder(*session).cloned() {
-                    let delay_ms = holder.lock_delay_ms.unwrap_or(*delay_ms);
+                if let Some(holder) = lock.holder(session).cloned() {
+                    let delay_ms = holder.lock_delay_ms.unwrap_or(delay_ms);
                     lock.delays.push((holder.mode, now_ms + delay_ms));
                 }
-                self.forget_session(&name, *session);
             }
-            let queue = std::mem::take(&mut self.lock(&name).queue);
-            let (late, in_time) =
-                queue.into_iter().partition::<Vec<_>, _>(|wait| now_ms >= wait.deadline_ms);
-            self.lock(&name).queue = in_time;
-            self.hand_on(&name);
-            self.counts.lock_timeouts += late.len() as u64;
-            late.iter().for_each(|wait| self.give_up(wait));
+            self.forget_session(&namespace, session);
         }
+        let late = self.waits.values().filter(|wait| now_ms >= wait.deadline_ms).cloned();
+        for wait in late.collect::<Vec<_>>() {
+            self.leave(&wait);
+            self.counts.lock_timeouts += 1;
+            self.give_up(&wait);
+        }
+        self.hand_on();
     }
 
     /// One command of the entry.
@@ -252,60 +264,31 @@ impl Model {
         }
     }
 
-    fn open(&mut self, request: &api::OpenSessionRequest) -> Outcome {
-        let last = self.last_session.entry(request.namespace.clone()).or_default();
-        *last += 1;
-        let session = Session {
-            ttl_ms: request.ttl_ms,
-            renewed_at_ms: self.now_ms,
-            lock_delay_ms: request.lock_delay_ms,
-        };
-        self.sessions.insert((request.namespace.clone(), *last), session);
-        Outcome::Answer(Answer::Session(*last))
-    }
-
-    fn renew(&mut self, namespace: &str, id: u64) -> Result<u64, (Reason, Option<Grant>)> {
-        let session = self
-            .sessions
-            .get_mut(&(namespace.to_owned(), id))
-            .ok_or((Reason::SessionExpired, None))?;
-        if self.now_ms - session.renewed_at_ms >= session.ttl_ms / 4 {
-            session.renewed_at_ms = self.now_ms;
-        }
-        Ok(session.renewed_at_ms + session.ttl_ms - self.now_ms)
-    }
-
-    fn close(&mut self, namespace: &str, id: u64) -> Ruling {
-        self.sessions.remove(&(namespace.to_owned(), id)).ok_or((Reason::SessionExpired, None))?;
-        let released_before = self.counts.locks_released;
-        for name in
-            self.locks.keys().filter(|name| name.0 == namespace).cloned().collect::<Vec<_>>()
-        {
-            self.forget_session(&name, id);
-            self.hand_on(&name);
-        }
-        let released = self.counts.locks_released - released_before;
-        Ok(Outcome::Answer(Answer::Closed(u32::try_from(released).expect("few locks"))))
-    }
-
     fn acquire(&mut self, request: &api::AcquireRequest, id: Id) -> Ruling {
-        let (session, mode) = (request.session_id, request.mode());
+        let (session, several) = (request.session_id, !request.locks.is_empty());
         self.renew(&request.namespace, session)?;
-        let name = (request.namespace.clone(), request.name.clone());
-        let is_first = self.lock(&name).queue.is_empty();
-        if is_first && self.admits(&name, session, mode) && !self.lock(&name).has(session) {
-            self.grant(&name, session, mode, request.lock_delay_ms);
-        }
-        if let Some(holder) = self.lock(&name).holder(session) {
-            if holder.mode < mode {
-                return Err((Reason::ConvertNeeded, Some(holder.grant)));
+        let mut wants = wants(&request.namespace, &request.name, request.mode(), &request.locks);
+        for want in &mut wants {
+            if let Some(holder) = self.lock(&want.name).holder(session) {
+                if holder.mode < want.mode {
+                    return Err((Reason::ConvertNeeded, Some(holder.grant)));
+                }
+                want.held = true;
             }
-            holder.rely(&id);
-            return Ok(Outcome::Answer(Answer::Granted(holder.grant)));
         }
         let lock_delay_ms = request.lock_delay_ms;
-        let wish = Wish { session, mode, id, converts: false, lock_delay_ms };
-        self.enqueue(&name, wish, request.wait_ms)
+        let is_open = |want: &Want| {
+            let lock = self.locks.get(&want.name);
+            want.held
+                || lock.is_none_or(|lock| lock.queue.is_empty())
+                    && self.admits(&want.name, session, want.mode)
+        };
+        if wants.iter().all(is_open) {
+            let grants = self.grant_all(session, &wants, lock_delay_ms, &[id]);
+            return Ok(Outcome::Answer(granted(grants, several)));
+        }
+        let wish = Wish { session, wants, several, id, converts: false, lock_delay_ms };
+        self.enqueue(wish, request.wait_ms)
     }
 
     fn convert(&mut self, request: &api::ConvertRequest, id: Id) -> Ruling {
@@ -316,64 +299,83 @@ impl Model {
         if holder.mode == mode {
             return Ok(Outcome::Answer(Answer::Converted(holder.grant)));
         }
-        let lock = self.lock(&name);
-        let is_first = lock.queue.first().is_none_or(|wait| !wait.converts);
+        let first = self.lock(&name).queue.first().copied();
+        let is_first = first.is_none_or(|seat| !self.waits[&seat].converts);
         if mode < holder.mode || is_first && self.admits(&name, session, mode) {
             let grant = self.regrant(&name, session, mode);
-            self.hand_on(&name);
+            self.hand_on();
             return Ok(Outcome::Answer(Answer::Converted(grant)));
         }
-        let wish = Wish { session, mode, id, converts: true, lock_delay_ms: None };
-        self.enqueue(&name, wish, request.wait_ms)
+        let wants = vec![Want { name, mode, held: false }];
+        let (several, converts, lock_delay_ms) = (false, true, None);
+        let wish = Wish { session, wants, several, id, converts, lock_delay_ms };
+        self.enqueue(wish, request.wait_ms)
     }
 
-    fn enqueue(&mut self, name: &Name, wish: Wish, wait_ms: u64) -> Ruling {
-        let Wish { session, mode, id, converts, lock_delay_ms } = wish;
-        let (seats, index, now_ms) = (self.seats, self.index, self.now_ms);
+    fn enqueue(&mut self, wish: Wish, wait_ms: u64) -> Ruling {
+        let (seat, index, now_ms) = (self.seats, self.index, self.now_ms);
         // A free lock waits for its first waiter to come back.
-        let held = Outcome::Answer(not_got(converts, self.holder(name)));
-        let lock = self.lock(name);
-        let same = |wait: &&mut Wait| wait.is(session, &id, converts, mode);
-        if let Some(wait) = lock.queue.iter_mut().find(same)
-            && (id.is_some() || wait_ms > 0)
+        let wanted = wish.wants.iter().filter(|want| !want.held);
+        let held = wanted.filter_map(|want| self.holder(&want.name)).next();
+        let namespace = wish.wants[0].name.0.clone();
+        let same = self
+            .waits
+            .values_mut()
+            .find(|wait| wait.is(wish.session, &wish.id, wish.converts, wish.several, &wish.wants));
+        if let Some(wait) = same
+            && (wish.id.is_some() || wait_ms > 0)
         {
-            wait.callers += u32::from(id.is_none());
+            wait.callers += u32::from(wish.id.is_none());
             (wait.claimed_index, wait.lost_ms) = (index, None);
             let seat = wait.seat;
-            self.hand_on(name);
+            self.hand_on();
             return Ok(Outcome::Waits(seat));
         }
-        if wait_ms > 0 {
-            if lock.queue.iter().filter(|wait| wait.session == session).count()
-                >= ACQUIRES_PER_CLAIM_MAX
-            {
+        if wait_ms == 0 {
+            self.counts.locks_blocked += 1;
+            return Ok(Outcome::Answer(not_got(wish.converts, held)));
+        }
+        for want in &wish.wants {
+            let others = self.waits.values().filter(|wait| wait.session == wish.session);
+            let others = others.filter(|wait| wait.want(&want.name).is_some()).collect::<Vec<_>>();
+            if others.len() >= ACQUIRES_PER_CLAIM_MAX {
                 return Err((Reason::LimitReached, None));
             }
-            let converting = lock.queue.iter().take_while(|wait| wait.converts).count();
-            let place = if converts { converting } else { lock.queue.len() };
-            let wait = Wait {
-                session,
-                id,
-                seat: seats,
-                mode,
-                converts,
-                lock_delay_ms,
-                since_ms: now_ms,
-                deadline_ms: now_ms + wait_ms,
-                callers: 1,
-                claimed_index: index,
-                lost_ms: None,
-            };
-            lock.queue.insert(place, wait);
-            if self.is_in_circle(&name.0, session) {
-                self.lock(name).queue.remove(place);
-                self.counts.deadlocks += 1;
-                return Ok(Outcome::Answer(Answer::Refused(Reason::Deadlock, None)));
+            if others.iter().any(|wait| wish.several || wait.several) {
+                return Err((Reason::AlreadyWaiting, None));
             }
-            self.seats += 1;
         }
+        let Wish { session, wants, several, id, converts, lock_delay_ms } = wish;
+        let (since_ms, deadline_ms, claimed_index) = (now_ms, now_ms + wait_ms, index);
+        let wait = Wait {
+            session,
+            id,
+            seat,
+            wants,
+            several,
+            converts,
+            lock_delay_ms,
+            since_ms,
+            deadline_ms,
+            callers: 1,
+            claimed_index,
+            lost_ms: None,
+        };
+        for want in wait.wants.iter().filter(|want| !want.held) {
+            let queue = self.lock(&want.name).queue.clone();
+            let converting = queue.iter().take_while(|seat| self.waits[*seat].converts).count();
+            let place = if converts { converting } else { queue.len() };
+            self.lock(&want.name).queue.insert(place, seat);
+        }
+        self.waits.insert(seat, wait.clone());
+        if self.is_in_circle(&namespace, session) {
+            self.leave(&wait);
+            self.counts.deadlocks += 1;
+            return Ok(Outcome::Answer(Answer::Refused(Reason::Deadlock, None)));
+        }
+        self.seats += 1;
         self.counts.locks_blocked += 1;
-        Ok(if wait_ms > 0 { Outcome::Waits(seats) } else { held })
+        Ok(Outcome::Waits(seat))
     }
 
     fn force(&mut self, request: &ForceStep) -> Ruling {
@@ -391,7 +393,7 @@ impl Model {
         if request.fencing_token == 0 {
             self.lock(&name).delays.clear();
         }
-        self.hand_on(&name);
+        self.hand_on();
         self.counts.locks_forced += held.len() as u64;
         Ok(Outcome::Answer(Answer::Forced(u32::try_from(held.len()).expect("few sessions"))))
     }
@@ -401,7 +403,7 @@ impl Model {
         let name = (request.namespace.clone(), request.name.clone());
         self.named(&name, request.session_id, request.fencing_token)?;
         self.vacate(&name, request.session_id);
-        self.hand_on(&name);
+        self.hand_on();
         Ok(Outcome::Answer(Answer::Released))
     }
 
@@ -414,7 +416,7 @@ impl Model {
         let mut released = 0;
         for (name, session, _) in held.collect::<Vec<_>>() {
             self.vacate(&name, session);
-            self.hand_on(&name);
+            self.hand_on();
             released += 1;
         }
         Ok(Outcome::Answer(Answer::ReleasedHeld(released)))
@@ -447,16 +449,18 @@ impl Model {
                 return done;
             }
         }
-        let name = (request.namespace.clone(), request.name.clone());
-        let lock = self.lock(&name);
-        let same = |wait: &Wait| wait.is(request.session_id, &id, request.converts, request.mode());
-        if let Some(place) = lock.queue.iter().position(same) {
-            lock.queue[place].callers -= 1;
-            if lock.queue[place].callers == 0 {
-                let wait = lock.queue.remove(place);
+        let several = !request.locks.is_empty();
+        let wants = wants(&request.namespace, &request.name, request.mode(), &request.locks);
+        let session = request.session_id;
+        let same = |wait: &&mut Wait| wait.is(session, &id, request.converts, several, &wants);
+        if let Some(wait) = self.waits.values_mut().find(same) {
+            wait.callers -= 1;
+            let wait = wait.clone();
+            if wait.callers == 0 {
+                self.leave(&wait);
                 self.give_up(&wait);
             }
-            self.hand_on(&name);
+            self.hand_on();
             return done;
         }
         // Its client goes on with a grant that it has acknowledged.
@@ -464,33 +468,48 @@ impl Model {
             let floor = self.clients.get(&id.client).map_or(0, |client| client.floor);
             id.attempt < u32::MAX && id.sequence < floor
         });
-        if request.converts || is_in_use {
-            return done;
-        }
-        let lock = self.lock(&name);
-        let Some(holder) = lock.holder(request.session_id) else { return done };
-        if let Some(place) = holder.relying.iter().position(|other| *other == id) {
-            holder.relying.remove(place);
-            if holder.relying.is_empty() && !holder.is_kept {
-                self.vacate(&name, request.session_id);
-                self.hand_on(&name);
-            }
-            let answer = Answer::Held(self.holder(&name));
-            self.settle(None, &id, answer);
+        if !request.converts && !is_in_use {
+            self.cancel_grant(session, &wants, &id);
         }
         done
+    }
+
+    fn cancel_grant(&mut self, session: u64, wants: &[Want], id: &Id) {
+        let relied_on = |want: &&Want| {
+            let holder = self.locks.get(&want.name).and_then(|lock| lock.held_by(session));
+            holder.is_some_and(|holder| holder.relying.contains(id))
+        };
+        let names = wants.iter().filter(relied_on).map(|want| want.name.clone());
+        let names = names.collect::<Vec<_>>();
+        if names.is_empty() || id.is_none() && names.len() < wants.len() {
+            return;
+        }
+        for name in names {
+            let holder = self.lock(&name).holder(session).expect("it is relied on");
+            let place = holder.relying.iter().position(|other| other == id);
+            holder.relying.remove(place.expect("it is relied on"));
+            if holder.relying.is_empty() && !holder.is_kept {
+                self.vacate(&name, session);
+            }
+        }
+        self.hand_on();
+        let holder = wants.iter().filter_map(|want| self.holder(&want.name)).next();
+        self.settle(None, id, Answer::Held(holder));
     }
 
     fn lose_caller(&mut self, request: &LoseCaller) -> Outcome {
         let seat = self.places.get(&(request.namespace.clone(), request.ordinal)).copied();
         let now_ms = self.now_ms;
-        let mut waits = self.locks.values_mut().flat_map(|lock| &mut lock.queue);
-        if let Some(wait) = waits.find(|wait| Some(wait.seat) == seat)
+        if let Some(wait) = seat.and_then(|seat| self.waits.get_mut(&seat))
             && wait.claimed_index <= request.index
         {
             wait.lost_ms.get_or_insert(now_ms);
         }
         Outcome::Answer(Answer::Done)
+    }
+
+    fn locks_of(&self, namespace: &str) -> Vec<Name> {
+        self.locks.keys().filter(|name| name.0 == namespace).cloned().collect()
     }
 
     fn lock(&mut self, name: &Name) -> &mut Lock {
@@ -534,59 +553,34 @@ impl Model {
         let holder = holders.remove(place.expect("who converts holds the lock"));
         holders.push(Holder { grant, former: Some(holder.grant), mode, ..holder });
         self.counts.locks_converted += 1;
+        self.end_several(name, session, mode, &Answer::Refused(Reason::ConvertNeeded, Some(grant)));
         grant
-    }
-
-    /// A session is gone: it waits no more and holds nothing.
-    fn forget_session(&mut self, name: &Name, session: u64) {
-        let lock = self.lock(name);
-        let queue = std::mem::take(&mut lock.queue);
-        let (ended, waiting) =
-            queue.into_iter().partition::<Vec<_>, _>(|wait| wait.session == session);
-        lock.queue = waiting;
-        if lock.has(session) {
-            self.vacate(name, session);
-        }
-        for wait in ended {
-            self.settle(Some(wait.seat), &wait.id, Answer::Refused(Reason::SessionExpired, None));
-        }
     }
 
     fn give_up(&mut self, wait: &Wait) {
         self.settle(Some(wait.seat), &wait.id, Answer::GaveUp(wait.converts));
     }
-
-    fn settle(&mut self, seat: Option<Seat>, id: &Id, answer: Answer) {
-        self.remember_settled(id, &answer);
-        self.settled.push(Settled { seat, id: id.clone(), answer });
-    }
-
-    fn remember_settled(&mut self, id: &Id, answer: &Answer) {
-        let Some((client, sequence)) = id else { return };
-        let answers = self.clients.get_mut(client).map(|client| &mut client.answers);
-        if let Some(kept) = answers.and_then(|answers| answers.get_mut(sequence)) {
-            kept.0 = Some(answer.clone());
-        }
-    }
-
-    fn remember(&mut self, id: &RequestId, outcome: &Outcome) {
-        let answer = match outcome {
-            Outcome::Answer(Answer::Refused(reason, _))
-                if *reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely =>
-            {
-                return;
-            }
-            Outcome::Answer(answer) => Some(answer.clone()),
-            Outcome::Waits(_) => None,
-        };
-        let client = self.clients.entry(id.client.clone()).or_default();
-        client.floor = client.floor.max(id.first_unacknowledged);
-        client.answers = client.answers.split_off(&client.floor);
-        let attempt = client.answers.get(&id.sequence).map_or(0, |kept| kept.1).max(id.attempt);
-        client.answers.insert(id.sequence, (answer, attempt));
-    }
 }
 
 fn not_got(converts: bool, holder: Option<Grant>) -> Answer {
     if converts { Answer::NotConverted(holder) } else { Answer::Held(holder) }
+}
+
+fn granted(mut grants: Vec<(String, Grant)>, several: bool) -> Answer {
+    if several {
+        return Answer::GrantedAll(grants);
+    }
+    Answer::Granted(grants.remove(0).1)
+}
+
+/// The locks that an Acquire names.
+fn wants(namespace: &str, name: &str, mode: LockMode, locks: &[api::LockWish]) -> Vec<Want> {
+    let want = |name: &str, mode| {
+        let name = (namespace.to_owned(), name.to_owned());
+        Want { name, mode, held: false }
+    };
+    if locks.is_empty() {
+        return vec![want(name, mode)];
+    }
+    locks.iter().map(|wish| want(&wish.name, wish.mode())).collect()
 }

@@ -174,11 +174,14 @@ impl LockState {
                 let wait = &self.waits[&(namespace.clone(), *session, *ordinal)];
                 assert!(wait.wants.iter().any(|want| want.name == *name), "a wait is its claim's");
                 assert_eq!(wait.session_id, *session);
-                assert_eq!(wait.converts, claim.hold.is_some(), "only a holder converts");
+                let held = wait.wants.iter().any(|want| want.name == *name && want.held);
+                assert_eq!(wait.converts || held, claim.hold.is_some(), "only a holder converts");
+                assert!(!wait.several || claim.ordinals.len() == 1, "who wants several is alone");
             }
         }
         let ordinals = self.claims.values().map(|claim| claim.ordinals.len()).sum::<usize>();
-        assert_eq!(ordinals, self.waiters.len(), "a waiter is in its claim");
+        let wants = self.waits.values().map(|wait| wait.wants.len()).sum::<usize>();
+        assert_eq!(ordinals, wants, "a wait is in the claims of all that it wants");
     }
 
     fn check_waits(&self) {
@@ -187,7 +190,9 @@ impl LockState {
             assert_eq!(wait.session_id, *session);
             assert!(wait.callers > 0 && !wait.wants.is_empty(), "somebody waits for something");
             assert!(*ordinal <= self.namespaces[namespace].last_ordinal);
-            for want in &wait.wants {
+            assert!(wait.several || wait.wants.len() == 1 && !wait.wants[0].held);
+            assert!(wait.wants.iter().any(|want| !want.held), "somebody waits for something");
+            for want in wait.wants.iter().filter(|want| !want.held) {
                 let place = if wait.converts { *ordinal } else { ordinal | ACQUIRES };
                 let key = (namespace.clone(), want.name.clone(), place);
                 waiters.insert(key, Waiter { session_id: wait.session_id });
@@ -341,6 +346,31 @@ impl LockState {
         }
     }
 
+    /// Whether a timer looks at a lock.
+    fn is_watched(&self, namespace: &str, name: &str) -> bool {
+        let rest = [&sized(namespace)[..], name.as_bytes()].concat();
+        self.timers.iter().any(|timer| timer.1 == LOCK && timer.2 == rest)
+    }
+
+    /// The first waiter of a lock.
+    fn first(&self, namespace: &str, name: &str) -> Option<(&(String, String, u64), &Waiter)> {
+        let all = (namespace.to_owned(), name.to_owned(), 0)
+            ..=(namespace.to_owned(), name.to_owned(), u64::MAX);
+        self.waiters.range(all).next()
+    }
+
+    /// Whether the first waiter of a lock wants others with it which are held, or where others are before it, or which a
+    /// timer looks at.
+    fn stands_elsewhere(&self, namespace: &str, name: &str) -> bool {
+        let Some(((.., place), waiter)) = self.first(namespace, name) else { return false };
+        let wait = &self.waits[&(namespace.to_owned(), waiter.session_id, place & !ACQUIRES)];
+        wait.wants.iter().filter(|want| !want.held).any(|want| {
+            let first = self.first(namespace, &want.name).map(|((.., first), _)| first);
+            let lock = &self.locks[&(namespace.to_owned(), want.name.clone())];
+            is_held(lock) || first != Some(place) || self.is_watched(namespace, &want.name)
+        })
+    }
+
     /// Every timer that must be there is, and no other but those that hand on a free lock.
     fn check_timers(&self) {
         let mut expected = BTreeSet::new();
@@ -357,13 +387,11 @@ impl LockState {
             expected.insert((wait.deadline_ms, WAIT, rest));
         }
         for ((namespace, name), lock) in &self.locks {
-            let goes_on = |(_, kind, rest): &(u64, u8, Vec<u8>)| {
-                *kind == LOCK && *rest == [&sized(namespace)[..], name.as_bytes()].concat()
-            };
-            let is_held = lock.session_id > 0 || lock.shared > 0;
+            let is_watched = self.is_watched(namespace, name);
+            assert!(!is_delayed(lock) || is_watched, "a delay ends");
             assert!(
-                is_held && !is_delayed(lock) || self.timers.iter().any(goes_on),
-                "a free lock is handed on, and a delay ends"
+                is_held(lock) || is_watched || self.stands_elsewhere(namespace, name),
+                "a free lock is handed on"
             );
         }
         let clients = self.timers.iter().filter(|(_, kind, _)| *kind == REQUEST_CLIENT).count();
@@ -373,6 +401,10 @@ impl LockState {
         let others = self.timers.iter().filter(|timer| !is_looked_at(timer)).cloned();
         assert_eq!(others.collect::<BTreeSet<_>>(), expected, "timers are those of the records");
     }
+}
+
+fn is_held(lock: &Lock) -> bool {
+    lock.session_id > 0 || lock.shared > 0
 }
 
 /// Whether a holder that expired still keeps others out, or did when it was looked at last.

@@ -4,7 +4,8 @@
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use trefoil_proto::lock::v1::LockMode;
+use proptest::sample::subsequence;
+use trefoil_proto::lock::v1::{AcquireRequest, LockMode, LockWish};
 
 pub const LOCKS: [&str; 3] = ["a", "b", "ab"];
 pub const CLIENTS: [&str; 2] = ["c", "d"];
@@ -27,6 +28,13 @@ pub enum Step {
         lock: usize,
         wait_ms: u64,
         mode: LockMode,
+        delay_ms: Option<u64>,
+    },
+    /// Several locks in one call, by their numbers.
+    AcquireAll {
+        session: usize,
+        locks: Vec<(usize, LockMode)>,
+        wait_ms: u64,
         delay_ms: Option<u64>,
     },
     Convert {
@@ -107,13 +115,18 @@ pub fn steps() -> impl Strategy<Value = Vec<Choice>> {
     ];
     let delay_ms = prop_oneof![2 => Just(0), 1 => 1..2_000_u64];
     let own_delay_ms = proptest::option::weighted(0.2, delay_ms.clone());
+    let locks = (subsequence(vec![0, 1, 2], 1..=3).prop_shuffle(), vec(mode.clone(), 3))
+        .prop_map(|(locks, modes)| locks.into_iter().zip(modes).collect::<Vec<_>>());
     let token = prop_oneof![Just(Token::Any), Just(Token::Right), Just(Token::Wrong)];
     let step = prop_oneof![
         6 => (300..6_000_u64, delay_ms.clone())
             .prop_map(|(ttl_ms, delay_ms)| Step::Open { ttl_ms, delay_ms }),
         4 => session().prop_map(|session| Step::KeepAlive { session }),
         2 => session().prop_map(|session| Step::Close { session }),
-        24 => (session(), lock(), wait_ms.clone(), mode.clone(), own_delay_ms).prop_map(
+        14 => (session(), locks, wait_ms.clone(), own_delay_ms.clone()).prop_map(
+            |(session, locks, wait_ms, delay_ms)| Step::AcquireAll { session, locks, wait_ms, delay_ms }
+        ),
+        20 => (session(), lock(), wait_ms.clone(), mode.clone(), own_delay_ms).prop_map(
             |(session, lock, wait_ms, mode, delay_ms)| {
                 Step::Acquire { session, lock, wait_ms, mode, delay_ms }
             }
@@ -137,4 +150,27 @@ pub fn steps() -> impl Strategy<Value = Vec<Choice>> {
     let namespace = prop_oneof![5 => Just(0_usize), 1 => Just(1)];
     let client = prop_oneof![Just(None), (0..CLIENTS.len()).prop_map(Some)];
     vec((step, namespace, client), 1..160)
+}
+
+/// What a step asks for that acquires.
+pub fn acquire(step: &Step, namespace: String, session_id: u64) -> AcquireRequest {
+    let request = AcquireRequest { namespace, session_id, ..AcquireRequest::default() };
+    match step {
+        Step::Acquire { lock, wait_ms, mode, delay_ms, .. } => AcquireRequest {
+            name: LOCKS[*lock].to_owned(),
+            wait_ms: *wait_ms,
+            mode: (*mode).into(),
+            lock_delay_ms: *delay_ms,
+            ..request
+        },
+        Step::AcquireAll { locks, wait_ms, delay_ms, .. } => {
+            let wish = |(lock, mode): &(usize, LockMode)| LockWish {
+                name: LOCKS[*lock].to_owned(),
+                mode: (*mode).into(),
+            };
+            let locks = locks.iter().map(wish).collect();
+            AcquireRequest { wait_ms: *wait_ms, lock_delay_ms: *delay_ms, locks, ..request }
+        }
+        other => panic!("{other:?} acquires nothing"),
+    }
 }

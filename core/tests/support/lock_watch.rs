@@ -71,8 +71,10 @@ impl Watcher {
         assert_eq!(self.held, held, "who watches knows who holds");
         let mut waits = BTreeMap::<_, Vec<_>>::new();
         for ((namespace, session, _), wait) in &state.waits {
-            let place = (namespace.clone(), wait.wants[0].name.clone(), *session);
-            waits.entry(place).or_default().push((wait.wants[0].mode(), wait.converts));
+            for want in wait.wants.iter().filter(|want| !want.held) {
+                let place = (namespace.clone(), want.name.clone(), *session);
+                waits.entry(place).or_default().push((want.mode(), wait.converts));
+            }
         }
         // An event does not say which of a session's equal waits has ended, so their order is not known.
         let mut known = self.waits.clone();

@@ -102,7 +102,9 @@ fn holder(of: &LockHolder) -> String {
 fn waiter(of: &LockWaiter) -> String {
     let how = if of.converts { "converts to" } else { "waits for" };
     let LockWaiter { session_id, waiting_ms, remaining_ms, .. } = of;
-    format!("{session_id} {how}{} for {waiting_ms} ms, {remaining_ms} ms more", mode(of.mode()))
+    let all = if of.locks > 1 { format!(", one of {} locks", of.locks) } else { String::new() };
+    let mode = mode(of.mode());
+    format!("{session_id} {how}{mode} for {waiting_ms} ms, {remaining_ms} ms more{all}")
 }
 
 fn deadlock(of: &Deadlock) -> String {

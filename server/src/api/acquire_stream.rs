@@ -30,7 +30,7 @@ struct Looks<S> {
     api: Arc<Api<S>>,
     shard: ShardId,
     find: FindPlace,
-    /// Wakes when something happens to the lock.
+    /// Wakes when something happens to the lock, of several to the one before which most stand.
     follower: Option<Follower>,
     /// What was told last, and when the next look may be.
     told: Option<(u64, bool)>,
@@ -45,7 +45,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<Told<Response>, Refusal> {
         request.check()?;
         let acquire = request.acquire.unwrap_or_default();
-        let resource = Resource::Lock { namespace: &acquire.namespace, name: &acquire.name };
+        let resource = Resource::of_acquire(&acquire);
         let mut ask = self.begin(&listener, Action::UseLock, resource)?;
         let wait = Duration::from_millis(acquire.wait_ms);
         ask.deadline = match listener.timeout {
@@ -100,6 +100,7 @@ impl<S: Shards> Looks<S> {
             name: request.name.clone(),
             waiter: request.request_id.clone(),
             mode: request.mode,
+            locks: request.locks.clone(),
         };
         let shard = api.shard(slot::of_locks(&find.namespace));
         let next = Instant::now() + FIRST_LOOK;
@@ -122,7 +123,7 @@ impl<S: Shards> Looks<S> {
             let Answer::Place(place) = answer else { return Err(other_answer()) };
             let pause = PLACE_PAUSE_MS + PLACE_PAUSE_PER_WAITER_MS * place.ahead;
             self.next = Instant::now() + Duration::from_millis(pause);
-            self.follow(header.index);
+            self.follow(place.name, header.index);
             if place.waits && self.told != Some((place.ahead, place.or_more)) {
                 self.told = Some((place.ahead, place.or_more));
                 let (ahead, or_more) = (place.ahead, place.or_more);
@@ -139,8 +140,8 @@ impl<S: Shards> Looks<S> {
         }
     }
 
-    fn follow(&mut self, index: u64) {
-        let FindPlace { namespace, name, .. } = self.find.clone();
+    fn follow(&mut self, name: String, index: u64) {
+        let namespace = self.find.namespace.clone();
         let filter = Filter { topic: Topic::Name { namespace, name }, prefix: String::new() };
         self.follower =
             self.api.shards.feeds().follow(self.shard, filter, Cursor::after(index)).ok();

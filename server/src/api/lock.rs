@@ -81,18 +81,16 @@ impl<S: Shards> Api<S> {
     ) -> Result<lock::ConvertResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
         let id = request.request_id.take();
-        let mut abandoned = Abandoned {
-            api: Arc::clone(self),
-            context,
-            cancel: Some(CancelAcquire {
-                namespace: request.namespace.clone(),
-                session_id: request.session_id,
-                name: request.name.clone(),
-                waiter: id.clone(),
-                mode: request.mode,
-                converts: true,
-            }),
+        let cancel = CancelAcquire {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            waiter: id.clone(),
+            mode: request.mode,
+            converts: true,
+            locks: Vec::new(),
         };
+        let mut abandoned = Abandoned::of(self, context, cancel);
         let decided = self.command(slot, id, Command::Convert(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Convert)
@@ -273,6 +271,7 @@ impl<'a, S: Shards> Abandoned<'a, S> {
             waiter: request.request_id.clone(),
             mode: request.mode,
             converts: false,
+            locks: request.locks.clone(),
         };
         Self::of(api, context, cancel)
     }

@@ -192,7 +192,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<Outcome, Refusal> {
         operation::check(&mut operation)?;
         let facts = operation::facts(&operation);
-        (self.authorizer)(&caller.principal, facts.action, facts.resource)?;
+        facts.resource.each(|on| (self.authorizer)(&caller.principal, facts.action, on))?;
         self.service_is_on(&facts)?;
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + facts.wait_ms);
         let deadline =

@@ -160,7 +160,7 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
             (Action::UseSession, namespace(&r.namespace), r.request_id.as_ref(), 0)
         }
         Operation::Acquire(r) => {
-            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+            (Action::UseLock, Resource::of_acquire(r), r.request_id.as_ref(), r.wait_ms)
         }
         Operation::Release(r) => {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)

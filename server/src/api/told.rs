@@ -74,7 +74,7 @@ impl<S: Shards> Api<S> {
         action: Action,
         resource: Resource<'_>,
     ) -> Result<Ask, Refusal> {
-        (self.authorizer)(&listener.principal, action, resource)?;
+        resource.each(|on| (self.authorizer)(&listener.principal, action, on))?;
         if let Some(service) = operation::service(listener.method)
             && !self.settings.services.contains(&service)
         {

@@ -32,6 +32,14 @@ pub enum Action {
         wait_ms: u64,
         delay_ms: Option<u64>,
     },
+    /// Acquires several locks, all or none.
+    AcquireAll {
+        namespace: String,
+        session: u64,
+        locks: Vec<(String, LockMode)>,
+        wait_ms: u64,
+        delay_ms: Option<u64>,
+    },
     /// Changes the mode in which a session holds a lock.
     Convert {
         namespace: String,
@@ -69,7 +77,32 @@ impl Action {
     /// Whether a later command may answer it, at that command's position.
     #[must_use]
     pub fn waits(&self) -> bool {
-        matches!(self, Self::Acquire { wait_ms, .. } | Self::Convert { wait_ms, .. } if *wait_ms > 0)
+        self.wait_ms() > 0
+    }
+
+    /// How long it waits at most; 0 for what does not.
+    #[must_use]
+    pub fn wait_ms(&self) -> u64 {
+        match self {
+            Self::Acquire { wait_ms, .. }
+            | Self::AcquireAll { wait_ms, .. }
+            | Self::Convert { wait_ms, .. } => *wait_ms,
+            _ => 0,
+        }
+    }
+
+    /// The locks, and the modes, in which a session is to hold them from then on.
+    #[must_use]
+    pub fn wanted(&self) -> Vec<(&str, LockMode)> {
+        match self {
+            Self::Acquire { lock, mode, .. } | Self::Convert { lock, mode, .. } => {
+                vec![(lock, *mode)]
+            }
+            Self::AcquireAll { locks, .. } => {
+                locks.iter().map(|(lock, mode)| (lock.as_str(), *mode)).collect()
+            }
+            _ => Vec::new(),
+        }
     }
 }
 
@@ -113,7 +146,11 @@ pub enum Outcome {
         token: u64,
         mode: LockMode,
     },
-    /// Another session held the lock until the wait ended.
+    /// Each lock with its token and mode.
+    AcquiredAll {
+        grants: Vec<(String, u64, LockMode)>,
+    },
+    /// Another session held the lock, or one of several, until the wait ended.
     NotAcquired,
     Converted {
         token: u64,

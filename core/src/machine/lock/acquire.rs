@@ -7,10 +7,12 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 use super::super::{Ruling, Scope, Verdict, timers};
 use super::handoff::rely;
 use super::place::timer_rest;
+use super::several::wanted;
 use super::{
     Space, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached, mode_of,
     refuse_at, stripped,
 };
+use crate::check;
 use crate::key::Kind;
 use crate::limits::{
     ACQUIRES_PER_CLAIM_MAX, LOCKS_PER_NAMESPACE_MAX, LOCKS_PER_SESSION_MAX, WAITERS_PER_LOCK_MAX,
@@ -18,10 +20,11 @@ use crate::limits::{
 };
 
 /// What a call wants, and for how long.
-pub(super) struct Call<'r> {
+pub(super) struct Call {
     pub(super) session_id: u64,
-    pub(super) name: &'r str,
-    pub(super) mode: LockMode,
+    /// One lock, or several.
+    pub(super) wants: Vec<Want>,
+    pub(super) several: bool,
     pub(super) wait_ms: u64,
     /// Client and sequence alone.
     pub(super) id: Option<RequestId>,
@@ -36,49 +39,85 @@ pub(in super::super) fn acquire(
     id: Option<&RequestId>,
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
-    check_name("name", &request.name)?;
+    let several = !request.locks.is_empty();
     let call = Call {
         session_id: request.session_id,
-        name: &request.name,
-        mode: mode_of(request.mode, Some(LockMode::Exclusive))?,
+        wants: wants_of(&request.name, request.mode, &request.locks)?,
+        several,
         wait_ms: request.wait_ms,
         id: stripped(id),
         converts: false,
         lock_delay_ms: request.lock_delay_ms,
     };
     space.renew(call.session_id)?;
-    space.tidy(call.name);
-    if let Some(hold) = space.claim(call.session_id, call.name).hold {
-        if hold.mode() < call.mode {
-            return Err(convert_needed(&hold));
-        }
-        space.change_claim(call.session_id, call.name, |claim| {
-            claim.hold.as_mut().map(|hold| rely(hold, call.id.as_ref()))
-        });
-        return Ok(Verdict::Answer(granted(&hold)));
-    }
-    let lock = space.lock(call.name);
-    let is_free = !is_wanted(&lock);
-    let is_next =
-        lock.waiters == 0 || crate::mutant!(ReaderOvertakes) && call.mode == LockMode::Shared;
-    if is_free || is_next && space.admits(call.name, call.mode, call.session_id) {
-        space.may_claim(&call)?;
-        let hold = space.grant(call.name, call.session_id, call.mode, |hold| {
-            hold.lock_delay_ms = call.lock_delay_ms;
-            rely(hold, call.id.as_ref());
-        });
-        return Ok(Verdict::Answer(granted(&hold)));
-    }
-    let verdict = space.enqueue(call)?;
-    // A lock that waited for this caller goes to it now.
-    space.hand_on(&request.name);
+    call.wants.iter().for_each(|want| space.tidy(&want.name));
+    let verdict = if several { space.acquire_all(call)? } else { space.acquire_one(call)? };
+    // A holder found dead on the way may have waited for several locks.
+    space.hand_on_left();
     Ok(verdict)
 }
 
+/// The locks that an Acquire names, one or several; what names them may be anything.
+pub(super) fn wants_of(
+    name: &str,
+    mode: i32,
+    locks: &[api::LockWish],
+) -> Result<Vec<Want>, Refusal> {
+    let want = |name: &str, mode| {
+        let mode = mode_of(mode, Some(LockMode::Exclusive))?.into();
+        Ok(Want { name: name.to_owned(), mode, held: false })
+    };
+    if locks.is_empty() {
+        check_name("name", name)?;
+        return Ok(vec![want(name, mode)?]);
+    }
+    check::wishes(locks)?;
+    locks.iter().map(|wish| want(&wish.name, wish.mode)).collect()
+}
+
 impl Space<'_, '_> {
-    /// Waits for a lock that is held, unless the caller does not want to.
-    pub(super) fn enqueue(&mut self, call: Call<'_>) -> Ruling {
-        let ordinals = self.claim(call.session_id, call.name).ordinals;
+    fn acquire_one(&mut self, call: Call) -> Ruling {
+        let (name, mode) = (&call.wants[0].name, call.wants[0].mode());
+        if let Some(hold) = self.claim(call.session_id, name).hold {
+            if hold.mode() < mode {
+                return Err(convert_needed(&hold));
+            }
+            self.change_claim(call.session_id, name, |claim| {
+                claim.hold.as_mut().map(|hold| rely(hold, call.id.as_ref()))
+            });
+            return Ok(Verdict::Answer(granted(&hold)));
+        }
+        if self.all_open(&call) {
+            self.may_claim(&call)?;
+            let hold = self.grant(name, call.session_id, mode, |hold| {
+                hold.lock_delay_ms = call.lock_delay_ms;
+                rely(hold, call.id.as_ref());
+            });
+            return Ok(Verdict::Answer(granted(&hold)));
+        }
+        self.wait_for(call)
+    }
+
+    fn acquire_all(&mut self, mut call: Call) -> Ruling {
+        self.find_held(&mut call)?;
+        if self.all_open(&call) {
+            self.may_claim(&call)?;
+            return Ok(Verdict::Answer(self.grant_all(&call.into_wait(self.scope))));
+        }
+        self.wait_for(call)
+    }
+
+    /// Waits for what is held, unless the caller does not want to.
+    pub(super) fn wait_for(&mut self, call: Call) -> Ruling {
+        let names = call.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
+        let verdict = self.enqueue(call)?;
+        // A lock that waited for this caller goes to it now.
+        names.iter().for_each(|name| self.hand_on(name));
+        Ok(verdict)
+    }
+
+    fn enqueue(&mut self, call: Call) -> Ruling {
+        let ordinals = self.claim(call.session_id, &call.wants[0].name).ordinals;
         if let Some((ordinal, wait)) = self.wait_of(&ordinals, &call) {
             if !self.has_passed(&wait) && (call.id.is_some() || call.wait_ms > 0) {
                 self.attach(ordinal, wait);
@@ -86,7 +125,7 @@ impl Space<'_, '_> {
             }
             if self.has_passed(&wait) {
                 self.time_out(ordinal, &wait);
-                let answer = self.held(call.name, call.converts);
+                let answer = self.not_got(&wait);
                 self.settle(ordinal, &wait, answer.clone());
                 if call.id.is_some() {
                     return Ok(Verdict::Answer(answer));
@@ -95,19 +134,10 @@ impl Space<'_, '_> {
         }
         if call.wait_ms == 0 {
             self.scope.output.counts.locks_blocked += 1;
-            return Ok(Verdict::Answer(self.held(call.name, call.converts)));
+            let wait = call.into_wait(self.scope);
+            return Ok(Verdict::Answer(self.not_got(&wait)));
         }
-        self.may_claim(&call)?;
-        if self.lock(call.name).waiters >= WAITERS_PER_LOCK_MAX {
-            return Err(limit_reached("WAITERS_PER_LOCK_MAX", WAITERS_PER_LOCK_MAX));
-        }
-        let counters = self.counters();
-        let waits_max = counters.settings.map_or(0, |settings| settings.waits_max);
-        let fixed = ("WAITS_PER_NAMESPACE_MAX", WAITS_PER_NAMESPACE_MAX);
-        refuse_at(counters.waits, ("waits_max", waits_max), fixed)?;
-        if self.claim(call.session_id, call.name).ordinals.len() >= ACQUIRES_PER_CLAIM_MAX {
-            return Err(limit_reached("ACQUIRES_PER_CLAIM_MAX", ACQUIRES_PER_CLAIM_MAX));
-        }
+        self.may_wait(&call)?;
         let session_id = call.session_id;
         let ordinal = self.join(call);
         if let Some(refusal) = self.refuse_deadlock(ordinal, session_id) {
@@ -118,14 +148,29 @@ impl Space<'_, '_> {
         Ok(Verdict::Wait(self.waiter_id(session_id, ordinal)))
     }
 
+    /// Refuses a wait beyond what a lock, a session or a namespace may have.
+    fn may_wait(&self, call: &Call) -> Result<(), Refusal> {
+        self.may_claim(call)?;
+        for want in &call.wants {
+            if self.lock(&want.name).waiters >= WAITERS_PER_LOCK_MAX {
+                return Err(limit_reached("WAITERS_PER_LOCK_MAX", WAITERS_PER_LOCK_MAX));
+            }
+            let waits = self.claim(call.session_id, &want.name).ordinals.len();
+            if waits >= ACQUIRES_PER_CLAIM_MAX {
+                return Err(limit_reached("ACQUIRES_PER_CLAIM_MAX", ACQUIRES_PER_CLAIM_MAX));
+            }
+        }
+        let counters = self.counters();
+        let waits_max = counters.settings.map_or(0, |settings| settings.waits_max);
+        let fixed = ("WAITS_PER_NAMESPACE_MAX", WAITS_PER_NAMESPACE_MAX);
+        refuse_at(counters.waits, ("waits_max", waits_max), fixed)?;
+        self.may_wait_beside(call)
+    }
+
     /// Where the same call waits already. A call without request id is the same as any other that wants the same.
-    fn wait_of(&self, ordinals: &[u64], call: &Call<'_>) -> Option<(u64, Wait)> {
-        let same = |wait: &Wait| {
-            let wants_same = wait.wants.iter().any(|want| want.mode() == call.mode);
-            wait.request_id == call.id
-                && wait.converts == call.converts
-                && (call.id.is_some() || wants_same)
-        };
+    fn wait_of(&self, ordinals: &[u64], call: &Call) -> Option<(u64, Wait)> {
+        let same =
+            |wait: &Wait| is_call(wait, call.id.as_ref(), call.converts, call.several, &call.wants);
         self.waits(call.session_id, ordinals).find(|(_, wait)| same(wait))
     }
 
@@ -153,55 +198,85 @@ impl Space<'_, '_> {
         self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
     }
 
-    /// Puts a call at the end of a lock's waiters: of those who convert, or of all.
-    fn join(&mut self, call: Call<'_>) -> u64 {
+    /// Puts a call at the end of the waiters of its locks: of those who convert, or of all.
+    fn join(&mut self, call: Call) -> u64 {
         let mut counters = self.counters();
         counters.last_ordinal += 1;
         counters.waits += 1;
         self.put_counters(&counters);
         self.scope.output.locks.locks_waiting += 1;
         let ordinal = counters.last_ordinal;
-        let now_ms = self.scope.now_ms;
-        let wait = Wait {
-            session_id: call.session_id,
-            request_id: call.id,
-            deadline_ms: now_ms.saturating_add(call.wait_ms),
-            callers: 1,
-            claimed_term: self.scope.term,
-            claimed_index: self.scope.index,
-            lost_at_ms: 0,
-            since_ms: now_ms,
-            wants: vec![Want { name: call.name.to_owned(), mode: call.mode.into() }],
-            converts: call.converts,
-            lock_delay_ms: call.lock_delay_ms,
-            campaigns: false,
-        };
-        let key = self.place.wait(call.session_id, ordinal);
+        let wait = call.into_wait(self.scope);
+        let session_id = wait.session_id;
+        let key = self.place.wait(session_id, ordinal);
         timers::set(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.put_message(key, &wait);
-        let waiter = Waiter { session_id: call.session_id };
-        self.scope.txn.put_message(self.place.waiter(call.name, ordinal, call.converts), &waiter);
-        self.change_lock(call.name, |lock| lock.waiters += 1);
-        self.change_claim(call.session_id, call.name, |claim| claim.ordinals.push(ordinal));
+        for want in &wait.wants {
+            self.change_claim(session_id, &want.name, |claim| claim.ordinals.push(ordinal));
+        }
+        for want in wanted(&wait.wants) {
+            let place = self.place.waiter(&want.name, ordinal, wait.converts);
+            self.scope.txn.put_message(place, &Waiter { session_id });
+            self.change_lock(&want.name, |lock| lock.waiters += 1);
+        }
         self.tell_wait(LockEventKind::Waiting, &wait);
         ordinal
     }
 
-    /// Refuses a session that has as many locks as it may, unless it has to do with this one already; and one lock
-    /// more than a namespace may have.
-    fn may_claim(&self, call: &Call<'_>) -> Result<(), Refusal> {
-        let claims = self.session(call.session_id).map_or(0, |session| session.claims);
-        if claims >= LOCKS_PER_SESSION_MAX
-            && !claims_anything(&self.claim(call.session_id, call.name))
-        {
+    /// Refuses more locks than a session may have to do with, and more than a namespace may have.
+    fn may_claim(&self, call: &Call) -> Result<(), Refusal> {
+        let is_new = |want: &&Want| !claims_anything(&self.claim(call.session_id, &want.name));
+        let claims = call.wants.iter().filter(is_new).count() as u64;
+        let is_free = |want: &&Want| !is_wanted(&self.lock(&want.name));
+        let locks = call.wants.iter().filter(is_free).count() as u64;
+        let before = self.session(call.session_id).map_or(0, |session| session.claims);
+        if claims > 0 && before + claims > LOCKS_PER_SESSION_MAX {
             return Err(limit_reached("LOCKS_PER_SESSION_MAX", LOCKS_PER_SESSION_MAX));
+        }
+        if locks == 0 {
+            return Ok(());
         }
         let counters = self.counters();
         let locks_max = counters.settings.map_or(0, |settings| settings.locks_max);
         let fixed = ("LOCKS_PER_NAMESPACE_MAX", LOCKS_PER_NAMESPACE_MAX);
-        match refuse_at(counters.locks, ("locks_max", locks_max), fixed) {
-            Err(refusal) if !is_wanted(&self.lock(call.name)) => Err(refusal),
-            _ => Ok(()),
+        // What there would be but for the last of them.
+        refuse_at(counters.locks + locks - 1, ("locks_max", locks_max), fixed)
+    }
+}
+
+impl Call {
+    /// The wait that it is from now on.
+    fn into_wait(self, scope: &Scope<'_>) -> Wait {
+        Wait {
+            session_id: self.session_id,
+            request_id: self.id,
+            deadline_ms: scope.now_ms.saturating_add(self.wait_ms),
+            callers: 1,
+            claimed_term: scope.term,
+            claimed_index: scope.index,
+            lost_at_ms: 0,
+            since_ms: scope.now_ms,
+            wants: self.wants,
+            converts: self.converts,
+            lock_delay_ms: self.lock_delay_ms,
+            several: self.several,
+            campaigns: false,
         }
     }
+}
+
+/// Whether a wait is that of a call. Without request ids it is where both want the same.
+pub(super) fn is_call(
+    wait: &Wait,
+    id: Option<&RequestId>,
+    converts: bool,
+    several: bool,
+    wants: &[Want],
+) -> bool {
+    let same = |(one, other): (&Want, &Want)| (&one.name, one.mode) == (&other.name, other.mode);
+    wait.request_id.as_ref() == id
+        && wait.converts == converts
+        && wait.several == several
+        && (id.is_some()
+            || wait.wants.len() == wants.len() && wait.wants.iter().zip(wants).all(same))
 }

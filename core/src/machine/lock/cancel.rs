@@ -1,20 +1,21 @@
 //! What becomes of a call whose caller is gone.
 
 use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{CancelAcquire, LoseCaller, Wait};
-use trefoil_proto::lock::v1::{LockEventKind, LockMode};
+use trefoil_proto::internal::v1::{Acquirer, CancelAcquire, LoseCaller, Wait, Want};
+use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{Ruling, Scope, done, requests};
-use super::{Space, check_name, mode_of, stripped};
+use super::acquire::{is_call, wants_of};
+use super::{Space, stripped};
 use crate::check;
 
 /// The caller of an Acquire or a Convert is gone. This is no sign of life of its session, so it renews nothing.
 pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAcquire) -> Ruling {
-    check_name("name", &request.name)?;
+    let wants = wants_of(&request.name, request.mode, &request.locks)?;
+    let several = !request.locks.is_empty();
     if let Some(waiter) = &request.waiter {
         check::command_id(waiter)?;
     }
-    let mode = mode_of(request.mode, Some(LockMode::Exclusive))?;
     if let Some(id) = &request.waiter
         && requests::newest_attempt(scope, id) > id.attempt
     {
@@ -28,19 +29,17 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
     });
     let mut space = Space::checked(scope, &request.namespace)?;
     let id = stripped(request.waiter.as_ref());
-    let claim = space.claim(request.session_id, &request.name);
-    let same = |wait: &Wait| {
-        let wants_same = wait.wants.iter().any(|want| want.mode() == mode);
-        wait.request_id == id && wait.converts == request.converts && (id.is_some() || wants_same)
-    };
-    let found = space.waits(request.session_id, &claim.ordinals).find(|(_, wait)| same(wait));
+    let session_id = request.session_id;
+    let same = |wait: &Wait| is_call(wait, id.as_ref(), request.converts, several, &wants);
+    let ordinals = space.claim(session_id, &wants[0].name).ordinals;
+    let found = space.waits(session_id, &ordinals).find(|(_, wait)| same(wait));
     if let Some((ordinal, wait)) = found {
-        space.cancel_wait(&request.name, ordinal, wait);
-        // The lock may have waited for the caller who is gone.
-        space.hand_on(&request.name);
-    } else if claim.hold.is_some() && !request.converts && !is_in_use {
-        space.cancel_grant(request, id);
+        space.cancel_wait(ordinal, wait);
+    } else if !request.converts && !is_in_use {
+        space.cancel_grant(session_id, several, &wants, id);
     }
+    // A lock may have waited for the caller who is gone.
+    wants.iter().for_each(|want| space.hand_on(&want.name));
     Ok(done())
 }
 
@@ -60,33 +59,50 @@ pub(in super::super) fn lose_caller(scope: &mut Scope<'_>, request: &LoseCaller)
 }
 
 impl Space<'_, '_> {
-    fn cancel_wait(&mut self, name: &str, ordinal: u64, mut wait: Wait) {
+    fn cancel_wait(&mut self, ordinal: u64, mut wait: Wait) {
         if wait.callers > 1 {
             wait.callers -= 1;
             self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
         } else {
             self.leave(ordinal, &wait);
-            let answer = self.held(name, wait.converts);
+            let answer = self.not_got(&wait);
             self.settle(ordinal, &wait, answer);
         }
     }
 
-    /// Releases a grant that no other Acquire was answered with.
-    fn cancel_grant(&mut self, request: &CancelAcquire, id: Option<RequestId>) {
-        let found = self.change_claim(request.session_id, &request.name, |claim| {
-            let hold = claim.hold.as_mut()?;
-            let place = hold.acquirers.iter().position(|acquirer| acquirer.request_id == id)?;
-            hold.acquirers.remove(place);
-            Some(hold.acquirers.is_empty() && !hold.kept)
-        });
-        let Some(is_unwanted) = found else { return };
-        if is_unwanted && !crate::mutant!(CancelLeavesGrant) {
-            self.vacate(&request.name, request.session_id, LockEventKind::Released);
-            self.hand_on(&request.name);
+    /// Releases what no other Acquire was answered with.
+    fn cancel_grant(
+        &mut self,
+        session_id: u64,
+        several: bool,
+        wants: &[Want],
+        id: Option<RequestId>,
+    ) {
+        let relies = |acquirer: &Acquirer| acquirer.request_id == id;
+        let relied_on = |want: &&Want| {
+            let hold = self.claim(session_id, &want.name).hold;
+            hold.is_some_and(|hold| hold.acquirers.iter().any(relies))
+        };
+        let names = wants.iter().filter(relied_on).map(|want| &want.name).collect::<Vec<_>>();
+        // Without request id the acquire of all is one that got all.
+        if names.is_empty() || id.is_none() && names.len() < wants.len() {
+            return;
         }
+        for name in names {
+            let is_unwanted = self.change_claim(session_id, name, |claim| {
+                let hold = claim.hold.as_mut()?;
+                let place = hold.acquirers.iter().position(relies)?;
+                hold.acquirers.remove(place);
+                Some(hold.acquirers.is_empty() && !hold.kept)
+            });
+            if is_unwanted == Some(true) && !crate::mutant!(CancelLeavesGrant) {
+                self.vacate(name, session_id, LockEventKind::Released);
+            }
+        }
+        wants.iter().for_each(|want| self.hand_on(&want.name));
         // A retry must not be told that it has the lock. No call waits under ordinal 0.
-        let wait = Wait { request_id: id, ..Wait::default() };
-        let answer = self.held(&request.name, false);
+        let wait = Wait { request_id: id, several, wants: wants.to_vec(), ..Wait::default() };
+        let answer = self.not_got(&wait);
         self.settle(0, &wait, answer);
     }
 }

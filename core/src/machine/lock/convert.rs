@@ -1,13 +1,13 @@
 //! Convert: another mode for a lock that is held, without letting it go.
 
 use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::Hold;
+use trefoil_proto::internal::v1::{Hold, Want};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Ruling, Scope, Verdict};
 use super::acquire::Call;
 use super::place::converts;
-use super::{Space, check_name, converted, mode_of, names_grant, stripped};
+use super::{Space, check_name, convert_needed, converted, mode_of, names_grant, stripped};
 use crate::store::prefix_end;
 
 pub(in super::super) fn convert(
@@ -17,35 +17,33 @@ pub(in super::super) fn convert(
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
     check_name("name", &request.name)?;
+    let (session_id, name, mode) =
+        (request.session_id, &request.name, mode_of(request.mode, None)?);
     let call = Call {
-        session_id: request.session_id,
-        name: &request.name,
-        mode: mode_of(request.mode, None)?,
+        session_id,
+        wants: vec![Want { name: name.clone(), mode: mode.into(), held: false }],
+        several: false,
         wait_ms: request.wait_ms,
         id: stripped(id),
         converts: true,
         lock_delay_ms: None,
     };
-    space.renew(call.session_id)?;
-    space.tidy(call.name);
-    let hold = space.claim(call.session_id, call.name).hold;
+    space.renew(session_id)?;
+    space.tidy(name);
+    let hold = space.claim(session_id, name).hold;
     let Some(hold) = hold.filter(|hold| names_grant(hold, request.fencing_token)) else {
-        return Err(space.not_holder(call.name));
+        return Err(space.not_holder(name));
     };
-    if hold.mode() == call.mode {
+    if hold.mode() == mode {
         return Ok(Verdict::Answer(converted(&hold)));
     }
-    let is_down = call.mode < hold.mode();
-    if is_down
-        || !space.has_converts(call.name) && space.admits(call.name, call.mode, call.session_id)
-    {
-        let hold = space.regrant(call.name, call.session_id, call.mode);
-        space.hand_on(call.name);
+    let is_down = mode < hold.mode();
+    if is_down || !space.has_converts(name) && space.admits(name, mode, session_id) {
+        let hold = space.regrant(name, session_id, mode);
+        space.hand_on(name);
         return Ok(Verdict::Answer(converted(&hold)));
     }
-    let verdict = space.enqueue(call)?;
-    space.hand_on(&request.name);
-    Ok(verdict)
+    space.wait_for(call)
 }
 
 impl Space<'_, '_> {
@@ -76,6 +74,7 @@ impl Space<'_, '_> {
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
         self.scope.output.counts.locks_converted += 1;
         self.tell_grant(LockEventKind::Converted, name, session_id, &hold);
+        self.end_several(session_id, name, mode, &convert_needed(&hold));
         hold
     }
 }

@@ -13,6 +13,7 @@ use trefoil_proto::internal::v1::{Holder, Refusal, Wait, Waiter};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::refuse;
+use super::several::wanted;
 use super::{Space, conflict, mode_name};
 use crate::limits::{DEADLOCK_EDGES_MAX, DEADLOCK_STEPS_MAX, DEADLOCKS_KEPT_MAX};
 use crate::store::{decode, prefix_end};
@@ -45,7 +46,7 @@ impl Space<'_, '_> {
     /// The shortest way from a session back to itself; none as well where the search has looked at as much as it may.
     fn circle(&mut self, start: u64) -> Option<Vec<Edge>> {
         let session = self.session(start)?;
-        if session.held == 0 && session.claims == 1 && self.waits_of(start, 2).len() == 1 {
+        if session.held == 0 && self.waits_of(start, 2).len() == 1 {
             // It has nothing that anybody could wait for.
             return None;
         }
@@ -80,7 +81,8 @@ impl Space<'_, '_> {
         *left -= waits.len();
         let mut first = BTreeMap::new();
         for (ordinal, wait) in waits {
-            for want in &wait.wants {
+            for want in wanted(&wait.wants) {
+                *left = left.saturating_sub(usize::from(wait.several));
                 // A session gets a lock where it stands first, for all that it waits for, unless it converts further.
                 let best = first.entry(want.name.clone()).or_insert(LockMode::Unspecified);
                 if *best != LockMode::Unspecified && (!wait.converts || want.mode() <= *best) {

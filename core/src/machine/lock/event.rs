@@ -5,6 +5,7 @@ use trefoil_proto::lock::v1::{LockEvent, LockEventKind};
 
 use super::super::{Body, Event};
 use super::Space;
+use super::several::wanted;
 
 impl Space<'_, '_> {
     /// A grant begins, changes or ends.
@@ -25,9 +26,9 @@ impl Space<'_, '_> {
         });
     }
 
-    /// A wait begins, or ends with nothing.
+    /// A wait begins, or ends with nothing, in the order of each lock where it stands.
     pub(super) fn tell_wait(&mut self, kind: LockEventKind, wait: &Wait) {
-        for want in &wait.wants {
+        for want in wanted(&wait.wants) {
             self.tell(LockEvent {
                 kind: kind.into(),
                 name: want.name.clone(),

@@ -34,7 +34,10 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
     for session_id in
         shared.map(|(_, value)| decode::<Holder>(value).session_id).collect::<Vec<_>>()
     {
-        space.left = space.left.saturating_sub(1);
+        if space.left == 0 {
+            break;
+        }
+        space.left -= 1;
         space.vacate(name, session_id, LockEventKind::Forced);
         released += 1;
     }

@@ -7,6 +7,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Scope, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
+use super::several::wanted;
 use super::{
     Space, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
     take_text, text_of,
@@ -29,7 +30,7 @@ pub(in super::super) fn wait_due(scope: &mut Scope<'_>, rest: &Bytes) {
             space.settle(ordinal, &wait, session_expired());
         } else if space.has_passed(&wait) {
             space.time_out(ordinal, &wait);
-            let answer = space.held(&names[0], wait.converts);
+            let answer = space.not_got(&wait);
             space.settle(ordinal, &wait, answer);
         }
     }
@@ -61,7 +62,8 @@ impl Space<'_, '_> {
     /// Only whoever holds it in mode UPDATE or EXCLUSIVE: those in mode SHARED are looked at when they are in the way.
     fn free_from_the_dead(&mut self, name: &str) {
         let lock = self.lock(name);
-        if lock.session_id != 0 && self.is_over(lock.session_id) {
+        if self.left > 0 && lock.session_id != 0 && self.is_over(lock.session_id) {
+            self.left -= 1;
             self.bury(name, lock.session_id);
         }
     }
@@ -125,13 +127,17 @@ impl Space<'_, '_> {
         output.counts.locks_released += 1;
         output.counts.lock_holds.record(held_ms);
         output.locks.locks_held -= 1;
+        if claim.ordinals.is_empty() {
+            return;
+        }
+        let refusal =
+            if self.is_over(session_id) { session_expired() } else { self.not_holder(name) };
         let converts = self.waits(session_id, &claim.ordinals).filter(|(_, wait)| wait.converts);
         for (ordinal, wait) in converts.collect::<Vec<_>>() {
             self.leave(ordinal, &wait);
-            let refusal =
-                if self.is_over(session_id) { session_expired() } else { self.not_holder(name) };
-            self.settle(ordinal, &wait, refusal);
+            self.settle(ordinal, &wait, refusal.clone());
         }
+        self.end_several(session_id, name, LockMode::Unspecified, &refusal);
     }
 
     /// The token of a lock's next grant, larger than every one before it.
@@ -238,10 +244,13 @@ impl Space<'_, '_> {
         self.oldest_shared(name, 0)
     }
 
-    /// The answer of an Acquire, or of a Convert, that did not get the lock.
-    pub(super) fn held(&mut self, name: &str, converts: bool) -> answer::Answer {
-        let holder_token = self.holder_token(name);
-        if converts {
+    /// The answer of an Acquire, or of a Convert, that did not get what it wants.
+    pub(super) fn not_got(&mut self, wait: &Wait) -> answer::Answer {
+        if wait.several {
+            return self.not_all(&wait.wants);
+        }
+        let holder_token = self.holder_token(&wait.wants[0].name);
+        if wait.converts {
             let response = api::ConvertResponse { holder_token, ..api::ConvertResponse::default() };
             return answer::Answer::Convert(response);
         }
@@ -268,10 +277,24 @@ impl Space<'_, '_> {
         lost_ms.saturating_add(WAITER_CLAIM_MS)
     }
 
-    /// Grants a lock to its first waiters, one after the other, as long as no holder is in the way, their sessions live
-    /// and their deadlines have not passed. Where nobody is there to take a waiter's answer the lock waits until that
-    /// waiter is claimed, or has lost its place; where this step may do no more, it waits as well. A timer goes on.
+    /// Hands a lock on, and each that a wait for several left meanwhile. A step that may do no more leaves it to timers.
     pub(super) fn hand_on(&mut self, name: &str) {
+        self.hand_on_one(name);
+        self.hand_on_left();
+    }
+
+    /// Hands on what waits for several left behind.
+    pub(super) fn hand_on_left(&mut self) {
+        while let Some(name) = self.left_behind.pop_first() {
+            self.hand_on_one(&name);
+        }
+    }
+
+    /// Grants a lock to its first waiters, one after the other, as long as no holder is in the way, their sessions live
+    /// and their deadlines have not passed. One who wants several locks is granted all when it stands first in all of
+    /// them, and keeps its place until then. Where nobody is there to take a waiter's answer the lock waits until that
+    /// waiter is claimed, or has lost its place; where this step may do no more, it waits as well. A timer goes on.
+    fn hand_on_one(&mut self, name: &str) {
         let (mut late, mut again_ms) = (Vec::new(), None);
         loop {
             let lock = self.lock(name);
@@ -283,14 +306,15 @@ impl Space<'_, '_> {
                 break;
             }
             let (ordinal, wait) = self.first_wait(name);
-            let mode = wait.wants[0].mode();
             if !crate::mutant!(DeadWaiter) && self.is_over(wait.session_id) {
                 self.leave(ordinal, &wait);
                 self.settle(ordinal, &wait, session_expired());
             } else if self.has_passed(&wait) {
                 self.time_out(ordinal, &wait);
                 late.push((ordinal, wait));
-            } else if !self.admits(name, mode, wait.session_id) {
+            } else if crate::mutant!(PartialGrant) && self.grant_early(name, ordinal, &wait) {
+                continue;
+            } else if !self.is_turn(ordinal, &wait) {
                 if self.left == 0 {
                     again_ms = Some(self.scope.now_ms);
                 }
@@ -301,12 +325,14 @@ impl Space<'_, '_> {
             } else if !self.is_claimed(&wait) {
                 again_ms = Some(self.lost_by_ms(&wait));
                 break;
+            } else if wait.several {
+                self.grant_several(ordinal, &wait);
             } else {
                 self.grant_wait(name, &wait);
             }
         }
         for (ordinal, wait) in late {
-            let answer = self.held(name, wait.converts);
+            let answer = self.not_got(&wait);
             self.settle(ordinal, &wait, answer);
         }
         if let Some(again_ms) = again_ms {
@@ -317,11 +343,19 @@ impl Space<'_, '_> {
 
     /// Whose turn it is.
     fn first_wait(&self, name: &str) -> (u64, Wait) {
-        let waiters = self.place.waiters(name);
-        let first = self.scope.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1);
-        let (key, waiter) = first.first().expect("a lock counts its waiters");
-        let (ordinal, session_id) = (ordinal_of(key), decode::<Waiter>(waiter).session_id);
+        let (key, waiter) = self.first_waiter(name).expect("a lock counts its waiters");
+        let (ordinal, session_id) = (ordinal_of(&key), decode::<Waiter>(&waiter).session_id);
         (ordinal, self.wait(session_id, ordinal).expect("a waiter has its wait"))
+    }
+
+    /// Ordinal of the first waiter.
+    pub(super) fn first_ordinal(&self, name: &str) -> Option<u64> {
+        self.first_waiter(name).map(|(key, _)| ordinal_of(&key))
+    }
+
+    fn first_waiter(&self, name: &str) -> Option<(Bytes, Bytes)> {
+        let waiters = self.place.waiters(name);
+        self.scope.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1).pop()
     }
 
     /// Grants a lock to a session that waits for it.
@@ -356,7 +390,7 @@ impl Space<'_, '_> {
             self.scope.output.counts.lock_timeouts += u64::from(self.has_passed(&wait));
             self.take_out(ordinal, &wait);
             let answer: Answer = if !takes {
-                self.held(name, wait.converts).into()
+                self.not_got(&wait).into()
             } else if is_stronger {
                 convert_needed(&hold).into()
             } else if wait.converts {
@@ -388,23 +422,28 @@ impl Space<'_, '_> {
         self.take_out(ordinal, wait);
     }
 
-    fn take_out(&mut self, ordinal: u64, wait: &Wait) {
+    pub(super) fn take_out(&mut self, ordinal: u64, wait: &Wait) {
         let key = self.place.wait(wait.session_id, ordinal);
         timers::clear(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.scope.txn.delete(key);
         self.withdraw(ordinal, wait);
         for want in &wait.wants {
-            self.scope.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
             self.change_claim(wait.session_id, &want.name, |claim| {
                 claim.ordinals.retain(|other| *other != ordinal);
             });
+        }
+        for want in wanted(&wait.wants) {
+            if wait.several {
+                self.left_behind.insert(want.name.clone());
+            }
+            self.scope.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
             self.change_lock(&want.name, |lock| lock.waiters = lock.waiters.saturating_sub(1));
         }
         let mut counters = self.counters();
         counters.waits = counters.waits.saturating_sub(1);
         self.put_counters(&counters);
         self.scope.output.locks.locks_waiting -= 1;
-        self.left = self.left.saturating_sub(1);
+        self.left = self.left.saturating_sub(wait.wants.len());
     }
 
     /// The same for a call whose deadline has passed.

@@ -19,7 +19,10 @@ mod place;
 mod release;
 mod request;
 mod session;
+mod several;
 mod view;
+
+use std::collections::BTreeSet;
 
 use bytes::{Buf as _, Bytes};
 use prost::Message;
@@ -52,14 +55,18 @@ pub(super) use self::view::{
 };
 use super::{Scope, WaiterId, refuse, refuse_with};
 use crate::key::Key;
-use crate::limits::{ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, NAME_BYTES_MAX};
+use crate::limits::{
+    ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, LOCKS_PER_ACQUIRE_MAX, NAME_BYTES_MAX,
+};
 use crate::store::{decode, prefix_end};
 use crate::{check, slot};
 
 /// Claims and waits that one step may end. Each costs at most twelve keys: its lock, holder, waiter, wait, timer, two
 /// claims, two sessions, the answer of its request id, the client of that, and the namespace. A leadership has no holder
-/// but a value, and the campaign that it passes to another.
-const STEP_MAX: usize = (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX) / 12;
+/// but a value, and the campaign that it passes to another. A wait for several locks counts once for each. What is begun
+/// with too little left is ended all the same: the room for that is kept back.
+const STEP_MAX: usize =
+    (KEYS_PER_COMMAND_MAX - ANSWERS_FORGOTTEN_MAX - 16 * LOCKS_PER_ACQUIRE_MAX) / 12;
 
 /// The records of one namespace, as one step of a command sees and changes them. Nothing is held in memory between
 /// calls: every record is read where it is needed.
@@ -68,13 +75,15 @@ struct Space<'s, 'a> {
     place: Place<'s>,
     /// Claims and waits that this step may still end.
     left: usize,
+    /// Locks that a wait for several does not stand in the order of any more: their next waiters may have their turn.
+    left_behind: BTreeSet<String>,
 }
 
 impl<'s, 'a> Space<'s, 'a> {
     /// The namespace of a timer.
     fn new(scope: &'s mut Scope<'a>, namespace: &'s str) -> Self {
         let place = Place { slot: scope.slot, namespace };
-        Self { scope, place, left: STEP_MAX }
+        Self { scope, place, left: STEP_MAX, left_behind: BTreeSet::new() }
     }
 
     /// The namespace of a command, whose content may be anything.
@@ -295,8 +304,8 @@ fn granted(hold: &Hold) -> answer::Answer {
         header: None,
         acquired: true,
         fencing_token: hold.token,
-        holder_token: 0,
         mode: hold.mode,
+        ..api::AcquireResponse::default()
     })
 }
 

@@ -12,6 +12,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use super::super::{QueryOutcome, answered};
 use super::place::{Place, number_of, ordinal_of};
 use super::session::due_ms;
+use super::several::wanted;
 use super::{check_name, check_place, delayed_until_ms, session_expired, text_of};
 use crate::check;
 use crate::key::Key;
@@ -214,7 +215,7 @@ impl<'a, S: Store> View<'a, S> {
         Ok((found, next))
     }
 
-    fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
+    pub(super) fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
         self.get(self.place.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
     }
 
@@ -251,13 +252,14 @@ impl<'a, S: Store> View<'a, S> {
     fn session_lock(&self, session_id: u64, name: String, claim: &Claim) -> api::SessionLock {
         let hold = claim.hold.as_ref();
         let wait = claim.ordinals.first().map(|ordinal| self.wait(session_id, *ordinal));
-        let want = wait.as_ref().and_then(|wait| wait.wants.iter().find(|want| want.name == name));
+        let want =
+            wait.as_ref().and_then(|wait| wanted(&wait.wants).find(|want| want.name == name));
         api::SessionLock {
             mode: hold.map_or(LockMode::Unspecified, Hold::mode).into(),
             fencing_token: hold.map_or(0, |hold| hold.token),
             held_ms: hold.map_or(0, |hold| self.since(hold.since_ms)),
             waits_for: want.map_or(0, |want| want.mode),
-            waiting_ms: wait.as_ref().map_or(0, |wait| self.since(wait.since_ms)),
+            waiting_ms: want.and(wait.as_ref()).map_or(0, |wait| self.since(wait.since_ms)),
             name,
         }
     }
@@ -324,6 +326,7 @@ impl<'a, S: Store> View<'a, S> {
                 converts: wait.converts,
                 waiting_ms: self.since(wait.since_ms),
                 remaining_ms: wait.deadline_ms.saturating_sub(self.now_ms),
+                locks: u32::try_from(wait.wants.len()).unwrap_or(u32::MAX),
             })
         };
         let of = |value: &[u8]| decode::<Waiter>(value).session_id;

@@ -3,6 +3,7 @@
 //! Nothing of the state is trusted, only what was asked and answered. A session is over when its time is up by the log;
 //! whether the service has noticed is not known, so what depends on that is judged by the earliest time.
 
+mod ends;
 mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,8 +12,8 @@ use trefoil_core::machine::{Outcome, Settled, WaiterId};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld};
-use trefoil_proto::lock::v1::{AcquireRequest, ConvertRequest, LockMode, ReleaseRequest};
+use trefoil_proto::internal::v1::{Answer, Command};
+use trefoil_proto::lock::v1::{AcquireRequest, ConvertRequest, LockGrant, LockMode, LockWish};
 
 use super::Violation;
 use super::lives::Times;
@@ -23,10 +24,11 @@ const CONFLICT: &str = "no holder is in the way of a grant";
 const DELAYED: &str = "a lock delay keeps out whom its holder kept out";
 const FIFO: &str = "nobody overtakes who waits for a lock";
 const RISE: &str = "tokens of a lock rise with its grants";
+const TOGETHER: &str = "a grant is of the entry that tells it, of several locks for all of them";
 const CANCELLED: &str = "what was cancelled is granted nothing";
 const EARLY: &str = "a session lives for its TTL";
 const GAP: &str = "who converts holds the lock";
-const MODE: &str = "a grant has the mode that was asked for, or a stronger one";
+const MODE: &str = "all that was asked for is granted, each in its mode or a stronger one";
 
 /// Client and sequence.
 type Id = (String, u64);
@@ -62,21 +64,31 @@ struct Hold {
     relying: BTreeSet<Option<Id>>,
 }
 
+/// A call that waits.
 #[derive(Clone, Debug)]
 struct Waiting {
-    waiter: WaiterId,
     session: u64,
     id: Option<Id>,
-    mode: LockMode,
+    namespace: String,
+    /// Its locks: of several in the order of the request.
+    wants: Vec<(String, LockMode)>,
     converts: bool,
     delay_ms: Option<u64>,
+}
+
+/// Its place in the order of one lock.
+#[derive(Clone, Debug)]
+struct Standing {
+    waiter: WaiterId,
+    session: u64,
+    converts: bool,
 }
 
 #[derive(Clone, Debug, Default)]
 struct Lock {
     holds: Vec<Hold>,
     /// In the order in which they began.
-    waits: Vec<Waiting>,
+    waits: Vec<Standing>,
     last_token: u64,
 }
 
@@ -85,6 +97,9 @@ struct Lock {
 pub struct Grants {
     sessions: BTreeMap<Owner, Session>,
     locks: BTreeMap<Name, Lock>,
+    waits: BTreeMap<WaiterId, Waiting>,
+    /// The largest token of each namespace, and that before this entry.
+    tokens: BTreeMap<String, (u64, u64)>,
     /// Requests whose answer is remembered: they are not carried out again.
     done: BTreeSet<Id>,
     /// Requests that were taken back.
@@ -126,6 +141,7 @@ impl Grants {
         is_here: impl Fn(&str) -> bool,
     ) -> Vec<Violation> {
         self.begun.clear();
+        self.tokens.values_mut().for_each(|(last, before)| *before = *last);
         for ((namespace, _), session) in &mut self.sessions {
             let until_ms = session.renewed_at_ms.saturating_add(session.ttl_ms);
             if is_here(namespace)
@@ -167,44 +183,41 @@ impl Grants {
 
     /// Whether a wait was granted before a command of the same entry was carried out.
     fn stands_before(&self, operation: &Operation, outcome: &Outcome, settled: &Settled) -> bool {
-        let Some((token, _)) = granted(&settled.answer) else { return false };
-        let Some((name, wait)) = self.waiting(&settled.waiter) else { return false };
+        let Some(token) = newest(&settled.answer) else { return false };
+        let Some(wait) = self.waits.get(&settled.waiter) else { return false };
         let answer = match outcome {
-            Outcome::Answered(answer) => answer.answer.as_ref(),
+            Outcome::Answered(answer) => Some(answer),
             Outcome::Waiting(_) => None,
         };
         // Tokens are counted in a namespace.
-        if namespace_of(operation).is_none_or(|namespace| *namespace != name.0) {
+        if namespace_of(operation).is_none_or(|namespace| *namespace != wait.namespace) {
             return false;
         }
+        if let Some(other) = answer.and_then(newest) {
+            return token < other;
+        }
         let own = |session| wait.session == session;
-        match (operation, answer) {
-            (_, Some(A::Acquire(got))) if got.acquired => token < got.fencing_token,
-            (_, Some(A::Convert(got))) if got.converted => token < got.fencing_token,
+        let is_for = |name: &str| wait.wants.iter().any(|(lock, _)| lock == name);
+        match (operation, answer.and_then(|answer| answer.answer.as_ref())) {
             (_, Some(A::ForcedStep(step))) => token < step.token,
             (Operation::ReleaseHeld(held), Some(A::ReleasedHeld(done))) => {
                 own(held.session_id) && token <= done.up_to_token
             }
             // One of another call need not have met the grant, unless it takes what is converted; a late one does nothing.
             (Operation::CancelAcquire(cancel), _) => {
+                let wants = wants(&cancel.name, cancel.mode(), &cancel.locks);
                 let is_same = wait.id == id_of(cancel.waiter.as_ref());
                 own(cancel.session_id)
-                    && name.1 == cancel.name
+                    && wants.iter().any(|(lock, _)| is_for(lock))
                     && (is_same || wait.converts)
                     && !self.is_late(cancel)
             }
             (Operation::CloseSession(close), _) => own(close.session_id),
             (Operation::Release(release), Some(A::Release(_))) => {
-                own(release.session_id) && name.1 == release.name
+                own(release.session_id) && is_for(&release.name)
             }
             _ => false,
         }
-    }
-
-    fn waiting(&self, waiter: &WaiterId) -> Option<(&Name, &Waiting)> {
-        self.locks.iter().find_map(|(name, lock)| {
-            lock.waits.iter().find(|wait| wait.waiter == *waiter).map(|wait| (name, wait))
-        })
     }
 
     fn command(
@@ -226,7 +239,7 @@ impl Grants {
             let attempt = self.attempts.entry(id.clone()).or_default();
             *attempt = full.attempt.max(*attempt);
             if self.done.contains(id) {
-                let again = answer.and_then(granted);
+                let again = answer.and_then(newest);
                 if self.cancelled.contains(id) && again.is_some() {
                     self.found.push(Violation::new(CANCELLED, format!("{full:?}: {answer:?}")));
                 }
@@ -319,27 +332,15 @@ impl Grants {
         outcome: &Outcome,
         times: Times,
     ) {
-        let name = (acquire.namespace.clone(), acquire.name.clone());
-        let wait = |waiter: &WaiterId| Waiting {
-            waiter: waiter.clone(),
+        let wait = Waiting {
             session: acquire.session_id,
-            id: id.clone(),
-            mode: wanted(acquire.mode()),
+            id,
+            namespace: acquire.namespace.clone(),
+            wants: wants(&acquire.name, acquire.mode(), &acquire.locks),
             converts: false,
             delay_ms: acquire.lock_delay_ms,
         };
-        match outcome {
-            Outcome::Waiting(waiter) => self.join(name, wait(waiter)),
-            Outcome::Answered(answer) => {
-                let Some((token, mode)) = granted(answer) else { return };
-                let (session, delay_ms) = (acquire.session_id, acquire.lock_delay_ms);
-                let (converts, waiter) = (false, None);
-                self.got(
-                    &Got { name, session, id, delay_ms, token, mode, converts, waiter },
-                    times,
-                );
-            }
-        }
+        self.asked(wait, outcome, times);
     }
 
     fn convert(
@@ -349,30 +350,50 @@ impl Grants {
         outcome: &Outcome,
         times: Times,
     ) {
-        let name = (convert.namespace.clone(), convert.name.clone());
-        let (session, mode, delay_ms, converts) = (convert.session_id, convert.mode(), None, true);
+        let wait = Waiting {
+            session: convert.session_id,
+            id,
+            namespace: convert.namespace.clone(),
+            wants: vec![(convert.name.clone(), convert.mode())],
+            converts: true,
+            delay_ms: None,
+        };
+        self.asked(wait, outcome, times);
+    }
+
+    /// A call waits, or has its answer at once.
+    fn asked(&mut self, wait: Waiting, outcome: &Outcome, times: Times) {
         match outcome {
-            Outcome::Waiting(waiter) => {
-                let waiter = waiter.clone();
-                self.join(name, Waiting { waiter, session, id, mode, converts, delay_ms });
-            }
-            Outcome::Answered(answer) => {
-                let Some((token, mode)) = granted(answer) else { return };
-                let waiter = None;
-                self.got(
-                    &Got { name, session, id, delay_ms, token, mode, converts, waiter },
-                    times,
-                );
-            }
+            Outcome::Waiting(waiter) => self.join(waiter, wait),
+            Outcome::Answered(answer) => self.told(&wait, None, answer, times),
         }
     }
 
-    /// A call waits; one that was sent again has the place that it had.
-    fn join(&mut self, name: Name, wait: Waiting) {
-        let waits = &mut self.locks.entry(name).or_default().waits;
-        if waits.iter().all(|other| other.waiter != wait.waiter) {
-            self.begun.insert(wait.waiter.clone());
-            waits.push(wait);
+    /// A call waits in the order of each of its locks; one that was sent again has the places that it had.
+    fn join(&mut self, waiter: &WaiterId, wait: Waiting) {
+        if self.waits.contains_key(waiter) {
+            return;
+        }
+        let Waiting { session, converts, .. } = wait;
+        let several = wait.wants.len() > 1;
+        for (lock, _) in &wait.wants {
+            let lock = self.locks.entry((wait.namespace.clone(), lock.clone())).or_default();
+            // Of several locks it does not wait for what its session holds.
+            if !several || lock.holds.iter().all(|hold| hold.session != session) {
+                lock.waits.push(Standing { waiter: waiter.clone(), session, converts });
+            }
+        }
+        self.begun.insert(waiter.clone());
+        self.waits.insert(waiter.clone(), wait);
+    }
+
+    /// A wait is over.
+    fn leave(&mut self, waiter: &WaiterId) {
+        let Some(wait) = self.waits.remove(waiter) else { return };
+        for (lock, _) in wait.wants {
+            if let Some(lock) = self.locks.get_mut(&(wait.namespace.clone(), lock)) {
+                lock.waits.retain(|other| other.waiter != *waiter);
+            }
         }
     }
 
@@ -381,23 +402,32 @@ impl Grants {
         if let Some(id) = id_of(settled.request_id.as_ref()) {
             self.done.insert(id);
         }
-        let found = self.waiting(&settled.waiter).map(|(name, wait)| (name.clone(), wait.clone()));
-        let Some((name, wait)) = found else {
-            if granted(&settled.answer).is_some() {
+        let Some(wait) = self.waits.get(&settled.waiter).cloned() else {
+            if newest(&settled.answer).is_some() {
                 self.found.push(Violation::new(CANCELLED, format!("{settled:?}")));
             }
             return;
         };
-        if let Some((token, mode)) = granted(&settled.answer) {
-            let Waiting { session, id, delay_ms, converts, .. } = wait;
-            if mode < wait.mode {
-                self.found.push(Violation::new(MODE, format!("{settled:?} for {:?}", wait.mode)));
-            }
-            let (name, waiter) = (name.clone(), Some(&settled.waiter));
-            self.got(&Got { name, session, id, delay_ms, token, mode, converts, waiter }, times);
+        self.told(&wait, Some(&settled.waiter), &settled.answer, times);
+        self.leave(&settled.waiter);
+    }
+
+    /// A call was answered: with all that it wants, or with nothing.
+    fn told(&mut self, wait: &Waiting, waiter: Option<&WaiterId>, answer: &Answer, times: Times) {
+        let grants = granted(answer, wait);
+        if grants.is_empty() {
+            return;
         }
-        if let Some(lock) = self.locks.get_mut(&name) {
-            lock.waits.retain(|wait| wait.waiter != settled.waiter);
+        let fits = |(told, wanted): (&(String, u64, LockMode), &(String, LockMode))| {
+            told.0 == wanted.0 && told.2 >= wanted.1
+        };
+        if grants.len() != wait.wants.len() || !grants.iter().zip(&wait.wants).all(fits) {
+            self.found.push(Violation::new(MODE, format!("{answer:?} for {wait:?}")));
+        }
+        let Waiting { session, id, delay_ms, converts, .. } = wait.clone();
+        for (lock, token, mode) in grants {
+            let (name, id) = ((wait.namespace.clone(), lock), id.clone());
+            self.got(&Got { name, session, id, delay_ms, token, mode, converts, waiter }, times);
         }
     }
 
@@ -417,6 +447,7 @@ impl Grants {
             return;
         }
         lock.last_token = got.token;
+        self.is_of_entry(got);
         self.may_hold(got, times);
         self.overtakes(got);
         let lock = self.locks.entry(got.name.clone()).or_default();
@@ -434,6 +465,16 @@ impl Grants {
             relying: BTreeSet::from([got.id.clone()]),
         });
         lock.holds.push(Hold { token: got.token, mode: got.mode, ..hold });
+    }
+
+    /// A grant that an earlier entry gave, and nobody was told of then, is behind what the namespace has granted since.
+    fn is_of_entry(&mut self, got: &Got<'_>) {
+        let (last, before) = self.tokens.entry(got.name.0.clone()).or_default();
+        *last = got.token.max(*last);
+        if got.token <= *before {
+            let what = format!("session {} of {:?}: token {}", got.session, got.name, got.token);
+            self.found.push(Violation::new(TOGETHER, format!("{what} in an entry after {before}")));
+        }
     }
 
     /// Nobody who lives, and nobody's lock delay, is in the way.
@@ -471,7 +512,7 @@ impl Grants {
             return;
         }
         let own = lock.waits.iter().position(|wait| Some(&wait.waiter) == got.waiter);
-        let is_before = |(place, wait): &(usize, &Waiting)| {
+        let is_before = |(place, wait): &(usize, &Standing)| {
             let earlier = own.is_none_or(|own| *place < own);
             wait.session != got.session
                 && !self.begun.contains(&wait.waiter)
@@ -498,88 +539,6 @@ impl Grants {
             }
         }
     }
-
-    fn let_go(&mut self, namespace: &str, is_over: impl Fn(&str, &Hold) -> bool) -> u32 {
-        let mut count = 0;
-        for ((_, name), lock) in self.locks.iter_mut().filter(|((of, _), _)| of == namespace) {
-            let before = lock.holds.len();
-            lock.holds.retain(|hold| !is_over(name, hold));
-            count += before - lock.holds.len();
-        }
-        u32::try_from(count).unwrap_or(u32::MAX)
-    }
-
-    fn release(&mut self, release: &ReleaseRequest) {
-        let session = release.session_id;
-        let released = self.let_go(&release.namespace, |name, hold| {
-            name == release.name && hold.session == session
-        });
-        if released == 0 {
-            self.found.push(Violation::new(GAP, format!("nothing is held for {release:?}")));
-        }
-    }
-
-    fn release_held(&mut self, held: &ReleaseHeld, told: u32, up_to_token: u64) {
-        let fits = |hold: &Hold| hold.session == held.session_id && hold.token <= up_to_token;
-        let sure = self.let_go(&held.namespace, |_, hold| fits(hold) && !hold.may_be_gone);
-        let released = sure + self.let_go(&held.namespace, |_, hold| fits(hold));
-        if !(sure..=released).contains(&told) {
-            let what = format!("{held:?} says {told}, and {released} were held");
-            self.found.push(Violation::new(GAP, what));
-        }
-    }
-
-    fn force(&mut self, step: &ForceStep, below: u64) {
-        self.let_go(&step.namespace, |name, hold| {
-            let fits = step.fencing_token == 0 || hold.token == step.fencing_token;
-            name == step.name && fits && hold.token < below
-        });
-        let name = (step.namespace.clone(), step.name.clone());
-        let last = &mut self.locks.entry(name).or_default().last_token;
-        *last = below.max(*last);
-    }
-
-    /// Whether the same call was sent again since.
-    fn is_late(&self, cancel: &CancelAcquire) -> bool {
-        let newest = id_of(cancel.waiter.as_ref()).and_then(|id| self.attempts.get(&id));
-        newest.is_some_and(|newest| cancel.waiter.as_ref().is_some_and(|of| *newest > of.attempt))
-    }
-
-    /// The caller of a request is gone: its wait ends, and a grant that is nobody else's.
-    fn cancel(&mut self, cancel: &CancelAcquire) {
-        let (Some(full), Some(id)) = (&cancel.waiter, id_of(cancel.waiter.as_ref())) else {
-            return;
-        };
-        if self.is_late(cancel) {
-            return;
-        }
-        let name = (cancel.namespace.clone(), cancel.name.clone());
-        let Some(lock) = self.locks.get_mut(&name) else { return };
-        let waits = |wait: &Waiting| wait.id.as_ref() == Some(&id);
-        if lock.waits.iter().any(waits) {
-            lock.waits.retain(|wait| !waits(wait));
-            self.cancelled.insert(id);
-            return;
-        }
-        let floor = self.floors.get(&full.client).copied().unwrap_or_default();
-        if cancel.converts || full.attempt < u32::MAX && full.sequence < floor {
-            return;
-        }
-        let own = lock.holds.iter_mut().find(|hold| hold.session == cancel.session_id);
-        let Some(hold) = own else { return };
-        if hold.relying.remove(&Some(id.clone())) {
-            let owner = (cancel.namespace.clone(), cancel.session_id);
-            if self.sessions.get(&owner).is_none_or(|session| session.over_at_ms.is_some()) {
-                // It may be gone already, or goes without a delay now.
-                (hold.delay_ms, hold.may_be_gone) = (Some(0), true);
-                return;
-            }
-            if hold.relying.is_empty() {
-                lock.holds.retain(|hold| hold.session != cancel.session_id);
-            }
-            self.cancelled.insert(id);
-        }
-    }
 }
 
 fn namespace_of(operation: &Operation) -> Option<&String> {
@@ -600,11 +559,38 @@ fn wanted(mode: LockMode) -> LockMode {
     if mode == LockMode::Unspecified { LockMode::Exclusive } else { mode }
 }
 
-/// Token and mode of what an answer grants.
-fn granted(answer: &Answer) -> Option<(u64, LockMode)> {
+/// The locks that a call names, each with its mode.
+fn wants(name: &str, mode: LockMode, locks: &[LockWish]) -> Vec<(String, LockMode)> {
+    if locks.is_empty() {
+        return vec![(name.to_owned(), wanted(mode))];
+    }
+    locks.iter().map(|wish| (wish.name.clone(), wanted(wish.mode()))).collect()
+}
+
+/// What an answer grants to a call: each lock with its token and mode.
+fn granted(answer: &Answer, wait: &Waiting) -> Vec<(String, u64, LockMode)> {
+    let one = |token, mode| vec![(wait.wants[0].0.clone(), token, mode)];
+    match answer.answer.as_ref() {
+        Some(A::Acquire(got)) if got.acquired && got.locks.is_empty() => {
+            one(got.fencing_token, got.mode())
+        }
+        // Of a call that got nothing there are none.
+        Some(A::Acquire(got)) => {
+            let grant = |grant: &LockGrant| (grant.name.clone(), grant.fencing_token, grant.mode());
+            got.locks.iter().map(grant).collect()
+        }
+        Some(A::Convert(got)) if got.converted => one(got.fencing_token, got.mode()),
+        _ => Vec::new(),
+    }
+}
+
+/// The newest token that an answer grants.
+fn newest(answer: &Answer) -> Option<u64> {
     match answer.answer.as_ref()? {
-        A::Acquire(got) if got.acquired => Some((got.fencing_token, got.mode())),
-        A::Convert(got) if got.converted => Some((got.fencing_token, got.mode())),
+        A::Acquire(got) if got.acquired => {
+            got.locks.iter().map(|grant| grant.fencing_token).max().or(Some(got.fencing_token))
+        }
+        A::Convert(got) if got.converted => Some(got.fencing_token),
         _ => None,
     }
 }

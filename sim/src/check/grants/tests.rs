@@ -1,7 +1,7 @@
 //! Logs that break a rule.
 
-use trefoil_proto::internal::v1::Done;
-use trefoil_proto::lock::v1 as api;
+use trefoil_proto::internal::v1::{CancelAcquire, Done};
+use trefoil_proto::lock::v1::{self as api, ReleaseRequest};
 
 use super::*;
 
@@ -35,6 +35,20 @@ fn converted(token: u64, mode: LockMode) -> Answer {
     let response =
         api::ConvertResponse { converted, fencing_token: token, mode, ..Default::default() };
     A::Convert(response).into()
+}
+
+fn both() -> Vec<LockWish> {
+    ["l", "m"].map(|name| LockWish { name: name.to_owned(), mode: Exclusive.into() }).to_vec()
+}
+
+fn acquired_all(grants: &[(&str, u64, LockMode)]) -> Answer {
+    let grants = grants.iter().map(|(name, fencing_token, mode)| LockGrant {
+        name: (*name).to_owned(),
+        fencing_token: *fencing_token,
+        mode: (*mode).into(),
+    });
+    let locks = grants.collect();
+    A::Acquire(api::AcquireResponse { acquired: true, locks, ..Default::default() }).into()
 }
 
 fn done() -> Outcome {
@@ -120,6 +134,17 @@ impl Log {
             ..Default::default()
         };
         self.entry(at, Operation::CancelAcquire(cancel), None, done(), &[]);
+    }
+
+    /// A call for locks `l` and `m`.
+    fn acquire_both(&mut self, at: u64, session: u64, id: u64, outcome: Outcome) {
+        let acquire = AcquireRequest {
+            namespace: NAMESPACE.to_owned(),
+            session_id: session,
+            locks: both(),
+            ..Default::default()
+        };
+        self.entry(at, Operation::Acquire(acquire), Some((id, 0)), outcome, &[]);
     }
 
     fn first(&self) -> Option<&'static str> {
@@ -256,6 +281,81 @@ fn a_cancel_that_comes_late_takes_nothing() {
     log.entry(20, Operation::Acquire(again), Some((7, 1)), answer, &[]);
     log.cancel(30, 1, (7, 0));
     assert_eq!(log.grants.described(NAMESPACE, "l", &[(1, 1)]), None);
+}
+
+#[test]
+fn several_locks_are_judged_together() {
+    let all = acquired_all(&[("l", 3, Exclusive), ("m", 4, Exclusive)]);
+    let waits = || {
+        let mut log = Log::new();
+        log.granted(10, 1, Exclusive, 1);
+        log.acquire_both(20, 2, 7, Outcome::Waiting(waiter(1)));
+        log
+    };
+    let mut log = waits();
+    log.release(40, 1, &[settled(1, 7, all.clone())]);
+    assert_eq!(log.found, []);
+    assert_eq!(log.grants.described(NAMESPACE, "m", &[(2, 4)]), None);
+    // What is held counts, with the token that it has.
+    let mut log = Log::new();
+    log.granted(10, 2, Exclusive, 3);
+    log.acquire_both(20, 2, 7, Outcome::Answered(all.clone()));
+    assert_eq!(log.found, []);
+    // One of two, or one of them in an earlier entry.
+    let mut log = waits();
+    log.release(40, 1, &[settled(1, 7, acquired_all(&[("l", 3, Exclusive)]))]);
+    assert_eq!(log.first(), Some(MODE));
+    let mut log = waits();
+    let other = AcquireRequest {
+        namespace: NAMESPACE.to_owned(),
+        session_id: 3,
+        name: "o".to_owned(),
+        ..Default::default()
+    };
+    let outcome = Outcome::Answered(acquired(5, Exclusive));
+    log.entry(30, Operation::Acquire(other), Some((8, 0)), outcome, &[]);
+    let parts = acquired_all(&[("l", 6, Exclusive), ("m", 4, Exclusive)]);
+    log.release(40, 1, &[settled(1, 7, parts)]);
+    assert_eq!(log.first(), Some(TOGETHER));
+}
+
+#[test]
+fn who_waits_for_several_locks_stands_in_each_order() {
+    let mut log = Log::new();
+    let of_m = |log: &mut Log, at, session, id: u64, outcome| {
+        let acquire = AcquireRequest {
+            namespace: NAMESPACE.to_owned(),
+            session_id: session,
+            name: "m".to_owned(),
+            ..Default::default()
+        };
+        log.entry(at, Operation::Acquire(acquire), Some((id, 0)), outcome, &[]);
+    };
+    log.granted(10, 1, Exclusive, 1);
+    log.acquire_both(20, 2, 7, Outcome::Waiting(waiter(1)));
+    of_m(&mut log, 30, 3, 8, Outcome::Answered(acquired(2, Exclusive)));
+    assert_eq!(log.first(), Some(FIFO));
+    // A cancel takes it out of all of them.
+    let mut log = Log::new();
+    log.granted(10, 1, Exclusive, 1);
+    log.acquire_both(20, 2, 7, Outcome::Waiting(waiter(1)));
+    let cancel = CancelAcquire {
+        namespace: NAMESPACE.to_owned(),
+        session_id: 2,
+        waiter: Some(request_id((7, 0))),
+        locks: both(),
+        ..Default::default()
+    };
+    log.entry(30, Operation::CancelAcquire(cancel.clone()), None, done(), &[]);
+    of_m(&mut log, 40, 3, 8, Outcome::Answered(acquired(2, Exclusive)));
+    assert_eq!(log.found, []);
+    // Of a grant it leaves none.
+    let mut log = Log::new();
+    let all = acquired_all(&[("l", 1, Exclusive), ("m", 2, Exclusive)]);
+    log.acquire_both(10, 2, 7, Outcome::Answered(all));
+    log.entry(20, Operation::CancelAcquire(cancel), None, done(), &[]);
+    assert_eq!(log.grants.described(NAMESPACE, "l", &[]), None);
+    assert!(log.grants.described(NAMESPACE, "m", &[(2, 2)]).is_some());
 }
 
 #[test]

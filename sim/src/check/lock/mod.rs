@@ -8,6 +8,7 @@ use trefoil_proto::lock::v1::LockMode;
 use super::Violation;
 use super::history::{Action, Call, History, Outcome, Place};
 
+const ALL: &str = "several locks are granted all together, as they were asked for";
 const RISE: &str = "fencing tokens of a lock rise with its grants";
 const ONE: &str = "a grant belongs to one session";
 const CONFLICT: &str = "holders of a lock do not conflict at any index";
@@ -88,64 +89,88 @@ fn grants<'a>(
 ) -> BTreeMap<Name<'a>, Vec<Grant<'a>>> {
     let mut all = BTreeMap::<Name<'_>, BTreeMap<u64, Grant<'_>>>::new();
     for (call, place, outcome) in history.answered() {
-        let (Outcome::Acquired { token, mode } | Outcome::Converted { token, mode }) = outcome
+        let told = told(call, outcome);
+        let (Action::Acquire { namespace, session, .. }
+        | Action::AcquireAll { namespace, session, .. }
+        | Action::Convert { namespace, session, .. }) = &call.action
         else {
             continue;
         };
-        let (name, session) = match &call.action {
-            Action::Acquire { namespace, session, lock, .. }
-            | Action::Convert { namespace, session, lock, .. } => {
-                ((namespace.as_str(), lock.as_str()), *session)
-            }
-            _ => continue,
+        let wanted = call.action.wanted();
+        let fits = |(told, wanted): (&(&str, u64, LockMode), &(&str, LockMode))| {
+            told.0 == wanted.0 && (told.2 >= wanted.1)
         };
-        let is_first = place.exact && !is_unseen(history, name, session, call.ended_at);
-        let delay_ms = if is_first { delay_ms(history, name.0, session, &call.action) } else { 0 };
-        let (token, mode) = (*token, *mode);
-        let grant = Grant { call, place, session, token, mode, is_first, delay_ms };
-        let grants = all.entry(name).or_default();
-        let Some(other) = grants.get_mut(&token) else {
-            grants.insert(token, grant);
-            continue;
-        };
-        if (other.session, other.mode) != (session, mode) {
-            found.push(Violation::new(ONE, format!("{:?} and {call:?}", other.call)));
+        if !told.is_empty() && (told.len() != wanted.len() || !told.iter().zip(&wanted).all(fits)) {
+            found.push(Violation::new(ALL, format!("{call:?}")));
         }
-        if place.position.index < other.place.position.index {
-            *other = grant;
+        let session = *session;
+        for (lock, token, mode) in told {
+            let name = (namespace.as_str(), lock);
+            let is_first = place.exact && !is_unseen(history, name, session, call.ended_at);
+            let delay_ms =
+                if is_first { delay_ms(history, name.0, session, &call.action) } else { 0 };
+            let grant = Grant { call, place, session, token, mode, is_first, delay_ms };
+            let grants = all.entry(name).or_default();
+            let Some(other) = grants.get_mut(&token) else {
+                grants.insert(token, grant);
+                continue;
+            };
+            if (other.session, other.mode) != (session, mode) {
+                found.push(Violation::new(ONE, format!("{:?} and {call:?}", other.call)));
+            }
+            if place.position.index < other.place.position.index {
+                *other = grant;
+            }
         }
     }
     all.into_iter().map(|(name, grants)| (name, grants.into_values().collect())).collect()
 }
 
+/// The grants that a call was told of: lock, token and mode.
+fn told<'a>(call: &'a Call, outcome: &'a Outcome) -> Vec<(&'a str, u64, LockMode)> {
+    match outcome {
+        Outcome::Acquired { token, mode } | Outcome::Converted { token, mode } => {
+            call.action.wanted().into_iter().map(|(lock, _)| (lock, *token, *mode)).collect()
+        }
+        Outcome::AcquiredAll { grants } => {
+            grants.iter().map(|(lock, token, mode)| (lock.as_str(), *token, *mode)).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
 /// Whether a session may have got a lock by a call whose end was not seen, begun before this time.
 fn is_unseen(history: &History, name: Name<'_>, session: u64, before: u64) -> bool {
     history.calls.iter().filter(|call| call.is_open() && call.called_at <= before).any(|call| {
-        match &call.action {
-            Action::Acquire { namespace, session: other, lock, .. }
-            | Action::Convert { namespace, session: other, lock, .. } => {
-                *other == session && (namespace.as_str(), lock.as_str()) == name
-            }
-            _ => false,
-        }
+        let (Action::Acquire { namespace, session: other, .. }
+        | Action::AcquireAll { namespace, session: other, .. }
+        | Action::Convert { namespace, session: other, .. }) = &call.action
+        else {
+            return false;
+        };
+        let wants = call.action.wanted().iter().any(|(lock, _)| *lock == name.1);
+        (namespace.as_str(), *other) == (name.0, session) && wants
     })
 }
 
 /// The lock delay of the grant of an Acquire. That of a conversion is not known: it goes on with the one before.
 fn delay_ms(history: &History, namespace: &str, session: u64, action: &Action) -> u64 {
     match action {
-        Action::Acquire { delay_ms: Some(delay_ms), .. } => *delay_ms,
-        Action::Acquire { delay_ms: None, .. } => history
-            .answered()
-            .find_map(|(call, _, outcome)| match &call.action {
-                Action::OpenSession { namespace: other, delay_ms, .. }
-                    if other == namespace && *outcome == Outcome::SessionOpened { session } =>
-                {
-                    Some(*delay_ms)
-                }
-                _ => None,
-            })
-            .unwrap_or(0),
+        Action::Acquire { delay_ms: Some(delay_ms), .. }
+        | Action::AcquireAll { delay_ms: Some(delay_ms), .. } => *delay_ms,
+        Action::Acquire { delay_ms: None, .. } | Action::AcquireAll { delay_ms: None, .. } => {
+            history
+                .answered()
+                .find_map(|(call, _, outcome)| match &call.action {
+                    Action::OpenSession { namespace: other, delay_ms, .. }
+                        if other == namespace && *outcome == Outcome::SessionOpened { session } =>
+                    {
+                        Some(*delay_ms)
+                    }
+                    _ => None,
+                })
+                .unwrap_or(0)
+        }
         _ => 0,
     }
 }
@@ -361,206 +386,4 @@ fn dead(history: &History, name: Name<'_>, grants: &[Grant<'_>], found: &mut Vec
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::history::build::{answered, history, open};
-    use super::*;
-
-    const NAMESPACE: &str = "n";
-
-    fn name() -> (String, String) {
-        (NAMESPACE.to_owned(), "l".to_owned())
-    }
-
-    fn session(at: u64, session: u64, ttl_ms: u64) -> Call {
-        let action = Action::OpenSession { namespace: NAMESPACE.to_owned(), ttl_ms, delay_ms: 0 };
-        answered(at, at + 1, at, action, Outcome::SessionOpened { session })
-    }
-
-    fn acquiring(session: u64, mode: LockMode, delay_ms: Option<u64>) -> Action {
-        let (namespace, lock) = name();
-        Action::Acquire { namespace, session, lock, mode, wait_ms: 0, delay_ms }
-    }
-
-    fn acquire(at: u64, session: u64, token: u64) -> Call {
-        acquire_as(at, session, token, LockMode::Exclusive)
-    }
-
-    fn acquire_as(at: u64, session: u64, token: u64, mode: LockMode) -> Call {
-        let outcome = Outcome::Acquired { token, mode };
-        answered(at, at + 1, at, acquiring(session, mode, None), outcome)
-    }
-
-    fn converting(session: u64, token: u64, mode: LockMode) -> Action {
-        let (namespace, lock) = name();
-        Action::Convert { namespace, session, lock, token, mode, wait_ms: 0 }
-    }
-
-    fn convert(at: u64, session: u64, from: u64, token: u64, mode: LockMode) -> Call {
-        let outcome = Outcome::Converted { token, mode };
-        answered(at, at + 1, at, converting(session, from, mode), outcome)
-    }
-
-    fn releasing(session: u64, token: u64) -> Action {
-        let (namespace, lock) = name();
-        Action::Release { namespace, session, lock, token }
-    }
-
-    fn release(at: u64, session: u64, token: u64) -> Call {
-        answered(at, at + 1, at, releasing(session, token), Outcome::Released)
-    }
-
-    fn validate(at: u64, token: u64, holder: Option<u64>) -> Call {
-        let (namespace, lock) = name();
-        let action = Action::ValidateToken { namespace, lock, token };
-        answered(at, at + 1, at, action, Outcome::Validated { holder })
-    }
-
-    fn first(calls: impl IntoIterator<Item = Call>) -> Option<&'static str> {
-        check(&history(calls)).first().map(|violation| violation.invariant)
-    }
-
-    fn two_sessions() -> Vec<Call> {
-        vec![session(10, 1, 1_000), session(11, 2, 1_000)]
-    }
-
-    fn after(calls: &[Call], more: impl IntoIterator<Item = Call>) -> Option<&'static str> {
-        first(calls.iter().cloned().chain(more))
-    }
-
-    #[test]
-    fn handing_over_passes() {
-        let calls = [
-            session(10, 1, 1_000),
-            session(11, 2, 1_000),
-            acquire(20, 1, 1),
-            release(30, 1, 1),
-            acquire(40, 2, 2),
-            acquire(1_100, 1, 3),
-        ];
-        assert_eq!(first(calls), None);
-        let calls = [
-            session(10, 1, 1_000),
-            acquire(20, 1, 1),
-            open(25, releasing(1, 1)),
-            acquire(40, 2, 2),
-        ];
-        assert_eq!(first(calls), None);
-    }
-
-    #[test]
-    fn two_holders_are_found() {
-        assert_eq!(
-            first([session(10, 1, 1_000), acquire(20, 1, 1), acquire(40, 2, 2)]),
-            Some(CONFLICT)
-        );
-        let late = [session(10, 1, 1_000), acquire(20, 1, 1), acquire(40, 2, 2), release(50, 1, 1)];
-        assert_eq!(first(late), Some(CONFLICT));
-    }
-
-    #[test]
-    fn a_release_by_another_session_is_found() {
-        let calls = [session(10, 1, 1_000), acquire(20, 1, 1)];
-        assert_eq!(first(calls.clone().into_iter().chain([release(30, 2, 1)])), Some(HOLDER));
-        assert_eq!(first(calls.into_iter().chain([release(30, 1, 7)])), Some(HOLDER));
-    }
-
-    #[test]
-    fn an_early_expiry_is_found() {
-        let renewal = Action::KeepAlive { namespace: NAMESPACE.to_owned(), session: 1 };
-        let renewal = answered(900, 901, 900, renewal, Outcome::Renewed { remaining_ms: 1_000 });
-        let calls = [session(10, 1, 1_000), acquire(20, 1, 1), renewal];
-        assert_eq!(first(calls.clone().into_iter().chain([acquire(1_500, 2, 2)])), Some(CONFLICT));
-        assert_eq!(first(calls.into_iter().chain([acquire(1_900, 2, 2)])), None);
-    }
-
-    #[test]
-    fn tokens_that_fall_or_repeat_are_found() {
-        let falls = [acquire(20, 1, 2), release(30, 1, 2), acquire(40, 2, 1), release(50, 2, 1)];
-        assert_eq!(first(falls), Some(RISE));
-        assert_eq!(first([acquire(20, 1, 1), release(30, 1, 1), acquire(40, 2, 1)]), Some(ONE));
-        assert_eq!(first([acquire(20, 1, 0)]), Some(RISE));
-    }
-
-    #[test]
-    fn a_grant_to_a_closed_session_is_found() {
-        let close = Action::CloseSession { namespace: NAMESPACE.to_owned(), session: 1 };
-        let close = answered(30, 31, 30, close, Outcome::SessionClosed);
-        assert_eq!(first([session(10, 1, 1_000), close, acquire(40, 1, 1)]), Some(DEAD));
-    }
-
-    #[test]
-    fn modes_that_go_together_pass_and_others_are_found() {
-        use LockMode::{Exclusive, Shared, Update};
-        for (held, wanted, fits) in [
-            (Shared, Shared, true),
-            (Shared, Update, true),
-            (Update, Shared, true),
-            (Update, Update, false),
-            (Shared, Exclusive, false),
-            (Exclusive, Shared, false),
-        ] {
-            let calls = [acquire_as(20, 1, 1, held), acquire_as(30, 2, 2, wanted)];
-            let expected = if fits { None } else { Some(CONFLICT) };
-            assert_eq!(after(&two_sessions(), calls), expected, "{held:?} and {wanted:?}");
-        }
-    }
-
-    #[test]
-    fn a_conversion_that_lets_another_in_is_found() {
-        let mut calls = two_sessions();
-        calls.extend([
-            acquire_as(20, 1, 1, LockMode::Update),
-            convert(30, 1, 1, 2, LockMode::Exclusive),
-        ]);
-        let shared = |at, token| acquire_as(at, 2, token, LockMode::Shared);
-        assert_eq!(after(&calls, [shared(40, 3)]), Some(CONFLICT));
-        let down = convert(40, 1, 2, 3, LockMode::Shared);
-        assert_eq!(after(&calls, [down, shared(50, 4)]), None);
-        assert_eq!(
-            after(&calls, [open(35, converting(1, 2, LockMode::Shared)), shared(40, 3)]),
-            None
-        );
-    }
-
-    #[test]
-    fn a_grant_within_a_lock_delay_is_found() {
-        let mut calls = two_sessions();
-        let outcome = Outcome::Acquired { token: 1, mode: LockMode::Exclusive };
-        let delayed = acquiring(1, LockMode::Exclusive, Some(500));
-        calls.push(answered(20, 21, 20, delayed, outcome));
-        assert_eq!(after(&calls, [acquire(1_400, 2, 2)]), Some(CONFLICT));
-        assert_eq!(after(&calls, [acquire(1_510, 2, 2)]), None);
-    }
-
-    #[test]
-    fn all_that_may_end_a_grant_passes() {
-        let (namespace, lock) = name();
-        let all = Action::ReleaseAll { namespace: namespace.clone(), session: 1 };
-        let forced = Action::ForceRelease { namespace: namespace.clone(), lock, token: 0 };
-        let ends = [
-            answered(30, 31, 30, all, Outcome::ReleasedAll { released: 1 }),
-            answered(30, 31, 30, forced, Outcome::Forced { released: 1, token: 2 }),
-        ];
-        for end in ends {
-            let calls = [acquire(20, 1, 1), end.clone(), acquire(40, 2, 3)];
-            assert_eq!(after(&two_sessions(), calls), None);
-            let early = [end, acquire(32, 1, 3), acquire(40, 2, 4)];
-            assert_eq!(after(&two_sessions(), early), Some(CONFLICT));
-        }
-    }
-
-    #[test]
-    fn a_read_that_says_otherwise_is_found() {
-        let mut calls = two_sessions();
-        calls.extend([acquire(20, 1, 1), release(30, 1, 1)]);
-        assert_eq!(after(&calls, [validate(25, 1, Some(1)), validate(35, 1, None)]), None);
-        assert_eq!(after(&calls, [validate(15, 1, Some(1))]), Some(READ));
-        assert_eq!(after(&calls, [validate(35, 1, Some(1))]), Some(READ));
-        assert_eq!(after(&calls, [validate(25, 1, Some(2))]), Some(READ));
-        assert_eq!(after(&calls, [validate(25, 1, None)]), Some(READ));
-        let (namespace, lock) = name();
-        let action = Action::DescribeLock { namespace, lock };
-        let none = answered(25, 26, 25, action, Outcome::Described { holders: Vec::new() });
-        assert_eq!(after(&calls, [none]), Some(READ));
-    }
-}
+mod tests;

@@ -1,0 +1,153 @@
+//! Several locks at once, for `trefoil lock acquire` and `trefoil lock run`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::ValueEnum as _;
+use serde::Serialize;
+use trefoil_client::{Error, Guard, Guards, Session};
+
+use crate::exit::{Failure, NOTHING};
+use crate::lock::{Mode, acquire_lock, mode_name, tell};
+use crate::output::{self, Format, Report};
+
+/// One lock, or several, and how long to wait for them.
+pub(crate) struct Wanted {
+    pub(crate) name: String,
+    pub(crate) mode: Mode,
+    pub(crate) with: Vec<With>,
+    pub(crate) wait: Duration,
+}
+
+/// Another lock to acquire together with one.
+#[derive(Clone, Debug)]
+pub(crate) struct With {
+    name: String,
+    /// None is that of the first lock.
+    mode: Option<Mode>,
+}
+
+/// A lock, with a mode behind its last colon. What stands there and is none belongs to the name.
+pub(crate) fn with(text: &str) -> Result<With, String> {
+    let (name, mode) = match text.rsplit_once(':') {
+        Some((name, mode)) => (name, Mode::from_str(mode, false).ok()),
+        None => (text, None),
+    };
+    let name = if mode.is_some() { name } else { text };
+    if name.is_empty() {
+        Err("NAME or NAME:MODE is wanted".to_owned())
+    } else {
+        Ok(With { name: name.to_owned(), mode })
+    }
+}
+
+impl Wanted {
+    /// Each lock and its mode.
+    fn locks(&self) -> impl Iterator<Item = (&str, Mode)> {
+        let others =
+            self.with.iter().map(|with| (with.name.as_str(), with.mode.unwrap_or(self.mode)));
+        std::iter::once((self.name.as_str(), self.mode)).chain(others)
+    }
+
+    pub(crate) fn names(&self) -> Vec<&str> {
+        self.locks().map(|(name, _)| name).collect()
+    }
+
+    /// Acquires all, or none.
+    pub(crate) async fn acquire(
+        &self,
+        session: &Session,
+        progress: bool,
+    ) -> Result<Option<Guards>, Error> {
+        if self.with.is_empty() {
+            let lock = session.lock(self.name.as_str()).mode(self.mode.into()).wait(self.wait);
+            return Ok(acquire_lock(lock, progress).await?.map(Guards::from));
+        }
+        let empty = session.locks(Vec::<String>::new()).wait(self.wait);
+        let set = self.locks().fold(empty, |set, (name, mode)| set.and(name, mode.into()));
+        if progress { set.acquire_telling(tell).await } else { set.acquire().await }
+    }
+}
+
+/// Acquires several locks, and leaves them held.
+pub(crate) async fn acquire(
+    wanted: Wanted,
+    session: Session,
+    progress: bool,
+    format: Format,
+) -> Result<ExitCode, Failure> {
+    let Some(guards) = wanted.acquire(&session, progress).await? else {
+        session.close().await?;
+        let one = |(lock, mode): (&str, Mode)| AcquiredOne {
+            lock: lock.to_owned(),
+            mode: mode_name(mode.into()),
+            fencing_token: None,
+        };
+        let locks = wanted.locks().map(one).collect();
+        let missed = AcquiredAll { acquired: false, session_id: None, held_for_ms: None, locks };
+        output::print(format, &missed)?;
+        return Ok(ExitCode::from(NOTHING));
+    };
+    let one = |guard: &Guard| AcquiredOne {
+        lock: guard.name().to_owned(),
+        mode: mode_name(guard.mode()),
+        fencing_token: Some(guard.token()),
+    };
+    let acquired = AcquiredAll {
+        acquired: true,
+        session_id: Some(session.id()),
+        held_for_ms: Some(guards.remaining().as_millis()),
+        locks: guards.iter().map(one).collect(),
+    };
+    session.leave();
+    output::print(format, &acquired)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Serialize)]
+struct AcquiredAll {
+    acquired: bool,
+    session_id: Option<u64>,
+    held_for_ms: Option<u128>,
+    locks: Vec<AcquiredOne>,
+}
+
+#[derive(Serialize)]
+struct AcquiredOne {
+    lock: String,
+    mode: &'static str,
+    fencing_token: Option<u64>,
+}
+
+impl Report for AcquiredAll {
+    fn text(&self) -> String {
+        let (Some(session), Some(ms)) = (self.session_id, self.held_for_ms) else {
+            let names = self.locks.iter().map(|one| one.lock.as_str()).collect::<Vec<_>>();
+            return format!("{} are not all free", names.join(", "));
+        };
+        let head =
+            output::fields([("session", session.to_string()), ("held for", format!("{ms} ms"))]);
+        let rows = self.locks.iter().map(|one| {
+            let token = one.fencing_token.unwrap_or_default();
+            vec![one.lock.clone(), one.mode.to_owned(), token.to_string()]
+        });
+        format!("{head}\n\n{}", output::table(&["LOCK", "MODE", "FENCING TOKEN"], &[2], rows))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mode_stands_behind_the_last_colon() {
+        let parsed = |text: &str| {
+            with(text).map(|with| (with.name, with.mode.map(|mode| mode_name(mode.into()))))
+        };
+        assert_eq!(parsed("b"), Ok(("b".to_owned(), None)));
+        assert_eq!(parsed("b:shared"), Ok(("b".to_owned(), Some("shared"))));
+        assert_eq!(parsed("b:1"), Ok(("b:1".to_owned(), None)));
+        assert_eq!(parsed("b:update:exclusive"), Ok(("b:update".to_owned(), Some("exclusive"))));
+        assert!(parsed("").is_err() && parsed(":shared").is_err());
+    }
+}
