@@ -50,6 +50,7 @@ list! {
     TokenFromLock "token-from-lock": "Fencing tokens are counted in the lock, which goes away with its last holder.";
     AnyoneReleases "anyone-releases": "A release does not look who holds the lock.";
     ReaderOvertakes "reader-overtakes": "A reader gets a lock past a writer who waits for it.";
+    PermitsOvertake "permits-overtake": "A call that wants few permits gets them past one that waits for more.";
     ConvertLetsGo "convert-lets-go": "A conversion lets the lock go and takes it again, and whoever waits gets it in between.";
     UpdateBesideUpdate "update-beside-update": "Two sessions hold a lock in mode UPDATE.";
     DelayForgotten "delay-forgotten": "An expired holder keeps nobody out, lock delay or not.";

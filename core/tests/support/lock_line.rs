@@ -316,6 +316,7 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 waiter: id.as_deref().map(request_id),
                 mode: mode_of(mode.as_deref()).into(),
                 converts: *converts,
+                permits: 0,
             })
         }
         _ => return None,

@@ -28,6 +28,8 @@ pub(super) struct Call<'r> {
     pub(super) converts: bool,
     /// The lock delay of the grant, where the call says one.
     pub(super) lock_delay_ms: Option<u64>,
+    /// How many permits of a semaphore; 0 of a lock.
+    pub(super) permits: u64,
 }
 
 pub(in super::super) fn acquire(
@@ -45,8 +47,10 @@ pub(in super::super) fn acquire(
         id: stripped(id),
         converts: false,
         lock_delay_ms: request.lock_delay_ms,
+        permits: 0,
     };
     space.renew(call.session_id)?;
+    space.must_be_lock(call.name)?;
     space.tidy(call.name);
     if let Some(hold) = space.claim(call.session_id, call.name).hold {
         if hold.mode() < call.mode {
@@ -94,7 +98,7 @@ impl Space<'_, '_> {
             }
         }
         if call.wait_ms == 0 {
-            self.scope.output.counts.locks_blocked += 1;
+            self.count_blocked(call.permits);
             return Ok(Verdict::Answer(self.held(call.name, call.converts)));
         }
         self.may_claim(&call)?;
@@ -108,20 +112,25 @@ impl Space<'_, '_> {
         if self.claim(call.session_id, call.name).ordinals.len() >= ACQUIRES_PER_CLAIM_MAX {
             return Err(limit_reached("ACQUIRES_PER_CLAIM_MAX", ACQUIRES_PER_CLAIM_MAX));
         }
-        let session_id = call.session_id;
+        let (session_id, permits) = (call.session_id, call.permits);
         let ordinal = self.join(call);
-        if let Some(refusal) = self.refuse_deadlock(ordinal, session_id) {
+        if permits == 0
+            && let Some(refusal) = self.refuse_deadlock(ordinal, session_id)
+        {
             // An answer like any other: what is kept of the deadlock must not be dropped with the command.
             return Ok(Verdict::Answer(answer::Answer::Refusal(refusal)));
         }
-        self.scope.output.counts.locks_blocked += 1;
+        self.count_blocked(permits);
         Ok(Verdict::Wait(self.waiter_id(session_id, ordinal)))
     }
 
     /// Where the same call waits already. A call without request id is the same as any other that wants the same.
-    fn wait_of(&self, ordinals: &[u64], call: &Call<'_>) -> Option<(u64, Wait)> {
+    pub(super) fn wait_of(&self, ordinals: &[u64], call: &Call<'_>) -> Option<(u64, Wait)> {
         let same = |wait: &Wait| {
-            let wants_same = wait.wants.iter().any(|want| want.mode() == call.mode);
+            let wants_same = wait
+                .wants
+                .iter()
+                .any(|want| want.mode() == call.mode && want.permits == call.permits);
             wait.request_id == call.id
                 && wait.converts == call.converts
                 && (call.id.is_some() || wants_same)
@@ -171,7 +180,11 @@ impl Space<'_, '_> {
             claimed_index: self.scope.index,
             lost_at_ms: 0,
             since_ms: now_ms,
-            wants: vec![Want { name: call.name.to_owned(), mode: call.mode.into() }],
+            wants: vec![Want {
+                name: call.name.to_owned(),
+                mode: call.mode.into(),
+                permits: call.permits,
+            }],
             converts: call.converts,
             lock_delay_ms: call.lock_delay_ms,
             campaigns: false,
@@ -189,19 +202,29 @@ impl Space<'_, '_> {
 
     /// Refuses a session that has as many locks as it may, unless it has to do with this one already; and one lock
     /// more than a namespace may have.
-    fn may_claim(&self, call: &Call<'_>) -> Result<(), Refusal> {
+    pub(super) fn may_claim(&self, call: &Call<'_>) -> Result<(), Refusal> {
         let claims = self.session(call.session_id).map_or(0, |session| session.claims);
         if claims >= LOCKS_PER_SESSION_MAX
             && !claims_anything(&self.claim(call.session_id, call.name))
         {
             return Err(limit_reached("LOCKS_PER_SESSION_MAX", LOCKS_PER_SESSION_MAX));
         }
+        self.may_add_lock(call.name)
+    }
+
+    /// Refuses one lock more than a namespace may have.
+    pub(super) fn may_add_lock(&self, name: &str) -> Result<(), Refusal> {
         let counters = self.counters();
         let locks_max = counters.settings.map_or(0, |settings| settings.locks_max);
         let fixed = ("LOCKS_PER_NAMESPACE_MAX", LOCKS_PER_NAMESPACE_MAX);
         match refuse_at(counters.locks, ("locks_max", locks_max), fixed) {
-            Err(refusal) if !is_wanted(&self.lock(call.name)) => Err(refusal),
+            Err(refusal) if !is_wanted(&self.lock(name)) => Err(refusal),
             _ => Ok(()),
         }
+    }
+
+    fn count_blocked(&mut self, permits: u64) {
+        self.scope.output.counts.locks_blocked += 1;
+        self.scope.output.counts.permits_blocked += u64::from(permits > 0);
     }
 }

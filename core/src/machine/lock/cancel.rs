@@ -30,7 +30,8 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
     let id = stripped(request.waiter.as_ref());
     let claim = space.claim(request.session_id, &request.name);
     let same = |wait: &Wait| {
-        let wants_same = wait.wants.iter().any(|want| want.mode() == mode);
+        let wants_same =
+            wait.wants.iter().any(|want| want.mode() == mode && want.permits == request.permits);
         wait.request_id == id && wait.converts == request.converts && (id.is_some() || wants_same)
     };
     let found = space.waits(request.session_id, &claim.ordinals).find(|(_, wait)| same(wait));
@@ -38,7 +39,10 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
         space.cancel_wait(&request.name, ordinal, wait);
         // The lock may have waited for the caller who is gone.
         space.hand_on(&request.name);
-    } else if claim.hold.is_some() && !request.converts && !is_in_use {
+    } else if claim.hold.is_some_and(|hold| hold.permits == request.permits)
+        && !request.converts
+        && !is_in_use
+    {
         space.cancel_grant(request, id);
     }
     Ok(done())

@@ -25,8 +25,10 @@ pub(in super::super) fn convert(
         id: stripped(id),
         converts: true,
         lock_delay_ms: None,
+        permits: 0,
     };
     space.renew(call.session_id)?;
+    space.must_be_lock(call.name)?;
     space.tidy(call.name);
     let hold = space.claim(call.session_id, call.name).hold;
     let Some(hold) = hold.filter(|hold| names_grant(hold, request.fencing_token)) else {

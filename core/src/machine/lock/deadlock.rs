@@ -80,7 +80,8 @@ impl Space<'_, '_> {
         *left -= waits.len();
         let mut first = BTreeMap::new();
         for (ordinal, wait) in waits {
-            for want in &wait.wants {
+            // Who waits for permits waits for any of those who hold some, which closes no circle.
+            for want in wait.wants.iter().filter(|want| want.permits == 0) {
                 // A session gets a lock where it stands first, for all that it waits for, unless it converts further.
                 let best = first.entry(want.name.clone()).or_insert(LockMode::Unspecified);
                 if *best != LockMode::Unspecified && (!wait.converts || want.mode() <= *best) {

@@ -21,6 +21,7 @@ impl Space<'_, '_> {
             session_id,
             mode: hold.mode,
             fencing_token: hold.token,
+            permits: hold.permits,
             ..LockEvent::default()
         });
     }
@@ -34,6 +35,7 @@ impl Space<'_, '_> {
                 session_id: wait.session_id,
                 mode: want.mode,
                 converts: wait.converts,
+                permits: want.permits,
                 ..LockEvent::default()
             });
         }

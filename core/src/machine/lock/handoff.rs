@@ -7,6 +7,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Scope, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
+use super::semaphore::permits_held;
 use super::{
     Space, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
     take_text, text_of,
@@ -71,7 +72,7 @@ impl Space<'_, '_> {
         let expired = self.session(session_id).filter(|session| session.expired);
         let is_expired = expired.is_some();
         let delay = expired.and_then(|session| {
-            let hold = self.claim(session_id, name).hold?;
+            let hold = self.claim(session_id, name).hold.filter(|hold| hold.permits == 0)?;
             Some((hold.mode(), hold.lock_delay_ms.unwrap_or(session.lock_delay_ms)))
         });
         let how = if is_expired { LockEventKind::Expired } else { LockEventKind::Released };
@@ -174,6 +175,7 @@ impl Space<'_, '_> {
             let key = self.place.holder(name, hold.token);
             self.scope.txn.put_message(key, &Holder { session_id });
             self.change_lock(name, |lock| lock.shared += 1);
+            self.count_permits(name, hold, true);
         } else {
             self.change_lock(name, |lock| {
                 *lock = Lock { session_id, token: hold.token, mode: hold.mode, ..*lock };
@@ -186,6 +188,7 @@ impl Space<'_, '_> {
         if hold.mode() == LockMode::Shared {
             self.scope.txn.delete(self.place.holder(name, hold.token));
             self.change_lock(name, |lock| lock.shared = lock.shared.saturating_sub(1));
+            self.count_permits(name, hold, false);
         } else {
             self.change_lock(name, |lock| {
                 *lock = Lock { session_id: 0, token: 0, mode: 0, ..*lock };
@@ -240,6 +243,9 @@ impl Space<'_, '_> {
 
     /// The answer of an Acquire, or of a Convert, that did not get the lock.
     pub(super) fn held(&mut self, name: &str, converts: bool) -> answer::Answer {
+        if self.lock(name).permits > 0 {
+            return self.no_permits(name);
+        }
         let holder_token = self.holder_token(name);
         if converts {
             let response = api::ConvertResponse { holder_token, ..api::ConvertResponse::default() };
@@ -283,14 +289,20 @@ impl Space<'_, '_> {
                 break;
             }
             let (ordinal, wait) = self.first_wait(name);
-            let mode = wait.wants[0].mode();
+            let want = &wait.wants[0];
+            let mode = want.mode();
             if !crate::mutant!(DeadWaiter) && self.is_over(wait.session_id) {
                 self.leave(ordinal, &wait);
                 self.settle(ordinal, &wait, session_expired());
             } else if self.has_passed(&wait) {
                 self.time_out(ordinal, &wait);
                 late.push((ordinal, wait));
-            } else if !self.admits(name, mode, wait.session_id) {
+            } else if let Err(refusal) = self.can_ever_have(want) {
+                self.leave(ordinal, &wait);
+                self.settle(ordinal, &wait, refusal);
+            } else if !self.leaves_room(name, want.permits)
+                || !self.admits(name, mode, wait.session_id)
+            {
                 if self.left == 0 {
                     again_ms = Some(self.scope.now_ms);
                 }
@@ -326,9 +338,13 @@ impl Space<'_, '_> {
 
     /// Grants a lock to a session that waits for it.
     fn grant_wait(&mut self, name: &str, wait: &Wait) {
-        let mode = wait.wants[0].mode();
+        let (mode, permits) = (wait.wants[0].mode(), wait.wants[0].permits);
         let waited_ms = self.scope.now_ms.saturating_sub(wait.since_ms);
-        self.scope.output.counts.lock_waits.record(waited_ms);
+        let counts = &mut self.scope.output.counts;
+        counts.lock_waits.record(waited_ms);
+        if permits > 0 {
+            counts.permit_waits.record(waited_ms);
+        }
         let ordinals = self.claim(wait.session_id, name).ordinals;
         let waits = self.waits(wait.session_id, &ordinals).map(|(ordinal, wait)| {
             let takes = !self.has_passed(&wait) && self.is_claimed(&wait);
@@ -339,8 +355,12 @@ impl Space<'_, '_> {
             self.regrant(name, wait.session_id, mode)
         } else {
             self.grant(name, wait.session_id, mode, |hold| {
-                let fits = |wait: &&(u64, Wait, bool)| wait.2 && wait.1.wants[0].mode() <= mode;
+                let fits = |wait: &&(u64, Wait, bool)| {
+                    let want = &wait.1.wants[0];
+                    wait.2 && want.mode() <= mode && want.permits == permits
+                };
                 hold.lock_delay_ms = wait.lock_delay_ms;
+                hold.permits = permits;
                 for (_, wait, _) in waits.iter().filter(fits) {
                     (0..wait.callers).for_each(|_| rely(hold, wait.request_id.as_ref()));
                 }
@@ -353,10 +373,14 @@ impl Space<'_, '_> {
             if wait.converts && is_stronger {
                 continue;
             }
-            self.scope.output.counts.lock_timeouts += u64::from(self.has_passed(&wait));
+            if self.has_passed(&wait) {
+                self.count_timeout(&wait);
+            }
             self.take_out(ordinal, &wait);
             let answer: Answer = if !takes {
                 self.held(name, wait.converts).into()
+            } else if wait.wants[0].permits != permits {
+                permits_held(&hold).into()
             } else if is_stronger {
                 convert_needed(&hold).into()
             } else if wait.converts {
@@ -410,7 +434,13 @@ impl Space<'_, '_> {
     /// The same for a call whose deadline has passed.
     pub(super) fn time_out(&mut self, ordinal: u64, wait: &Wait) {
         self.leave(ordinal, wait);
-        self.scope.output.counts.lock_timeouts += 1;
+        self.count_timeout(wait);
+    }
+
+    fn count_timeout(&mut self, wait: &Wait) {
+        let counts = &mut self.scope.output.counts;
+        counts.lock_timeouts += 1;
+        counts.permit_timeouts += u64::from(wait.wants[0].permits > 0);
     }
 
     /// Answers a call that waited, or changes what a retry of it is answered.
