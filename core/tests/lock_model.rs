@@ -276,6 +276,7 @@ impl World {
             waiter,
             mode,
             converts,
+            permits: 0,
         };
         let slot = slot::of_locks(&namespace);
         self.pending.push(command(slot, 1, None, Operation::CancelAcquire(cancel)));

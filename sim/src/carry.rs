@@ -291,6 +291,7 @@ impl World {
         self.saw_time(shard, data, applied);
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
+        self.stats.permits_taken += counts.permits_acquired;
         self.stats.conversions += counts.locks_converted;
         self.stats.deadlocks += counts.deadlocks;
         self.stats.forced += counts.locks_forced;
@@ -308,6 +309,10 @@ impl World {
             let (outcomes, settled) = (&applied.outcomes, &applied.settled);
             self.violations.extend(grants.applied(commands, outcomes, settled, times, is_here));
             self.stats.delays = grants.delays;
+            let over_since = |namespace: &str, session| grants.over_since(namespace, session);
+            let permits = &mut self.agreements.permits;
+            self.violations.extend(permits.applied(commands, applied, over_since));
+            self.stats.permits_handed_on = permits.handed_on;
         }
         let mut taken_back = Vec::new();
         let ledger = &mut self.shared.ledger;

@@ -63,6 +63,8 @@ impl Lives {
                 Operation::KeepAlive(keep) => (&keep.namespace, Some(keep.session_id)),
                 Operation::Acquire(acquire) => (&acquire.namespace, Some(acquire.session_id)),
                 Operation::Convert(convert) => (&convert.namespace, Some(convert.session_id)),
+                Operation::AcquirePermits(take) => (&take.namespace, Some(take.session_id)),
+                Operation::ReleasePermits(give) => (&give.namespace, Some(give.session_id)),
                 Operation::ReleaseHeld(held) => (&held.namespace, Some(held.session_id)),
                 Operation::Release(release) => (&release.namespace, Some(release.session_id)),
                 _ => continue,
@@ -85,6 +87,7 @@ impl Lives {
             let was_granted = match &settled.answer.answer {
                 Some(answer::Answer::Acquire(acquire)) => acquire.acquired,
                 Some(answer::Answer::Convert(convert)) => convert.converted,
+                Some(answer::Answer::AcquirePermits(got)) => got.acquired,
                 _ => false,
             };
             if was_granted && !touched.contains(&(*namespace, Some(*id))) {

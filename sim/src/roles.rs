@@ -10,9 +10,12 @@ use crate::check::history::{Action, Delivery, Outcome};
 use crate::client::{Shared, Step};
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::lockers::{Locker, NAMESPACES};
+use crate::takers::Taker;
 
 /// Longest queue lease of a client, in ms.
 pub const LEASE_MS_MAX: u64 = 5_000;
+/// Clients of semaphores: beside the others, so many in each run.
+pub const TAKERS: std::ops::RangeInclusive<u64> = 12..=14;
 /// Queues of a run.
 const QUEUES: [&str; 2] = ["jobs", "mail"];
 
@@ -39,6 +42,8 @@ pub enum Role {
     Consumer(Vec<(String, Delivery)>),
     /// Holds locks.
     Locker(Locker),
+    /// Holds permits.
+    Taker(Taker),
     /// Reads every key and drains every queue.
     Auditor(Auditor),
 }
@@ -75,6 +80,7 @@ impl Role {
             10 | 11 => locker(NAMESPACES[1]),
             1 | 7 => Self::Consumer(Vec::new()),
             6 => Self::Producer,
+            _ if TAKERS.contains(&client) => Self::Taker(Taker::new(NAMESPACES[0])),
             _ => Self::Cacher,
         }
     }
@@ -116,6 +122,7 @@ impl Role {
             Self::Producer => producer(unique, shared),
             Self::Consumer(held) => consumer(held, shared),
             Self::Locker(locker) => locker.next(shared),
+            Self::Taker(taker) => taker.next(shared),
             Self::Auditor(auditor) => auditor.next(shared),
         }
     }
@@ -133,6 +140,7 @@ impl Role {
                 }
             }
             Self::Locker(locker) => locker.learned(action, outcome),
+            Self::Taker(taker) => taker.learned(action, outcome),
             Self::Auditor(auditor) => auditor.learned(action, outcome),
             Self::Operator(_) | Self::Cacher | Self::Producer => {}
         }
@@ -166,7 +174,9 @@ impl Role {
 pub(crate) fn step(action: Action, request: Request) -> Step {
     let idempotent = !action.is_read() && !matches!(action, Action::KeepAlive { .. });
     let wait_us = match &action {
-        Action::Acquire { wait_ms, .. } | Action::Convert { wait_ms, .. } => wait_ms * MILLISECOND,
+        Action::Acquire { wait_ms, .. }
+        | Action::Convert { wait_ms, .. }
+        | Action::TakePermits { wait_ms, .. } => wait_ms * MILLISECOND,
         _ => 0,
     };
     Step { action: Some(action), idempotent, wait_us, ..Step::unjudged(request, false) }

@@ -14,6 +14,7 @@ use crate::check::expiry::Expiry;
 use crate::check::grants::Grants;
 use crate::check::history::History;
 use crate::check::matching::Matching;
+use crate::check::permits::Permits;
 use crate::check::requests::Ledger;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
@@ -23,7 +24,7 @@ use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
 use crate::network::Network;
 use crate::node::{Caller, Clock, Node, Setup};
-use crate::roles::{Operator, Role};
+use crate::roles::{Operator, Role, TAKERS};
 use crate::run::Phase;
 use crate::stats::Stats;
 use crate::trace::Trace;
@@ -68,6 +69,7 @@ pub(crate) struct Agreements {
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
     pub(crate) grants: Grants,
+    pub(crate) permits: Permits,
     /// Highest term of each shard that had a leader.
     pub(crate) led: BTreeMap<ShardId, u64>,
     /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
@@ -94,6 +96,7 @@ impl Agreements {
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
             grants: Grants::default(),
+            permits: Permits::default(),
             led: BTreeMap::new(),
             applied_by: BTreeMap::new(),
             terms: BTreeMap::new(),
@@ -142,7 +145,8 @@ impl World {
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
         let operator = Client::new(0, Role::Operator(Operator::default()));
-        let others = (1..=knobs.clients).map(|client| Client::new(client, Role::of(client)));
+        let others =
+            (1..=knobs.clients).chain(TAKERS).map(|client| Client::new(client, Role::of(client)));
         let clients =
             std::iter::once(operator).chain(others).map(|client| (client.id, client)).collect();
         let clocks = Clocks { drift_per_mille: knobs.drift_per_mille, ..Clocks::default() };
@@ -193,7 +197,7 @@ impl World {
         for node in 1..=self.setup.nodes {
             self.start(node);
         }
-        for client in 0..=self.shared.knobs.clients {
+        for client in (0..=self.shared.knobs.clients).chain(TAKERS) {
             let at = self.shared.dice.between(0, 1_000) * MILLISECOND;
             self.at(at, Event::Wake(client, 0));
         }

@@ -91,6 +91,7 @@ impl<S: Shards> Api<S> {
                 waiter: id.clone(),
                 mode: request.mode,
                 converts: true,
+                ..CancelAcquire::default()
             }),
         };
         let decided = self.command(slot, id, Command::Convert(request), &context.ask).await;
