@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 38] = [
+pub const ALL: [Reason; 42] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -76,6 +76,10 @@ pub const ALL: [Reason; 38] = [
     Reason::PermissionDenied,
     Reason::Internal,
     Reason::AlreadyWaiting,
+    Reason::UnknownSemaphore,
+    Reason::PermitsHeld,
+    Reason::SemaphoreInUse,
+    Reason::OtherKind,
     Reason::Fenced,
     Reason::FenceNotValidated,
     Reason::PositionCompacted,
@@ -201,6 +205,24 @@ impl Reason {
                 C::Aborted,
                 Never,
                 "The wait would have closed a circle of sessions that wait for each other; nothing waits now. Release a lock, then ask again. Metadata `length` and `edge_n_*` show the circle.",
+            ),
+            Self::UnknownSemaphore => {
+                (C::NotFound, Never, "There is no semaphore of that name: SetPermits makes one.")
+            }
+            Self::PermitsHeld => (
+                C::FailedPrecondition,
+                Never,
+                "The session holds another number of the semaphore's permits: release them first. Metadata `permits` and `fencing_token` are the grant's.",
+            ),
+            Self::SemaphoreInUse => (
+                C::FailedPrecondition,
+                Never,
+                "The semaphore has holders or waiters, so it stays. Metadata `holders` and `waiters` say how many.",
+            ),
+            Self::OtherKind => (
+                C::FailedPrecondition,
+                Never,
+                "Locks and semaphores share their names: this one is a semaphore, or a lock that is held, waited for or delayed.",
             ),
             Self::LatchCount => (
                 C::FailedPrecondition,

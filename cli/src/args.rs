@@ -111,6 +111,9 @@ pub(crate) enum Command {
     /// Campaign, proclaim and resign, or show who leads.
     #[command(subcommand)]
     Election(crate::election::ElectionCommand),
+    /// Take permits of semaphores and give them back, or change how many there are.
+    #[command(subcommand)]
+    Semaphore(crate::semaphore::SemaphoreCommand),
     /// Count latches down, and wait until they are open.
     #[command(subcommand)]
     Latch(crate::latch::LatchCommand),

@@ -20,6 +20,7 @@ mod manual;
 mod namespace;
 mod queue;
 mod run;
+mod semaphore;
 mod serve;
 mod status;
 mod version;
@@ -62,6 +63,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Status => status::run(&client, output).await,
         Command::Lock(lock) => lock::run(lock, &client, output).await,
         Command::Election(election) => election::run(election, &client, output).await,
+        Command::Semaphore(command) => semaphore::run(command, &client, output).await,
         Command::Latch(latch) => latch::run(latch, &client, output).await,
         Command::Barrier(barrier) => barrier::run(barrier, &client, output).await,
         Command::Queue(queue) => queue::run(queue, &client, output).await,

@@ -139,6 +139,18 @@ operations! {
         |r| Scope::locks(&r.namespace), |_| Way::Calls;
     Resign: lock::ResignRequest => lock::ResignResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    SetPermits: lock::SetPermitsRequest => lock::SetPermitsResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    DeleteSemaphore: lock::DeleteSemaphoreRequest => lock::DeleteSemaphoreResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    AcquirePermits: lock::AcquirePermitsRequest => lock::AcquirePermitsResponse,
+        |r| Scope::locks(&r.namespace), |r| unless_at_once(r.wait_ms), id = request_id, wait = wait_ms;
+    ReleasePermits: lock::ReleasePermitsRequest => lock::ReleasePermitsResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
+    DescribeSemaphore: lock::DescribeSemaphoreRequest => lock::DescribeSemaphoreResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
+    ListSemaphores: lock::ListSemaphoresRequest => lock::ListSemaphoresResponse,
+        |r| Scope::locks(&r.namespace), |_| Way::Calls;
     SetLatch: lock::SetLatchRequest => lock::SetLatchResponse,
         |r| Scope::locks(&r.namespace), |_| Way::Calls, id = request_id;
     CountDown: lock::CountDownRequest => lock::CountDownResponse,

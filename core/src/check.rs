@@ -463,6 +463,7 @@ impl Check for cache::DeleteRequest {
 mod barrier;
 mod election;
 mod namespace;
+mod semaphore;
 
 pub(crate) use self::namespace::{deletable, namespace_settings, unknown_namespaces};
 

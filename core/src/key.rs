@@ -39,6 +39,8 @@ pub enum Kind {
     Wait = 22,
     /// A deadlock. Rest: namespace (length 1), number (8). Value: `trefoil.lock.v1.Deadlock`.
     Deadlock = 23,
+    /// That a name is that of a semaphore; its lock knows the rest. Rest: namespace (length 1), name. Value: empty.
+    Semaphore = 24,
     /// What a session proclaims. Rest: namespace (length 1), session id (8), ordinal of its campaign (8); that of a leader
     /// has ordinal 0, and its lock's name after it. Value: `Proclaimed`.
     Proclaimed = 28,

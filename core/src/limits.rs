@@ -71,6 +71,7 @@ limits! {
     DEADLOCKS_KEPT_MAX: u64 = 100, "Deadlocks of a namespace that are remembered.";
     PROCLAIMED_BYTES_MAX: usize = 64 << 10, "Bytes of the value that a leader proclaims.";
     PROCLAIMED_BYTES_PER_NAMESPACE_MAX: u64 = 64 << 20, "Bytes of the values of all leaders and campaigns of a namespace.";
+    SEMAPHORE_PERMITS_MAX: u64 = 1_000_000, "Permits of a semaphore.";
     LATCH_COUNT_MAX: u64 = u32::MAX as u64, "What a latch counts down from.";
     LATCHES_PER_NAMESPACE_MAX: u64 = 100_000, "Latches of a namespace.";
     BARRIER_PARTIES_MAX: u32 = 1_000, "Sessions that enter a barrier together.";

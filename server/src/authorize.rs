@@ -25,7 +25,7 @@ pub struct Principal {
 pub enum Resource<'a> {
     /// All sessions of a namespace.
     Namespace(&'a str),
-    /// One lock, and the latch and the barrier of the same name.
+    /// One lock or semaphore, and the latch and the barrier of the same name.
     Lock {
         /// Its namespace.
         namespace: &'a str,
@@ -192,6 +192,10 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::CancelAcquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Campaign(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::Proclaim(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::SetPermits(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::DeleteSemaphore(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::AcquirePermits(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
+            Some(O::ReleasePermits(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::SetLatch(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::CountDown(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
             Some(O::DeleteLatch(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
@@ -240,6 +244,10 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(query::Query::Leader(r)) => {
                 (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
             }
+            Some(query::Query::DescribeSemaphore(r)) => {
+                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
+            }
+            Some(query::Query::ListSemaphores(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
             Some(query::Query::AwaitLatch(r)) => {
                 (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
             }
@@ -345,6 +353,10 @@ mod tests {
             (command(O::LoseCaller(Default::default())), vec![]),
             (command(O::Campaign(Default::default())), vec![A::UseLock]),
             (command(O::Proclaim(Default::default())), vec![A::UseLock]),
+            (command(O::SetPermits(Default::default())), vec![A::UseLock]),
+            (command(O::DeleteSemaphore(Default::default())), vec![A::UseLock]),
+            (command(O::AcquirePermits(Default::default())), vec![A::UseLock]),
+            (command(O::ReleasePermits(Default::default())), vec![A::UseLock]),
             (command(O::SetLatch(Default::default())), vec![A::UseLock]),
             (command(O::CountDown(Default::default())), vec![A::UseLock]),
             (command(O::DeleteLatch(Default::default())), vec![A::UseLock]),
@@ -369,6 +381,8 @@ mod tests {
             (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),
             (asked(Q::DescribeLock(Default::default())), vec![A::ReadLocks]),
             (asked(Q::Leader(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::DescribeSemaphore(Default::default())), vec![A::ReadLocks]),
+            (asked(Q::ListSemaphores(Default::default())), vec![A::ReadLocks]),
             (asked(Q::AwaitLatch(Default::default())), vec![A::UseLock]),
             (asked(Q::GetLatch(Default::default())), vec![A::ReadLocks]),
             (asked(Q::ListLatches(Default::default())), vec![A::ReadLocks]),

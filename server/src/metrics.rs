@@ -45,6 +45,11 @@ pub struct Metrics {
     locks_timeouts: IntCounter,
     locks_wait: LogDurations,
     locks_hold: LogDurations,
+    permits_acquired: IntCounter,
+    permits_released: IntCounter,
+    permits_blocked: IntCounter,
+    permits_timeouts: IntCounter,
+    permits_wait: LogDurations,
     leaders_elected: IntCounter,
     latches_opened: IntCounter,
     barriers_tripped: IntCounter,
@@ -58,6 +63,9 @@ pub struct Metrics {
     queue_lag: IntGaugeVec,
     locks_held: IntGaugeVec,
     locks_waiting: IntGaugeVec,
+    semaphores: IntGaugeVec,
+    permits: IntGaugeVec,
+    permits_in_use: IntGaugeVec,
     sessions: IntGaugeVec,
     /// Shards that this node leads. Held while their gauges are written, so that none outlives a leadership.
     led: Mutex<BTreeSet<ShardId>>,
@@ -250,6 +258,11 @@ impl Metrics {
             locks_timeouts: r.counter("locks_timeouts_total", "Waits for locks that ended at their deadline, told by the shard's leader.")?,
             locks_wait: r.log_durations("locks_wait_seconds", "Time from the begin of a wait to its grant, told by the shard's leader.")?,
             locks_hold: r.log_durations("locks_hold_seconds", "Time from a grant to the end of the hold, told by the shard's leader.")?,
+            permits_acquired: r.counter("permits_acquired_total", "Grants of permits, which count as locks granted as well, told by the shard's leader.")?,
+            permits_released: r.counter("permits_released_total", "Grants of permits that ended in any way, told by the shard's leader.")?,
+            permits_blocked: r.counter("permits_blocked_total", "Calls for permits that found too few left or others before them, told by the shard's leader.")?,
+            permits_timeouts: r.counter("permits_timeouts_total", "Waits for permits that ended at their deadline, told by the shard's leader.")?,
+            permits_wait: r.log_durations("permits_wait_seconds", "Time from the begin of a wait for permits to its grant, told by the shard's leader.")?,
             leaders_elected: r.counter("leaders_elected_total", "Grants that made their session the leader of an election, told by the shard's leader.")?,
             latches_opened: r.counter("latches_opened_total", "Latches counted down to zero, told by the shard's leader.")?,
             barriers_tripped: r.counter("barriers_tripped_total", "Barriers whose parties had all entered, told by the shard's leader.")?,
@@ -263,6 +276,9 @@ impl Metrics {
             queue_lag: r.gauges("queue_lag", "Messages accepted and not yet acknowledged, dead or expired, told by the shard's leader alone.", &["shard"])?,
             locks_held: r.gauges("locks_held", "Grants of locks, told by the shard's leader alone.", &["shard"])?,
             locks_waiting: r.gauges("locks_waiting", "Calls that wait for locks, told by the shard's leader alone.", &["shard"])?,
+            semaphores: r.gauges("semaphores", "Semaphores, told by the shard's leader alone.", &["shard"])?,
+            permits: r.gauges("permits", "Permits that all semaphores have, told by the shard's leader alone.", &["shard"])?,
+            permits_in_use: r.gauges("permits_in_use", "Permits that are held, told by the shard's leader alone.", &["shard"])?,
             sessions: r.gauges("sessions", "Open sessions, told by the shard's leader alone.", &["shard"])?,
             led: Mutex::default(),
             cache_hits: r.counter("cache_hits_total", "Gets answered to a client with a value.")?,
@@ -316,12 +332,15 @@ impl Metrics {
     }
 
     /// What only the leader of a shard tells, with the present numbers.
-    fn gauges(&self, gauges: &Gauges) -> [(&IntGaugeVec, u64); 4] {
+    fn gauges(&self, gauges: &Gauges) -> [(&IntGaugeVec, u64); 7] {
         [
             (&self.queue_lag, gauges.queue_backlog),
             (&self.locks_held, gauges.locks_held),
             (&self.locks_waiting, gauges.locks_waiting),
             (&self.sessions, gauges.sessions),
+            (&self.semaphores, gauges.semaphores),
+            (&self.permits, gauges.permits),
+            (&self.permits_in_use, gauges.permits_in_use),
         ]
     }
 
@@ -363,6 +382,11 @@ impl Observer for Metrics {
         self.locks_timeouts.inc_by(counts.lock_timeouts);
         self.locks_wait.add(&counts.lock_waits);
         self.locks_hold.add(&counts.lock_holds);
+        self.permits_acquired.inc_by(counts.permits_acquired);
+        self.permits_released.inc_by(counts.permits_released);
+        self.permits_blocked.inc_by(counts.permits_blocked);
+        self.permits_timeouts.inc_by(counts.permit_timeouts);
+        self.permits_wait.add(&counts.permit_waits);
         self.leaders_elected.inc_by(counts.leaders_elected);
         self.latches_opened.inc_by(counts.latches_opened);
         self.barriers_tripped.inc_by(counts.barriers_tripped);

@@ -91,6 +91,15 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                 clear(&mut r.header);
                 r.barriers.iter_mut().for_each(|barrier| barrier.age_ms = 0);
             }
+            Outcome::SetPermits(r) => clear(&mut r.header),
+            Outcome::DeleteSemaphore(r) => clear(&mut r.header),
+            Outcome::AcquirePermits(r) => clear(&mut r.header),
+            Outcome::ReleasePermits(r) => clear(&mut r.header),
+            Outcome::DescribeSemaphore(r) => {
+                clear(&mut r.header);
+                r.holders.iter_mut().for_each(|holder| holder.held_ms = 0);
+            }
+            Outcome::ListSemaphores(r) => clear(&mut r.header),
             Outcome::SetLatch(r) => clear(&mut r.header),
             Outcome::CountDown(r) => clear(&mut r.header),
             Outcome::AwaitLatch(r) => clear(&mut r.header),

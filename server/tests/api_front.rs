@@ -95,6 +95,7 @@ const LISTED: [&str; 11] = [
     "trefoil.lock.v1.LockService",
     "trefoil.lock.v1.ElectionService",
     "trefoil.lock.v1.BarrierService",
+    "trefoil.lock.v1.SemaphoreService",
     "trefoil.queue.v1.QueueService",
     "trefoil.cache.v1.CacheService",
     "trefoil.cluster.v1.ClusterService",

@@ -77,10 +77,12 @@ fn the_list_is_what_dashboards_know() {
         trefoil_leases_expired_total
         trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_converted_total
         trefoil_locks_forced_total trefoil_locks_held trefoil_locks_hold_seconds trefoil_locks_released_total
-        trefoil_locks_timeouts_total trefoil_locks_wait_seconds trefoil_locks_waiting trefoil_pipeline_streams
+        trefoil_locks_timeouts_total trefoil_locks_wait_seconds trefoil_locks_waiting
+        trefoil_permits trefoil_permits_acquired_total trefoil_permits_blocked_total trefoil_permits_in_use
+        trefoil_permits_released_total trefoil_permits_timeouts_total trefoil_permits_wait_seconds trefoil_pipeline_streams
         trefoil_process_resident_memory_bytes
         trefoil_queue_acked_total trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag
-        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_sessions trefoil_sessions_expired_total
+        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_semaphores trefoil_sessions trefoil_sessions_expired_total
         trefoil_state_diverged_total trefoil_wal_fsync_seconds trefoil_watch_events_total trefoil_watchers
         trefoil_watches_ended_total";
     assert_eq!(names, golden.split_whitespace().collect::<Vec<_>>());
@@ -97,7 +99,15 @@ fn names_and_help_follow_the_rules_of_prometheus() {
 }
 
 fn gauges(n: u64) -> Gauges {
-    Gauges { queue_backlog: n, locks_held: n + 1, locks_waiting: n + 2, sessions: n + 3 }
+    Gauges {
+        queue_backlog: n,
+        locks_held: n + 1,
+        locks_waiting: n + 2,
+        sessions: n + 3,
+        semaphores: n + 4,
+        permits: n + 5,
+        permits_in_use: n + 6,
+    }
 }
 
 #[test]
@@ -106,7 +116,7 @@ fn times_of_locks_are_histograms_in_seconds() {
     metrics.role(1, Role::Leader, 2);
     let mut lock_waits = Durations::default();
     [0, 2, 700, 4_000_000].into_iter().for_each(|ms| lock_waits.record(ms));
-    let counts = Counts { lock_waits, lock_timeouts: 2, ..Counts::default() };
+    let counts = Counts { lock_waits, lock_timeouts: 2, permits_acquired: 3, ..Counts::default() };
     metrics.applied(1, true, &counts, &gauges(1));
     metrics.applied(1, true, &counts, &gauges(1));
     metrics.applied(1, false, &counts, &gauges(1));
@@ -125,6 +135,10 @@ fn times_of_locks_are_histograms_in_seconds() {
         "trefoil_locks_held{shard=\"1\"} 2",
         "trefoil_locks_waiting{shard=\"1\"} 3",
         "trefoil_sessions{shard=\"1\"} 4",
+        "trefoil_semaphores{shard=\"1\"} 5",
+        "trefoil_permits{shard=\"1\"} 6",
+        "trefoil_permits_in_use{shard=\"1\"} 7",
+        "trefoil_permits_acquired_total 6",
     ] {
         assert!(page.lines().any(|shown| shown == line), "{line} is not in\n{page}");
     }

@@ -233,6 +233,12 @@ impl Router {
                 cancel.converts = matches!(action, Action::Convert { .. });
                 (namespace, session)
             }
+            Action::TakePermits { namespace, session, semaphore, permits, .. } => {
+                cancel.name.clone_from(semaphore);
+                cancel.set_mode(lock::LockMode::Shared);
+                cancel.permits = *permits;
+                (namespace, session)
+            }
             Action::AcquireAll { namespace, session, locks, .. } => {
                 cancel.locks = wishes(locks);
                 (namespace, session)
@@ -390,6 +396,40 @@ impl Router {
                 };
                 (namespace, Operation::Release(release))
             }
+            other => return self.permits_request(other),
+        };
+        self.command(slot::of_locks(&namespace), operation)
+    }
+
+    fn permits_request(self, action: Action) -> Request {
+        let request_id = None;
+        let (namespace, operation) = match action {
+            Action::SetPermits { namespace, semaphore: name, permits } => {
+                let of = namespace.clone();
+                let set = lock::SetPermitsRequest { namespace, name, permits, request_id };
+                (of, Operation::SetPermits(set))
+            }
+            Action::TakePermits { namespace, session, semaphore: name, permits, wait_ms } => {
+                let take = lock::AcquirePermitsRequest {
+                    namespace: namespace.clone(),
+                    session_id: session,
+                    name,
+                    permits,
+                    wait_ms,
+                    request_id,
+                };
+                (namespace, Operation::AcquirePermits(take))
+            }
+            Action::GivePermits { namespace, session, semaphore: name, token } => {
+                let give = lock::ReleasePermitsRequest {
+                    namespace: namespace.clone(),
+                    session_id: session,
+                    name,
+                    fencing_token: token,
+                    request_id,
+                };
+                (namespace, Operation::ReleasePermits(give))
+            }
             other => panic!("{other:?} needs a queue"),
         };
         self.command(slot::of_locks(&namespace), operation)
@@ -458,6 +498,12 @@ pub fn outcome(answer: Answer) -> Outcome {
             Outcome::Described { holders: holders.collect() }
         }
         A::Release(_) => Outcome::Released,
+        A::SetPermits(_) => Outcome::PermitsSet,
+        A::AcquirePermits(got) if got.acquired => {
+            Outcome::PermitsTaken { token: got.fencing_token }
+        }
+        A::AcquirePermits(_) => Outcome::NoPermits,
+        A::ReleasePermits(_) => Outcome::PermitsGiven,
         A::Enqueue(enqueued) => {
             let [message_id] = &enqueued.message_ids[..] else { panic!("one message has one id") };
             Outcome::Enqueued { message_id: message_id.clone() }
@@ -487,6 +533,9 @@ pub fn outcome(answer: Answer) -> Outcome {
         | A::ListDeadlocks(_)
         | A::Proclaim(_)
         | A::Leader(_)
+        | A::DeleteSemaphore(_)
+        | A::DescribeSemaphore(_)
+        | A::ListSemaphores(_)
         | A::SetLatch(_)
         | A::CountDown(_)
         | A::DeleteLatch(_)

@@ -289,6 +289,7 @@ impl World {
         self.saw_time(shard, data, applied);
         let counts = &applied.counts;
         self.stats.grants += counts.locks_acquired;
+        self.stats.permits_taken += counts.permits_acquired;
         self.stats.conversions += counts.locks_converted;
         self.stats.deadlocks += counts.deadlocks;
         self.stats.forced += counts.locks_forced;

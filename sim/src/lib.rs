@@ -2,7 +2,7 @@
 //!
 //! [`check`] depends on nothing else here: tests with real processes use it too. The rest is a world in one thread
 //! and virtual time: [`run::run`] runs a seed. In reading order: [`dice`], [`knobs`], [`network`], [`disk`],
-//! [`node`], [`calls`], [`roles`], [`lockers`], [`client`], [`event`], [`world`], `carry`, `storage` and
+//! [`node`], [`calls`], [`roles`], [`lockers`], [`takers`], [`client`], [`event`], [`world`], `carry`, `storage` and
 //! `faults`, [`run`].
 
 pub mod batch;
@@ -25,5 +25,6 @@ pub mod roles;
 pub mod run;
 pub mod stats;
 mod storage;
+pub mod takers;
 pub mod trace;
 pub mod world;

@@ -67,6 +67,8 @@ impl Lives {
                 Operation::EnterBarrier(r) => (&r.namespace, Some(r.session_id)),
                 Operation::LeaveBarrier(r) => (&r.namespace, Some(r.session_id)),
                 Operation::Convert(convert) => (&convert.namespace, Some(convert.session_id)),
+                Operation::AcquirePermits(take) => (&take.namespace, Some(take.session_id)),
+                Operation::ReleasePermits(give) => (&give.namespace, Some(give.session_id)),
                 Operation::ReleaseHeld(held) => (&held.namespace, Some(held.session_id)),
                 Operation::Release(release) => (&release.namespace, Some(release.session_id)),
                 _ => continue,
@@ -89,6 +91,7 @@ impl Lives {
             let was_granted = match &settled.answer.answer {
                 Some(answer::Answer::Acquire(acquire)) => acquire.acquired,
                 Some(answer::Answer::Convert(convert)) => convert.converted,
+                Some(answer::Answer::AcquirePermits(got)) => got.acquired,
                 _ => false,
             };
             if was_granted && !touched.contains(&(*namespace, Some(*id))) {

@@ -212,12 +212,12 @@ fn delay(dice: &mut Dice) -> u64 {
     if dice.chance(500) { 0 } else { dice.between(1, DELAY_MS_MAX) }
 }
 
-fn wait(dice: &mut Dice) -> u64 {
+pub(crate) fn wait(dice: &mut Dice) -> u64 {
     if dice.chance(300) { 0 } else { dice.between(1, WAIT_MS_MAX) }
 }
 
 /// Asks; now and then it hangs up on a wait.
-fn ask(action: Action, shared: &mut Shared) -> Wish {
+pub(crate) fn ask(action: Action, shared: &mut Shared) -> Wish {
     let request = shared.router.request(&action);
     let mut step = step(action, request);
     if step.wait_us > 0 && shared.dice.chance(150) {

@@ -12,9 +12,12 @@ use crate::client::{Shared, Step};
 use crate::keepers::{self, Keeper};
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::lockers::{Locker, NAMESPACES};
+use crate::takers::Taker;
 
 /// Longest queue lease of a client, in ms.
 pub const LEASE_MS_MAX: u64 = 5_000;
+/// Clients of semaphores: beside the others, so many in each run.
+pub const TAKERS: std::ops::RangeInclusive<u64> = 12..=14;
 /// Queues of a run.
 const QUEUES: [&str; 2] = ["jobs", "mail"];
 
@@ -41,6 +44,8 @@ pub enum Role {
     Consumer(Vec<(String, Delivery)>),
     /// Holds locks.
     Locker(Locker),
+    /// Holds permits.
+    Taker(Taker),
     /// Reads every key and drains every queue.
     Auditor(Auditor),
 }
@@ -77,6 +82,7 @@ impl Role {
             10 | 11 => locker(NAMESPACES[1]),
             1 | 7 => Self::Consumer(Vec::new()),
             6 => Self::Producer,
+            _ if TAKERS.contains(&client) => Self::Taker(Taker::new(NAMESPACES[0])),
             _ => Self::Keeper(Keeper::default()),
         }
     }
@@ -124,6 +130,7 @@ impl Role {
                 let me = RequestId { client, sequence, first_unacknowledged, attempt };
                 locker.next(&unique, me, shared)
             }
+            Self::Taker(taker) => taker.next(shared),
             Self::Auditor(auditor) => auditor.next(shared),
         }
     }
@@ -142,6 +149,7 @@ impl Role {
             }
             Self::Locker(locker) => locker.learned(action, outcome),
             Self::Keeper(keeper) => keeper.learned(action, outcome),
+            Self::Taker(taker) => taker.learned(action, outcome),
             Self::Auditor(auditor) => auditor.learned(action, outcome),
             Self::Operator(_) | Self::Producer => {}
         }

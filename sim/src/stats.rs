@@ -100,6 +100,8 @@ stats! {
     grants: "Locks granted.",
     shared_grants: "Locks granted or converted to mode SHARED, as clients were told.",
     together: "Acquires of several locks that got all, as clients were told.",
+    permits_taken: "Grants of permits.",
+    permits_handed_on: "Grants of permits to who had waited for them.",
     conversions: "Grants whose mode was changed.",
     deadlocks: "Waits that were refused because they would have closed a circle.",
     delays: "Grants that ended with a lock delay.",

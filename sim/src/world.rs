@@ -23,7 +23,7 @@ use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
 use crate::network::Network;
 use crate::node::{Caller, Clock, Node, Setup};
-use crate::roles::{Operator, Role};
+use crate::roles::{Operator, Role, TAKERS};
 use crate::run::Phase;
 use crate::stats::Stats;
 use crate::trace::Trace;
@@ -142,7 +142,8 @@ impl World {
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
         let operator = Client::new(0, Role::Operator(Operator::default()));
-        let others = (1..=knobs.clients).map(|client| Client::new(client, Role::of(client)));
+        let others =
+            (1..=knobs.clients).chain(TAKERS).map(|client| Client::new(client, Role::of(client)));
         let clients =
             std::iter::once(operator).chain(others).map(|client| (client.id, client)).collect();
         let clocks = Clocks { drift_per_mille: knobs.drift_per_mille, ..Clocks::default() };
@@ -193,7 +194,7 @@ impl World {
         for node in 1..=self.setup.nodes {
             self.start(node);
         }
-        for client in 0..=self.shared.knobs.clients {
+        for client in (0..=self.shared.knobs.clients).chain(TAKERS) {
             let at = self.shared.dice.between(0, 1_000) * MILLISECOND;
             self.at(at, Event::Wake(client, 0));
         }

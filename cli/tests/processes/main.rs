@@ -14,6 +14,7 @@ mod line;
 mod lock_run;
 mod record;
 mod refusals;
+mod semaphores;
 mod services;
 mod support;
 mod waits;

@@ -21,6 +21,16 @@ pub struct Counts {
     pub lock_waits: Durations,
     /// Log time for which holders who let go had held their locks.
     pub lock_holds: Durations,
+    /// Grants of permits. These, and what is counted of permits below, are counted among locks as well.
+    pub permits_acquired: u64,
+    /// Grants of permits that ended, in whatever way.
+    pub permits_released: u64,
+    /// Calls that had to wait for permits or were told that too few are left.
+    pub permits_blocked: u64,
+    /// Waits for permits that ended at their deadline.
+    pub permit_timeouts: u64,
+    /// Log time that granted waits for permits took.
+    pub permit_waits: Durations,
     /// Grants that became leaderships.
     pub leaders_elected: u64,
     /// Latches that were counted down to zero.
@@ -56,6 +66,11 @@ impl Counts {
         self.lock_timeouts += other.lock_timeouts;
         self.lock_waits.add(&other.lock_waits);
         self.lock_holds.add(&other.lock_holds);
+        self.permits_acquired += other.permits_acquired;
+        self.permits_released += other.permits_released;
+        self.permits_blocked += other.permits_blocked;
+        self.permit_timeouts += other.permit_timeouts;
+        self.permit_waits.add(&other.permit_waits);
         self.leaders_elected += other.leaders_elected;
         self.latches_opened += other.latches_opened;
         self.barriers_tripped += other.barriers_tripped;

@@ -48,6 +48,12 @@ pub struct Gauges {
     pub locks_waiting: u64,
     /// Sessions, those included that are over and not swept away yet.
     pub sessions: u64,
+    /// Semaphores.
+    pub semaphores: u64,
+    /// The permits that they have.
+    pub permits: u64,
+    /// The permits that are held.
+    pub permits_in_use: u64,
 }
 
 impl From<&Progress> for Gauges {
@@ -57,6 +63,9 @@ impl From<&Progress> for Gauges {
             locks_held: progress.locks_held,
             locks_waiting: progress.locks_waiting,
             sessions: progress.sessions,
+            semaphores: progress.semaphores,
+            permits: progress.permits,
+            permits_in_use: progress.permits_in_use,
         }
     }
 }
@@ -67,6 +76,9 @@ pub(super) struct Changes {
     pub(super) locks_held: i64,
     pub(super) locks_waiting: i64,
     pub(super) sessions: i64,
+    pub(super) semaphores: i64,
+    pub(super) permits: i64,
+    pub(super) permits_in_use: i64,
 }
 
 impl Changes {
@@ -75,6 +87,9 @@ impl Changes {
             (&mut progress.locks_held, self.locks_held),
             (&mut progress.locks_waiting, self.locks_waiting),
             (&mut progress.sessions, self.sessions),
+            (&mut progress.semaphores, self.semaphores),
+            (&mut progress.permits, self.permits),
+            (&mut progress.permits_in_use, self.permits_in_use),
         ] {
             *number = number.saturating_add_signed(change);
         }

@@ -371,6 +371,10 @@ impl Machine {
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
             Operation::Campaign(request) => lock::campaign(scope, request, request_id),
             Operation::Proclaim(request) => lock::proclaim(scope, request),
+            Operation::SetPermits(request) => lock::set_permits(scope, request),
+            Operation::DeleteSemaphore(request) => lock::delete_semaphore(scope, request),
+            Operation::AcquirePermits(request) => lock::acquire_permits(scope, request, request_id),
+            Operation::ReleasePermits(request) => lock::release_permits(scope, request),
             Operation::SetLatch(request) => lock::set_latch(scope, request),
             Operation::CountDown(request) => lock::count_down(scope, request),
             Operation::DeleteLatch(request) => lock::delete_latch(scope, request),
@@ -486,6 +490,12 @@ impl Machine {
             }
             Some(query::Query::Leader(request)) => {
                 lock::leader(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::DescribeSemaphore(request)) => {
+                lock::describe_semaphore(&self.locks(store, slot, &request.namespace), request)
+            }
+            Some(query::Query::ListSemaphores(request)) => {
+                lock::list_semaphores(&self.locks(store, slot, &request.namespace), request)
             }
             Some(query::Query::AwaitLatch(request)) => {
                 let view = self.locks(store, slot, &request.namespace);

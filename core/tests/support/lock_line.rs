@@ -368,6 +368,7 @@ pub fn operation(line: &Line) -> Option<Operation> {
                 mode: mode_of(mode.as_deref()).into(),
                 converts: *converts,
                 locks: Vec::new(),
+                permits: 0,
             })
         }
         _ => return None,

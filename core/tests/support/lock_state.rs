@@ -28,6 +28,7 @@ const CLAIM: u8 = 20;
 const HOLDER: u8 = 21;
 const WAIT: u8 = 22;
 const DEADLOCK: u8 = 23;
+const SEMAPHORE: u8 = 24;
 const PROCLAIMED: u8 = 28;
 const LATCH: u8 = 29;
 const BARRIER: u8 = 30;
@@ -54,6 +55,8 @@ pub struct LockState {
     pub deadlocks: BTreeMap<(String, u64), Deadlock>,
     /// (namespace, session, ordinal, or 0 and lock), to the bytes of the record
     pub proclaimed: BTreeMap<(String, u64, u64, String), u64>,
+    /// (namespace, name)
+    pub semaphores: BTreeSet<(String, String)>,
     pub latches: BTreeMap<(String, String), Latch>,
     pub barriers: BTreeMap<(String, String), Barrier>,
     /// (namespace, session, barrier)
@@ -130,6 +133,10 @@ impl LockState {
                 let key = (of, number(&mut rest), number(&mut rest), tail(rest));
                 self.proclaimed.insert(key, value.len() as u64);
             }
+            SEMAPHORE => {
+                assert!(value.is_empty());
+                self.semaphores.insert((of, tail(rest)));
+            }
             LATCH => {
                 self.latches.insert((of, tail(rest)), decode(value));
             }
@@ -163,6 +170,7 @@ impl LockState {
         self.check_timers();
         self.check_waits();
         self.check_elections();
+        self.check_semaphores();
         self.check_barriers();
         for ((namespace, session, name), claim) in &self.claims {
             assert!(claim.hold.is_some() || !claim.ordinals.is_empty(), "a claim claims something");
@@ -199,6 +207,46 @@ impl LockState {
             }
         }
         assert_eq!(waiters, self.waiters, "waiters are those of the waits");
+    }
+
+    /// Permits are counted, and never more than there are but after a change to fewer; who is next waits for no reason but that.
+    fn check_semaphores(&self) {
+        let is_semaphore = |lock: &Lock| lock.permits > 0;
+        let semaphores = self.locks.iter().filter(|(_, lock)| is_semaphore(lock));
+        let named = semaphores.clone().map(|(key, _)| key.clone()).collect::<BTreeSet<_>>();
+        assert_eq!(self.semaphores, named, "a semaphore is listed");
+        let mut all = (0, 0);
+        for ((namespace, name), lock) in semaphores {
+            let holds = self.claims.iter().filter(|((of, _, at), _)| (of, at) == (namespace, name));
+            let holds = holds.filter_map(|(_, claim)| claim.hold.as_ref());
+            let permits = holds.map(|hold| hold.permits).sum::<u64>();
+            assert_eq!(lock.permits_in_use, permits, "a semaphore counts its permits");
+            assert!(lock.session_id == 0 && !is_delayed(lock), "permits are held in mode SHARED");
+            all = (all.0 + lock.permits, all.1 + permits);
+            let place = (namespace.clone(), name.clone(), 0);
+            let first = self.waiters.range(place..).next().filter(|_| lock.waiters > 0);
+            if let Some(((.., ordinal), waiter)) = first {
+                let key = (namespace.clone(), waiter.session_id, ordinal & !ACQUIRES);
+                let wanted = self.waits[&key].wants[0].permits;
+                let waits = (1..=lock.permits).contains(&wanted) && wanted + permits > lock.permits;
+                assert!(waits || self.is_handed_on(namespace, name), "the first one goes on");
+            }
+        }
+        for ((namespace, _, name), claim) in &self.claims {
+            let permits = claim.hold.as_ref().map_or(0, |hold| hold.permits);
+            let of = &self.locks[&(namespace.clone(), name.clone())];
+            assert!(claim.hold.is_none() || (permits > 0) == is_semaphore(of));
+        }
+        let gauges = Gauges::from(&self.progress);
+        let counted = (gauges.semaphores, gauges.permits, gauges.permits_in_use);
+        let there = (self.semaphores.len() as u64, all.0, all.1);
+        assert_eq!(counted, there, "a shard counts its semaphores");
+    }
+
+    /// Whether a timer hands a lock on.
+    fn is_handed_on(&self, namespace: &str, name: &str) -> bool {
+        let key = [&sized(namespace)[..], name.as_bytes()].concat();
+        self.timers.iter().any(|(_, kind, rest)| *kind == LOCK && *rest == key)
     }
 
     /// Every campaign and every leader has a value, and nobody else has.
@@ -308,7 +356,11 @@ impl LockState {
         let mut tokens = BTreeMap::new();
         for ((namespace, name), lock) in &self.locks {
             assert!(
-                lock.session_id > 0 || lock.shared > 0 || lock.waiters > 0 || is_delayed(lock),
+                lock.session_id > 0
+                    || lock.shared > 0
+                    || lock.waiters > 0
+                    || is_delayed(lock)
+                    || lock.permits > 0,
                 "a lock that nobody wants has no record"
             );
             assert_eq!(lock.session_id > 0, lock.token > 0, "every grant has a token");
@@ -389,8 +441,9 @@ impl LockState {
         for ((namespace, name), lock) in &self.locks {
             let is_watched = self.is_watched(namespace, name);
             assert!(!is_delayed(lock) || is_watched, "a delay ends");
+            let is_used = is_held(lock) || lock.permits > 0;
             assert!(
-                is_held(lock) || is_watched || self.stands_elsewhere(namespace, name),
+                is_used || is_watched || self.stands_elsewhere(namespace, name),
                 "a free lock is handed on"
             );
         }

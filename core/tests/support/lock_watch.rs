@@ -89,6 +89,7 @@ pub fn show(event: &LockEvent) -> String {
     let kind = event.kind().as_str_name().trim_start_matches("LOCK_EVENT_KIND_").to_lowercase();
     let mode = event.mode().as_str_name().trim_start_matches("LOCK_MODE_").to_lowercase();
     let owner = if event.owner.is_empty() { String::new() } else { format!(" ({})", event.owner) };
+    let mode = if event.permits == 0 { mode } else { event.permits.to_string() };
     let converts = if event.converts { " converts" } else { "" };
     let token = if *fencing_token == 0 { String::new() } else { format!(" token {fencing_token}") };
     let asks = match (event.requester.as_str(), event.reason.as_str()) {

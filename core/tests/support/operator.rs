@@ -5,8 +5,8 @@
 use trefoil_proto::common::v1::value;
 use trefoil_proto::internal::v1::{Answer, answer};
 use trefoil_proto::lock::v1::{
-    Deadlock, DeadlockEdge, Leadership, LockHolder, LockInfo, LockMode, LockWaiter, SessionInfo,
-    SessionLock,
+    Deadlock, DeadlockEdge, Leadership, LockHolder, LockInfo, LockMode, LockWaiter, SemaphoreInfo,
+    SessionInfo, SessionLock,
 };
 
 use crate::support::show_answer;
@@ -52,6 +52,16 @@ pub fn show(answer: &Answer) -> String {
             other => panic!("a valid token has its holder: {other:?}"),
         },
         A::Leader(response) => response.leader.as_ref().map_or_else(no_leader, leader),
+        A::DescribeSemaphore(described) => {
+            let semaphore = described.semaphore.as_ref().expect("a semaphore is described");
+            let holders = described.holders.iter().map(|of| format!("  {}\n", holder(of)));
+            let waiters = described.waiters.iter().map(|of| format!("  {}\n", waiter(of)));
+            let lines = holders.chain(waiters).collect::<String>();
+            format!("{}\n{lines}", self::semaphore(semaphore))
+        }
+        A::ListSemaphores(listed) => {
+            page(listed.semaphores.iter().map(semaphore), &listed.next_page_token)
+        }
         A::ListDeadlocks(listed) => {
             let all = listed.deadlocks.len();
             let shown = listed.deadlocks.iter().take(3).map(deadlock).collect::<String>();
@@ -96,15 +106,26 @@ fn lock(info: &LockInfo) -> String {
 
 fn holder(of: &LockHolder) -> String {
     let LockHolder { session_id, fencing_token, held_ms, .. } = of;
-    format!("held by {session_id}{} with token {fencing_token} for {held_ms} ms", mode(of.mode()))
+    let how = how(of.mode(), of.permits);
+    format!("held by {session_id}{how} with token {fencing_token} for {held_ms} ms")
+}
+
+/// The mode, or how many permits.
+fn how(in_mode: LockMode, permits: u64) -> String {
+    if permits == 0 { mode(in_mode) } else { format!(" {permits}") }
+}
+
+fn semaphore(of: &SemaphoreInfo) -> String {
+    let SemaphoreInfo { name, permits, in_use, holder_count, waiter_count } = of;
+    format!("{name}: {in_use} of {permits} in use, holders {holder_count}, waiters {waiter_count}")
 }
 
 fn waiter(of: &LockWaiter) -> String {
-    let how = if of.converts { "converts to" } else { "waits for" };
+    let waits = if of.converts { "converts to" } else { "waits for" };
     let LockWaiter { session_id, waiting_ms, remaining_ms, .. } = of;
     let all = if of.locks > 1 { format!(", one of {} locks", of.locks) } else { String::new() };
-    let mode = mode(of.mode());
-    format!("{session_id} {how}{mode} for {waiting_ms} ms, {remaining_ms} ms more{all}")
+    let how = how(of.mode(), of.permits);
+    format!("{session_id} {waits}{how} for {waiting_ms} ms, {remaining_ms} ms more{all}")
 }
 
 fn deadlock(of: &Deadlock) -> String {
@@ -138,10 +159,10 @@ fn session_lock(of: &SessionLock) -> String {
     format!(
         "{}: holds{} with token {} for {} ms, waits for{} for {} ms",
         of.name,
-        mode(of.mode()),
+        how(of.mode(), of.permits),
         of.fencing_token,
         of.held_ms,
-        mode(of.waits_for()),
+        how(of.waits_for(), of.waits_for_permits),
         of.waiting_ms
     )
 }

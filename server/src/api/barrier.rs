@@ -61,6 +61,8 @@ macro_rules! passed_on {
     };
 }
 
+pub(super) use passed_on;
+
 passed_on! {
     set_latch(SetLatchRequest) -> SetLatchResponse: command SetLatch;
     count_down(CountDownRequest) -> CountDownResponse: command CountDown;

@@ -88,7 +88,7 @@ impl<S: Shards> Api<S> {
             waiter: id.clone(),
             mode: request.mode,
             converts: true,
-            locks: Vec::new(),
+            ..CancelAcquire::default()
         };
         let mut abandoned = Abandoned::of(self, context, cancel);
         let decided = self.command(slot, id, Command::Convert(request), &context.ask).await;

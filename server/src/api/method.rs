@@ -77,6 +77,12 @@ methods! {
     Leader: "trefoil.lock.v1.ElectionService" "Leader" Work "Shows the leader.";
     Observe: "trefoil.lock.v1.ElectionService" "Observe" Stream "Tells who leads, and each change of that.";
     Resign: "trefoil.lock.v1.ElectionService" "Resign" Priority "Ends a leadership.";
+    SetPermits: "trefoil.lock.v1.SemaphoreService" "SetPermits" Work "Makes a semaphore, or changes its permits.";
+    DeleteSemaphore: "trefoil.lock.v1.SemaphoreService" "DeleteSemaphore" Priority "Deletes a semaphore.";
+    AcquirePermits: "trefoil.lock.v1.SemaphoreService" "AcquirePermits" Work "Takes permits of a semaphore.";
+    ReleasePermits: "trefoil.lock.v1.SemaphoreService" "ReleasePermits" Priority "Gives permits back.";
+    DescribeSemaphore: "trefoil.lock.v1.SemaphoreService" "DescribeSemaphore" Work "Shows a semaphore.";
+    ListSemaphores: "trefoil.lock.v1.SemaphoreService" "ListSemaphores" Work "Lists semaphores.";
     SetLatch: "trefoil.lock.v1.BarrierService" "SetLatch" Work "Sets a latch.";
     CountDown: "trefoil.lock.v1.BarrierService" "CountDown" Priority "Counts a latch down.";
     AwaitLatch: "trefoil.lock.v1.BarrierService" "AwaitLatch" Work "Waits for a latch.";

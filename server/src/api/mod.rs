@@ -21,6 +21,7 @@ pub mod operation;
 pub mod pipeline;
 mod queue;
 pub mod routes;
+mod semaphore;
 pub mod shards;
 pub mod told;
 pub mod unary;
@@ -313,6 +314,24 @@ impl<S: Shards> Api<S> {
             }
             Operation::ListBarriers(request) => {
                 Outcome::ListBarriers(self.list_barriers(context, request).await?)
+            }
+            Operation::SetPermits(request) => {
+                Outcome::SetPermits(self.set_permits(context, request).await?)
+            }
+            Operation::DeleteSemaphore(request) => {
+                Outcome::DeleteSemaphore(self.delete_semaphore(context, request).await?)
+            }
+            Operation::AcquirePermits(request) => {
+                Outcome::AcquirePermits(self.acquire_permits(context, request).await?)
+            }
+            Operation::ReleasePermits(request) => {
+                Outcome::ReleasePermits(self.release_permits(context, request).await?)
+            }
+            Operation::DescribeSemaphore(request) => {
+                Outcome::DescribeSemaphore(self.describe_semaphore(context, request).await?)
+            }
+            Operation::ListSemaphores(request) => {
+                Outcome::ListSemaphores(self.list_semaphores(context, request).await?)
             }
             Operation::CreateQueue(request) => {
                 Outcome::CreateQueue(self.create_queue(context, request).await?)

@@ -51,6 +51,12 @@ pub fn check(operation: &mut Operation) -> Result<(), Refusal> {
         Operation::Proclaim(request) => request.check(),
         Operation::Leader(request) => request.check(),
         Operation::Resign(request) => request.check(),
+        Operation::SetPermits(request) => request.check(),
+        Operation::DeleteSemaphore(request) => request.check(),
+        Operation::AcquirePermits(request) => request.check(),
+        Operation::ReleasePermits(request) => request.check(),
+        Operation::DescribeSemaphore(request) => request.check(),
+        Operation::ListSemaphores(request) => request.check(),
         Operation::SetLatch(request) => request.check(),
         Operation::CountDown(request) => request.check(),
         Operation::AwaitLatch(request) => request.check(),
@@ -118,6 +124,12 @@ pub fn method(operation: &Operation) -> Method {
         Operation::Proclaim(_) => Method::Proclaim,
         Operation::Leader(_) => Method::Leader,
         Operation::Resign(_) => Method::Resign,
+        Operation::SetPermits(_) => Method::SetPermits,
+        Operation::DeleteSemaphore(_) => Method::DeleteSemaphore,
+        Operation::AcquirePermits(_) => Method::AcquirePermits,
+        Operation::ReleasePermits(_) => Method::ReleasePermits,
+        Operation::DescribeSemaphore(_) => Method::DescribeSemaphore,
+        Operation::ListSemaphores(_) => Method::ListSemaphores,
         Operation::SetLatch(_) => Method::SetLatch,
         Operation::CountDown(_) => Method::CountDown,
         Operation::AwaitLatch(_) => Method::AwaitLatch,
@@ -193,6 +205,22 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         Operation::Resign(r) => {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
+        Operation::SetPermits(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::DeleteSemaphore(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::AcquirePermits(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), r.wait_ms)
+        }
+        Operation::ReleasePermits(r) => {
+            (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
+        }
+        Operation::DescribeSemaphore(r) => {
+            (Action::ReadLocks, lock(&r.namespace, &r.name), None, 0)
+        }
+        Operation::ListSemaphores(r) => (Action::ReadLocks, namespace(&r.namespace), None, 0),
         Operation::SetLatch(r) => {
             (Action::UseLock, lock(&r.namespace, &r.name), r.request_id.as_ref(), 0)
         }
@@ -281,6 +309,12 @@ pub fn service(method: Method) -> Option<Service> {
         | Method::Proclaim
         | Method::Leader
         | Method::Resign
+        | Method::SetPermits
+        | Method::DeleteSemaphore
+        | Method::AcquirePermits
+        | Method::ReleasePermits
+        | Method::DescribeSemaphore
+        | Method::ListSemaphores
         | Method::SetLatch
         | Method::CountDown
         | Method::AwaitLatch

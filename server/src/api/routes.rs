@@ -12,6 +12,7 @@ use trefoil_proto::cluster::v1::namespace_service_server::NamespaceServiceServer
 use trefoil_proto::lock::v1::barrier_service_server::BarrierServiceServer;
 use trefoil_proto::lock::v1::election_service_server::ElectionServiceServer;
 use trefoil_proto::lock::v1::lock_service_server::LockServiceServer;
+use trefoil_proto::lock::v1::semaphore_service_server::SemaphoreServiceServer;
 use trefoil_proto::pipeline::v1::pipeline_service_server::PipelineServiceServer;
 use trefoil_proto::queue::v1::queue_service_server::QueueServiceServer;
 
@@ -68,6 +69,11 @@ pub fn routes<S: Shards>(
     Ok(Routes::new(bounded!(LockServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(ElectionServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(BarrierServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
+        .add_service(bounded!(
+            SemaphoreServiceServer::new(unary.clone()),
+            REQUEST_MAX,
+            RESPONSE_MAX
+        ))
         .add_service(bounded!(QueueServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(CacheServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(ClusterServiceServer::new(unary.clone()), REQUEST_MAX, RESPONSE_MAX))

@@ -181,6 +181,15 @@ service!(lock::election_service_server::ElectionService {
     }
 );
 
+service!(lock::semaphore_service_server::SemaphoreService {
+    set_permits: SetPermits(lock::SetPermitsRequest) -> lock::SetPermitsResponse;
+    delete_semaphore: DeleteSemaphore(lock::DeleteSemaphoreRequest) -> lock::DeleteSemaphoreResponse;
+    acquire_permits: AcquirePermits(lock::AcquirePermitsRequest) -> lock::AcquirePermitsResponse;
+    release_permits: ReleasePermits(lock::ReleasePermitsRequest) -> lock::ReleasePermitsResponse;
+    describe_semaphore: DescribeSemaphore(lock::DescribeSemaphoreRequest) -> lock::DescribeSemaphoreResponse;
+    list_semaphores: ListSemaphores(lock::ListSemaphoresRequest) -> lock::ListSemaphoresResponse;
+});
+
 service!(lock::barrier_service_server::BarrierService {
     set_latch: SetLatch(lock::SetLatchRequest) -> lock::SetLatchResponse;
     count_down: CountDown(lock::CountDownRequest) -> lock::CountDownResponse;

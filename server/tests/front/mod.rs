@@ -21,6 +21,7 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::lock::v1::barrier_service_client::BarrierServiceClient;
 use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
+use trefoil_proto::lock::v1::semaphore_service_client::SemaphoreServiceClient;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
 use trefoil_proto::pipeline::v1::{Call, OpenRequest, Reply};
@@ -91,6 +92,7 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
     let mut lock = LockServiceClient::new(channel.clone());
     let mut election = ElectionServiceClient::new(channel.clone());
     let mut barrier = BarrierServiceClient::new(channel.clone());
+    let mut semaphore = SemaphoreServiceClient::new(channel.clone());
     let mut queue = QueueServiceClient::new(channel.clone());
     let mut cache = CacheServiceClient::new(channel.clone());
     let mut cluster = ClusterServiceClient::new(channel.clone());
@@ -117,6 +119,22 @@ pub async fn unary(channel: &Channel, operation: Operation) -> Result<Outcome, t
         O::Proclaim(r) => Outcome::Proclaim(election.proclaim(r).await?.into_inner()),
         O::Leader(r) => Outcome::Leader(election.leader(r).await?.into_inner()),
         O::Resign(r) => Outcome::Resign(election.resign(r).await?.into_inner()),
+        O::SetPermits(r) => Outcome::SetPermits(semaphore.set_permits(r).await?.into_inner()),
+        O::DeleteSemaphore(r) => {
+            Outcome::DeleteSemaphore(semaphore.delete_semaphore(r).await?.into_inner())
+        }
+        O::AcquirePermits(r) => {
+            Outcome::AcquirePermits(semaphore.acquire_permits(r).await?.into_inner())
+        }
+        O::ReleasePermits(r) => {
+            Outcome::ReleasePermits(semaphore.release_permits(r).await?.into_inner())
+        }
+        O::DescribeSemaphore(r) => {
+            Outcome::DescribeSemaphore(semaphore.describe_semaphore(r).await?.into_inner())
+        }
+        O::ListSemaphores(r) => {
+            Outcome::ListSemaphores(semaphore.list_semaphores(r).await?.into_inner())
+        }
         O::SetLatch(r) => Outcome::SetLatch(barrier.set_latch(r).await?.into_inner()),
         O::CountDown(r) => Outcome::CountDown(barrier.count_down(r).await?.into_inner()),
         O::AwaitLatch(r) => Outcome::AwaitLatch(barrier.await_latch(r).await?.into_inner()),

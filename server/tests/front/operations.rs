@@ -63,6 +63,28 @@ pub fn await_latch(name: &str, wait_ms: u64) -> lock::AwaitLatchRequest {
     lock::AwaitLatchRequest { name: name.to_owned(), wait_ms, ..Default::default() }
 }
 
+pub fn set_permits(name: &str, permits: u64) -> lock::SetPermitsRequest {
+    lock::SetPermitsRequest { name: name.to_owned(), permits, ..Default::default() }
+}
+
+pub fn take(
+    session_id: u64,
+    name: &str,
+    permits: u64,
+    wait_ms: u64,
+) -> lock::AcquirePermitsRequest {
+    let name = name.to_owned();
+    lock::AcquirePermitsRequest { session_id, name, permits, wait_ms, ..Default::default() }
+}
+
+pub fn give(session_id: u64, name: &str) -> lock::ReleasePermitsRequest {
+    lock::ReleasePermitsRequest { session_id, name: name.to_owned(), ..Default::default() }
+}
+
+pub fn describe_semaphore(name: &str) -> lock::DescribeSemaphoreRequest {
+    lock::DescribeSemaphoreRequest { name: name.to_owned(), ..Default::default() }
+}
+
 pub fn create_queue(queue: &str, partitions: u32) -> queue::CreateQueueRequest {
     queue::CreateQueueRequest { queue: queue.to_owned(), partitions, ..Default::default() }
 }
@@ -132,6 +154,20 @@ fn elections_and_barriers(session: u64) -> Vec<Operation> {
     ]
 }
 
+fn of_semaphores(session: u64) -> Vec<Operation> {
+    vec![
+        Operation::SetPermits(set_permits("s", 2)),
+        Operation::AcquirePermits(take(session, "s", 1, 0)),
+        Operation::DescribeSemaphore(describe_semaphore("s")),
+        Operation::ListSemaphores(lock::ListSemaphoresRequest::default()),
+        Operation::ReleasePermits(give(session, "s")),
+        Operation::DeleteSemaphore(lock::DeleteSemaphoreRequest {
+            name: "s".to_owned(),
+            ..Default::default()
+        }),
+    ]
+}
+
 /// A good request of every operation.
 pub fn one_of_each() -> Vec<Operation> {
     let session = 1;
@@ -167,6 +203,7 @@ pub fn one_of_each() -> Vec<Operation> {
         Operation::Release(release(session, "l")),
     ];
     all.extend(elections_and_barriers(session));
+    all.extend(of_semaphores(session));
     all.extend([
         Operation::ReleaseAll(lock::ReleaseAllRequest {
             session_id: session,

@@ -59,6 +59,12 @@ pub enum Action {
     ValidateToken { namespace: String, lock: String, token: u64 },
     /// Asks who holds a lock and who waits for it.
     DescribeLock { namespace: String, lock: String },
+    /// Says how many permits a semaphore has.
+    SetPermits { namespace: String, semaphore: String, permits: u64 },
+    /// Takes permits of a semaphore.
+    TakePermits { namespace: String, session: u64, semaphore: String, permits: u64, wait_ms: u64 },
+    /// Gives permits back.
+    GivePermits { namespace: String, session: u64, semaphore: String, token: u64 },
     /// Stores a message whose value no other call stores.
     Enqueue { queue: String, key: String, value: String },
     /// Leases messages.
@@ -86,7 +92,8 @@ impl Action {
         match self {
             Self::Acquire { wait_ms, .. }
             | Self::AcquireAll { wait_ms, .. }
-            | Self::Convert { wait_ms, .. } => *wait_ms,
+            | Self::Convert { wait_ms, .. }
+            | Self::TakePermits { wait_ms, .. } => *wait_ms,
             _ => 0,
         }
     }
@@ -175,6 +182,13 @@ pub enum Outcome {
     Described {
         holders: Vec<u64>,
     },
+    PermitsSet,
+    PermitsTaken {
+        token: u64,
+    },
+    /// Others held too many until the wait ended.
+    NoPermits,
+    PermitsGiven,
     Enqueued {
         message_id: String,
     },

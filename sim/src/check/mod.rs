@@ -21,6 +21,7 @@ pub mod lives;
 pub mod lock;
 pub mod matching;
 pub mod order;
+pub mod permits;
 pub mod queue;
 pub mod quorum;
 pub mod register;

@@ -13,6 +13,7 @@ use super::grants::Grants;
 use super::latches::Latches;
 use super::leaders::Leaders;
 use super::lives::Times;
+use super::permits::Permits;
 
 /// What is known of them.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +23,7 @@ pub struct Services {
     pub leaders: Leaders,
     pub latches: Latches,
     pub barriers: Barriers,
+    pub permits: Permits,
     pub fences: Fences,
 }
 
@@ -40,6 +42,8 @@ impl Services {
         self.leaders.applied(commands, outcomes, settled);
         found.extend(self.latches.applied(commands, outcomes));
         found.extend(self.barriers.applied(commands, outcomes, times.now_ms, &self.grants));
+        let over_since = |of: &str, session| self.grants.over_since(of, session);
+        found.extend(self.permits.applied(commands, applied, over_since));
         found.extend(self.fences.applied(shard, commands, outcomes));
         found
     }

@@ -50,6 +50,9 @@ pub(in super::super) fn acquire(
         lock_delay_ms: request.lock_delay_ms,
     };
     space.renew(call.session_id)?;
+    for want in &call.wants {
+        space.must_be_lock(&want.name)?;
+    }
     call.wants.iter().for_each(|want| space.tidy(&want.name));
     let verdict = if several { space.acquire_all(call)? } else { space.acquire_one(call)? };
     // A holder found dead on the way may have waited for several locks.
@@ -65,7 +68,7 @@ pub(super) fn wants_of(
 ) -> Result<Vec<Want>, Refusal> {
     let want = |name: &str, mode| {
         let mode = mode_of(mode, Some(LockMode::Exclusive))?.into();
-        Ok(Want { name: name.to_owned(), mode, held: false })
+        Ok(Want { name: name.to_owned(), mode, ..Want::default() })
     };
     if locks.is_empty() {
         check_name("name", name)?;
@@ -132,19 +135,22 @@ impl Space<'_, '_> {
                 }
             }
         }
+        let permits = call.wants[0].permits;
         if call.wait_ms == 0 {
-            self.scope.output.counts.locks_blocked += 1;
+            self.count_blocked(permits);
             let wait = call.into_wait(self.scope);
             return Ok(Verdict::Answer(self.not_got(&wait)));
         }
         self.may_wait(&call)?;
         let session_id = call.session_id;
         let ordinal = self.join(call);
-        if let Some(refusal) = self.refuse_deadlock(ordinal, session_id) {
+        if permits == 0
+            && let Some(refusal) = self.refuse_deadlock(ordinal, session_id)
+        {
             // An answer like any other: what is kept of the deadlock must not be dropped with the command.
             return Ok(Verdict::Answer(answer::Answer::Refusal(refusal)));
         }
-        self.scope.output.counts.locks_blocked += 1;
+        self.count_blocked(permits);
         Ok(Verdict::Wait(self.waiter_id(session_id, ordinal)))
     }
 
@@ -168,7 +174,7 @@ impl Space<'_, '_> {
     }
 
     /// Where the same call waits already. A call without request id is the same as any other that wants the same.
-    fn wait_of(&self, ordinals: &[u64], call: &Call) -> Option<(u64, Wait)> {
+    pub(super) fn wait_of(&self, ordinals: &[u64], call: &Call) -> Option<(u64, Wait)> {
         let same =
             |wait: &Wait| is_call(wait, call.id.as_ref(), call.converts, call.several, &call.wants);
         self.waits(call.session_id, ordinals).find(|(_, wait)| same(wait))
@@ -224,7 +230,7 @@ impl Space<'_, '_> {
     }
 
     /// Refuses more locks than a session may have to do with, and more than a namespace may have.
-    fn may_claim(&self, call: &Call) -> Result<(), Refusal> {
+    pub(super) fn may_claim(&self, call: &Call) -> Result<(), Refusal> {
         let is_new = |want: &&Want| !claims_anything(&self.claim(call.session_id, &want.name));
         let claims = call.wants.iter().filter(is_new).count() as u64;
         let is_free = |want: &&Want| !is_wanted(&self.lock(&want.name));
@@ -233,6 +239,11 @@ impl Space<'_, '_> {
         if claims > 0 && before + claims > LOCKS_PER_SESSION_MAX {
             return Err(limit_reached("LOCKS_PER_SESSION_MAX", LOCKS_PER_SESSION_MAX));
         }
+        self.may_add_locks(locks)
+    }
+
+    /// Refuses more locks than a namespace may have.
+    pub(super) fn may_add_locks(&self, locks: u64) -> Result<(), Refusal> {
         if locks == 0 {
             return Ok(());
         }
@@ -241,6 +252,11 @@ impl Space<'_, '_> {
         let fixed = ("LOCKS_PER_NAMESPACE_MAX", LOCKS_PER_NAMESPACE_MAX);
         // What there would be but for the last of them.
         refuse_at(counters.locks + locks - 1, ("locks_max", locks_max), fixed)
+    }
+
+    fn count_blocked(&mut self, permits: u64) {
+        self.scope.output.counts.locks_blocked += 1;
+        self.scope.output.counts.permits_blocked += u64::from(permits > 0);
     }
 }
 
@@ -273,7 +289,8 @@ pub(super) fn is_call(
     several: bool,
     wants: &[Want],
 ) -> bool {
-    let same = |(one, other): (&Want, &Want)| (&one.name, one.mode) == (&other.name, other.mode);
+    let what = |want: &Want| (want.name.clone(), want.mode, want.permits);
+    let same = |(one, other): (&Want, &Want)| what(one) == what(other);
     wait.request_id.as_ref() == id
         && wait.converts == converts
         && wait.several == several

@@ -11,8 +11,9 @@ use crate::check;
 
 /// The caller of an Acquire or a Convert is gone. This is no sign of life of its session, so it renews nothing.
 pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAcquire) -> Ruling {
-    let wants = wants_of(&request.name, request.mode, &request.locks)?;
+    let mut wants = wants_of(&request.name, request.mode, &request.locks)?;
     let several = !request.locks.is_empty();
+    wants[0].permits = request.permits;
     if let Some(waiter) = &request.waiter {
         check::command_id(waiter)?;
     }
@@ -81,7 +82,9 @@ impl Space<'_, '_> {
         let relies = |acquirer: &Acquirer| acquirer.request_id == id;
         let relied_on = |want: &&Want| {
             let hold = self.claim(session_id, &want.name).hold;
-            hold.is_some_and(|hold| hold.acquirers.iter().any(relies))
+            hold.is_some_and(|hold| {
+                hold.permits == want.permits && hold.acquirers.iter().any(relies)
+            })
         };
         let names = wants.iter().filter(relied_on).map(|want| &want.name).collect::<Vec<_>>();
         // Without request id the acquire of all is one that got all.

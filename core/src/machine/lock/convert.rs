@@ -21,7 +21,7 @@ pub(in super::super) fn convert(
         (request.session_id, &request.name, mode_of(request.mode, None)?);
     let call = Call {
         session_id,
-        wants: vec![Want { name: name.clone(), mode: mode.into(), held: false }],
+        wants: vec![Want { name: name.clone(), mode: mode.into(), ..Want::default() }],
         several: false,
         wait_ms: request.wait_ms,
         id: stripped(id),
@@ -29,6 +29,7 @@ pub(in super::super) fn convert(
         lock_delay_ms: None,
     };
     space.renew(session_id)?;
+    space.must_be_lock(name)?;
     space.tidy(name);
     let hold = space.claim(session_id, name).hold;
     let Some(hold) = hold.filter(|hold| names_grant(hold, request.fencing_token)) else {

@@ -81,7 +81,8 @@ impl Space<'_, '_> {
         *left -= waits.len();
         let mut first = BTreeMap::new();
         for (ordinal, wait) in waits {
-            for want in wanted(&wait.wants) {
+            // Who waits for permits waits for any of those who hold some, which closes no circle.
+            for want in wanted(&wait.wants).filter(|want| want.permits == 0) {
                 *left = left.saturating_sub(usize::from(wait.several));
                 // A session gets a lock where it stands first, for all that it waits for, unless it converts further.
                 let best = first.entry(want.name.clone()).or_insert(LockMode::Unspecified);

@@ -58,6 +58,7 @@ pub(in super::super) fn proclaim(scope: &mut Scope<'_>, request: &api::ProclaimR
     check_name("name", &request.name)?;
     check::proclaimed(request.value.as_ref())?;
     space.renew(request.session_id)?;
+    space.must_be_lock(&request.name)?;
     let hold = space.claim(request.session_id, &request.name).hold;
     let Some(hold) = hold.filter(|hold| hold.token == request.fencing_token) else {
         return Err(space.not_holder(&request.name));

@@ -22,6 +22,7 @@ impl Space<'_, '_> {
             session_id,
             mode: hold.mode,
             fencing_token: hold.token,
+            permits: hold.permits,
             ..LockEvent::default()
         });
     }
@@ -35,6 +36,7 @@ impl Space<'_, '_> {
                 session_id: wait.session_id,
                 mode: want.mode,
                 converts: wait.converts,
+                permits: want.permits,
                 ..LockEvent::default()
             });
         }

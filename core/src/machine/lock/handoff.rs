@@ -7,6 +7,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Scope, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
+use super::semaphore::permits_held;
 use super::several::wanted;
 use super::{
     Space, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
@@ -73,7 +74,7 @@ impl Space<'_, '_> {
         let expired = self.session(session_id).filter(|session| session.expired);
         let is_expired = expired.is_some();
         let delay = expired.and_then(|session| {
-            let hold = self.claim(session_id, name).hold?;
+            let hold = self.claim(session_id, name).hold.filter(|hold| hold.permits == 0)?;
             Some((hold.mode(), hold.lock_delay_ms.unwrap_or(session.lock_delay_ms)))
         });
         let how = if is_expired { LockEventKind::Expired } else { LockEventKind::Released };
@@ -180,6 +181,7 @@ impl Space<'_, '_> {
             let key = self.place.holder(name, hold.token);
             self.scope.txn.put_message(key, &Holder { session_id });
             self.change_lock(name, |lock| lock.shared += 1);
+            self.count_permits(name, hold, true);
         } else {
             self.change_lock(name, |lock| {
                 *lock = Lock { session_id, token: hold.token, mode: hold.mode, ..*lock };
@@ -192,6 +194,7 @@ impl Space<'_, '_> {
         if hold.mode() == LockMode::Shared {
             self.scope.txn.delete(self.place.holder(name, hold.token));
             self.change_lock(name, |lock| lock.shared = lock.shared.saturating_sub(1));
+            self.count_permits(name, hold, false);
         } else {
             self.change_lock(name, |lock| {
                 *lock = Lock { session_id: 0, token: 0, mode: 0, ..*lock };
@@ -244,10 +247,13 @@ impl Space<'_, '_> {
         self.oldest_shared(name, 0)
     }
 
-    /// The answer of an Acquire, or of a Convert, that did not get what it wants.
+    /// The answer of a call that did not get what it wants.
     pub(super) fn not_got(&mut self, wait: &Wait) -> answer::Answer {
         if wait.several {
             return self.not_all(&wait.wants);
+        }
+        if wait.wants[0].permits > 0 {
+            return self.no_permits(&wait.wants[0].name);
         }
         let holder_token = self.holder_token(&wait.wants[0].name);
         if wait.converts {
@@ -312,6 +318,9 @@ impl Space<'_, '_> {
             } else if self.has_passed(&wait) {
                 self.time_out(ordinal, &wait);
                 late.push((ordinal, wait));
+            } else if let Err(refusal) = self.can_ever_have(&wait.wants[0]) {
+                self.leave(ordinal, &wait);
+                self.settle(ordinal, &wait, refusal);
             } else if crate::mutant!(PartialGrant) && self.grant_early(name, ordinal, &wait) {
                 continue;
             } else if !self.is_turn(ordinal, &wait) {
@@ -360,9 +369,13 @@ impl Space<'_, '_> {
 
     /// Grants a lock to a session that waits for it.
     fn grant_wait(&mut self, name: &str, wait: &Wait) {
-        let mode = wait.wants[0].mode();
+        let (mode, permits) = (wait.wants[0].mode(), wait.wants[0].permits);
         let waited_ms = self.scope.now_ms.saturating_sub(wait.since_ms);
-        self.scope.output.counts.lock_waits.record(waited_ms);
+        let counts = &mut self.scope.output.counts;
+        counts.lock_waits.record(waited_ms);
+        if permits > 0 {
+            counts.permit_waits.record(waited_ms);
+        }
         let ordinals = self.claim(wait.session_id, name).ordinals;
         let waits = self.waits(wait.session_id, &ordinals).map(|(ordinal, wait)| {
             let takes = !self.has_passed(&wait) && self.is_claimed(&wait);
@@ -373,8 +386,12 @@ impl Space<'_, '_> {
             self.regrant(name, wait.session_id, mode)
         } else {
             self.grant(name, wait.session_id, mode, |hold| {
-                let fits = |wait: &&(u64, Wait, bool)| wait.2 && wait.1.wants[0].mode() <= mode;
+                let fits = |wait: &&(u64, Wait, bool)| {
+                    let want = &wait.1.wants[0];
+                    wait.2 && want.mode() <= mode && want.permits == permits
+                };
                 hold.lock_delay_ms = wait.lock_delay_ms;
+                hold.permits = permits;
                 for (_, wait, _) in waits.iter().filter(fits) {
                     (0..wait.callers).for_each(|_| rely(hold, wait.request_id.as_ref()));
                 }
@@ -387,10 +404,14 @@ impl Space<'_, '_> {
             if wait.converts && is_stronger {
                 continue;
             }
-            self.scope.output.counts.lock_timeouts += u64::from(self.has_passed(&wait));
+            if self.has_passed(&wait) {
+                self.count_timeout(&wait);
+            }
             self.take_out(ordinal, &wait);
             let answer: Answer = if !takes {
                 self.not_got(&wait).into()
+            } else if wait.wants[0].permits != permits {
+                permits_held(&hold).into()
             } else if is_stronger {
                 convert_needed(&hold).into()
             } else if wait.converts {
@@ -449,7 +470,13 @@ impl Space<'_, '_> {
     /// The same for a call whose deadline has passed.
     pub(super) fn time_out(&mut self, ordinal: u64, wait: &Wait) {
         self.leave(ordinal, wait);
-        self.scope.output.counts.lock_timeouts += 1;
+        self.count_timeout(wait);
+    }
+
+    fn count_timeout(&mut self, wait: &Wait) {
+        let counts = &mut self.scope.output.counts;
+        counts.lock_timeouts += 1;
+        counts.permit_timeouts += u64::from(wait.wants[0].permits > 0);
     }
 
     /// Answers a call that waited, or changes what a retry of it is answered.

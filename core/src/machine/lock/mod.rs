@@ -18,6 +18,7 @@ mod line;
 mod place;
 mod release;
 mod request;
+mod semaphore;
 mod session;
 mod several;
 mod view;
@@ -49,6 +50,11 @@ pub(super) use self::line::find_place;
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
 pub(super) use self::request::{find_release_requests, request_release};
+use self::semaphore::permits_granted;
+pub(super) use self::semaphore::{
+    acquire_permits, delete_semaphore, describe_semaphore, list_semaphores, release_permits,
+    set_permits,
+};
 pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
 pub(super) use self::view::{
     View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions, validate_token,
@@ -221,6 +227,11 @@ fn claims_anything(claim: &Claim) -> bool {
 
 /// Whether a lock has a record.
 fn is_wanted(lock: &Lock) -> bool {
+    is_in_use(lock) || lock.permits > 0
+}
+
+/// Whether a lock is held, waited for or delayed.
+fn is_in_use(lock: &Lock) -> bool {
     lock.session_id != 0 || lock.shared > 0 || lock.waiters > 0 || delayed_until_ms(lock) > 0
 }
 
@@ -300,6 +311,9 @@ fn mode_name(mode: LockMode) -> &'static str {
 
 /// The session holds the lock.
 fn granted(hold: &Hold) -> answer::Answer {
+    if hold.permits > 0 {
+        return permits_granted(hold);
+    }
     answer::Answer::Acquire(api::AcquireResponse {
         header: None,
         acquired: true,

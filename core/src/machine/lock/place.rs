@@ -82,6 +82,11 @@ impl Place<'_> {
         self.candidate(session_id, 0).tail(name.as_bytes())
     }
 
+    /// That a name is that of a semaphore.
+    pub(super) fn semaphore(self, name: &str) -> Key {
+        self.key(Kind::Semaphore).text(self.namespace).tail(name.as_bytes())
+    }
+
     pub(super) fn latches(self) -> Key {
         self.key(Kind::Latch).text(self.namespace)
     }

@@ -81,6 +81,7 @@ impl Space<'_, '_> {
     pub(super) fn is_turn(&mut self, ordinal: u64, wait: &Wait) -> bool {
         wanted(&wait.wants).all(|want| {
             (!wait.several || self.first_ordinal(&want.name) == Some(ordinal))
+                && self.leaves_room(&want.name, want.permits)
                 && self.admits(&want.name, want.mode(), wait.session_id)
         })
     }

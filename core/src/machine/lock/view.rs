@@ -13,7 +13,7 @@ use super::super::{QueryOutcome, answered};
 use super::place::{Place, number_of, ordinal_of};
 use super::session::due_ms;
 use super::several::wanted;
-use super::{check_name, check_place, delayed_until_ms, session_expired, text_of};
+use super::{check_name, check_place, delayed_until_ms, is_in_use, session_expired, text_of};
 use crate::check;
 use crate::key::Key;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
@@ -58,8 +58,10 @@ pub(in super::super) fn list_locks(
         let place = view.place;
         let (found, next_page_token) =
             view.page(*page_size, prefix, page_token, |name| place.lock(name))?;
-        let locks = found.into_iter().map(|(name, value)| view.info(name, &decode(&value)));
-        let locks = locks.collect();
+        let locks = found.into_iter().map(|(name, value)| (name, decode(&value)));
+        // A semaphore that nobody uses has a record as well.
+        let locks = locks.filter(|(_, lock)| is_in_use(lock));
+        let locks = locks.map(|(name, lock)| view.info(name, &lock)).collect();
         Ok(answer::Answer::ListLocks(api::ListLocksResponse {
             header: None,
             locks,
@@ -260,6 +262,8 @@ impl<'a, S: Store> View<'a, S> {
             held_ms: hold.map_or(0, |hold| self.since(hold.since_ms)),
             waits_for: want.map_or(0, |want| want.mode),
             waiting_ms: want.and(wait.as_ref()).map_or(0, |wait| self.since(wait.since_ms)),
+            permits: hold.map_or(0, |hold| hold.permits),
+            waits_for_permits: want.map_or(0, |want| want.permits),
             name,
         }
     }
@@ -295,10 +299,11 @@ impl<'a, S: Store> View<'a, S> {
             mode: hold.mode,
             fencing_token: hold.token,
             held_ms: self.since(hold.since_ms),
+            permits: hold.permits,
         })
     }
 
-    fn holders(&self, name: &str, lock: &Lock, most: usize) -> Vec<api::LockHolder> {
+    pub(super) fn holders(&self, name: &str, lock: &Lock, most: usize) -> Vec<api::LockHolder> {
         let mut holders = Vec::from_iter(self.strong_holder(name, lock));
         if lock.shared == 0 || holders.len() == most {
             return holders;
@@ -312,17 +317,19 @@ impl<'a, S: Store> View<'a, S> {
         holders
     }
 
-    fn waiters(&self, name: &str) -> Vec<api::LockWaiter> {
+    pub(super) fn waiters(&self, name: &str) -> Vec<api::LockWaiter> {
         let waiters = self.place.waiters(name);
         let end = prefix_end(waiters.bytes());
         let found = self.store.scan(waiters.bytes(), &end, PAGE_ITEMS_MAX as usize);
         let waiter = |key: &[u8], session_id| {
             let wait = self.wait(session_id, ordinal_of(key));
             let session = self.session(session_id)?;
+            let want = wait.wants.iter().find(|want| want.name == name)?;
             Some(api::LockWaiter {
                 session_id,
                 owner: session.owner,
-                mode: wait.wants.iter().find(|want| want.name == name)?.mode,
+                mode: want.mode,
+                permits: want.permits,
                 converts: wait.converts,
                 waiting_ms: self.since(wait.since_ms),
                 remaining_ms: wait.deadline_ms.saturating_sub(self.now_ms),

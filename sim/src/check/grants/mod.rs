@@ -303,6 +303,8 @@ impl Grants {
             Operation::Convert(r) => (&r.namespace, r.session_id),
             Operation::Release(r) => (&r.namespace, r.session_id),
             Operation::ReleaseHeld(r) => (&r.namespace, r.session_id),
+            Operation::AcquirePermits(r) => (&r.namespace, r.session_id),
+            Operation::ReleasePermits(r) => (&r.namespace, r.session_id),
             _ => return,
         };
         let Some(known) = self.sessions.get_mut(&(namespace.clone(), session)) else { return };

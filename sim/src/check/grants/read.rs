@@ -46,6 +46,12 @@ impl Grants {
         !self.lives(namespace, session)
     }
 
+    /// Since when the time of a session has been up; none while it is not, and where it was closed.
+    #[must_use]
+    pub fn over_since(&self, namespace: &str, session: u64) -> Option<u64> {
+        self.sessions.get(&(namespace.to_owned(), session))?.over_at_ms
+    }
+
     fn lives(&self, namespace: &str, session: u64) -> bool {
         let session = self.sessions.get(&(namespace.to_owned(), session));
         session.is_some_and(|session| session.over_at_ms.is_none() && !session.closed)
