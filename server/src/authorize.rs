@@ -287,7 +287,7 @@ fn covers(access: &Access, work: &Work) -> bool {
             Some(O::CancelAcquire(r)) => r.locks.as_slice(),
             _ => &[],
         },
-        Work::Query(query) => match &query.operation {
+        Work::Query(query) => match &query.query {
             Some(query::Query::FindPlace(r)) => r.locks.as_slice(),
             _ => &[],
         },
