@@ -274,6 +274,7 @@ impl<'a, S: Shards> Abandoned<'a, S> {
             waiter: request.request_id.clone(),
             mode: request.mode,
             converts: false,
+            ..CancelAcquire::default()
         };
         Self::of(api, context, cancel)
     }
