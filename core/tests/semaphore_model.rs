@@ -7,6 +7,8 @@
 mod lock_state;
 #[path = "support/lock_watch.rs"]
 mod lock_watch;
+#[path = "support/semaphore_parts.rs"]
+mod semaphore_parts;
 mod support;
 
 use std::cell::RefCell;
@@ -15,7 +17,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
-use trefoil_core::limits::ACQUIRES_PER_CLAIM_MAX;
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, WaiterId};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
@@ -26,6 +27,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
+use self::semaphore_parts::{End, Holder, Seen, Semaphore, Waiter};
 use self::support::{Harness, command};
 
 const NAMESPACE: &str = "default";
@@ -45,64 +47,6 @@ enum Step {
     Close { session: u64 },
     Advance { ms: u64 },
     Reopen,
-}
-
-/// How a call for permits ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum End {
-    /// It has so many; the token is found out.
-    Granted(u64),
-    None,
-    TooMany,
-    HoldsOthers,
-    Expired,
-}
-
-#[derive(Clone, Debug)]
-struct Holder {
-    session: u64,
-    permits: u64,
-    token: u64,
-    /// Calls that were answered with it: it is released when all of them were cancelled.
-    callers: u64,
-    /// There are more than are remembered: no cancel releases it.
-    is_kept: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Waiter {
-    id: WaiterId,
-    session: u64,
-    permits: u64,
-    deadline_ms: u64,
-    callers: u64,
-}
-
-#[derive(Debug, Default)]
-struct Semaphore {
-    permits: u64,
-    holders: Vec<Holder>,
-    line: Vec<Waiter>,
-}
-
-/// How often what the test is about has happened.
-#[derive(Clone, Copy, Debug, Default)]
-struct Seen {
-    granted_at_once: u64,
-    handed_on: u64,
-    /// Somebody who wants few waits behind one who wants many, though there is enough for him.
-    not_overtaken: u64,
-    timed_out: u64,
-    too_many: u64,
-    too_many_later: u64,
-    over_full: u64,
-    again: u64,
-    other_number: u64,
-    cancelled_waits: u64,
-    cancelled_grants: u64,
-    forced: u64,
-    deleted: u64,
-    kept: u64,
 }
 
 struct World {
@@ -569,72 +513,6 @@ impl World {
         (0..NAMES.len()).for_each(|name| self.step(Step::Delete { name }));
         let state = LockState::read(&self.machine.store);
         assert!(state.locks.is_empty() && state.claims.is_empty() && state.waits.is_empty());
-    }
-}
-
-impl Holder {
-    fn new(session: u64, permits: u64, token: u64, callers: u64) -> Self {
-        let mut holder = Self { session, permits, token, callers: 0, is_kept: false };
-        (0..callers).for_each(|_| holder.rely());
-        holder
-    }
-
-    /// One more call was answered with it.
-    fn rely(&mut self) {
-        self.is_kept |= self.callers == ACQUIRES_PER_CLAIM_MAX as u64;
-        self.callers = (self.callers + 1).min(ACQUIRES_PER_CLAIM_MAX as u64);
-    }
-}
-
-impl Semaphore {
-    fn in_use(&self) -> u64 {
-        self.holders.iter().map(|holder| holder.permits).sum()
-    }
-
-    fn room(&self) -> u64 {
-        self.permits.saturating_sub(self.in_use())
-    }
-
-    fn holder(&self, session: u64) -> Option<&Holder> {
-        self.holders.iter().find(|holder| holder.session == session)
-    }
-}
-
-impl Seen {
-    fn all(&self) -> [u64; 14] {
-        [
-            self.granted_at_once,
-            self.handed_on,
-            self.not_overtaken,
-            self.timed_out,
-            self.too_many,
-            self.too_many_later,
-            self.over_full,
-            self.again,
-            self.other_number,
-            self.cancelled_waits,
-            self.cancelled_grants,
-            self.forced,
-            self.deleted,
-            self.kept,
-        ]
-    }
-
-    fn add(&mut self, other: &Self) {
-        self.granted_at_once += other.granted_at_once;
-        self.handed_on += other.handed_on;
-        self.not_overtaken += other.not_overtaken;
-        self.timed_out += other.timed_out;
-        self.too_many += other.too_many;
-        self.too_many_later += other.too_many_later;
-        self.over_full += other.over_full;
-        self.again += other.again;
-        self.other_number += other.other_number;
-        self.cancelled_waits += other.cancelled_waits;
-        self.cancelled_grants += other.cancelled_grants;
-        self.forced += other.forced;
-        self.deleted += other.deleted;
-        self.kept += other.kept;
     }
 }
 

@@ -272,6 +272,7 @@ impl<'a, S: Shards> Abandoned<'a, S> {
             mode: request.mode,
             converts: false,
             locks: request.locks.clone(),
+            ..CancelAcquire::default()
         };
         Self::of(api, context, cancel)
     }
