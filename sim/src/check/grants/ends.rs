@@ -1,5 +1,6 @@
 //! What ends a grant: a release, an operator, or a caller who is gone.
 
+use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CancelAcquire, ForceStep, ReleaseHeld};
 use trefoil_proto::lock::v1::ReleaseRequest;
 
@@ -95,4 +96,19 @@ impl Grants {
             self.cancelled.insert(id.clone());
         }
     }
+}
+
+/// Where the tokens of what a command does are counted.
+pub(super) fn namespace_of(operation: &Operation) -> Option<&String> {
+    Some(match operation {
+        Operation::Acquire(r) => &r.namespace,
+        Operation::Campaign(r) => &r.namespace,
+        Operation::Convert(r) => &r.namespace,
+        Operation::Release(r) => &r.namespace,
+        Operation::ReleaseHeld(r) => &r.namespace,
+        Operation::CloseSession(r) => &r.namespace,
+        Operation::CancelAcquire(r) => &r.namespace,
+        Operation::ForceStep(r) => &r.namespace,
+        _ => return None,
+    })
 }

@@ -15,6 +15,7 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command};
 use trefoil_proto::lock::v1::{AcquireRequest, ConvertRequest, LockGrant, LockMode, LockWish};
 
+use self::ends::namespace_of;
 use super::Violation;
 use super::lives::Times;
 use super::lock::conflict;
@@ -541,20 +542,6 @@ impl Grants {
             }
         }
     }
-}
-
-fn namespace_of(operation: &Operation) -> Option<&String> {
-    Some(match operation {
-        Operation::Acquire(r) => &r.namespace,
-        Operation::Campaign(r) => &r.namespace,
-        Operation::Convert(r) => &r.namespace,
-        Operation::Release(r) => &r.namespace,
-        Operation::ReleaseHeld(r) => &r.namespace,
-        Operation::CloseSession(r) => &r.namespace,
-        Operation::CancelAcquire(r) => &r.namespace,
-        Operation::ForceStep(r) => &r.namespace,
-        _ => return None,
-    })
 }
 
 fn wanted(mode: LockMode) -> LockMode {
