@@ -91,7 +91,7 @@ async fn health_follows_the_shards() {
     assert_eq!(health_of(&served, "liveness").await, liveness, "it ends by itself");
 }
 
-const LISTED: [&str; 11] = [
+const LISTED: [&str; 12] = [
     "trefoil.lock.v1.LockService",
     "trefoil.lock.v1.ElectionService",
     "trefoil.lock.v1.BarrierService",

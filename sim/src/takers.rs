@@ -59,7 +59,7 @@ impl Taker {
                 Action::TakePermits { namespace, session, semaphore, permits, wait_ms }
             }
             (24.., Some(_)) => return Wish::Rest(dice.between(1, 400) * SECOND / 1_000),
-            (_, None) | (11.., _) | (6, None) => {
+            (_, None) => {
                 let (permits, wait_ms) = (dice.between(1, PERMITS_MAX), wait(dice));
                 Action::TakePermits { namespace, session, semaphore, permits, wait_ms }
             }

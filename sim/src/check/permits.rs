@@ -296,7 +296,7 @@ impl Permits {
         let closed = commands.iter().zip(&applied.outcomes).filter_map(|(command, outcome)| {
             let Some(Operation::CloseSession(close)) = &command.operation else { return None };
             let is_closed = matches!(outcome, Outcome::Answered(answer) if matches!(answer.answer, Some(A::CloseSession(_))));
-            is_closed.then(|| (close.namespace.as_str(), close.session_id))
+            is_closed.then_some((close.namespace.as_str(), close.session_id))
         });
         let closed = closed.collect::<BTreeSet<_>>();
         let is_over = |namespace: &str, session: u64| {
