@@ -235,7 +235,7 @@ impl Router {
             }
             Action::TakePermits { namespace, session, semaphore, permits, .. } => {
                 cancel.name.clone_from(semaphore);
-                cancel.set_mode(lock::LockMode::Shared);
+                cancel.set_mode(LockMode::Shared);
                 cancel.permits = *permits;
                 (namespace, session)
             }

@@ -93,7 +93,7 @@ impl Latches {
         if count != set.expected.unwrap_or(0) {
             return false;
         }
-        let mut latch = before.unwrap_or(Latch { first_round: told, ..Latch::default() });
+        let mut latch = before.unwrap_or_else(|| Latch { first_round: told, ..Latch::default() });
         let last = self.last_rounds.entry(name.0.clone()).or_default();
         let fits = if count == 0 { told > *last } else { told == latch.round };
         *last = told.max(*last);
