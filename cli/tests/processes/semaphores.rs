@@ -65,7 +65,7 @@ async fn semaphores_through_the_command_line() {
     ];
     assert_eq!((code, lines.collect::<Vec<_>>()), (0, expected.to_vec()));
     let (session, token) = (held["session_id"].to_string(), held["fencing_token"].to_string());
-    assert_ne!(json(&["semaphore", "delete", "s"]).0, 0);
+    assert_ne!(run(&cluster, &["semaphore", "delete", "s"]).0, 0);
     let release = ["semaphore", "release", "s", "--session", &session, "--token", &token];
     assert_eq!(json(&release).0, 0);
     let (code, again) = json(&["semaphore", "acquire", "s"]);
