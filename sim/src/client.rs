@@ -344,7 +344,10 @@ impl Client {
     ) -> Vec<Todo> {
         let shard = pending.step.request.shard;
         if let Some(answer::Answer::Refusal(refusal)) = &answer.answer {
+            let takes = matches!(pending.step.action, Some(Action::TakePermits { .. }));
             match refusal.reason() {
+                // More than the semaphore has by now.
+                Reason::InvalidField if takes => {}
                 // Whether an earlier try took effect is unknown.
                 Reason::RequestForgotten if pending.ambiguous => {
                     return self.end(now, pending, End::Open, shared);

@@ -132,7 +132,7 @@ impl World {
                 if self.clients.values().all(Client::is_idle) && self.clients[&0].is_done() =>
             {
                 self.audit_from = self.now;
-                let id = self.clients.len() as u64;
+                let id = self.clients.last_key_value().map_or(0, |(last, _)| last + 1);
                 self.clients.insert(id, Client::new(id, Role::auditor()));
                 self.at(self.now, Event::Wake(id, 0));
                 self.enter(Phase::Audit, AUDIT_US);
@@ -232,6 +232,7 @@ impl World {
         self.stats.leaders_told = services.leaders.told;
         self.stats.latches_opened = services.latches.opened;
         self.stats.barriers_begun = services.barriers.begun;
+        self.stats.permits_handed_on = services.permits.handed_on;
         self.stats.fenced = services.fences.refused;
         self.stats.dedup_hits = self.shared.ledger.hits;
         for (_, _, outcome) in self.shared.history.answered() {

@@ -20,8 +20,8 @@ const FLOORS: [(&str, u64); 20] = [
     ("forced", 1_000),
     ("hang_ups", 1_000),
     ("lock_reads", 5_000),
-    ("leaders_told", 500),
-    ("latches_opened", 500),
+    ("leaders_told", 100),
+    ("latches_opened", 100),
     ("barriers_begun", 500),
     ("fenced", 500),
 ];

@@ -403,7 +403,7 @@ fn a_cancel_that_does_nothing_need_not_have_met_a_grant() {
             let operation = Some(Operation::CancelAcquire(cancel));
             Command { operation, ..Command::default() }
         };
-        let commands = [cancel(2, of_session_2), cancel(1, (101, 0))];
+        let commands = [cancel(2, of_session_2), cancel(1, (101, u32::MAX))];
         let settled = [settled(1, 102, acquired(2, Shared))];
         let times = Times { now_ms: 30, grace_until_ms: 0 };
         let found = log.grants.applied(&commands, &[done(), done()], &settled, times, |_| true);
