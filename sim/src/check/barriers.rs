@@ -67,6 +67,11 @@ impl Barriers {
             {
                 continue;
             }
+            if let (Some(Operation::CloseSession(close)), Some(A::CloseSession(_))) =
+                (&command.operation, &answer.answer)
+            {
+                self.closed(&close.namespace, close.session_id);
+            }
             let Some(A::BarrierSeen(seen)) = &answer.answer else { continue };
             let broken = match &command.operation {
                 Some(Operation::EnterBarrier(enter)) => self.entered(enter, seen, now_ms, grants),
@@ -95,7 +100,7 @@ impl Barriers {
         if !seen.inside {
             return None;
         }
-        let is_over = |session: &u64| grants.is_over(&enter.namespace, *session);
+        let is_over = |session: &u64| grants.over_since(&enter.namespace, *session).is_some();
         let (session, parties) = (enter.session_id, enter.parties);
         let round = self.rounds.entry((enter.namespace.clone(), enter.name.clone())).or_default();
         if seen.round != round.number {
@@ -129,6 +134,13 @@ impl Barriers {
         (count != parties || seen.present != parties || round.parties != parties).then_some(PARTIES)
     }
 
+    /// A session that is closed leaves, at that place of the log.
+    fn closed(&mut self, namespace: &str, session: u64) {
+        for (_, round) in self.rounds.iter_mut().filter(|((of, _), _)| of == namespace) {
+            round.members.remove(&session);
+        }
+    }
+
     /// A session is no longer in a barrier.
     fn out(
         &mut self,
@@ -140,7 +152,7 @@ impl Barriers {
         let namespace = name.0.clone();
         let round = self.rounds.get_mut(&name).filter(|round| round.number == seen.round)?;
         round.members.remove(&session);
-        let is_inside = |member: &u64| !grants.is_over(&namespace, *member);
+        let is_inside = |member: &u64| grants.over_since(&namespace, *member).is_none();
         let is_wrong = seen.over && round.has_begun && round.members.keys().any(is_inside);
         is_wrong.then_some(LEFT)
     }
@@ -162,6 +174,7 @@ impl Barriers {
 
 #[cfg(test)]
 mod tests {
+    use trefoil_proto::lock::v1::{CloseSessionRequest, CloseSessionResponse};
     use trefoil_proto::lock::v1::{LeaveBarrierRequest, OpenSessionRequest, OpenSessionResponse};
 
     use super::super::lives::Times;
@@ -228,6 +241,23 @@ mod tests {
         assert_eq!(apply(&mut b.clone(), &grants, enter(3), seen(4, false, 1), 30), Some(ROUNDS));
         assert_eq!(apply(b, &grants, enter(3), seen(6, false, 1), 30), None);
         assert_eq!(b.begun, 1);
+    }
+
+    #[test]
+    fn who_is_closed_leaves_where_the_log_says_so() {
+        let (mut barriers, grants) = three();
+        assert_eq!(apply(&mut barriers, &grants, enter(1), seen(5, false, 1), 10), None);
+        let close = CloseSessionRequest { session_id: 1, ..CloseSessionRequest::default() };
+        let close =
+            Command { operation: Some(Operation::CloseSession(close)), ..Command::default() };
+        let closed = Outcome::Answered(A::CloseSession(CloseSessionResponse::default()).into());
+        let last = Command { operation: Some(enter(2)), ..Command::default() };
+        let told = Outcome::Answered(A::BarrierSeen(seen(5, true, 2)).into());
+        let (late, early) = ([last.clone(), close.clone()], [close, last]);
+        let found = barriers.clone().applied(&late, &[told.clone(), closed.clone()], 20, &grants);
+        assert_eq!(found, []);
+        let found = barriers.applied(&early, &[closed, told], 20, &grants);
+        assert_eq!(found[0].invariant, PARTIES);
     }
 
     #[test]

@@ -40,12 +40,6 @@ impl Grants {
         lock.holds.iter().find(is_sure).map(|hold| (hold.session, hold.token))
     }
 
-    /// Whether a session is over by the log.
-    #[must_use]
-    pub fn is_over(&self, namespace: &str, session: u64) -> bool {
-        !self.lives(namespace, session)
-    }
-
     /// Since when the time of a session has been up; none while it is not, and where it was closed.
     #[must_use]
     pub fn over_since(&self, namespace: &str, session: u64) -> Option<u64> {
