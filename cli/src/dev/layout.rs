@@ -1,7 +1,7 @@
 //! Where the three nodes live: directories and ports, the same again when the directory is the same.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -59,8 +59,14 @@ impl Layout {
             Some(nodes) => nodes,
             None => fresh()?,
         };
+        let mut held = Vec::new();
         for (node, listen) in nodes.iter_mut().zip(listen) {
             node.listen = *listen;
+            if listen.port() == 0 {
+                let listener = free(listen.ip())?;
+                node.listen = listener.local_addr().map_err(|error| no_port(&error))?;
+                held.push(listener);
+            }
         }
         remember(&dir, &nodes)?;
         Ok(Self { dir, nodes, _temporary: temporary })
@@ -85,20 +91,25 @@ fn fresh() -> Result<Vec<Node>, Failure> {
     let preferred = PORTS.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     // All are held until the last is picked, so that no port is given out twice.
     let held = preferred.iter().map(TcpListener::bind).collect::<Result<Vec<_>, _>>();
-    let clients = held.or_else(|_| (0..NODES).map(|_| free()).collect())?;
-    let peers = (0..NODES).map(|_| free()).collect::<Result<Vec<_>, _>>()?;
+    let some =
+        || (0..NODES).map(|_| free(Ipv4Addr::LOCALHOST.into())).collect::<Result<Vec<_>, _>>();
+    let clients = held.or_else(|_| some())?;
+    let peers = some()?;
     let node = |(n, (client, peer)): (usize, (&TcpListener, &TcpListener))| {
         let name = format!("n{}", n + 1);
         Ok(Node { name, listen: client.local_addr()?, peer_listen: peer.local_addr()? })
     };
     let nodes =
         clients.iter().zip(&peers).enumerate().map(node).collect::<Result<_, std::io::Error>>();
-    nodes.map_err(|error| Failure::new(format!("cannot find a free port: {error}")))
+    nodes.map_err(|error| no_port(&error))
 }
 
-fn free() -> Result<TcpListener, Failure> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    listener.map_err(|error| Failure::new(format!("cannot find a free port: {error}")))
+fn free(address: IpAddr) -> Result<TcpListener, Failure> {
+    TcpListener::bind((address, 0)).map_err(|error| no_port(&error))
+}
+
+fn no_port(error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot find a free port: {error}"))
 }
 
 fn recall(dir: &Path) -> Result<Option<Vec<Node>>, Failure> {
@@ -147,6 +158,13 @@ mod tests {
         assert_eq!(moved.nodes[2].listen, listen[2]);
         assert_eq!(moved.nodes[2].peer_listen, first.nodes[2].peer_listen);
         assert!(Layout::prepare(Some(dir.path().to_owned()), &listen[..2]).is_err());
+
+        let any = [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)); NODES];
+        let picked = Layout::prepare(Some(dir.path().to_owned()), &any).unwrap();
+        let mut ports = picked.nodes.iter().map(|node| node.listen.port()).collect::<Vec<_>>();
+        ports.sort_unstable();
+        ports.dedup();
+        assert!(ports.len() == NODES && ports[0] > 0, "port 0 means a free one: {ports:?}");
     }
 
     #[test]

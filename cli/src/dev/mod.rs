@@ -36,7 +36,7 @@ pub(crate) struct DevArgs {
     /// Keep the data here, and find it again [default: a temporary directory that is removed at the end].
     #[arg(long, env = "TREFOIL_DEV_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
-    /// Three addresses for clients [default: 127.0.0.1:7001 to 7003 where they are free, else others].
+    /// Three addresses for clients, port 0 for any free one [default: 127.0.0.1:7001 to 7003 where they are free, else others].
     #[arg(long, env = "TREFOIL_DEV_LISTEN", value_name = "A,B,C", value_delimiter = ',')]
     listen: Vec<SocketAddr>,
 }
