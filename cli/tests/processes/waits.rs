@@ -1,8 +1,9 @@
-//! Elections, latches and barriers on real nodes, of which the one that leads is killed while they wait.
+//! Elections, latches and barriers on real nodes, of which the one that leads is killed while they wait; waits that would
+//! never end.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use trefoil_client::{Client, Reason};
+use trefoil_client::{Client, Error, Reason};
 
 use crate::services::json;
 use crate::support::{Cluster, eventually, run};
@@ -120,4 +121,41 @@ async fn elections_latches_and_barriers_through_the_command_line() {
     let leave = ["barrier", "leave", "b", "--session", &session, "--round", &round];
     let (code, left) = json(&leave);
     assert_eq!((code, left["all_left"].as_bool()), (0, Some(true)));
+}
+
+#[tokio::test]
+async fn who_closes_a_circle_is_told_all_of_it_at_once() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let open = async |owner: &str| client.locks().open_session(WAIT).owner(owner).await.unwrap();
+    let (one, other) = (open("one").await, open("other").await);
+    let take = async |session: &trefoil_client::Session, name| {
+        session.lock(name).wait(WAIT).acquire().await
+    };
+    let _a = take(&one, "a").await.unwrap().expect("free");
+    let b = take(&other, "b").await.unwrap().expect("free");
+    let waits = tokio::spawn(one.lock("b").wait(WAIT).acquire());
+    eventually("the first one waits", async || {
+        client.locks().describe("b").await.unwrap().waiter_count == 1
+    })
+    .await;
+
+    let begun = Instant::now();
+    let refused = take(&other, "a").await.unwrap_err();
+    let took = begun.elapsed();
+    println!("refused after {took:?}: {refused}");
+    assert!(took < WAIT / 10, "it did not wait");
+    let Error::Refused { reason: Reason::Deadlock, metadata, .. } = refused else {
+        panic!("{refused}")
+    };
+    let fact = |edge: u8, name: &str| metadata[&format!("edge_{edge}_{name}")].as_str();
+    let edge = |n| ["session_id", "lock", "mode", "waits_for", "held_mode"].map(|f| fact(n, f));
+    let (one_id, other_id) = (one.id().to_string(), other.id().to_string());
+    assert_eq!(edge(0), [&other_id, "a", "EXCLUSIVE", &one_id, "EXCLUSIVE"]);
+    assert_eq!(edge(1), [&one_id, "b", "EXCLUSIVE", &other_id, "EXCLUSIVE"]);
+    assert!([0, 1].into_iter().all(|n| fact(n, "held_ms").parse::<u64>().is_ok()));
+    assert_eq!(client.locks().deadlocks().await.unwrap().len(), 1);
+
+    b.release().await.unwrap();
+    assert!(waits.await.unwrap().unwrap().is_some(), "the other one goes on");
 }
