@@ -9,13 +9,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 use trefoil_client::{Client, Error, Session};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::lock::v1::{GetSessionRequest, KeepAliveRequest};
+use trefoil_proto::lock::v1::{GetSessionRequest, OpenSessionRequest};
 
 use crate::cluster::{Cluster, Process};
 use crate::{Failure, Out};
 
-/// Calls under way while sessions are opened or renewed.
+/// Calls under way while sessions are opened.
 const AT_A_TIME: usize = 256;
+/// How long the clients are looked at before and after sessions expire.
+const WINDOW: Duration = Duration::from_secs(3);
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -35,7 +37,7 @@ pub(crate) struct Sessions {
     /// Seconds for which all of them are held.
     #[arg(long, default_value_t = 60)]
     hold_seconds: u64,
-    /// How many of them then expire at once.
+    /// How many of them are then left, replaced by as many of one end, and expire at once.
     #[arg(long, default_value_t = 50_000)]
     expire: usize,
     /// Clients that acquire and release locks of the same namespace all the while.
@@ -75,34 +77,44 @@ pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure>
         options.hold_seconds,
         resident(&cluster)
     ));
-    let held = take(&latencies)?;
-    out.line(&format!("clients meanwhile: {}", figures(&held)));
-
-    // All of them are renewed together, so that they expire together.
-    let abandoned = sessions.split_off(sessions.len().saturating_sub(options.expire));
-    let (first, renewed) = (Instant::now(), renew(&client, &abandoned).await?);
-    let count = abandoned.len();
-    let last_id = abandoned.last().map(Session::id);
-    abandoned.into_iter().for_each(Session::leave);
-    tokio::time::sleep_until((first + ttl).into()).await;
-    take(&latencies)?;
-    let cpu = cluster.cpu_seconds();
-    let window = renewed + Duration::from_secs(5);
-    wait(window.as_secs().max(1), "expire").await?;
-    let expiry = take(&latencies)?;
-    let cores = (cluster.cpu_seconds() - cpu) / window.as_secs_f64();
-    if let Some(id) = last_id {
-        expired(&client, id).await?;
+    out.line(&format!("clients meanwhile: {}", figures(&take(&latencies)?)));
+    let lost = sessions.iter().filter(|session| session.remaining().is_zero()).count();
+    if lost > 0 {
+        return Err(format!("{lost} sessions were lost").into());
     }
-    out.line(&format!(
-        "{count} expired within {:.1} s: {cores:.2} cores, clients meanwhile: {}",
-        renewed.as_secs_f64(),
-        figures(&expiry)
-    ));
-    let p99 = |histogram: &Histogram<u64>| as_f64(histogram.value_at_quantile(0.99).max(1));
-    out.line(&format!("p99 while they expired over p99 before: {:.2}", p99(&expiry) / p99(&held)));
+
+    let left = sessions.split_off(sessions.len().saturating_sub(options.expire));
+    let count = left.len();
+    left.into_iter().for_each(Session::leave);
+    wait(options.ttl_seconds, "left").await?;
+    expire(&cluster, &client, count, 2 * ttl, &latencies, out).await?;
     work.shutdown().await;
     sessions.into_iter().for_each(Session::leave);
+    Ok(())
+}
+
+/// Lets sessions expire all at once, and prints what the clients noticed.
+async fn expire(
+    cluster: &Cluster,
+    client: &Client,
+    count: usize,
+    within: Duration,
+    latencies: &Latencies,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let last_id = open_until(client, count, Instant::now() + within, latencies).await?;
+    let (before, cpu) = (take(latencies)?, cluster.cpu_seconds());
+    tokio::time::sleep(WINDOW).await;
+    let after = take(latencies)?;
+    let cores = (cluster.cpu_seconds() - cpu) / WINDOW.as_secs_f64();
+    expired(client, last_id).await?;
+    out.line(&format!("clients in the {WINDOW:?} before: {}", figures(&before)));
+    out.line(&format!(
+        "{count} expired at once: {cores:.2} cores, clients in the {WINDOW:?} after: {}",
+        figures(&after)
+    ));
+    let p99 = |histogram: &Histogram<u64>| as_f64(histogram.value_at_quantile(0.99).max(1));
+    out.line(&format!("p99 after over p99 before: {:.2}", p99(&after) / p99(&before)));
     Ok(())
 }
 
@@ -126,24 +138,38 @@ async fn open(client: &Client, count: usize, ttl: Duration) -> Result<Vec<Sessio
     Ok(sessions)
 }
 
-/// Renews sessions, many at a time; how long that took.
-async fn renew(client: &Client, sessions: &[Session]) -> Result<Duration, Failure> {
-    let begun = Instant::now();
+/// Opens sessions that nobody renews and that all expire at `end`, and waits for it; the last one's id. Leaves the
+/// latencies of the last window before the end.
+async fn open_until(
+    client: &Client,
+    count: usize,
+    end: Instant,
+    latencies: &Latencies,
+) -> Result<u64, Failure> {
+    let (bar, mut last_id) = (bar(count as u64, "opened")?, 0);
     let mut tasks = JoinSet::new();
-    for (n, session) in sessions.iter().enumerate() {
+    for n in 0..count + AT_A_TIME {
         if n >= AT_A_TIME {
-            tasks.join_next().await.ok_or("no task is left")???;
+            let Some(opened) = tasks.join_next().await else { break };
+            last_id = last_id.max(opened??);
+            bar.inc(1);
         }
-        let (client, session_id) = (client.clone(), session.id());
-        tasks.spawn(async move {
-            let request = KeepAliveRequest { session_id, ..KeepAliveRequest::default() };
-            client.call(request).await
-        });
+        if n < count {
+            tasks.spawn(open_one_until(client.clone(), end));
+        }
     }
-    while let Some(renewed) = tasks.join_next().await {
-        renewed??;
-    }
-    Ok(begun.elapsed())
+    bar.finish_and_clear();
+    let window = end.checked_sub(WINDOW).filter(|window| *window > Instant::now());
+    tokio::time::sleep_until(window.ok_or("they were not open in time")?.into()).await;
+    take(latencies)?;
+    tokio::time::sleep_until(end.into()).await;
+    Ok(last_id)
+}
+
+async fn open_one_until(client: Client, end: Instant) -> Result<u64, Error> {
+    let ttl_ms = u64::try_from((end - Instant::now()).as_millis()).unwrap_or(u64::MAX);
+    let request = OpenSessionRequest { ttl_ms, ..OpenSessionRequest::default() };
+    Ok(client.call(request).await?.session_id)
 }
 
 /// Fails when a session is still there.
