@@ -51,6 +51,8 @@ list! {
     AnyoneReleases "anyone-releases": "A release does not look who holds the lock.";
     ReaderOvertakes "reader-overtakes": "A reader gets a lock past a writer who waits for it.";
     PartialGrant "partial-grant": "One of several locks is granted before the others are free.";
+    CircleOfTwo "circle-of-two": "Only deadlocks of two sessions are found.";
+    CircleImagined "circle-imagined": "Readers count as in each other's way where a deadlock is looked for.";
     PermitsOvertake "permits-overtake": "A call that wants few permits gets them past one that waits for more.";
     ConvertLetsGo "convert-lets-go": "A conversion lets the lock go and takes it again, and whoever waits gets it in between.";
     UpdateBesideUpdate "update-beside-update": "Two sessions hold a lock in mode UPDATE.";

@@ -57,6 +57,9 @@ impl Space<'_, '_> {
                 if edge.to == start {
                     return Some(way_back(start, edge, &reached));
                 }
+                if crate::mutant!(CircleOfTwo) && from != start {
+                    continue;
+                }
                 if let Entry::Vacant(place) = reached.entry(edge.to) {
                     next.push_back(edge.to);
                     place.insert(edge);
@@ -120,7 +123,7 @@ impl Space<'_, '_> {
             sessions.push(lock.session_id);
         }
         let holders = self.place.holders(name);
-        if mode == LockMode::Exclusive && lock.shared > 0 {
+        if (mode == LockMode::Exclusive || crate::mutant!(CircleImagined)) && lock.shared > 0 {
             let found = self.scope.txn.scan(holders.bytes(), &prefix_end(holders.bytes()), *left);
             *left -= found.len();
             sessions.extend(found.iter().map(|(_, value)| decode::<Holder>(value).session_id));

@@ -3,6 +3,7 @@
 //! Nothing of the state is trusted, only what was asked and answered. A session is over when its time is up by the log;
 //! whether the service has noticed is not known, so what depends on that is judged by the earliest time.
 
+mod circles;
 mod ends;
 mod read;
 
@@ -179,6 +180,7 @@ impl Grants {
         }
         rest.iter().for_each(|settled| self.settled(settled, times));
         self.judge_order();
+        self.judge_circles();
         std::mem::take(&mut self.found)
     }
 
@@ -368,7 +370,10 @@ impl Grants {
     fn asked(&mut self, wait: Waiting, outcome: &Outcome, times: Times) {
         match outcome {
             Outcome::Waiting(waiter) => self.join(waiter, wait),
-            Outcome::Answered(answer) => self.told(&wait, None, answer, times),
+            Outcome::Answered(answer) => {
+                self.judge_refusal(&wait, answer);
+                self.told(&wait, None, answer, times);
+            }
         }
     }
 
@@ -519,11 +524,7 @@ impl Grants {
             let earlier = own.is_none_or(|own| *place < own);
             wait.session != got.session
                 && !self.begun.contains(&wait.waiter)
-                && match (wait.converts, got.converts) {
-                    (true, false) => true,
-                    (false, true) => false,
-                    _ => earlier,
-                }
+                && stands_ahead(wait.converts, got.converts, earlier)
         };
         let before = lock.waits.iter().enumerate().filter(is_before);
         let before = before.map(|(_, wait)| wait.waiter.clone()).collect::<BTreeSet<_>>();
@@ -542,6 +543,11 @@ impl Grants {
             }
         }
     }
+}
+
+/// Whether one wait comes before another in the order of a lock.
+fn stands_ahead(converts: bool, other_converts: bool, is_earlier: bool) -> bool {
+    if converts == other_converts { is_earlier } else { converts }
 }
 
 fn wanted(mode: LockMode) -> LockMode {

@@ -46,7 +46,7 @@ impl Grants {
         self.sessions.get(&(namespace.to_owned(), session))?.over_at_ms
     }
 
-    fn lives(&self, namespace: &str, session: u64) -> bool {
+    pub(super) fn lives(&self, namespace: &str, session: u64) -> bool {
         let session = self.sessions.get(&(namespace.to_owned(), session));
         session.is_some_and(|session| session.over_at_ms.is_none() && !session.closed)
     }

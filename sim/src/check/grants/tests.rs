@@ -1,6 +1,6 @@
 //! Logs that break a rule.
 
-use trefoil_proto::internal::v1::{CancelAcquire, Done};
+use trefoil_proto::internal::v1::{CancelAcquire, Done, Refusal};
 use trefoil_proto::lock::v1::{self as api, ReleaseRequest};
 
 use super::*;
@@ -362,10 +362,7 @@ fn who_waits_for_several_locks_stands_in_each_order() {
 fn a_session_that_ends_early_is_found() {
     let mut log = Log::new();
     let keep = api::KeepAliveRequest { namespace: NAMESPACE.to_owned(), session_id: 1 };
-    let refusal = trefoil_proto::internal::v1::Refusal {
-        reason: Reason::SessionExpired.into(),
-        ..Default::default()
-    };
+    let refusal = Refusal { reason: Reason::SessionExpired.into(), ..Default::default() };
     let refused = Outcome::Answered(refusal.into());
     log.entry(1_000, Operation::KeepAlive(keep.clone()), None, refused.clone(), &[]);
     assert_eq!(log.found, []);
@@ -408,5 +405,72 @@ fn a_cancel_that_does_nothing_need_not_have_met_a_grant() {
         let times = Times { now_ms: 30, grace_until_ms: 0 };
         let found = log.grants.applied(&commands, &[done(), done()], &settled, times, |_| true);
         assert_eq!(found, []);
+    }
+}
+
+fn one_of_both(session_id: u64, name: &str) -> Operation {
+    let namespace = NAMESPACE.to_owned();
+    let mode = Exclusive.into();
+    let name = name.to_owned();
+    Operation::Acquire(AcquireRequest { namespace, session_id, name, mode, ..Default::default() })
+}
+
+/// Session 1 holds "l" and waits for "m", which session 2 holds.
+fn half_a_circle() -> Log {
+    let mut log = Log::new();
+    let got = |token| Outcome::Answered(acquired(token, Exclusive));
+    log.entry(10, one_of_both(1, "l"), Some((1, 0)), got(1), &[]);
+    log.entry(20, one_of_both(2, "m"), Some((2, 0)), got(2), &[]);
+    log.entry(30, one_of_both(1, "m"), Some((3, 0)), Outcome::Waiting(waiter(3)), &[]);
+    assert_eq!(log.first(), None);
+    log
+}
+
+/// A refusal that tells of edges: who waits for which lock, and for whom.
+fn deadlock(edges: &[(u64, &str, u64)]) -> Outcome {
+    let mut metadata = BTreeMap::from([("length".to_owned(), edges.len().to_string())]);
+    for (n, (from, lock, to)) in edges.iter().enumerate() {
+        let mode = "EXCLUSIVE".to_owned();
+        let facts = [("session_id", from.to_string()), ("waits_for", to.to_string())];
+        let facts = facts.into_iter().chain([("lock", (*lock).to_owned()), ("mode", mode)]);
+        metadata.extend(facts.map(|(fact, value)| (format!("edge_{n}_{fact}"), value)));
+    }
+    let mut refusal = Refusal { metadata, ..Refusal::default() };
+    refusal.set_reason(Reason::Deadlock);
+    Outcome::Answered(A::Refusal(refusal).into())
+}
+
+#[test]
+fn a_circle_that_goes_on_waiting_is_found() {
+    let mut log = half_a_circle();
+    log.entry(40, one_of_both(3, "l"), Some((4, 0)), Outcome::Waiting(waiter(4)), &[]);
+    assert_eq!(log.first(), None, "session 3 holds nothing");
+    log.entry(50, one_of_both(2, "l"), Some((5, 0)), Outcome::Waiting(waiter(5)), &[]);
+    assert_eq!(log.first(), Some(circles::LEFT));
+}
+
+#[test]
+fn who_is_over_is_in_no_circle() {
+    let mut log = half_a_circle();
+    log.entry(1_020, one_of_both(2, "l"), Some((4, 0)), Outcome::Waiting(waiter(4)), &[]);
+    assert_eq!(log.first(), None);
+}
+
+#[test]
+fn a_deadlock_that_is_none_is_found() {
+    let mut log = half_a_circle();
+    let refused = deadlock(&[(2, "l", 1), (1, "m", 2)]);
+    log.entry(40, one_of_both(2, "l"), Some((4, 0)), refused, &[]);
+    assert_eq!(log.first(), None, "it would have been one");
+    for (id, edges) in [
+        (5, &[(2, "m", 1), (1, "m", 2)][..]),
+        (6, &[(2, "l", 3), (3, "m", 2)]),
+        (7, &[(2, "l", 1), (3, "m", 2)]),
+        (8, &[(2, "l", 1)]),
+        (9, &[]),
+    ] {
+        let mut log = half_a_circle();
+        log.entry(40, one_of_both(2, "l"), Some((id, 0)), deadlock(edges), &[]);
+        assert_eq!(log.first(), Some(circles::IMAGINED), "{edges:?}");
     }
 }
