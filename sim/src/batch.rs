@@ -127,45 +127,40 @@ impl fmt::Display for Batch {
     }
 }
 
-/// Puts each mutant back and counts the seeds until it is found, from `first` on and `most` at most.
+/// A mutant, with the seed that found it and the promise that it broke there.
+#[cfg(feature = "mutants")]
+pub type Found = (trefoil_core::mutants::Mutant, Option<(u64, &'static str)>);
+
+/// Puts each mutant back and looks for the first of `seeds` that finds it; the seed that `known` has for it goes first,
+/// since most changes of the code leave it one that finds the mutant.
 #[cfg(feature = "mutants")]
 pub fn find(
-    mutants: &[trefoil_core::mutants::Mutant],
-    first: u64,
-    most: u64,
+    seeds: &RangeInclusive<u64>,
+    known: impl Fn(trefoil_core::mutants::Mutant) -> Option<u64> + Sync,
     threads: usize,
-    say: impl Fn(&str) + Sync,
-) -> Vec<Option<u64>> {
-    let found = Mutex::new(vec![None; mutants.len()]);
-    let next = Mutex::new(0..mutants.len());
-    let take = |next: &Mutex<std::ops::Range<usize>>| {
-        next.lock().unwrap_or_else(PoisonError::into_inner).next()
-    };
+    say: impl Fn(&Found) + Sync,
+) -> Vec<Found> {
+    use trefoil_core::mutants::{Mutant, put};
+
+    let found = Mutex::new(vec![None; Mutant::ALL.len()]);
+    let next = Mutex::new(Mutant::ALL.iter().enumerate());
     std::thread::scope(|scope| {
         for _ in 0..threads.max(1) {
             scope.spawn(|| {
-                while let Some(n) = take(&next) {
-                    let mutant = mutants[n];
-                    trefoil_core::mutants::put(Some(mutant));
-                    let killer = (first..first + most).find_map(|seed| {
+                let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
+                while let Some((n, &mutant)) = take() {
+                    put(Some(mutant));
+                    let killer = known(mutant).into_iter().chain(seeds.clone()).find_map(|seed| {
                         let report = crate::run::run(seed);
-                        let violation = report.violations.into_iter().next()?;
-                        Some((seed, violation.invariant))
+                        Some((seed, report.violations.first()?.invariant))
                     });
-                    let seeds = killer.map(|(seed, _)| seed + 1 - first);
-                    let (count, why) = killer.map_or_else(
-                        || (format!(">{most}"), "NOT FOUND"),
-                        |(seed, why)| ((seed + 1 - first).to_string(), why),
-                    );
-                    say(&format!(
-                        "{:<20} {count:>5}  {why:<60} {}",
-                        mutant.name(),
-                        mutant.meaning()
-                    ));
-                    found.lock().unwrap_or_else(PoisonError::into_inner)[n] = seeds;
+                    say(&(mutant, killer));
+                    found.lock().unwrap_or_else(PoisonError::into_inner)[n] =
+                        Some((mutant, killer));
                 }
             });
         }
     });
-    found.into_inner().unwrap_or_else(PoisonError::into_inner)
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.into_iter().flatten().collect()
 }

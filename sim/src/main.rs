@@ -37,10 +37,14 @@ struct Arguments {
     #[cfg(feature = "mutants")]
     #[arg(long, conflicts_with = "mutants")]
     mutant: Option<String>,
-    /// Put each known bug back and print how many seeds it took to find it; fails when one is not found.
+    /// Put each known bug back and print, as Markdown, the first seed that finds it; fails when none does.
     #[cfg(feature = "mutants")]
     #[arg(long)]
     mutants: bool,
+    /// With --mutants, try first the seeds of a table that it printed.
+    #[cfg(feature = "mutants")]
+    #[arg(long, value_name = "FILE", requires = "mutants")]
+    known: Option<std::path::PathBuf>,
     /// Seeds that a mutant may survive at most.
     #[cfg(feature = "mutants")]
     #[arg(long, default_value_t = 400)]
@@ -113,22 +117,49 @@ fn many(arguments: &Arguments) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The table of known bugs: which promise each breaks, and after how many seeds.
+/// Prints the table of known bugs: the first seed that finds each, and the promise that it breaks there.
 #[cfg(feature = "mutants")]
 fn mutants(arguments: &Arguments) -> ExitCode {
-    use trefoil_core::mutants::Mutant;
-    use trefoil_sim::batch::find;
-
+    let known = match arguments.known.as_ref().map(std::fs::read_to_string).transpose() {
+        Ok(table) => table.unwrap_or_default(),
+        Err(error) => {
+            say(&format!("the file of --known cannot be read: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
     let first = arguments.seeds.as_ref().map_or(1, |seeds| *seeds.start());
-    let most = arguments.most;
+    let seeds = first..=first + arguments.most - 1;
     std::panic::set_hook(Box::new(|_| {}));
-    let found =
-        find(Mutant::ALL, first, most, arguments.threads.unwrap_or_else(processors), |line| {
-            say(line)
-        });
-    let survivors = found.iter().filter(|found| found.is_none()).count();
-    say(&format!("{} mutants, {survivors} not found within {most} seeds", found.len()));
+    let found = trefoil_sim::batch::find(
+        &seeds,
+        |mutant| seed_in(&known, mutant.name()),
+        arguments.threads.unwrap_or_else(processors),
+        |(mutant, killer)| say(&format!("{}: {killer:?}", mutant.name())),
+    );
+    drop(std::io::stdout().write_all(table(&found).as_bytes()));
+    let survivors = found.iter().filter(|(_, killer)| killer.is_none()).count();
+    say(&format!("{} mutants, {survivors} not found by seeds {seeds:?}", found.len()));
     if survivors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+#[cfg(feature = "mutants")]
+fn table(found: &[trefoil_sim::batch::Found]) -> String {
+    let head = "# Known bugs, put back\n\n| mutant | what it does wrong | seed | broken promise |\n\
+                | --- | --- | --- | --- |\n";
+    let rows = found.iter().map(|(mutant, killer)| {
+        let (seed, promise) =
+            killer.map_or((String::new(), "NONE"), |(seed, promise)| (seed.to_string(), promise));
+        let meaning = mutant.meaning().trim_end_matches('.');
+        format!("| `{}` | {meaning} | {seed} | {promise} |\n", mutant.name())
+    });
+    std::iter::once(head.to_owned()).chain(rows).collect()
+}
+
+/// The seed that such a table has for a mutant.
+#[cfg(feature = "mutants")]
+fn seed_in(table: &str, mutant: &str) -> Option<u64> {
+    let row = table.lines().find(|line| line.starts_with(&format!("| `{mutant}` |")))?;
+    row.split('|').nth(3)?.trim().parse().ok()
 }
 
 fn processors() -> usize {
