@@ -33,7 +33,7 @@ struct Plan {
     /// The test that is run again as a client.
     test: &'static str,
     fenced: bool,
-    /// Increments of all clients together.
+    /// Increments of all clients together at least: they go on until all faults were.
     increments: u32,
     stops: usize,
     kills: usize,
@@ -220,12 +220,19 @@ async fn run(plan: Plan) -> Option<(BTreeMap<String, Try>, u64, String)> {
             sleep(Duration::from_secs(1)).await;
             cluster.nodes[leader].start();
         }
+        if (stops, kills) == (plan.stops, plan.kills) {
+            File::create(over(cluster.dir())).unwrap();
+        }
     }
     eprintln!("{stops} holders stopped, {kills} leaders killed, {:?}", began.elapsed());
-    assert_eq!((stops, kills), (plan.stops, plan.kills), "the run was over before its faults were");
     let entry = client.cache().get(KEY).await.unwrap().expect("it was counted");
     let (count, last) = parse(entry.value.as_text().unwrap());
     Some((clients.tries(), count, last))
+}
+
+/// The file that says that there are no more faults to come: until then clients go on.
+fn over(dir: &Path) -> PathBuf {
+    dir.join("faults-are-over")
 }
 
 /// The number of the client that holds the lock.
@@ -258,6 +265,7 @@ impl Clients {
                 .env("COUNTER_FENCED", plan.fenced.to_string())
                 .env("COUNTER_QUOTA", quota.to_string())
                 .env("COUNTER_LOG", log(n))
+                .env("COUNTER_OVER", over(cluster.dir()))
                 .stdin(Stdio::null())
                 .stdout(Stdio::null());
             command.spawn().unwrap()
@@ -344,6 +352,7 @@ struct Worker {
     fenced: bool,
     quota: u32,
     log: File,
+    over: PathBuf,
     tries: u32,
     done: u32,
 }
@@ -357,17 +366,22 @@ impl Worker {
             fenced: variable("FENCED").parse().unwrap(),
             quota: variable("QUOTA").parse().unwrap(),
             log: File::options().create(true).append(true).open(variable("LOG")).unwrap(),
+            over: variable("OVER").into(),
             tries: 0,
             done: 0,
         }
     }
 
+    fn goes_on(&self) -> bool {
+        self.done < self.quota || !self.over.exists()
+    }
+
     async fn work(mut self) {
         let client = Client::builder(self.endpoints.clone()).build().unwrap();
-        while self.done < self.quota {
+        while self.goes_on() {
             let session = client.locks().open_session(TTL).owner(self.number.clone()).await;
             let Ok(session) = session else { continue };
-            while self.done < self.quota && self.turn(&client, &session).await.is_ok() {}
+            while self.goes_on() && self.turn(&client, &session).await.is_ok() {}
             session.close().await.ok();
         }
     }
@@ -378,7 +392,10 @@ impl Worker {
         let Some(guard) = lock.acquire().await? else { return Ok(()) };
         let cache = client.cache();
         let cache = if self.fenced { cache.with_fence(&guard) } else { cache };
-        for _ in 0..TURN.min(self.quota - self.done) {
+        for _ in 0..TURN {
+            if !self.goes_on() {
+                break;
+            }
             let before = cache.get(KEY).await?;
             let (count, after) = before.map_or_else(
                 || (0, NOTHING.to_owned()),
