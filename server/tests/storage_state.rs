@@ -56,6 +56,8 @@ fn checkpoint(store: &mut StateStore) {
 enum Act {
     Put(u8, u8),
     Delete(u8),
+    /// Deletes from one to the other.
+    DeleteAll(u8, u8),
     /// Freezes, and leaves the job for later.
     Freeze,
     /// Runs the job, and leaves its end for later.
@@ -70,6 +72,7 @@ fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         6 => (key.clone(), any::<u8>()).prop_map(|(key, value)| Act::Put(key, value)),
         4 => key.clone().prop_map(Act::Delete),
+        1 => (key.clone(), key.clone()).prop_map(|(start, end)| Act::DeleteAll(start, end)),
         1 => Just(Act::Freeze),
         1 => Just(Act::Run),
         1 => Just(Act::Finish),
@@ -79,10 +82,10 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_store_shows_what_a_map_shows(acts in proptest::collection::vec(act(), 1..160)) {
+    fn a_store_shows_what_a_map_shows(acts in proptest::collection::vec(act(), 1..300)) {
         let (mut store, mut map) = (in_memory(), MemoryStore::default());
         let (mut job, mut written) = (None, None);
         for act in acts {
@@ -95,6 +98,10 @@ proptest! {
                     store.delete(&[key]);
                     map.delete(&[key]);
                 }
+                Act::DeleteAll(start, end) => for key in start..end {
+                    store.delete(&[key]);
+                    map.delete(&[key]);
+                },
                 Act::Freeze => job = store.freeze().or(job),
                 Act::Run => if let Some(job) = job.take() {
                     written = Some(job.write_in_place(None).unwrap());

@@ -19,6 +19,7 @@ pub(super) struct Merge<'a> {
     base: redb::Range<'a, &'static [u8], &'static [u8]>,
     /// The next record of the base.
     head: Option<(Guard<'a>, Guard<'a>)>,
+    passed: usize,
 }
 
 impl<'a> Merge<'a> {
@@ -29,9 +30,15 @@ impl<'a> Merge<'a> {
         base: redb::Range<'a, &'static [u8], &'static [u8]>,
     ) -> Self {
         let frozen = frozen.map(Iterator::peekable);
-        let mut merge = Self { file, overlay: overlay.peekable(), frozen, base, head: None };
+        let overlay = overlay.peekable();
+        let mut merge = Self { file, overlay, frozen, base, head: None, passed: 0 };
         merge.advance_base();
         merge
+    }
+
+    /// Deletions that came by so far.
+    pub(super) fn passed(&self) -> usize {
+        self.passed
     }
 
     fn advance_base(&mut self) {
@@ -72,7 +79,7 @@ impl Iterator for Merge<'_> {
         loop {
             match self.next_change() {
                 Some((key, Some(value))) => return Some((key.clone(), value.clone())),
-                Some((_, None)) => {}
+                Some((_, None)) => self.passed += 1,
                 None => {
                     let (key, value) = self.head.take()?;
                     let record = (

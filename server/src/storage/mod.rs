@@ -8,6 +8,7 @@ pub mod directory;
 mod durable;
 pub mod fault;
 pub mod files;
+mod gaps;
 pub mod log;
 pub mod mark;
 mod merge;

@@ -3,6 +3,7 @@
 //! A checkpoint freezes what changed and writes it in one synced transaction, on whatever thread runs the job. Reads
 //! look into the changes, then the frozen changes, then the file as the last finished checkpoint left it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -24,6 +25,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::checkpoint::{Checkpoint, Written};
 use super::fault::{Refusal, die};
+use super::gaps::{Gaps, PASSED_MIN};
 use super::merge::Merge;
 use super::pace::{Pace, Paced};
 use super::{durable, snapshot};
@@ -176,6 +178,7 @@ pub struct StateStore {
     overlay: Changes,
     overlay_bytes: u64,
     frozen: Option<Arc<Frozen>>,
+    gaps: RefCell<Gaps>,
 }
 
 impl std::fmt::Debug for StateStore {
@@ -263,7 +266,8 @@ impl StateStore {
             ));
         }
         let base = file.records(&file.begin_read());
-        Ok(Self { file, base, overlay: Changes::new(), overlay_bytes: 0, frozen: None })
+        let (overlay, gaps) = (Changes::new(), RefCell::default());
+        Ok(Self { file, base, overlay, overlay_bytes: 0, frozen: None, gaps })
     }
 
     /// The file, for whoever reads it on another thread.
@@ -340,6 +344,8 @@ impl StateStore {
             self.file = moved.file;
         }
         self.base = self.file.records(&self.file.begin_read());
+        // Most deletions are gone.
+        self.gaps.get_mut().forget();
     }
 
     fn change(&mut self, key: Bytes, value: Option<Bytes>) {
@@ -376,21 +382,31 @@ impl Store for StateStore {
     }
 
     fn scan(&self, start: &[u8], end: &[u8], limit: usize) -> Vec<(Bytes, Bytes)> {
-        if start >= end {
+        let gap_end = self.gaps.borrow().end_of(start);
+        let from = gap_end.as_deref().unwrap_or(start);
+        if from >= end {
             return Vec::new();
         }
-        let range = (Bound::Included(start), Bound::Excluded(end));
+        let range = (Bound::Included(from), Bound::Excluded(end));
         let base = self.base.range::<&[u8]>(range).unwrap_or_else(|error| self.file.die(error));
         let overlay = self.overlay.range::<[u8], _>(range);
         let frozen = self.frozen.as_ref().map(|frozen| frozen.changes.range::<[u8], _>(range));
-        Merge::new(&self.file, overlay, frozen, base).take(limit).collect()
+        let mut merge = Merge::new(&self.file, overlay, frozen, base);
+        let first = merge.next();
+        if merge.passed() >= PASSED_MIN {
+            let until = first.as_ref().map_or(end, |(key, _)| key);
+            self.gaps.borrow_mut().note(start, until);
+        }
+        first.into_iter().chain(merge).take(limit).collect()
     }
 
     fn put(&mut self, key: Bytes, value: Bytes) {
+        self.gaps.get_mut().put(&key);
         self.change(key, Some(value));
     }
 
     fn delete(&mut self, key: &[u8]) {
+        self.gaps.get_mut().delete(key);
         if self.is_below(key) {
             self.change(Bytes::copy_from_slice(key), None);
         } else if let Some((key, old)) = self.overlay.remove_entry(key) {
