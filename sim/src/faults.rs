@@ -361,7 +361,7 @@ impl World {
             }
             Err(why) => return self.does_not_start(node, &why),
         };
-        let violations = if at.disk.rotten { Vec::new() } else { at.disk.compare(&shards) };
+        let violations = at.disk.compare(&shards);
         let torn = at.disk.cuts();
         let uncertain = shards.values().any(|(boot, _)| boot.uncertain);
         let started = at.start(now, &setup, shards, seed);

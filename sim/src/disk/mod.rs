@@ -113,11 +113,13 @@ impl Disk {
         Ok(shards)
     }
 
-    /// Compares what a start found with what was synced, and takes it for synced from now on.
+    /// Compares what a start found with what was synced, and takes it for synced from now on. What a damaged disk should have
+    /// is not known.
     pub fn compare(&mut self, shards: &BTreeMap<ShardId, (Boot, State)>) -> Vec<Violation> {
-        let Some(log) = &self.log else { return Vec::new() };
+        let flying = std::mem::take(&mut self.flying);
+        let Some(log) = self.log.as_ref().filter(|_| !self.rotten) else { return Vec::new() };
         let mut maybe = self.synced.clone();
-        for change in std::mem::take(&mut self.flying) {
+        for change in flying {
             maybe.entry(change.shard()).or_default().take(&change);
         }
         let found = log.logs();
