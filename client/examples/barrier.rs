@@ -33,7 +33,7 @@ async fn main() -> Result<(), Error> {
 #[allow(clippy::print_stdout, reason = "an example speaks to a person")]
 async fn work(client: Client, number: u32) -> Result<(), Error> {
     let owner = format!("worker {number}");
-    let session = client.locks().open_session(Duration::from_secs(5)).owner(owner).await?;
+    let session = client.session(Duration::from_secs(5)).owner(owner).await?;
     let barrier = session.barrier("import", WORKERS);
     let Some(entrance) = barrier.enter(WAIT).await? else { return session.close().await };
     println!("worker {number} begins, in round {}", entrance.round());

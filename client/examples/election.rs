@@ -12,7 +12,7 @@ async fn main() -> Result<(), Error> {
     let endpoint = std::env::args().nth(1).unwrap_or_else(|| "http://127.0.0.1:7001".to_owned());
     let client = Client::connect([endpoint]).await?;
 
-    let session = client.locks().open_session(Duration::from_secs(5)).owner("example").await?;
+    let session = client.session(Duration::from_secs(5)).owner("example").await?;
     let election = session.election("scheduler").value("10.0.0.7:9000");
     let Some(leadership) = election.wait(Duration::from_secs(30)).campaign().await? else {
         let leader = client.locks().leader("scheduler").await?;

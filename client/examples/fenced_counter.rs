@@ -18,7 +18,7 @@ async fn main() -> Result<(), Error> {
     let endpoint = arguments.next().unwrap_or_else(|| "http://127.0.0.1:7001".to_owned());
     let times = arguments.next().and_then(|times| times.parse().ok()).unwrap_or(100_u32);
     let client = Client::connect([endpoint]).await?;
-    let mut session = client.locks().open_session(TTL).await?;
+    let mut session = client.session(TTL).await?;
     let (mut done, mut late) = (0, 0);
     while done < times {
         match increment(&client, &session).await {
@@ -30,7 +30,7 @@ async fn main() -> Result<(), Error> {
             Err(Error::Refused { reason: Reason::Fenced, .. }) => late += 1,
             Err(Error::Refused { reason: Reason::SessionExpired, .. }) => {
                 late += 1;
-                session = client.locks().open_session(TTL).await?;
+                session = client.session(TTL).await?;
             }
             Err(error) => return Err(error),
         }

@@ -12,8 +12,8 @@ async fn main() -> Result<(), Error> {
     let endpoint = std::env::args().nth(1).unwrap_or_else(|| "http://127.0.0.1:7001".to_owned());
     let client = Client::connect([endpoint]).await?;
 
-    let session = client.locks().open_session(Duration::from_secs(5)).owner("example").await?;
-    let Some(guard) = session.lock("printer").wait(Duration::from_secs(30)).acquire().await? else {
+    let lock = client.lock("printer").ttl(Duration::from_secs(5)).owner("example");
+    let Some(guard) = lock.wait(Duration::from_secs(30)).acquire().await? else {
         println!("another holds it");
         return Ok(());
     };
@@ -24,7 +24,7 @@ async fn main() -> Result<(), Error> {
         () = work() => guard.release().await?,
         () = guard.lost() => println!("the lock is lost"),
     }
-    session.close().await
+    Ok(())
 }
 
 async fn work() {

@@ -13,8 +13,8 @@ async fn main() -> Result<(), Error> {
     let client = Client::connect([endpoint]).await?;
     let wait = Duration::from_secs(5);
 
-    let reader = client.locks().open_session(Duration::from_secs(5)).owner("reader").await?;
-    let updater = client.locks().open_session(Duration::from_secs(5)).owner("updater").await?;
+    let reader = client.session(Duration::from_secs(5)).owner("reader").await?;
+    let updater = client.session(Duration::from_secs(5)).owner("updater").await?;
     let shared = reader.lock("page").shared().wait(wait).acquire().await?;
     let update = updater.lock("page").update().wait(wait).acquire().await?;
     let (Some(shared), Some(mut update)) = (shared, update) else {

@@ -16,7 +16,7 @@ async fn main() -> Result<(), Error> {
     let mut workers = Vec::new();
     for number in 0..6_u64 {
         // A session holds permits of a semaphore once, so each worker has one of its own.
-        let session = client.locks().open_session(Duration::from_secs(5)).owner("example").await?;
+        let session = client.session(Duration::from_secs(5)).owner("example").await?;
         let permits = 1 + number % 2;
         workers.push(tokio::spawn(async move {
             match work(session, permits).await {

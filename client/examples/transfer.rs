@@ -11,7 +11,7 @@ use trefoil_client::{Client, Error, LockMode};
 async fn main() -> Result<(), Error> {
     let endpoint = std::env::args().nth(1).unwrap_or_else(|| "http://127.0.0.1:7001".to_owned());
     let client = Client::connect([endpoint]).await?;
-    let session = client.locks().open_session(Duration::from_secs(5)).owner("transfer").await?;
+    let session = client.session(Duration::from_secs(5)).owner("transfer").await?;
 
     // Whoever names the two in another order does not wait for this one while this one waits for it.
     let locks = session.locks(["account-1", "account-2"]).and("rates", LockMode::Shared);

@@ -10,7 +10,7 @@ use trefoil_proto::cluster::v1::StatusRequest;
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::lock::Locks;
+use crate::lock::{Lock, Locks, OpenSession};
 use crate::namespaces::Namespaces;
 use crate::node::Transport;
 use crate::operation::{Request, Way};
@@ -21,6 +21,8 @@ use crate::route::{Routes, Scope};
 
 /// How long a call may take, its wait apart.
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// TTL of a session that is opened for one lock.
+const LOCK_TTL: Duration = Duration::from_secs(10);
 /// Pause between two looks at who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(200);
 /// Time that a node has to say who leads.
@@ -104,6 +106,16 @@ impl Client {
     #[must_use]
     pub fn locks(&self) -> Locks {
         Locks::new(self.clone())
+    }
+
+    /// A session for several locks, as [`Locks::open_session`] makes it.
+    pub fn session(&self, ttl: Duration) -> OpenSession {
+        self.locks().open_session(ttl)
+    }
+
+    /// A lock to be held by a session of its own, which begins and ends with it.
+    pub fn lock(&self, name: impl Into<String>) -> Lock<OpenSession> {
+        Lock::new(self.session(LOCK_TTL), name.into())
     }
 
     /// One queue.

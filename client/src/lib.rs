@@ -11,8 +11,7 @@
 //! client.cache().put("greeting", "hello").ttl(Duration::from_secs(60)).await?;
 //! assert!(client.cache().get("greeting").await?.is_some());
 //!
-//! let session = client.locks().open_session(Duration::from_secs(10)).await?;
-//! if let Some(guard) = session.lock("printer").wait(Duration::from_secs(5)).acquire().await? {
+//! if let Some(guard) = client.lock("printer").wait(Duration::from_secs(5)).acquire().await? {
 //!     println!("it is ours, with token {}", guard.token());
 //!     guard.release().await?;
 //! }

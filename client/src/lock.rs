@@ -29,11 +29,11 @@ pub struct OpenSession {
     request: OpenSessionRequest,
 }
 
-/// A lock to be acquired.
+/// A lock to be acquired: by a session, or by one of its own that is opened for it.
 #[derive(Clone, Debug)]
 #[must_use = "nothing happens before acquire"]
-pub struct Lock {
-    session: Session,
+pub struct Lock<S = Session> {
+    session: S,
     name: String,
     mode: LockMode,
     wait: Duration,
@@ -147,8 +147,8 @@ impl IntoFuture for OpenSession {
     }
 }
 
-impl Lock {
-    pub(crate) fn new(session: Session, name: String) -> Self {
+impl<S> Lock<S> {
+    pub(crate) fn new(session: S, name: String) -> Self {
         Self { session, name, mode: LockMode::Exclusive, wait: Duration::ZERO, lock_delay: None }
     }
 
@@ -184,7 +184,33 @@ impl Lock {
         self.lock_delay = Some(delay);
         self
     }
+}
 
+impl Lock<OpenSession> {
+    /// How long the lock is kept for a holder that is not heard of: 100 ms to a day (default: 10 s).
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.session.request.ttl_ms = millis(ttl);
+        self
+    }
+
+    /// A word that says who this is, for operators. At most 255 bytes.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.session = self.session.owner(owner);
+        self
+    }
+
+    /// Opens a session and acquires the lock with it; none when others hold it until the wait ends. The session lives as long
+    /// as the guard, and is closed in the background then. Dropping the future stops waiting.
+    ///
+    /// # Errors
+    /// LIMIT_REACHED, UNKNOWN_NAMESPACE; else see [`Error`].
+    pub async fn acquire(self) -> Result<Option<Guard>, Error> {
+        let Self { session, name, mode, wait, lock_delay } = self;
+        Lock { session: session.await?, name, mode, wait, lock_delay }.acquire().await
+    }
+}
+
+impl Lock {
     /// Acquires the lock; none when others hold it until the wait ends. Dropping the future stops waiting. A session that
     /// holds the lock already shares its one grant among its guards: the first that is released lets it go.
     ///

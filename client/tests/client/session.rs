@@ -127,6 +127,23 @@ async fn a_dropped_guard_is_released_with_its_token_and_a_dropped_session_closed
 }
 
 #[tokio::test]
+async fn a_lock_with_a_session_of_its_own_closes_it_in_the_end() {
+    let mut fake = Fake::answering(answers);
+    let client = Client::connect([fake.endpoint()]).await.unwrap();
+    let guard = client.lock("l").exclusive().ttl(TTL).owner("test").acquire().await.unwrap();
+    let guard = guard.expect("the lock is free");
+    assert!(guard.token() == 4 && guard.remaining() <= TTL, "{guard:?}");
+    let release = tokio::spawn(guard.release());
+    let (stream, call) = fake.call().await;
+    assert!(matches!(call.operation, Some(Operation::Release(_))), "{call:?}");
+    fake.reply(stream, call.id, Outcome::Release(ReleaseResponse { header: header(1) })).await;
+    release.await.unwrap().unwrap();
+    let (_, call) = fake.call().await;
+    let Some(Operation::CloseSession(close)) = &call.operation else { panic!("{call:?}") };
+    assert_eq!(close.session_id, 9);
+}
+
+#[tokio::test]
 async fn release_and_close_answer_and_are_sent_once() {
     let mut fake = Fake::answering(answers);
     let (session, guard) = held(&fake).await;
