@@ -180,7 +180,7 @@ impl System {
                 let session_id = client.open_session(request).await?.into_inner().session_id;
                 Caller::Unary { client, session_id }
             }
-            Self::Library(client) => Caller::Library(client.locks().open_session(TTL).await?),
+            Self::Library(client) => Caller::Library(client.session(TTL).await?),
             Self::Etcd(channels) => {
                 let ttl_seconds = i64::try_from(TTL.as_secs())?;
                 Caller::Etcd(Lease::grant(channels[n % channels.len()].clone(), ttl_seconds).await?)

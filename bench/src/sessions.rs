@@ -1,5 +1,6 @@
 //! Many sessions on three real nodes: what it costs to hold them, and what others notice when half of them expire at once.
 
+use std::future::{Future, IntoFuture as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -59,14 +60,14 @@ pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure>
     out.line(&format!("resident MiB of idle nodes: {}", resident(&cluster)));
 
     let begun = Instant::now();
-    let mut sessions = open(&client, options.sessions, ttl).await?;
+    let mut sessions = open(options.sessions, || client.session(ttl).into_future()).await?;
     let rate = as_f64(sessions.len() as u64) / begun.elapsed().as_secs_f64();
     out.line(&format!("{} sessions opened, {rate:.0} a second", sessions.len()));
 
     let latencies: Latencies = Arc::new(Mutex::new(histogram()));
     let mut work = JoinSet::new();
     for n in 0..options.clients {
-        let session = client.locks().open_session(ttl).await?;
+        let session = client.session(ttl).await?;
         work.spawn(lock_for_ever(session, n, Arc::clone(&latencies)));
     }
     let (before, cpu) = (Instant::now(), cluster.cpu_seconds());
@@ -102,12 +103,21 @@ async fn expire(
     latencies: &Latencies,
     out: &mut Out,
 ) -> Result<(), Failure> {
-    let last_id = open_until(client, count, Instant::now() + within, latencies).await?;
+    let end = Instant::now() + within;
+    let ids = open(count, || open_until(client.clone(), end)).await?;
+    if Instant::now() + WINDOW > end {
+        return Err("they were not open in time".into());
+    }
+    tokio::time::sleep_until((end - WINDOW).into()).await;
+    take(latencies)?;
+    tokio::time::sleep_until(end.into()).await;
     let (before, cpu) = (take(latencies)?, cluster.cpu_seconds());
     tokio::time::sleep(WINDOW).await;
     let after = take(latencies)?;
     let cores = (cluster.cpu_seconds() - cpu) / WINDOW.as_secs_f64();
-    expired(client, last_id).await?;
+    if let Some(last_id) = ids.into_iter().max() {
+        expired(client, last_id).await?;
+    }
     out.line(&format!("clients in the {WINDOW:?} before: {}", figures(&before)));
     out.line(&format!(
         "{count} expired at once: {cores:.2} cores, clients in the {WINDOW:?} after: {}",
@@ -118,55 +128,31 @@ async fn expire(
     Ok(())
 }
 
-/// Opens sessions, many at a time.
-async fn open(client: &Client, count: usize, ttl: Duration) -> Result<Vec<Session>, Failure> {
+/// Makes many sessions, some of them at a time.
+async fn open<T, F>(count: usize, make: impl Fn() -> F) -> Result<Vec<T>, Failure>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, Error>> + Send + 'static,
+{
     let bar = bar(count as u64, "opened")?;
-    let mut sessions = Vec::with_capacity(count);
+    let mut made = Vec::with_capacity(count);
     let mut tasks = JoinSet::new();
     for n in 0..count {
         if n >= AT_A_TIME {
-            sessions.push(tasks.join_next().await.ok_or("no task is left")???);
+            made.push(tasks.join_next().await.ok_or("no task is left")???);
             bar.inc(1);
         }
-        let client = client.clone();
-        tasks.spawn(async move { client.locks().open_session(ttl).await });
+        tasks.spawn(make());
     }
-    while let Some(opened) = tasks.join_next().await {
-        sessions.push(opened??);
-    }
-    bar.finish_and_clear();
-    Ok(sessions)
-}
-
-/// Opens sessions that nobody renews and that all expire at `end`, and waits for it; the last one's id. Leaves the
-/// latencies of the last window before the end.
-async fn open_until(
-    client: &Client,
-    count: usize,
-    end: Instant,
-    latencies: &Latencies,
-) -> Result<u64, Failure> {
-    let (bar, mut last_id) = (bar(count as u64, "opened")?, 0);
-    let mut tasks = JoinSet::new();
-    for n in 0..count + AT_A_TIME {
-        if n >= AT_A_TIME {
-            let Some(opened) = tasks.join_next().await else { break };
-            last_id = last_id.max(opened??);
-            bar.inc(1);
-        }
-        if n < count {
-            tasks.spawn(open_one_until(client.clone(), end));
-        }
+    while let Some(one) = tasks.join_next().await {
+        made.push(one??);
     }
     bar.finish_and_clear();
-    let window = end.checked_sub(WINDOW).filter(|window| *window > Instant::now());
-    tokio::time::sleep_until(window.ok_or("they were not open in time")?.into()).await;
-    take(latencies)?;
-    tokio::time::sleep_until(end.into()).await;
-    Ok(last_id)
+    Ok(made)
 }
 
-async fn open_one_until(client: Client, end: Instant) -> Result<u64, Error> {
+/// Opens a session that nobody renews and that expires at `end`; its id.
+async fn open_until(client: Client, end: Instant) -> Result<u64, Error> {
     let ttl_ms = u64::try_from((end - Instant::now()).as_millis()).unwrap_or(u64::MAX);
     let request = OpenSessionRequest { ttl_ms, ..OpenSessionRequest::default() };
     Ok(client.call(request).await?.session_id)

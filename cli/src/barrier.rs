@@ -127,8 +127,8 @@ pub(crate) async fn run(
 }
 
 async fn enter(args: EnterArgs, client: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
-    let locks = connect(client).await?.locks();
-    let session = locks.open_session(args.ttl).owner(args.owner).await?;
+    let client = connect(client).await?;
+    let session = client.session(args.ttl).owner(args.owner).await?;
     let entrance = session.barrier(args.name.as_str(), args.parties).enter(args.wait).await?;
     let entered = Entered {
         barrier: args.name,

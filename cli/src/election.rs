@@ -149,9 +149,8 @@ async fn campaign(
     format: Format,
 ) -> Result<ExitCode, Failure> {
     let value = given(args.value)?;
-    let locks = connect(client).await?.locks();
-    let session =
-        locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
+    let client = connect(client).await?;
+    let session = client.session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
     let election = session.election(args.name.as_str()).value(value).wait(args.wait);
     let Some(leadership) = election.campaign().await? else {
         session.close().await?;

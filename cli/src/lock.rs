@@ -260,8 +260,8 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let locks = connect(client).await?.locks();
-    let open = locks.open_session(args.ttl).owner(args.owner.as_str()).lock_delay(args.lock_delay);
+    let client = connect(client).await?;
+    let open = client.session(args.ttl).owner(args.owner.as_str()).lock_delay(args.lock_delay);
     let session = with_metadata(open, args.metadata).await?;
     let wanted = Wanted { name: args.name, mode: args.mode, with: args.with, wait: args.wait };
     if !wanted.with.is_empty() {

@@ -133,8 +133,8 @@ pub(crate) enum OnRequest {
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = signals()?;
-    let locks = connect(client).await?.locks();
-    let open = locks.open_session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
+    let client = connect(client).await?;
+    let open = client.session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
     let session = with_metadata(open, args.metadata).await?;
     let wanted = Wanted { name: args.name, mode: args.mode, with: args.with, wait: args.wait };
     let acquired = tokio::select! {

@@ -208,8 +208,8 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let locks = connect(client).await?.locks();
-    let session = locks.open_session(args.ttl).owner(args.owner).await?;
+    let client = connect(client).await?;
+    let session = client.session(args.ttl).owner(args.owner).await?;
     let permits = session.semaphore(args.name.as_str()).permits(args.permits).wait(args.wait);
     let Some(guard) = permits.acquire().await? else {
         session.close().await?;

@@ -102,15 +102,15 @@ impl Client {
         Cache::new(self.clone())
     }
 
-    /// Locks and their sessions.
+    /// Locks, and what is built of them.
     #[must_use]
     pub fn locks(&self) -> Locks {
         Locks::new(self.clone())
     }
 
-    /// A session for several locks, as [`Locks::open_session`] makes it.
+    /// A session that is kept alive in the background and lives for `ttl` (100 ms to a day) after that ends.
     pub fn session(&self, ttl: Duration) -> OpenSession {
-        self.locks().open_session(ttl)
+        OpenSession::new(self.clone(), ttl)
     }
 
     /// A lock to be held by a session of its own, which begins and ends with it.

@@ -57,16 +57,6 @@ impl Locks {
         Self { client }
     }
 
-    /// A session that is kept alive in the background and lives for `ttl` (100 ms to a day) after that ends.
-    pub fn open_session(&self, ttl: Duration) -> OpenSession {
-        let request = OpenSessionRequest {
-            namespace: self.client.owned_namespace(),
-            ttl_ms: millis(ttl),
-            ..OpenSessionRequest::default()
-        };
-        OpenSession { client: self.client.clone(), request }
-    }
-
     /// Releases a lock of a session that another program opened; token 0 releases whatever grant it has.
     ///
     /// # Errors
@@ -118,6 +108,15 @@ impl Locks {
 }
 
 impl OpenSession {
+    pub(crate) fn new(client: Client, ttl: Duration) -> Self {
+        let request = OpenSessionRequest {
+            namespace: client.owned_namespace(),
+            ttl_ms: millis(ttl),
+            ..OpenSessionRequest::default()
+        };
+        Self { client, request }
+    }
+
     /// A word that says who this is, for operators. At most 255 bytes.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.request.owner = owner.into();

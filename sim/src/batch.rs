@@ -131,7 +131,7 @@ impl fmt::Display for Batch {
 #[cfg(feature = "mutants")]
 pub type Found = (trefoil_core::mutants::Mutant, Option<(u64, &'static str)>);
 
-/// Puts each mutant back and looks for the first of `seeds` that finds it; the seed that `known` has for it goes first,
+/// Puts each mutant back and looks for the first of `seeds` that finds it; the one that `known` has for it goes first,
 /// since most changes of the code leave it one that finds the mutant.
 #[cfg(feature = "mutants")]
 pub fn find(
@@ -150,7 +150,8 @@ pub fn find(
                 let take = || next.lock().unwrap_or_else(PoisonError::into_inner).next();
                 while let Some((n, &mutant)) = take() {
                     put(Some(mutant));
-                    let killer = known(mutant).into_iter().chain(seeds.clone()).find_map(|seed| {
+                    let first = known(mutant).filter(|seed| seeds.contains(seed));
+                    let killer = first.into_iter().chain(seeds.clone()).find_map(|seed| {
                         let report = crate::run::run(seed);
                         Some((seed, report.violations.first()?.invariant))
                     });

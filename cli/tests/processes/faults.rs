@@ -142,7 +142,7 @@ async fn use_locks((recorder, client, stop): Run, id: u64) {
     let name = format!("lock-{}", id % 8 / 4);
     let locks = recorder.client(id, &client);
     while !stop.load(Ordering::Relaxed) {
-        let Ok(session) = client.locks().open_session(Duration::from_secs(15)).await else {
+        let Ok(session) = client.session(Duration::from_secs(15)).await else {
             continue;
         };
         while !stop.load(Ordering::Relaxed) && turn(&locks, session.id(), &name).await {}
@@ -188,7 +188,7 @@ async fn killing_all_nodes_at_once_loses_nothing() {
     let mut cluster = Cluster::start().await;
     let load = Load::start(&cluster).await;
     let client = cluster.client().await;
-    let session = client.locks().open_session(Duration::from_secs(600)).await.unwrap();
+    let session = client.session(Duration::from_secs(600)).await.unwrap();
     let held = session.lock("held through it").acquire().await.unwrap().expect("it is free");
     sleep(Duration::from_secs(3)).await;
     for node in &mut cluster.nodes {
@@ -202,7 +202,7 @@ async fn killing_all_nodes_at_once_loses_nothing() {
     assert!(load.counts().into_iter().all(|count| count > 0));
     load.check(&client).await;
 
-    let other = client.locks().open_session(Duration::from_secs(10)).await.unwrap();
+    let other = client.session(Duration::from_secs(10)).await.unwrap();
     assert!(other.lock("held through it").acquire().await.unwrap().is_none(), "the grant survives");
     held.release().await.unwrap();
     assert!(other.lock("held through it").acquire().await.unwrap().is_some());

@@ -379,7 +379,7 @@ impl Worker {
     async fn work(mut self) {
         let client = Client::builder(self.endpoints.clone()).build().unwrap();
         while self.goes_on() {
-            let session = client.locks().open_session(TTL).owner(self.number.clone()).await;
+            let session = client.session(TTL).owner(self.number.clone()).await;
             let Ok(session) = session else { continue };
             while self.goes_on() && self.turn(&client, &session).await.is_ok() {}
             session.close().await.ok();

@@ -80,7 +80,7 @@ async fn a_full_disk_refuses_what_takes_room_and_loses_nothing() {
         queue.enqueue([Message::new("job").key(format!("key-{n}"))]).await.unwrap();
         client.cache().put(format!("key-{n}"), "value").await.unwrap();
     }
-    let session = client.locks().open_session(Duration::from_secs(60)).await.unwrap();
+    let session = client.session(Duration::from_secs(60)).await.unwrap();
     let held = session.lock("printer").acquire().await.unwrap().unwrap();
     let leased = queue.dequeue().max(10).await.unwrap();
     assert!(!leased.is_empty());

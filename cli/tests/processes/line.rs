@@ -16,7 +16,7 @@ type Places = Arc<Mutex<Vec<u64>>>;
 fn wait(client: Client, places: &Places) -> JoinHandle<Guard> {
     let places = Arc::clone(places);
     tokio::spawn(async move {
-        let session = client.locks().open_session(Duration::from_secs(60)).await.unwrap();
+        let session = client.session(Duration::from_secs(60)).await.unwrap();
         let lock = session.lock("line").wait(Duration::from_secs(60));
         let tell = |place: trefoil_client::WaitPlace| places.lock().unwrap().push(place.ahead);
         lock.acquire_telling(tell).await.unwrap().expect("its turn comes")
@@ -27,7 +27,7 @@ fn wait(client: Client, places: &Places) -> JoinHandle<Guard> {
 async fn a_place_in_line_outlives_nodes() {
     let mut cluster = Cluster::start().await;
     let client = cluster.client().await;
-    let session = client.locks().open_session(Duration::from_secs(60)).await.unwrap();
+    let session = client.session(Duration::from_secs(60)).await.unwrap();
     let held = session.lock("line").acquire().await.unwrap().unwrap();
     let mut waiting = Vec::new();
     for place in 0..2 {

@@ -18,7 +18,7 @@ async fn permits_are_shared_in_order_and_come_back() {
     assert_eq!(missing.reason(), Some(Reason::UnknownSemaphore));
     assert_eq!(semaphore.set(3).await.unwrap(), 0);
 
-    let open = async || client.locks().open_session(Duration::from_secs(10)).await.unwrap();
+    let open = async || client.session(Duration::from_secs(10)).await.unwrap();
     let (first, many, few) = (open().await, open().await, open().await);
     let held = first.semaphore("workers").permits(2).acquire().await.unwrap().expect("it is free");
     let many = tokio::spawn(many.semaphore("workers").permits(3).wait(WAIT).acquire());

@@ -22,8 +22,8 @@ async fn all_three_services_through_the_client() {
     assert!(!cache.delete("greeting").await.unwrap());
     assert_eq!(cache.get("greeting").await.unwrap(), None);
 
-    let session = client.locks().open_session(Duration::from_secs(5)).owner("first").await.unwrap();
-    let other = client.locks().open_session(Duration::from_secs(5)).owner("second").await.unwrap();
+    let session = client.session(Duration::from_secs(5)).owner("first").await.unwrap();
+    let other = client.session(Duration::from_secs(5)).owner("second").await.unwrap();
     let guard = session.lock("printer").acquire().await.unwrap().expect("it is free");
     assert!(other.lock("printer").acquire().await.unwrap().is_none());
     let waiting = tokio::spawn(other.lock("printer").wait(Duration::from_secs(10)).acquire());

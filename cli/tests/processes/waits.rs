@@ -26,7 +26,7 @@ async fn leading(client: &Client) -> usize {
 async fn what_waits_outlives_the_node_that_leads() {
     let mut cluster = Cluster::start().await;
     let client = cluster.client().await;
-    let open = async |owner: &str| client.locks().open_session(WAIT).owner(owner).await.unwrap();
+    let open = async |owner: &str| client.session(WAIT).owner(owner).await.unwrap();
     let (one, other) = (open("one").await, open("other").await);
 
     let leadership = one.election("e").value("at one").campaign().await.unwrap().expect("free");
@@ -127,7 +127,7 @@ async fn elections_latches_and_barriers_through_the_command_line() {
 async fn who_closes_a_circle_is_told_all_of_it_at_once() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
-    let open = async |owner: &str| client.locks().open_session(WAIT).owner(owner).await.unwrap();
+    let open = async |owner: &str| client.session(WAIT).owner(owner).await.unwrap();
     let (one, other) = (open("one").await, open("other").await);
     let take = async |session: &trefoil_client::Session, name| {
         session.lock(name).wait(WAIT).acquire().await

@@ -14,7 +14,7 @@ const LOCKS: usize = 4;
 
 /// Acquires and releases until told to stop, and says which grants it had.
 async fn work(client: Client, stop: tokio::sync::watch::Receiver<bool>) -> Vec<(String, u64)> {
-    let session = client.locks().open_session(Duration::from_secs(60)).owner("worker").await;
+    let session = client.session(Duration::from_secs(60)).owner("worker").await;
     let session = session.unwrap();
     let mut granted = Vec::new();
     for n in 0.. {

@@ -51,7 +51,7 @@ fn answers(call: &Call) -> Option<Outcome> {
 
 async fn held(fake: &Fake) -> (Session, Guard) {
     let client = Client::connect([fake.endpoint()]).await.unwrap();
-    let session = client.locks().open_session(TTL).owner("test").await.unwrap();
+    let session = client.session(TTL).owner("test").await.unwrap();
     let guard = session.lock("l").acquire().await.unwrap().expect("the lock is free");
     (session, guard)
 }
@@ -207,7 +207,7 @@ async fn a_converted_guard_has_the_mode_and_the_token_of_its_new_grant() {
 async fn guards_of_several_locks_release_each_with_its_token() {
     let mut fake = Fake::answering(answers);
     let client = Client::connect([fake.endpoint()]).await.unwrap();
-    let session = client.locks().open_session(TTL).await.unwrap();
+    let session = client.session(TTL).await.unwrap();
     let acquire = || session.locks(["a", "b"]).and("c", LockMode::Shared).acquire();
     let guards = acquire().await.unwrap().expect("all are free");
     let tokens = ["a", "b", "c", "d"].map(|name| guards.get(name).map(Guard::token));

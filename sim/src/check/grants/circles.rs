@@ -66,7 +66,7 @@ impl Grants {
             else {
                 continue;
             };
-            let mode = self.waits.get(&own.waiter).and_then(|wait| wanted(wait, name));
+            let mode = self.waits.get(&own.waiter).and_then(|wait| mode_of(wait, name));
             found.extend(self.holders_in_the_way(namespace, lock, mode));
             let is_before = |(other, wait): &(usize, &Standing)| {
                 stands_ahead(wait.converts, own.converts, *other < place)
@@ -118,7 +118,7 @@ impl Grants {
             let waits = lock.waits.iter().filter(|wait| wait.session == session);
             let waits = waits.filter_map(|wait| self.waits.get(&wait.waiter));
             let own = Some(refused).filter(|wait| wait.session == session);
-            let mut modes = waits.chain(own).filter_map(|wait| wanted(wait, &edge.lock));
+            let mut modes = waits.chain(own).filter_map(|wait| mode_of(wait, &edge.lock));
             modes.find(|wanted| name_of(*wanted) == mode)
         };
         let Some(mode) = wanted_by(edge.from, &edge.mode) else { return false };
@@ -152,6 +152,6 @@ fn name_of(mode: LockMode) -> &'static str {
 }
 
 /// The mode in which a call wants a lock.
-fn wanted(wait: &Waiting, lock: &str) -> Option<LockMode> {
+fn mode_of(wait: &Waiting, lock: &str) -> Option<LockMode> {
     wait.wants.iter().find(|(name, _)| name == lock).map(|(_, mode)| *mode)
 }
