@@ -54,7 +54,7 @@ pub const BIRTH_INDEX: u64 = 10;
 pub const BIRTH_TERM: u64 = 1;
 
 /// Version of the machine: what entries it can apply.
-pub const MACHINE_VERSION: u32 = 1;
+pub const MACHINE_VERSION: u32 = 2;
 
 /// The clocks of a node at the moment of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -35,7 +35,7 @@ fn greeting(cluster: &Cluster) -> Greeting {
         from: IMPOSTOR,
         to: 1,
         incarnation: 99,
-        protocol: 1,
+        protocol: 2,
         epoch: 1,
         endpoint: "http://impostor".to_owned(),
         formed: false,
@@ -226,7 +226,7 @@ async fn a_snapshot_that_is_not_whole_leaves_nothing_behind() {
     let cluster = two_of_three().await;
     let directory = cluster.directory(1);
     let files = state_files(&directory);
-    let manifest = Manifest { format: 1, records: 2, bytes: 6, chain: 0 }.encode_to_vec();
+    let manifest = Manifest { format: 2, records: 2, bytes: 6, chain: 0 }.encode_to_vec();
     let broken = [
         vec![chunk(0, true)],
         vec![head(&cluster, vec![0xff; 9])],

@@ -186,7 +186,7 @@ impl World {
         let records = &image.store.records;
         let bytes = records.iter().map(|(key, value)| (key.len() + value.len()) as u64);
         let manifest = Manifest {
-            format: 1,
+            format: 2,
             records: records.len() as u64,
             bytes: bytes.sum(),
             chain: image.progress.chain,

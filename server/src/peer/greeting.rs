@@ -15,7 +15,7 @@ use crate::node::clock;
 use crate::storage::DataDirectory;
 
 /// Version of what members say to each other.
-const PROTOCOL: u32 = 1;
+const PROTOCOL: u32 = 2;
 
 /// Where a refused stream says why.
 const FAULT_KEY: &str = "trefoil-peer-fault";

@@ -13,7 +13,7 @@ use super::durable::{self, make_directory, sync_directory};
 use super::fault::Refusal;
 
 /// Version of everything in the directory. A node opens no other.
-pub const DIRECTORY_FORMAT: u32 = 1;
+pub const DIRECTORY_FORMAT: u32 = 2;
 
 const IDENTITY: &str = "identity";
 const LOCK: &str = "LOCK";

@@ -31,7 +31,7 @@ use super::pace::{Pace, Paced};
 use super::{durable, snapshot};
 
 /// Version of the records in a state file.
-pub const STATE_FORMAT: u32 = 1;
+pub const STATE_FORMAT: u32 = 2;
 /// Memory for the pages of all state files of a node, where the configuration says nothing.
 pub const CACHE_BYTES_DEFAULT: usize = 64 << 20;
 
