@@ -6,7 +6,7 @@
 //! threads; the simulator does so in virtual time. Both run this code.
 //!
 //! In reading order: [`limits`], [`slot`] and [`key`] (where state lives), [`store`], [`check`] (what a request may
-//! be), [`machine`] with the services, [`replica`].
+//! be), [`machine`] with the services, [`replica`], [`call`].
 
 #![deny(clippy::float_arithmetic, clippy::iter_over_hash_type)]
 
@@ -28,6 +28,7 @@ macro_rules! mutant {
     };
 }
 
+pub mod call;
 pub mod check;
 pub mod key;
 pub mod limits;

@@ -148,6 +148,14 @@ limits! {
     STREAM_CALLS_MAX: usize = 4_096, "Calls in flight of one pipelined stream, beside those that wait.";
     STREAM_WAITING_MAX: usize = 16_384, "Calls of one pipelined stream that wait for a lock or a message.";
     STREAM_REPLIES_MAX: usize = 1_024, "Replies of one pipelined stream that wait for their frame.";
+    ANSWER_MARGIN_MS: u64 = 100, "Time before its deadline in which a call is answered at the latest, in ms; a quarter of the time of a short one.";
+    LEADERLESS_MS: u64 = 2_400, "Time without a known leader of a shard after which its calls are answered NO_QUORUM at once, in ms.";
+    FORWARD_ALIVE_MS: u64 = 100, "Pause between two signs of life to a node that waits for the answer to a forwarded call, in ms; without one within an election timeout it gives this node up.";
+    REPLACED_LEADER_MS: u64 = 300, "Time that a leader which was replaced has to say what became of a forwarded call, in ms.";
+    CALL_PAUSE_MS_MIN: u64 = 10, "First pause of a node between two tries of a call, in ms; each is twice as long as the one before it, less up to a half by chance.";
+    CALL_PAUSE_MS_MAX: u64 = 200, "Longest pause between two tries of a call, in ms.";
+    HAND_OVER_MS: u64 = 600, "Time for other nodes to take over what a node leads before it takes no more calls when it stops, in ms.";
+    STOP_ANSWER_MS: u64 = 300, "Time after that for calls under way to be answered by their leaders, in ms.";
     CALL_TIMEOUT_MS: u64 = 10_000, "Time that a call has on a node, beside what it wants to wait, in ms.";
     CATALOGUES_MAX: usize = 16_384, "Queues that a node remembers.";
     CONNECTION_STREAMS_MAX: u32 = 256, "HTTP/2 streams of one connection at a time.";
@@ -232,5 +240,7 @@ const _: () = {
     );
     assert!(PEER_MESSAGE_BYTES_MAX < FORWARD_REPLY_BYTES_MAX, "the largest reply finds room");
     assert!(TERM_GRACE_MS >= 1_200, "a grace outlasts an election");
+    assert!(LEADERLESS_MS >= 2 * 1_200, "an election that fails once is waited for");
+    assert!(HAND_OVER_MS + STOP_ANSWER_MS < 1_000, "a node that stops answers within a second");
     assert!(WAITER_CLAIM_MS >= 2 * 1_200, "a caller finds the new leader in time");
 };

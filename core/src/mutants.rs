@@ -64,6 +64,9 @@ list! {
     FenceIgnored "fence-ignored": "A token that was held when it was validated passes whatever mark there is (rule 13).";
     NoDedup "no-dedup": "A retry is executed again (thesis 6.3).";
     DedupOnlyHere "dedup-only-here": "Remembered answers are not part of a snapshot (thesis 6.3).";
+    BlindRetry "blind-retry": "A node tries a command without a request id again although its end was not seen.";
+    CancelledRetried "cancelled-retried": "A node goes on trying a call whose caller hung up.";
+    UnseenHidden "unseen-hidden": "A node tells that its last try was refused, and not that the end of an earlier one was not seen.";
     LostTooEarly "lost-too-early": "A leader that steps down calls what it proposed lost.";
     OldLeaseSettles "old-lease-settles": "Any lease of a message settles it (RabbitMQ PR #4305).";
     AckedComesBack "acked-comes-back": "The lease of an acknowledged message goes on and brings it back (RabbitMQ #12366).";

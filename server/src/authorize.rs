@@ -5,13 +5,14 @@
 
 use std::net::SocketAddr;
 
+use trefoil_core::call::Work;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 pub use trefoil_proto::internal::v1::{Access, Action};
 use trefoil_proto::internal::v1::{Refusal, query};
 use trefoil_proto::lock::v1::{AcquireRequest, LockWish};
 
-use crate::node::work::{Work, refusal};
+use crate::node::work::refusal;
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -101,9 +101,13 @@ impl<S: Shards> Front<S> {
     }
 
     /// Takes no further connections and requests, and lets those that are open end.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.api.end();
         self.closing.send_replace(true);
+        // Whoever watches the health is told its end, too.
+        for name in ["", LIVENESS].into_iter().chain(routes::served(&self.api)) {
+            self.health.clear_service_status(name).await;
+        }
         for task in self.tasks {
             // A task that panicked has nothing left to wait for.
             task.await.ok();

@@ -129,7 +129,11 @@ async fn connection(
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
-    timeout(patience, says_its_protocol(&stream)).await??;
+    tokio::select! {
+        said = timeout(patience, says_its_protocol(&stream)) => said??,
+        // Nothing was asked yet.
+        _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
+    }
     let service = router.map_request(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(address));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, sleep_until};
 use trefoil_core::check::Check as _;
-use trefoil_core::limits::{PLACE_PAUSE_MS, PLACE_PAUSE_PER_WAITER_MS};
+use trefoil_core::limits::{CALL_TIMEOUT_MS, PLACE_PAUSE_MS, PLACE_PAUSE_PER_WAITER_MS};
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::query::Query;
@@ -16,7 +16,7 @@ use trefoil_proto::lock::v1::acquire_stream_response::Step;
 
 use super::lock::Abandoned;
 use super::told::{Listener, Teller, Told};
-use super::{Api, Context, Decided, Shards, other_answer};
+use super::{Api, Context, Decided, Shards, answer_within, other_answer};
 use crate::authorize::{Action, Resource};
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
@@ -47,11 +47,8 @@ impl<S: Shards> Api<S> {
         let acquire = request.acquire.unwrap_or_default();
         let resource = Resource::of_acquire(&acquire);
         let mut ask = self.begin(&listener, Action::UseLock, resource)?;
-        let wait = Duration::from_millis(acquire.wait_ms);
-        ask.deadline = match listener.timeout {
-            Some(timeout) => (ask.deadline + wait).min(Instant::now() + timeout),
-            None => ask.deadline + wait,
-        };
+        let longest = Duration::from_millis(CALL_TIMEOUT_MS + acquire.wait_ms);
+        ask.deadline = Instant::now() + answer_within(listener.timeout, longest);
         let waiting = self.admission.wait()?;
         let context = Context { ask, cancelled: None, fence: None };
         let api = Arc::clone(self);

@@ -210,7 +210,10 @@ impl<S: Shards> Api<S> {
         let ask = Ask { deadline: until + ANSWER_TIME, ..context.ask.clone() };
         loop {
             match self.query(slot, query.clone(), &ask).await {
-                Err(refusal) if may_help(&refusal) => sleep(RETRY_PAUSE).await,
+                // Without a leader for as long as that, the caller is to know.
+                Err(refusal) if may_help(&refusal) && refusal.reason() != Reason::NoQuorum => {
+                    sleep(RETRY_PAUSE).await
+                }
                 decided => return decided,
             }
         }

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
-use trefoil_core::limits::CALL_TIMEOUT_MS;
+use trefoil_core::limits::{ANSWER_MARGIN_MS, CALL_TIMEOUT_MS};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
@@ -196,8 +196,7 @@ impl<S: Shards> Api<S> {
         facts.resource.each(|on| (self.authorizer)(&caller.principal, facts.action, on))?;
         self.service_is_on(&facts)?;
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + facts.wait_ms);
-        let deadline =
-            Instant::now() + caller.timeout.map_or(longest, |timeout| timeout.min(longest));
+        let deadline = Instant::now() + answer_within(caller.timeout, longest);
         let access = Arc::new(access(&caller.principal, facts.action, facts.resource));
         let wait_ms = facts.wait_ms;
         let fence = self.shown(&caller.principal, &mut operation)?;
@@ -211,9 +210,10 @@ impl<S: Shards> Api<S> {
         drop(caller.permit);
         let mut phase = self.phase.subscribe();
         let outcome = tokio::select! {
-            outcome = self.dispatch(&context, operation) => outcome,
-            // The sender lives as long as this front.
+            biased;
+            // Nothing is begun once it stops. The sender lives as long as this front.
             _ = phase.wait_for(|phase| *phase != Phase::Serving) => Err(stopping()),
+            outcome = self.dispatch(&context, operation) => outcome,
         };
         drop(waiting);
         outcome
@@ -445,6 +445,12 @@ impl<S: Shards> Api<S> {
     fn next_round(&self) -> usize {
         self.round.fetch_add(1, Ordering::Relaxed)
     }
+}
+
+/// How long a call may take here: its answer is with its caller before that gives up.
+fn answer_within(timeout: Option<Duration>, longest: Duration) -> Duration {
+    let margin = |timeout: Duration| (timeout / 4).min(Duration::from_millis(ANSWER_MARGIN_MS));
+    timeout.map_or(longest, |timeout| (timeout - margin(timeout)).min(longest))
 }
 
 /// An answer that is no refusal, with its header.

@@ -17,7 +17,7 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::status::to_status;
 
 use super::method::Method;
-use super::{Api, Ask, Phase, Shards, operation, refusal, stopping};
+use super::{Api, Ask, Phase, Shards, answer_within, operation, refusal, stopping};
 use crate::authorize::{Action, Principal, Resource, access};
 use crate::layer::admission::Permit;
 
@@ -85,7 +85,7 @@ impl<S: Shards> Api<S> {
             return Err(stopping());
         }
         let longest = Duration::from_millis(CALL_TIMEOUT_MS);
-        let left = listener.timeout.map_or(longest, |timeout| timeout.min(longest));
+        let left = answer_within(listener.timeout, longest);
         let access = Arc::new(access(&listener.principal, action, resource));
         Ok(Ask { access, deadline: Instant::now() + left })
     }

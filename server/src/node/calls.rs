@@ -102,6 +102,14 @@ impl Calls {
         }
     }
 
+    /// Tasks of this node wait no longer: the ends of their calls are not seen.
+    pub(crate) fn forsake(&self) {
+        for stripe in &self.waiting {
+            let mut waiting = stripe.lock().unwrap_or_else(PoisonError::into_inner);
+            waiting.retain(|_, waiter| matches!(waiter, Waiter::Peer(_)));
+        }
+    }
+
     fn stripe(&self, id: CallId) -> MutexGuard<'_, HashMap<CallId, Waiter>> {
         let stripe = usize::try_from(id % STRIPES as u64).expect("a remainder is small");
         self.waiting[stripe].lock().unwrap_or_else(PoisonError::into_inner)

@@ -31,6 +31,11 @@ pub fn boot_deadline(deadline: tokio::time::Instant) -> u64 {
     boot_ms().saturating_add(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
 }
 
+/// Sleeps until a time of [`boot_ms`].
+pub async fn sleep_until(at_ms: u64) {
+    tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(boot_ms()))).await;
+}
+
 fn milliseconds(time: Timespec) -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000 + nanoseconds(&time) / 1_000_000
 }

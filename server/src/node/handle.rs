@@ -1,26 +1,27 @@
 //! How the rest of the server asks shards: here or at the node that leads, tried again until the deadline.
 
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
-use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{oneshot, watch};
+use trefoil_core::call::{
+    Act, Call, Event, Failure, View, Work, failure, propose_by_ms, unreached, unseen,
+};
 use trefoil_core::replica::{Input, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Command, Query, Refusal};
+use trefoil_proto::internal::v1::{Access, Command, Query, Refusal};
 
 use super::calls::Waiter;
 use super::shared::Shared;
 use super::table::ShardState;
-use super::work::{Answered, Ask, Failure, Work, open_reply, refusal};
+use super::work::{Answered, Ask, open_reply, refusal, share};
 use super::{Member, clock};
 use crate::peer::Links;
 use crate::watch::Feeds;
 
-const PAUSE_MIN: Duration = Duration::from_millis(10);
-const PAUSE_MAX: Duration = Duration::from_millis(200);
 /// Longest time that a leader takes to hand over.
 const TRANSFER_WAIT: Duration = Duration::from_secs(3);
 
@@ -46,13 +47,12 @@ impl Drop for Local<'_> {
 }
 
 impl Handle {
-    /// Carries out a command at its shard, wherever that is led. What certainly did not happen is tried again until
-    /// the deadline; what may have happened only where that is safe: with a request id, or where doing it twice is
-    /// doing it once. Dropping the future gives the call up; a command that was proposed goes on.
+    /// Carries out a command at its shard, wherever that is led, as [`trefoil_core::call`] decides. Dropping the future
+    /// gives the call up; a command that was proposed goes on.
     ///
     /// # Errors
-    /// The state's own refusals; OVERLOADED before any work; NOT_LEADER or NO_QUORUM when the deadline came and
-    /// nothing happened; MAYBE_APPLIED when the end was not seen.
+    /// The state's own refusals; OVERLOADED before any work; NO_QUORUM without a leader, NOT_LEADER or NO_QUORUM when
+    /// the deadline came, STOPPING, each when nothing happened; MAYBE_APPLIED when the end was not seen.
     pub async fn command(
         &self,
         shard: ShardId,
@@ -75,95 +75,107 @@ impl Handle {
         self.call(shard, Work::Query(query), ask).await
     }
 
-    async fn call(&self, shard: ShardId, mut work: Work, ask: &Ask) -> Result<Answered, Refusal> {
+    async fn call(&self, shard: ShardId, work: Work, ask: &Ask) -> Result<Answered, Refusal> {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
-        let _permit = self.shared.calls.admit(work.share(), work.bytes())?;
+        let _permit = self.shared.calls.admit(share(&work), work.bytes())?;
+        let answer_by_ms = clock::boot_deadline(ask.deadline);
+        let mut call = Call::new(work, answer_by_ms);
         let mut moves = self.shared.table.moves();
-        let mut pause = PAUSE_MIN;
-        let mut unseen = None;
-        let mut hint = None;
+        let mut act = self.step(shard, &mut call, Event::Look);
+        loop {
+            act = match act {
+                Act::Try(to) => {
+                    let work = call.work().clone();
+                    let attempt = pin!(self.attempt(to, shard, work, &ask.access, answer_by_ms));
+                    match self.follow(shard, &mut call, &mut moves, to, attempt).await {
+                        Ok(answered) => return Ok(answered),
+                        // An attempt that has not ended is given up as it is dropped.
+                        Err(act) => act,
+                    }
+                }
+                Act::Wait(until_ms) => {
+                    tokio::select! {
+                        () = clock::sleep_until(until_ms) => (),
+                        // The sender lives as long as this handle.
+                        _ = moves.changed() => (),
+                    }
+                    moves.mark_unchanged();
+                    self.step(shard, &mut call, Event::Look)
+                }
+                Act::End(refusal) => return Err(self.shared.with_endpoint(refusal)),
+                Act::Over => return Err(refusal(Reason::Internal, "the call is over")),
+            };
+        }
+    }
+
+    /// Waits for the end of a try, as long as the call does.
+    async fn follow(
+        &self,
+        shard: ShardId,
+        call: &mut Call,
+        moves: &mut watch::Receiver<u64>,
+        to: NodeId,
+        mut attempt: Pin<&mut impl Future<Output = Result<Answered, (Refusal, Failure)>>>,
+    ) -> Result<Answered, Act> {
         loop {
             moves.mark_unchanged();
-            let (why, failure) = match self.attempt(shard, &work, hint.take(), ask).await {
-                Ok(answered) => return Ok(answered),
-                Err(failed) => failed,
-            };
-            match failure {
-                Failure::Final => return Err(final_word(why, unseen)),
-                Failure::Unknown if !work.is_repeatable() => return Err(why),
-                Failure::Unknown => {
-                    work.count_attempt();
-                    unseen = Some(why);
-                }
-                Failure::Definite => hint = hinted(&why),
-            }
-            if self.shared.is_closed() {
-                return Err(
-                    unseen.unwrap_or_else(|| refusal(Reason::Stopping, "the node is stopping"))
-                );
-            }
-            let rest = jitter(pause);
-            pause = (pause * 2).min(PAUSE_MAX);
-            if Instant::now() + rest >= ask.deadline {
-                return Err(unseen.unwrap_or_else(|| self.shared.unreached(shard)));
-            }
+            let act = self.step(shard, call, Event::Look);
+            let Act::Wait(until_ms) = act else { return Err(act) };
             tokio::select! {
-                () = tokio::time::sleep(rest) => (),
-                // A new leader is worth a look at once. The sender lives as long as this handle.
-                _ = moves.changed() => (),
+                biased;
+                end = attempt.as_mut() => {
+                    return end.map_err(|(why, failure)| {
+                        self.step(shard, call, Event::Failed(why, failure))
+                    });
+                }
+                () = clock::sleep_until(until_ms) => (),
+                // This node's own replica says when it no longer leads.
+                _ = moves.changed(), if to != self.shared.node => (),
             }
         }
+    }
+
+    fn step(&self, shard: ShardId, call: &mut Call, event: Event) -> Act {
+        let known = self.shared.table.leadership(shard);
+        let view = View {
+            node: self.shared.node,
+            now_ms: clock::boot_ms(),
+            leader: known.leader,
+            term: known.term,
+            leaderless_since_ms: known.leaderless_since_ms,
+            stopping_since_ms: self.shared.closed_since_ms(),
+            heard_ms: &|node| self.links.heard_ms(node),
+            jitter: if event == Event::Look { 0 } else { rand::rng().random_range(0..=1_000) },
+        };
+        call.step(&view, event).act
     }
 
     async fn attempt(
         &self,
+        to: NodeId,
         shard: ShardId,
-        work: &Work,
-        hint: Option<NodeId>,
-        ask: &Ask,
+        work: Work,
+        access: &Arc<Access>,
+        answer_by_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
-        let leader = hint
-            .filter(|hint| *hint != self.shared.node)
-            .or_else(|| self.shared.table.leader(shard));
-        let seen = match leader {
-            None => return Err((self.shared.unreached(shard), Failure::Definite)),
-            Some(leader) if leader == self.shared.node => {
-                timeout_at(ask.deadline, self.ask_here(shard, work, ask.deadline)).await
-            }
-            Some(leader) => {
-                timeout_at(ask.deadline, self.links.forward(leader, shard, work, ask)).await
-            }
-        };
-        seen.unwrap_or_else(|_| {
-            // Too late for another attempt.
-            let why = match work {
-                Work::Command(_) => work.unseen(),
-                Work::Query(_) => self.shared.unreached(shard),
-            };
-            Err((why, Failure::Final))
-        })
-    }
-
-    async fn ask_here(
-        &self,
-        shard: ShardId,
-        work: &Work,
-        deadline: Instant,
-    ) -> Result<Answered, (Refusal, Failure)> {
+        let deadline_ms = propose_by_ms(clock::boot_ms(), answer_by_ms);
+        if to != self.shared.node {
+            return self.links.forward(to, shard, work, access, deadline_ms).await;
+        }
         let (sender, receiver) = oneshot::channel();
-        let deadline_ms = clock::boot_deadline(deadline);
-        let submitted = self.shared.submit(shard, work.clone(), deadline_ms, Waiter::Here(sender));
+        let is_command = matches!(work, Work::Command(_));
+        let submitted = self.shared.submit(shard, work, deadline_ms, Waiter::Here(sender));
         let call = submitted.map_err(|refusal| {
-            let failure = super::work::failure(refusal.reason());
+            let failure = failure(refusal.reason());
             (refusal, failure)
         })?;
         let _local = Local { shared: &self.shared, shard, call };
         match receiver.await {
             Ok(reply) => open_reply(self.shared.node, shard, reply),
-            // The node's threads have ended.
-            Err(_) => Err((work.unseen(), Failure::Unknown)),
+            // The node's threads have ended, or are about to.
+            Err(_) => Err(unseen(is_command)),
         }
     }
 
@@ -180,7 +192,8 @@ impl Handle {
             ));
         }
         if !self.shared.table.leads(shard) {
-            return Err(self.shared.unreached(shard));
+            let leader = self.shared.table.leader(shard);
+            return Err(self.shared.with_endpoint(unreached(leader)));
         }
         self.hand_over(shard, Some(to)).await
     }
@@ -255,46 +268,5 @@ impl Handle {
     #[must_use]
     pub fn calls_in_flight(&self) -> usize {
         self.shared.calls.in_flight()
-    }
-}
-
-/// What to say of a call whose last attempt ended for good, after an attempt whose end was not seen: that the last one
-/// was refused before the state saw it says nothing about the first.
-fn final_word(why: Refusal, unseen: Option<Refusal>) -> Refusal {
-    match why.reason() {
-        Reason::DeadlinePassed | Reason::Overloaded | Reason::DiskFull => unseen.unwrap_or(why),
-        _ => why,
-    }
-}
-
-/// The leader that a refusal names.
-fn hinted(refusal: &Refusal) -> Option<NodeId> {
-    refusal.metadata.get("leader")?.parse().ok()
-}
-
-fn jitter(pause: Duration) -> Duration {
-    pause.mul_f64(rand::rng().random_range(0.5..=1.0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unseen_end_is_not_hidden_by_a_later_refusal() {
-        let maybe = refusal(Reason::MaybeApplied, "not seen");
-        let late = refusal(Reason::DeadlinePassed, "late");
-        assert_eq!(final_word(late.clone(), Some(maybe.clone())), maybe);
-        assert_eq!(final_word(late.clone(), None), late);
-        let decided = refusal(Reason::NotHolder, "another holds it");
-        assert_eq!(final_word(decided.clone(), Some(maybe)), decided);
-    }
-
-    #[test]
-    fn pauses_are_spread_and_bounded() {
-        for _ in 0..100 {
-            let pause = jitter(PAUSE_MAX);
-            assert!(pause >= PAUSE_MAX / 2 && pause <= PAUSE_MAX);
-        }
     }
 }

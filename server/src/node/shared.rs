@@ -1,11 +1,12 @@
 //! What the threads and tasks of a node have in common.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use slog::{Logger, crit};
 use tokio::sync::watch;
+use trefoil_core::call::Work;
 use trefoil_core::limits::{INBOX_MAX, PEER_INBOX_BYTES_MAX};
 use trefoil_core::replica::{Input, Peer, Proposal, Read};
 use trefoil_core::{CallId, NodeId, ShardId};
@@ -13,10 +14,11 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
 use super::calls::{Calls, Waiter};
+use super::clock;
 use super::mailbox::Mailbox;
 use super::observer::Observer;
 use super::table::Table;
-use super::work::{Work, refusal};
+use super::work::refusal;
 use super::{FatalError, Member};
 use crate::authorize::Authorizer;
 use crate::watch::Feeds;
@@ -50,8 +52,8 @@ pub(crate) struct Shared {
     /// Bytes of messages of peers in the inbox.
     peer_bytes: AtomicUsize,
     fatal: watch::Sender<Option<FatalError>>,
-    /// Calls from outside are refused.
-    closed: AtomicBool,
+    /// Since when calls are refused, by the boot clock; 0 while they are taken.
+    closed_ms: AtomicU64,
 }
 
 /// The identity of a node in its cluster.
@@ -83,7 +85,7 @@ impl Shared {
             inbox: Mailbox::new("replicas"),
             peer_bytes: AtomicUsize::new(0),
             fatal: watch::Sender::new(None),
-            closed: AtomicBool::new(false),
+            closed_ms: AtomicU64::new(0),
         }
     }
 
@@ -128,7 +130,7 @@ impl Shared {
         deadline_ms: u64,
         waiter: Waiter,
     ) -> Result<CallId, Refusal> {
-        if self.closed.load(Ordering::Relaxed) {
+        if self.closed_since_ms().is_some() {
             return Err(refusal(Reason::Stopping, "the node is stopping"));
         }
         let call = self.calls.open(waiter);
@@ -154,13 +156,17 @@ impl Shared {
         }
     }
 
-    /// From now on calls are refused with STOPPING.
+    /// From now on calls are refused with STOPPING, and those under way end soon.
     pub(super) fn close(&self) {
-        self.closed.store(true, Ordering::Relaxed);
+        let now_ms = clock::boot_ms().max(1);
+        // It was closed before where this fails.
+        self.closed_ms.compare_exchange(0, now_ms, Ordering::Relaxed, Ordering::Relaxed).ok();
+        self.table.wake();
     }
 
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+    /// Since when calls are refused.
+    pub(crate) fn closed_since_ms(&self) -> Option<u64> {
+        Some(self.closed_ms.load(Ordering::Relaxed)).filter(|since| *since > 0)
     }
 
     /// The node cannot go on, and answers nobody from now on; the first reason counts.
@@ -184,15 +190,10 @@ impl Shared {
         self.fatal.subscribe()
     }
 
-    /// The refusal of a call for a shard that nobody could be asked about: with the leader where known.
-    pub(crate) fn unreached(&self, shard: ShardId) -> Refusal {
-        let Some(leader) = self.table.leader(shard) else {
-            return refusal(Reason::NoQuorum, "the shard has no leader with a quorum");
-        };
-        let mut refusal =
-            refusal(Reason::NotLeader, "this node could not reach the leader of the shard");
-        refusal.metadata.insert("leader".to_owned(), leader.to_string());
-        if let Some(endpoint) = self.endpoint_of(leader) {
+    /// A refusal that names a leader says where clients reach it, too.
+    pub(crate) fn with_endpoint(&self, mut refusal: Refusal) -> Refusal {
+        let leader = refusal.metadata.get("leader").and_then(|leader| leader.parse().ok());
+        if let Some(endpoint) = leader.and_then(|leader| self.endpoint_of(leader)) {
             refusal.metadata.insert("leader_endpoint".to_owned(), endpoint);
         }
         refusal

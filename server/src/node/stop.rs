@@ -4,17 +4,16 @@ use std::time::Duration;
 
 use slog::{info, warn};
 use tokio::time::{Instant, sleep, timeout};
+use trefoil_core::limits::{HAND_OVER_MS, STOP_ANSWER_MS};
 
 use super::FatalError;
 use super::handle::Handle;
 use super::threads::{PeerRuntime, Threads};
 
-/// Longest wait for other nodes to take over what this one leads.
+/// Longest wait for other nodes to take over what this one leads, all in all.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(3);
 /// Longest wait for the first word of a new leader.
 const NEW_LEADER_WAIT: Duration = Duration::from_millis(500);
-/// Longest wait for calls in flight to end.
-const DRAIN_WAIT: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(10);
 
 /// A running node. Dropping it without [`Node::stop`] leaves its threads running.
@@ -44,17 +43,26 @@ impl Node {
         }
     }
 
-    /// Hands over what this node leads, lets calls in flight end, writes what waits, and ends the threads. Meanwhile
-    /// calls are answered by the new leaders, at last with STOPPING. Takes a few seconds at most.
+    /// Hands over what this node leads, and meanwhile has calls answered by the new leaders; then answers them with
+    /// STOPPING, writes what waits, and ends the threads. Every call has its answer within a second, whatever becomes
+    /// of the shards.
     pub async fn stop(self) {
         let Self { handle, threads, runtime } = self;
         let logger = handle.shared.logger.clone();
-        if timeout(HAND_OVER_WAIT, hand_over(&handle)).await.is_err() {
-            warn!(logger, "not every shard was taken over by another node");
-        }
+        let hand_over_until = Instant::now() + HAND_OVER_WAIT;
+        let is_done =
+            timeout(Duration::from_millis(HAND_OVER_MS), hand_over(&handle)).await.is_ok();
         handle.shared.close();
-        let until = Instant::now() + DRAIN_WAIT;
+        let until = Instant::now() + Duration::from_millis(STOP_ANSWER_MS);
         while handle.calls_in_flight() > 0 && Instant::now() < until {
+            sleep(LOOK).await;
+        }
+        handle.shared.calls.forsake();
+        while !is_done && leads_any(&handle) {
+            if Instant::now() >= hand_over_until {
+                warn!(logger, "not every shard was taken over by another node");
+                break;
+            }
             sleep(LOOK).await;
         }
         let ended = tokio::task::spawn_blocking(move || {
@@ -65,6 +73,10 @@ impl Node {
         ended.await.expect("a panic of a thread ends the process");
         info!(logger, "the node is stopped");
     }
+}
+
+fn leads_any(handle: &Handle) -> bool {
+    handle.shared.all_shards().any(|shard| handle.shared.table.leads(shard))
 }
 
 /// Every shard is asked for at once; a shard that nobody else can take stays.

@@ -3,8 +3,10 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use trefoil_core::replica::{Role, Status};
+use trefoil_core::replica::{Role, RoleChange, Status};
 use trefoil_core::{NodeId, ShardId};
+
+use super::clock;
 
 /// One shard, as this node sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,53 +21,86 @@ pub struct ShardState {
     pub overlay_bytes: u64,
 }
 
+/// What is known of who leads a shard.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Leadership {
+    pub(crate) leader: Option<NodeId>,
+    pub(crate) term: u64,
+    /// By the boot clock; nothing where a leader is known.
+    pub(crate) leaderless_since_ms: u64,
+}
+
+#[derive(Debug)]
+struct Row {
+    state: ShardState,
+    leaderless_since_ms: u64,
+}
+
 /// The state of every shard.
 #[derive(Debug)]
 pub(crate) struct Table {
-    shards: Vec<Mutex<ShardState>>,
+    shards: Vec<Mutex<Row>>,
     /// Counts the changes of leaders, so that calls without a leader wake when there is one.
     moves: watch::Sender<u64>,
 }
 
 impl Table {
     pub(crate) fn new(shards: u32) -> Self {
-        let state = |shard| Mutex::new(ShardState { shard, ..ShardState::default() });
-        Self { shards: (0..=shards).map(state).collect(), moves: watch::Sender::new(0) }
+        let leaderless_since_ms = clock::boot_ms();
+        let row = |shard| {
+            let state = ShardState { shard, ..ShardState::default() };
+            Mutex::new(Row { state, leaderless_since_ms })
+        };
+        Self { shards: (0..=shards).map(row).collect(), moves: watch::Sender::new(0) }
     }
 
-    fn state(&self, shard: ShardId) -> Option<MutexGuard<'_, ShardState>> {
-        let state = self.shards.get(usize::try_from(shard).ok()?)?;
-        Some(state.lock().unwrap_or_else(PoisonError::into_inner))
+    fn row(&self, shard: ShardId) -> Option<MutexGuard<'_, Row>> {
+        let row = self.shards.get(usize::try_from(shard).ok()?)?;
+        Some(row.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The replica says something new.
     pub(crate) fn set_status(&self, shard: ShardId, status: Status) {
-        let Some(mut state) = self.state(shard) else { return };
-        let moved = state.status.role.leader != status.role.leader
-            || state.status.role.role != status.role.role;
-        state.status = status;
-        drop(state);
-        if moved {
-            self.moves.send_modify(|count| *count += 1);
+        let Some(mut row) = self.row(shard) else { return };
+        let (before, now) = (row.state.status.role, status.role);
+        if before.leader.is_some() && now.leader.is_none() {
+            row.leaderless_since_ms = clock::boot_ms();
         }
+        row.state.status = status;
+        drop(row);
+        if before.leader != now.leader || before.role != now.role {
+            self.wake();
+        }
+    }
+
+    /// Wakes whoever waits for news of a leader.
+    pub(crate) fn wake(&self) {
+        self.moves.send_modify(|count| *count += 1);
     }
 
     /// The sizes of the state changed.
     pub(crate) fn set_bytes(&self, shard: ShardId, state_bytes: u64, overlay_bytes: u64) {
-        if let Some(mut state) = self.state(shard) {
-            state.state_bytes = state_bytes;
-            state.overlay_bytes = overlay_bytes;
+        if let Some(mut row) = self.row(shard) {
+            row.state.state_bytes = state_bytes;
+            row.state.overlay_bytes = overlay_bytes;
         }
     }
 
     /// The leader of a shard, when known.
     pub(crate) fn leader(&self, shard: ShardId) -> Option<NodeId> {
-        self.state(shard)?.status.role.leader
+        self.leadership(shard).leader
+    }
+
+    /// Who leads a shard, as far as this node knows.
+    pub(crate) fn leadership(&self, shard: ShardId) -> Leadership {
+        let Some(row) = self.row(shard) else { return Leadership::default() };
+        let RoleChange { leader, term, .. } = row.state.status.role;
+        Leadership { leader, term, leaderless_since_ms: row.leaderless_since_ms }
     }
 
     /// Whether this node leads a shard.
     pub(crate) fn leads(&self, shard: ShardId) -> bool {
-        self.state(shard).is_some_and(|state| state.status.role.role == Role::Leader)
+        self.row(shard).is_some_and(|row| row.state.status.role.role == Role::Leader)
     }
 
     pub(crate) fn has(&self, shard: ShardId) -> bool {
@@ -73,12 +108,11 @@ impl Table {
     }
 
     pub(crate) fn all(&self) -> Vec<ShardState> {
-        let copy =
-            |state: &Mutex<ShardState>| *state.lock().unwrap_or_else(PoisonError::into_inner);
+        let copy = |row: &Mutex<Row>| row.lock().unwrap_or_else(PoisonError::into_inner).state;
         self.shards.iter().map(copy).collect()
     }
 
-    /// Wakes when any shard's leader changes.
+    /// Wakes when any shard's leader changes, and when the node takes no calls any more.
     pub(crate) fn moves(&self) -> watch::Receiver<u64> {
         self.moves.subscribe()
     }
@@ -86,8 +120,6 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use trefoil_core::replica::RoleChange;
-
     use super::*;
 
     #[test]

@@ -7,9 +7,12 @@ use std::time::Duration;
 
 use prost::Message as _;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tonic::{Status, Streaming};
-use trefoil_core::limits::{FORWARD_CALLS_MAX, FORWARD_REPLY_BYTES_MAX, PEER_FRAME_BYTES_MAX};
+use trefoil_core::call::Work;
+use trefoil_core::limits::{
+    FORWARD_ALIVE_MS, FORWARD_CALLS_MAX, FORWARD_REPLY_BYTES_MAX, PEER_FRAME_BYTES_MAX,
+};
 use trefoil_core::replica::Reply;
 use trefoil_core::{CallId, ShardId};
 use trefoil_proto::common::v1::Reason;
@@ -21,7 +24,7 @@ use crate::authorize;
 use crate::node::calls::{Permit, Waiter};
 use crate::node::clock;
 use crate::node::shared::Shared;
-use crate::node::work::{Work, refusal};
+use crate::node::work::{refusal, share};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -85,7 +88,7 @@ impl Desk {
         tokio::spawn(async move {
             tokio::select! {
                 () = Arc::clone(&desk).take_calls(calls) => (),
-                () = send_replies(replies, frames) => (),
+                () = desk.send_replies(replies, frames) => (),
             }
             desk.abandon_all();
         });
@@ -133,7 +136,7 @@ impl Desk {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
-        let permit = self.shared.calls.admit(work.share(), work.bytes())?;
+        let permit = self.shared.calls.admit(share(&work), work.bytes())?;
         // The answer may come before its call is noted: it waits for the lock.
         let mut open = self.lock();
         if open.len() >= FORWARD_CALLS_MAX || open.contains_key(&id) {
@@ -171,6 +174,47 @@ impl Desk {
         Outgoing { reply, size, bytes: Arc::clone(&self.bytes), _permit: None }
     }
 
+    /// Gathers replies into frames: [`PEER_FRAME_BYTES_MAX`] before the last one. An empty frame is a sign of life for a
+    /// peer whose calls wait here.
+    async fn send_replies(
+        &self,
+        mut replies: mpsc::Receiver<Outgoing>,
+        frames: mpsc::Sender<Result<ForwardResponse, Status>>,
+    ) {
+        let mut alive = interval(Duration::from_millis(FORWARD_ALIVE_MS));
+        alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while let Ok(permit) = frames.reserve().await {
+            let first = tokio::select! {
+                biased;
+                first = replies.recv() => first,
+                () = self.waits_for(&mut alive) => {
+                    permit.send(Ok(ForwardResponse::default()));
+                    continue;
+                }
+            };
+            let Some(first) = first else { return };
+            let mut bytes = first.size;
+            let mut response = ForwardResponse { replies: vec![first.reply.clone()] };
+            while bytes < PEER_FRAME_BYTES_MAX
+                && let Ok(next) = replies.try_recv()
+            {
+                bytes += next.size;
+                response.replies.push(next.reply.clone());
+            }
+            permit.send(Ok(response));
+        }
+    }
+
+    /// Waits until the peer, whose calls wait here, is to be told that this node is alive.
+    async fn waits_for(&self, alive: &mut Interval) {
+        loop {
+            alive.tick().await;
+            if !self.lock().is_empty() {
+                return;
+            }
+        }
+    }
+
     fn abandon_all(&self) {
         let open = std::mem::take(&mut *self.lock());
         let mut open = open.into_values().collect::<Vec<_>>();
@@ -194,24 +238,5 @@ fn encode(id: u64, reply: Reply) -> ForwardReply {
         Reply::Refused(refusal) => {
             ForwardReply { id, answer: Some(refusal.into()), ..ForwardReply::default() }
         }
-    }
-}
-
-/// Gathers replies into frames: [`PEER_FRAME_BYTES_MAX`] before the last one.
-async fn send_replies(
-    mut replies: mpsc::Receiver<Outgoing>,
-    frames: mpsc::Sender<Result<ForwardResponse, Status>>,
-) {
-    while let Ok(permit) = frames.reserve().await {
-        let Some(first) = replies.recv().await else { return };
-        let mut bytes = first.size;
-        let mut response = ForwardResponse { replies: vec![first.reply.clone()] };
-        while bytes < PEER_FRAME_BYTES_MAX
-            && let Ok(next) = replies.try_recv()
-        {
-            bytes += next.size;
-            response.replies.push(next.reply.clone());
-        }
-        permit.send(Ok(response));
     }
 }

@@ -6,17 +6,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
+use trefoil_core::call::{Failure, Work, failure, unseen};
 use trefoil_core::limits::{FORWARD_CALLS_MAX, PEER_FRAME_BYTES_MAX};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
-    Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call,
+    Access, Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call,
 };
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
-use crate::node::work::{Answered, Ask, Failure, Work, failure, refusal};
+use crate::node::clock;
+use crate::node::work::{Answered, refusal};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -28,6 +30,8 @@ const FRAME_CALLS: usize = 1_024;
 pub(super) struct Forward {
     state: Mutex<State>,
     last: AtomicU64,
+    /// When the peer was heard last, by the boot clock.
+    heard_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -79,28 +83,35 @@ impl Forward {
         &self,
         peer: NodeId,
         shard: ShardId,
-        work: &Work,
-        ask: &Ask,
+        work: Work,
+        access: &Access,
+        deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
-        let left = ask.deadline.saturating_duration_since(Instant::now());
-        let call = match work.clone() {
-            Work::Command(command) => forward_call::Call::Command(command),
-            Work::Query(query) => forward_call::Call::Query(query),
+        let (is_command, call) = match work {
+            Work::Command(command) => (true, forward_call::Call::Command(command)),
+            Work::Query(query) => (false, forward_call::Call::Query(query)),
         };
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let timeout_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let access = Some((*ask.access).clone());
+        let timeout_ms = deadline_ms.saturating_sub(clock::boot_ms());
+        let access = Some(access.clone());
         let receiver =
             self.begin(ForwardCall { id, shard, timeout_ms, call: Some(call), access })?;
         let _waiting = Waiting { forward: self, id };
         match receiver.await {
             Ok(End::Reply(reply)) => open(peer, shard, *reply),
             Ok(End::NotSent) => Err(away()),
-            Err(_) => match work {
-                Work::Command(_) => Err((work.unseen(), Failure::Unknown)),
-                Work::Query(_) => Err(away()),
-            },
+            Err(_) if is_command => Err(unseen(true)),
+            Err(_) => Err(away()),
         }
+    }
+
+    /// When the peer gave its last sign of life.
+    pub(super) fn heard_ms(&self) -> u64 {
+        self.heard_ms.load(Ordering::Relaxed)
+    }
+
+    fn hears(&self) {
+        self.heard_ms.store(clock::boot_ms(), Ordering::Relaxed);
     }
 
     fn begin(&self, call: ForwardCall) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
@@ -184,11 +195,24 @@ fn open(peer: NodeId, shard: ShardId, reply: ForwardReply) -> Result<Answered, (
 pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
     let mut backoff = Backoff::new();
     loop {
-        let (sender, mut items) = mpsc::channel(FORWARD_CALLS_MAX);
-        let ended = talk(&dialler, &forward, sender, &mut items, &mut backoff).await;
-        forward.close(&mut items);
+        let (sender, items) = mpsc::channel(FORWARD_CALLS_MAX);
+        let mut calls = Calls { forward: &forward, items };
+        let ended = talk(&dialler, sender, &mut calls, &mut backoff).await;
+        drop(calls);
         dialler.note("forward", &ended.err().unwrap_or_else(hung_up));
         dialler.pause(&mut backoff).await;
+    }
+}
+
+/// What is to be sent. Dropped, its calls end, also where the runtime ends under them.
+struct Calls<'a> {
+    forward: &'a Forward,
+    items: mpsc::Receiver<Item>,
+}
+
+impl Drop for Calls<'_> {
+    fn drop(&mut self) {
+        self.forward.close(&mut self.items);
     }
 }
 
@@ -198,9 +222,8 @@ fn hung_up() -> Ended {
 
 async fn talk(
     dialler: &Dialler,
-    forward: &Forward,
     sender: mpsc::Sender<Item>,
-    items: &mut mpsc::Receiver<Item>,
+    calls: &mut Calls<'_>,
     backoff: &mut Backoff,
 ) -> Result<(), Ended> {
     let mut client = dial::connect(&dialler.address).await?;
@@ -212,6 +235,8 @@ async fn talk(
         .map_err(|_| hung_up())?;
     let mut answers =
         timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
+    let Calls { forward, items } = calls;
+    forward.hears();
     forward.open(sender);
     dialler.note_open("forward");
     backoff.reset();
@@ -219,6 +244,7 @@ async fn talk(
         tokio::select! {
             answer = answers.message() => {
                 let Some(answer) = answer? else { return Ok(()) };
+                forward.hears();
                 for reply in answer.replies {
                     forward.end(reply.id, End::Reply(Box::new(reply)));
                 }
@@ -269,14 +295,12 @@ fn put(request: &mut ForwardRequest, item: Item) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use trefoil_proto::internal::v1::{Command, Done, Query};
 
     use super::*;
 
-    fn soon() -> Ask {
-        Ask { access: Arc::default(), deadline: Instant::now() + Duration::from_secs(5) }
+    async fn ask_once(forward: &Forward, work: Work) -> Result<Answered, (Refusal, Failure)> {
+        forward.ask(2, 1, work, &Access::default(), clock::boot_ms() + 5_000).await
     }
 
     fn command() -> Work {
@@ -288,7 +312,7 @@ mod tests {
         work: Work,
     ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
         let forward = Arc::clone(forward);
-        tokio::spawn(async move { forward.ask(2, 1, &work, &soon()).await })
+        tokio::spawn(async move { ask_once(&forward, work).await })
     }
 
     fn open_stream(forward: &Forward) -> mpsc::Receiver<Item> {
@@ -304,7 +328,7 @@ mod tests {
     #[tokio::test]
     async fn what_left_may_have_happened_and_what_did_not_leave_did_not() {
         let forward = Arc::new(Forward::default());
-        let nobody = forward.ask(2, 1, &command(), &soon()).await;
+        let nobody = ask_once(&forward, command()).await;
         assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
 
         let mut items = open_stream(&forward);

@@ -24,15 +24,16 @@ use std::time::Duration;
 
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
+use trefoil_core::call::{Failure, Work, unreached};
 use trefoil_core::replica::Peer;
 use trefoil_core::{NodeId, ShardId};
-use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::internal::v1::{Access, Refusal};
 
 use self::forward::Forward;
 use self::queue::Queue;
 use self::snapshots::Snapshots;
 use crate::node::shared::Shared;
-use crate::node::work::{Answered, Ask, Failure, Work};
+use crate::node::work::Answered;
 use crate::storage::snapshot::Reader;
 
 pub(crate) use self::desk::Asked;
@@ -140,18 +141,24 @@ impl Links {
         self.uncertain.send_replace(shards.clone());
     }
 
-    /// Asks the node that leads a shard, once.
+    /// Asks the node that leads a shard, once, until a time of the boot clock.
     pub(crate) async fn forward(
         &self,
         to: NodeId,
         shard: ShardId,
-        work: &Work,
-        ask: &Ask,
+        work: Work,
+        access: &Access,
+        deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
         match self.peers.get(&to) {
-            Some(link) => link.forward.ask(to, shard, work, ask).await,
-            None => Err((self.shared.unreached(shard), Failure::Definite)),
+            Some(link) => link.forward.ask(to, shard, work, access, deadline_ms).await,
+            None => Err((unreached(None), Failure::Definite)),
         }
+    }
+
+    /// When a node gave its last sign of life on the stream for calls to it, by the boot clock.
+    pub(crate) fn heard_ms(&self, node: NodeId) -> u64 {
+        self.peers.get(&node).map_or(0, |link| link.forward.heard_ms())
     }
 
     /// Keeps a snapshot open until it is sent or closed.

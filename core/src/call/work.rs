@@ -1,0 +1,174 @@
+//! What a call asks of a shard, and what may be done about a try that failed.
+
+use prost::Message as _;
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{Command, Query, Refusal};
+
+/// A command or a query.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Work {
+    /// To be applied.
+    Command(Command),
+    /// To be read, linearizably.
+    Query(Query),
+}
+
+/// How a try failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It did not happen and another try may succeed.
+    Definite,
+    /// It may have happened.
+    Unknown,
+    /// Another try would end the same way.
+    Final,
+}
+
+impl Work {
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Command(command) => command.encoded_len(),
+            Self::Query(query) => query.encoded_len(),
+        }
+    }
+
+    /// Whether it may be tried again although an earlier try may have taken effect.
+    #[must_use]
+    pub fn is_repeatable(&self) -> bool {
+        let Self::Command(command) = self else { return true };
+        command.request_id.is_some() || command.operation.as_ref().is_some_and(is_idempotent)
+    }
+
+    /// Marks the next try as one more, so that a shard that does not know the client does not execute it. Not where
+    /// that does no harm: the cancel of an Acquire goes by the attempt that its client made.
+    pub fn count_attempt(&mut self) {
+        if let Self::Command(Command { request_id: Some(id), operation: Some(operation), .. }) =
+            self
+            && !is_idempotent(operation)
+        {
+            id.attempt = id.attempt.saturating_add(1);
+        }
+    }
+
+    /// How a try of it ended whose end was not seen.
+    #[must_use]
+    pub fn unseen(&self) -> (Refusal, Failure) {
+        unseen(matches!(self, Self::Command(_)))
+    }
+}
+
+/// How a try of a command, or of a query, ended whose end was not seen.
+#[must_use]
+pub fn unseen(is_command: bool) -> (Refusal, Failure) {
+    if is_command {
+        let text = "the end of the command was not seen";
+        (refusal(Reason::MaybeApplied, text), Failure::Unknown)
+    } else {
+        (refusal(Reason::NoQuorum, "the end of the query was not seen"), Failure::Definite)
+    }
+}
+
+/// Doing it twice is doing it once.
+#[must_use]
+pub fn is_idempotent(operation: &Operation) -> bool {
+    use Operation as O;
+    match operation {
+        O::Acquire(_)
+        | O::Convert(_)
+        | O::Campaign(_)
+        | O::AcquirePermits(_)
+        | O::EnterBarrier(_)
+        | O::WithdrawBarrier(_)
+        | O::KeepAlive(_)
+        | O::CancelAcquire(_)
+        | O::LoseCaller(_)
+        | O::RequestRelease(_)
+        | O::CreateQueue(_)
+        | O::OpenPartition(_)
+        | O::ConfigureNamespace(_)
+        | O::ConfigureNamespacePolicy(_)
+        | O::TouchFence(_) => true,
+        O::OpenSession(_)
+        | O::CloseSession(_)
+        | O::Release(_)
+        | O::ReleaseHeld(_)
+        | O::ForceStep(_)
+        | O::Proclaim(_)
+        | O::SetPermits(_)
+        | O::DeleteSemaphore(_)
+        | O::ReleasePermits(_)
+        | O::SetLatch(_)
+        | O::CountDown(_)
+        | O::DeleteLatch(_)
+        | O::LeaveBarrier(_) => false,
+        O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
+        O::Put(_) | O::Delete(_) => false,
+        O::CreateNamespace(_)
+        | O::UpdateNamespace(_)
+        | O::DeleteNamespace(_)
+        | O::SetNamespacePolicy(_)
+        | O::NamespaceStep(_) => false,
+    }
+}
+
+/// What a refusal that no state machine decided says about the try.
+#[must_use]
+pub fn failure(reason: Reason) -> Failure {
+    match reason {
+        Reason::NotLeader | Reason::NoQuorum | Reason::Lost | Reason::Stopping => Failure::Definite,
+        Reason::MaybeApplied => Failure::Unknown,
+        _ => Failure::Final,
+    }
+}
+
+pub(super) fn refusal(reason: Reason, message: &str) -> Refusal {
+    Refusal { reason: reason.into(), message: message.to_owned(), ..Refusal::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use trefoil_proto::cache::v1::PutRequest;
+    use trefoil_proto::common::v1::RequestId;
+    use trefoil_proto::lock::v1::{AcquireRequest, KeepAliveRequest};
+
+    use super::*;
+
+    fn command(operation: Operation) -> Command {
+        Command { operation: Some(operation), ..Command::default() }
+    }
+
+    fn attempt(work: &Work) -> Option<u32> {
+        let Work::Command(Command { request_id: Some(id), .. }) = work else { return None };
+        Some(id.attempt)
+    }
+
+    #[test]
+    fn only_what_is_safe_is_repeated_after_an_unknown_end() {
+        let put = command(Operation::Put(PutRequest::default()));
+        assert!(!Work::Command(put.clone()).is_repeatable());
+        let request_id =
+            Some(RequestId { client: "c".to_owned(), sequence: 1, ..RequestId::default() });
+        let mut named = Work::Command(Command { request_id, ..put });
+        assert!(named.is_repeatable());
+        named.count_attempt();
+        assert_eq!(attempt(&named), Some(1));
+        let request_id = Some(RequestId { sequence: 1, ..RequestId::default() });
+        let acquire = command(Operation::Acquire(AcquireRequest::default()));
+        let mut acquire = Work::Command(Command { request_id, ..acquire });
+        acquire.count_attempt();
+        assert_eq!(attempt(&acquire), Some(0));
+        let renewal = Work::Command(command(Operation::KeepAlive(KeepAliveRequest::default())));
+        assert!(renewal.is_repeatable());
+        assert!(Work::Query(Query::default()).is_repeatable());
+    }
+
+    #[test]
+    fn a_refusal_says_what_became_of_its_try() {
+        assert_eq!(failure(Reason::MaybeApplied), Failure::Unknown);
+        assert_eq!(failure(Reason::DeadlinePassed), Failure::Final);
+        assert_eq!(failure(Reason::Stopping), Failure::Definite);
+    }
+}
