@@ -114,10 +114,10 @@ fn a_damaged_or_missing_identity_is_refused() {
 fn another_format_is_refused_whatever_else_it_holds() {
     let root = tempfile::tempdir().unwrap();
     drop(open_node(root.path(), &expected()).unwrap());
-    let json = r#"{"format":2,"something":"new"}"#;
+    let json = r#"{"format":3,"something":"new"}"#;
     let text = format!("{json}\nxxh3 {:016x}\n", xxhash_rust::xxh3::xxh3_64(json.as_bytes()));
     std::fs::write(root.path().join("identity"), text).unwrap();
-    assert!(refusal(root.path(), &expected()).contains("has format 2"));
+    assert!(refusal(root.path(), &expected()).contains("has format 3"));
 }
 
 #[test]

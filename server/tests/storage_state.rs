@@ -5,9 +5,7 @@
 mod storage_support;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -18,19 +16,19 @@ use trefoil_core::replica::{Boot, PersistBatch};
 use trefoil_core::store::{MemoryStore, Store};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 use trefoil_proto::internal::v1::Progress;
-use trefoil_server::storage::fault::on_fault;
 use trefoil_server::storage::log::BIRTH_GENERATION;
 use trefoil_server::storage::snapshot::Writer;
 use trefoil_server::storage::state::{file_path, next_generation, remove_other_generations};
 use trefoil_server::storage::{EngineLog, LogStore as _, LogWrite, Refusal, StateStore};
 
 use self::storage_support::Random;
+use self::storage_support::lossy::{Lossy, Tear, memory_of};
 
 const SHARD: ShardId = 3;
 const CACHE_BYTES: usize = 1 << 20;
 
 fn in_memory() -> StateStore {
-    StateStore::open_on(SHARD, Path::new("memory"), InMemoryBackend::new(), CACHE_BYTES).unwrap()
+    StateStore::open_on(SHARD, 1, Path::new("memory"), InMemoryBackend::new(), CACHE_BYTES).unwrap()
 }
 
 /// Puts the record that says how far the state is.
@@ -139,120 +137,13 @@ fn overlay_bytes_return_to_nothing_after_a_checkpoint() {
     assert_eq!(store.overlay_bytes(), 0);
 }
 
-/// A disk that loses what was not synced, and remembers every moment.
-#[derive(Clone, Debug, Default)]
-struct Lossy(Arc<Mutex<Disk>>);
-
-#[derive(Debug, Default)]
-struct Disk {
-    kernel: Vec<u8>,
-    durable: Vec<u8>,
-    pending: Vec<Change>,
-    /// Number of changes and syncs so far.
-    steps: usize,
-    /// Disks as a crash would leave them, each with the number of steps before it.
-    crashes: Vec<(usize, Vec<u8>)>,
-    random: u64,
-}
-
-#[derive(Clone, Debug)]
-enum Change {
-    Write(usize, Vec<u8>),
-    Resize(usize),
-}
-
-fn perform(bytes: &mut Vec<u8>, change: &Change) {
-    match change {
-        Change::Write(offset, data) => {
-            if bytes.len() < offset + data.len() {
-                bytes.resize(offset + data.len(), 0);
-            }
-            bytes[*offset..offset + data.len()].copy_from_slice(data);
-        }
-        Change::Resize(bytes_now) => bytes.resize(*bytes_now, 0),
-    }
-}
-
-impl Disk {
-    fn change(&mut self, change: Change) {
-        perform(&mut self.kernel, &change);
-        self.pending.push(change);
-        self.steps += 1;
-        self.crash();
-    }
-
-    /// Some of what was not synced arrives, in part or whole.
-    fn crash(&mut self) {
-        let mut random = Random(self.random + self.steps as u64);
-        let mut bytes = self.durable.clone();
-        for change in &self.pending {
-            match (change, random.below(3)) {
-                (_, 0) => {}
-                (Change::Write(offset, data), 1) => {
-                    let sectors = data.len() / 512;
-                    let kept = random.below(sectors + 1) * 512;
-                    perform(&mut bytes, &Change::Write(*offset, data[..kept].to_vec()));
-                }
-                (change, _) => perform(&mut bytes, change),
-            }
-        }
-        self.crashes.push((self.steps, bytes));
-    }
-}
-
-impl StorageBackend for Lossy {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().kernel.len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().unwrap();
-        let offset = usize::try_from(offset).unwrap();
-        let found =
-            disk.kernel.get(offset..offset + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(found);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.lock().unwrap().change(Change::Resize(usize::try_from(len).unwrap()));
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        disk.durable = disk.kernel.clone();
-        disk.pending.clear();
-        disk.steps += 1;
-        disk.crash();
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0
-            .lock()
-            .unwrap()
-            .change(Change::Write(usize::try_from(offset).unwrap(), data.to_vec()));
-        Ok(())
-    }
-}
-
-fn memory_of(bytes: &[u8]) -> InMemoryBackend {
-    let backend = InMemoryBackend::new();
-    backend.set_len(bytes.len() as u64).unwrap();
-    backend.write(0, bytes).unwrap();
-    backend
-}
-
-#[test]
-fn a_crash_leaves_the_last_checkpoint_or_the_one_before() {
-    let lossy = Lossy::default();
+/// Changes a state at random, in a few checkpoints; returns what it shows after each, with the steps of the disk by then.
+fn checkpoints(lossy: &Lossy, rounds: u64) -> Vec<(usize, Vec<(Bytes, Bytes)>)> {
     let mut store =
-        StateStore::open_on(SHARD, Path::new("lossy"), lossy.clone(), CACHE_BYTES).unwrap();
+        StateStore::open_on(SHARD, 1, Path::new("lossy"), lossy.clone(), CACHE_BYTES).unwrap();
     let mut random = Random(1);
-    // The state after each checkpoint, with the number of steps of the disk when it was done.
-    let mut states = vec![(0, Vec::new()), (lossy.0.lock().unwrap().steps, Vec::new())];
-    for round in 0..8_u64 {
+    let mut states = vec![(lossy.steps(), Vec::new())];
+    for round in 0..rounds {
         for _ in 0..60 {
             let key = Bytes::from(vec![u8::try_from(random.below(200)).unwrap()]);
             if random.below(3) == 0 {
@@ -263,28 +154,59 @@ fn a_crash_leaves_the_last_checkpoint_or_the_one_before() {
         }
         put_progress(&mut store, round);
         checkpoint(&mut store);
-        states.push((lossy.0.lock().unwrap().steps, everything(&store)));
+        states.push((lossy.steps(), everything(&store)));
     }
-    let crashes = std::mem::take(&mut lossy.0.lock().unwrap().crashes);
-    let mut checked = 0;
-    for (steps, disk) in crashes.iter().filter(|(steps, _)| *steps > states[1].0) {
-        let done = states.iter().rposition(|(at, _)| at <= steps).unwrap();
-        let found =
-            StateStore::open_on(SHARD, Path::new("crashed"), memory_of(disk), CACHE_BYTES).unwrap();
-        let found = everything(&found);
-        let next = states.get(done + 1).is_some_and(|(_, state)| *state == found);
-        assert!(
-            found == states[done].1 || next,
-            "after step {steps} it is neither checkpoint {done} nor the next"
-        );
-        checked += 1;
-    }
-    assert!(checked > 100, "{checked} crashes");
+    states
 }
 
 #[test]
-fn damaged_records_end_the_process() {
-    on_fault(|sentence| panic!("{sentence}"));
+fn a_crash_leaves_the_last_checkpoint_or_the_one_before() {
+    let lossy = Lossy::default();
+    let states = checkpoints(&lossy, 8);
+    for tear in Tear::ALL {
+        let mut checked = 0;
+        lossy.each_crash(tear, |steps, disk| {
+            let Some(done) = states.iter().rposition(|(at, _)| *at <= steps) else { return };
+            let disk = memory_of(disk);
+            let store = StateStore::open_on(SHARD, 1, Path::new("crashed"), disk, CACHE_BYTES);
+            let found = everything(&store.unwrap());
+            let next = states.get(done + 1).is_some_and(|(_, state)| *state == found);
+            assert!(
+                found == states[done].1 || next,
+                "{tear:?}: after step {steps} it is neither checkpoint {done} nor the next"
+            );
+            checked += 1;
+        });
+        assert!(checked > 100, "{checked} crashes");
+    }
+}
+
+#[test]
+fn what_a_crash_tore_is_written_over_and_read_again() {
+    let lossy = Lossy::default();
+    let states = checkpoints(&lossy, 3);
+    let last = states.last().unwrap().0;
+    for tear in Tear::ALL {
+        lossy.each_crash(tear, |steps, disk| {
+            if steps <= states[0].0 || (steps % 3 > 0 && steps < last) {
+                return;
+            }
+            // The blocks that the crash tore are free, and the next checkpoints take them.
+            let next = Lossy::default();
+            next.set_len(disk.len() as u64).unwrap();
+            next.write(0, disk).unwrap();
+            next.sync_data().unwrap();
+            let after = checkpoints(&next, 4).pop().unwrap().1;
+            let path = Path::new("again");
+            let again =
+                StateStore::open_on(SHARD, 1, path, memory_of(&next.durable()), CACHE_BYTES);
+            assert_eq!(everything(&again.unwrap()), after, "{tear:?} after step {steps}");
+        });
+    }
+}
+
+#[test]
+fn a_damaged_root_is_refused() {
     let root = tempfile::tempdir().unwrap();
     let mut store = StateStore::create(root.path(), SHARD, 1, CACHE_BYTES).unwrap();
     let value = b"a value that is easy to find";
@@ -296,15 +218,9 @@ fn damaged_records_end_the_process() {
     let at = bytes.windows(value.len()).position(|window| window == value).unwrap();
     bytes[at + 3] ^= 4;
     std::fs::write(&path, bytes).unwrap();
-    let store = StateStore::open_generation(root.path(), SHARD, 1, CACHE_BYTES).unwrap();
-    for read in
-        [|store: &StateStore| drop(store.get(b"key")), |store: &StateStore| drop(everything(store))]
-    {
-        let end =
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| read(&store))).unwrap_err();
-        let words = end.downcast::<String>().unwrap();
-        assert!(words.contains(path.to_str().unwrap()) && words.contains("damaged"), "{words}");
-    }
+    let Refusal(words) =
+        StateStore::open_generation(root.path(), SHARD, 1, CACHE_BYTES).map(drop).unwrap_err();
+    assert!(words.contains(path.to_str().unwrap()) && words.contains("damaged"), "{words}");
 }
 
 #[test]
@@ -409,7 +325,7 @@ fn a_bad_snapshot_is_refused_and_leaves_no_file() {
     refused((77, 2), other(|manifest| manifest.chain += 1), &chunks, "not of entry 77");
     refused((77, 2), other(|manifest| manifest.records += 1), &chunks, "its manifest says");
     refused((77, 2), other(|manifest| manifest.bytes -= 1), &chunks, "more than its manifest says");
-    refused((77, 2), other(|manifest| manifest.format += 1), &chunks, "has format 2");
+    refused((77, 2), other(|manifest| manifest.format += 1), &chunks, "has format 3");
     receive((77, 2), manifest, &chunks).unwrap();
 }
 
@@ -420,19 +336,23 @@ fn an_interrupted_snapshot_of_a_lossy_disk_is_no_state() {
     let lossy = Lossy::default();
     let path = from.path().join("state/incoming");
     let mut writer =
-        Writer::create_on(&path, SHARD, (77, 2), reader.manifest(), lossy.clone()).unwrap();
+        Writer::create_on(&path, SHARD, 1, (77, 2), reader.manifest(), lossy.clone()).unwrap();
     reader.chunks().for_each(|chunk| writer.write(&chunk).unwrap());
-    let before = lossy.0.lock().unwrap().steps;
+    let before = lossy.steps();
     writer.finish().unwrap();
-    let disk = lossy.0.lock().unwrap();
     let expected = reader.manifest();
-    let durable = StateStore::open_on(SHARD, &path, memory_of(&disk.durable), CACHE_BYTES).unwrap();
+    let open = |disk: &[u8]| StateStore::open_on(SHARD, 1, &path, memory_of(disk), CACHE_BYTES);
+    let durable = open(&lossy.durable()).unwrap();
     assert_eq!(durable.file().snapshot().manifest(), expected, "what is finished is synced");
-    for (_, bytes) in disk.crashes.iter().filter(|(steps, _)| *steps <= before) {
-        // Either it cannot be opened, or it is an empty state: never a part of the snapshot.
-        if let Ok(store) = StateStore::open_on(SHARD, &path, memory_of(bytes), CACHE_BYTES) {
-            assert!(store.progress().is_none() && everything(&store).is_empty());
-        }
+    for tear in Tear::ALL {
+        lossy.each_crash(tear, |steps, disk| {
+            // Either it cannot be opened, or it is an empty state: never a part of the snapshot.
+            if steps <= before
+                && let Ok(store) = open(disk)
+            {
+                assert!(store.progress().is_none() && everything(&store).is_empty());
+            }
+        });
     }
 }
 

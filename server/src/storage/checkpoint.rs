@@ -121,7 +121,7 @@ impl Checkpoint {
         }
         let generation = next_generation(root, shard).ok()?;
         let (path, backend) = create_file(root, shard, generation).ok()?;
-        let mut file = StateFile::open(shard, &path, backend, cache_bytes).ok()?;
+        let mut file = StateFile::open(shard, generation, &path, backend, cache_bytes).ok()?;
         file.pace.limit(bytes_per_second);
         if let Err(error) = self.copy(&file) {
             file.die(error);

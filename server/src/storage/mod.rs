@@ -1,8 +1,9 @@
 //! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
 //!
 //! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
-//! never cut off), [`state`] (a file under changes in memory), [`checkpoint`], [`snapshot`], [`reserve`], [`node`] (all of it at the start).
+//! never cut off), [`state`] (a file under changes in memory) over [`blocks`] (no byte unverified), [`checkpoint`], [`snapshot`], [`reserve`], [`node`] (all of it at the start).
 
+pub mod blocks;
 pub mod checkpoint;
 pub mod directory;
 mod durable;

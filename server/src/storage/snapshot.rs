@@ -170,7 +170,7 @@ impl Writer {
     ) -> Result<Self, Refusal> {
         check_format(&manifest)?;
         let (path, backend) = state::create_file(root, shard, generation)?;
-        Self::create_on(&path, shard, position, manifest, backend)
+        Self::create_on(&path, shard, generation, position, manifest, backend)
     }
 
     /// [`Self::create`] on another backend; `path` is the file that goes away when this is dropped.
@@ -180,6 +180,7 @@ impl Writer {
     pub fn create_on(
         path: &Path,
         shard: ShardId,
+        generation: u64,
         position: (u64, u64),
         manifest: Manifest,
         backend: impl StorageBackend,
@@ -199,7 +200,7 @@ impl Writer {
             ordinal: 0,
             complete: false,
         };
-        let file = StateFile::open(shard, &writer.path, backend, WRITER_CACHE_BYTES)?;
+        let file = StateFile::open(shard, generation, &writer.path, backend, WRITER_CACHE_BYTES)?;
         let write = file.begin_write().map_err(|error| writer.failed(&error))?;
         writer.open = Some((file, write));
         Ok(writer)

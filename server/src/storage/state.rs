@@ -23,6 +23,7 @@ use trefoil_core::store::Store;
 use trefoil_proto::internal::v1::Progress;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
+use super::blocks::{Blocks, Health};
 use super::checkpoint::{Checkpoint, Written};
 use super::fault::{Refusal, die};
 use super::gaps::{Gaps, PASSED_MIN};
@@ -55,6 +56,7 @@ pub struct StateFile {
     pub(super) shard: ShardId,
     pub(super) path: Arc<Path>,
     database: Arc<Database>,
+    health: Arc<Health>,
     pub(super) pace: Arc<Pace>,
     /// Size of the file when it was written anew; 0 when that is not known.
     pub(super) born_bytes: u64,
@@ -79,15 +81,20 @@ impl StateFile {
     /// Opens or makes a file on a backend.
     pub(super) fn open(
         shard: ShardId,
+        generation: u64,
         path: &Path,
         backend: impl StorageBackend,
         cache_bytes: usize,
     ) -> Result<Self, Refusal> {
         let pace = Arc::new(Pace::default());
         let backend = Paced::new(backend, Arc::clone(&pace));
-        let database = Builder::new().set_cache_size(cache_bytes).create_with_backend(backend);
-        let database = database.map_err(|error| refuse(path, &error))?;
-        Ok(Self { shard, path: path.into(), database: Arc::new(database), pace, born_bytes: 0 })
+        let blocks = Blocks::open(backend, shard, generation);
+        let blocks = blocks.map_err(|error| refuse(path, &error))?;
+        let health = blocks.health();
+        let database = Builder::new().set_cache_size(cache_bytes).create_with_backend(blocks);
+        let database = database.map_err(|error| refuse_damaged(path, &health, &error))?;
+        let (path, database) = (path.into(), Arc::new(database));
+        Ok(Self { shard, path, database, health, pace, born_bytes: 0 })
     }
 
     /// Begins a transaction whose commit is synced, and after which opening takes no repair.
@@ -106,12 +113,32 @@ impl StateFile {
     }
 
     pub(super) fn fact(&self, read: &ReadTransaction, name: &str) -> u64 {
-        let fact = read
-            .open_table(FACTS)
-            .map_err(redb::Error::from)
-            .and_then(|facts| Ok(facts.get(name)?.map(|fact| fact.value())));
-        fact.unwrap_or_else(|error| self.die(error))
+        self.find_fact(read, name)
+            .unwrap_or_else(|error| self.die(error))
             .unwrap_or_else(|| self.die(format_args!("it does not say its {name}")))
+    }
+
+    fn find_fact(&self, read: &ReadTransaction, name: &str) -> Result<Option<u64>, redb::Error> {
+        Ok(read.open_table(FACTS)?.get(name)?.map(|fact| fact.value()))
+    }
+
+    /// Looks whether it is the state of its shard, and makes it so when it is new.
+    fn check_birth(&self) -> Result<Base, Refusal> {
+        let refused = |error: redb::Error| refuse_damaged(&self.path, &self.health, &error);
+        let begin = || Ok(self.database.begin_read()?);
+        let facts = begin().and_then(|read| match read.open_table(FACTS) {
+            Err(TableError::TableDoesNotExist(_)) => {
+                write_birth(self)?;
+                Ok((Some(STATE_FORMAT.into()), Some(self.shard.into())))
+            }
+            _ => Ok((self.find_fact(&read, "format")?, self.find_fact(&read, "shard")?)),
+        });
+        let (format, shard) = facts.map_err(refused)?;
+        if (format, shard) != (Some(STATE_FORMAT.into()), Some(self.shard.into())) {
+            let sentence = format!("it holds shard {shard:?} in format {format:?}");
+            return Err(refuse(&self.path, &sentence));
+        }
+        begin().and_then(|read| Ok(read.open_table(RECORDS)?)).map_err(refused)
     }
 
     /// A snapshot of the last finished checkpoint. It may be opened while another one is being written.
@@ -126,8 +153,18 @@ impl StateFile {
         std::fs::metadata(&self.path).map_or(0, |metadata| metadata.len())
     }
 
+    /// The damage that was met first, by whoever reads the file.
+    #[must_use]
+    pub fn health(&self) -> &Health {
+        &self.health
+    }
+
     pub(super) fn die(&self, error: impl std::fmt::Display) -> ! {
-        die(format_args!("cannot use the state file {}: {error}", self.path.display()))
+        let path = self.path.display();
+        match self.health.damage() {
+            Some(damage) => die(format_args!("cannot use the state file {path}: {damage}")),
+            None => die(format_args!("cannot use the state file {path}: {error}")),
+        }
     }
 
     /// The value of a stored record, once its checksum is seen to be right.
@@ -147,6 +184,14 @@ fn refuse(path: &Path, error: &dyn std::fmt::Display) -> Refusal {
         "cannot open the state file {}: {error}; replace this node by a new one",
         path.display()
     ))
+}
+
+/// [`refuse`], with the damage that was met where there is one: redb does not pass it on each time.
+fn refuse_damaged(path: &Path, health: &Health, error: &dyn std::fmt::Display) -> Refusal {
+    match health.damage() {
+        Some(damage) => refuse(path, &damage),
+        None => refuse(path, error),
+    }
 }
 
 /// Checksum of a record over shard, key and value.
@@ -212,7 +257,7 @@ impl StateStore {
         cache_bytes: usize,
     ) -> Result<Self, Refusal> {
         let (path, backend) = create_file(root, shard, generation)?;
-        let store = Self::open_on(shard, &path, backend, cache_bytes)?;
+        let store = Self::open_on(shard, generation, &path, backend, cache_bytes)?;
         let folder = super::DataDirectory::state_path(root);
         durable::sync_directory(&folder).map_err(|error| Refusal::io("sync", &folder, &error))?;
         Ok(store)
@@ -236,7 +281,7 @@ impl StateStore {
             ))
         })?;
         let backend = FileBackend::new(file).map_err(|error| refuse(&path, &error))?;
-        Self::open_on(shard, &path, backend, cache_bytes)
+        Self::open_on(shard, generation, &path, backend, cache_bytes)
     }
 
     /// Opens the state on a backend: an empty one becomes an empty state. `path` is its name in messages.
@@ -245,27 +290,13 @@ impl StateStore {
     /// When it is not the state of this shard.
     pub fn open_on(
         shard: ShardId,
+        generation: u64,
         path: &Path,
         backend: impl StorageBackend,
         cache_bytes: usize,
     ) -> Result<Self, Refusal> {
-        let file = StateFile::open(shard, path, backend, cache_bytes)?;
-        let read = file.begin_read();
-        let facts = match read.open_table(FACTS) {
-            Ok(_) => (file.fact(&read, "format"), file.fact(&read, "shard")),
-            Err(TableError::TableDoesNotExist(_)) => {
-                write_birth(&file).map_err(|error| refuse(path, &error))?;
-                (STATE_FORMAT.into(), shard.into())
-            }
-            Err(error) => return Err(refuse(path, &error)),
-        };
-        if facts != (STATE_FORMAT.into(), shard.into()) {
-            return Err(refuse(
-                path,
-                &format_args!("it holds shard {} in format {}", facts.1, facts.0),
-            ));
-        }
-        let base = file.records(&file.begin_read());
+        let file = StateFile::open(shard, generation, path, backend, cache_bytes)?;
+        let base = file.check_birth()?;
         let (overlay, gaps) = (Changes::new(), RefCell::default());
         Ok(Self { file, base, overlay, overlay_bytes: 0, frozen: None, gaps })
     }

@@ -155,19 +155,24 @@ fn name(shard: ShardId, generation: u64) -> String {
 fn open(volume: &Volume, shard: ShardId, generation: u64) -> Result<StateStore, String> {
     let name = name(shard, generation);
     let id = volume.open(&name).ok_or_else(|| format!("{name} is missing"))?;
-    open_at(volume, shard, id, &name)
+    open_at(volume, (shard, generation), id, &name)
 }
 
-fn open_at(volume: &Volume, shard: ShardId, id: FileId, name: &str) -> Result<StateStore, String> {
+fn open_at(
+    volume: &Volume,
+    (shard, generation): (ShardId, u64),
+    id: FileId,
+    name: &str,
+) -> Result<StateStore, String> {
     let backend = Backend { volume: volume.clone(), id };
     // The path is a name in messages: there is nothing below it.
-    let store = StateStore::open_on(shard, Path::new(name), backend, CACHE_BYTES);
+    let store = StateStore::open_on(shard, generation, Path::new(name), backend, CACHE_BYTES);
     store.map_err(|error| error.to_string())
 }
 
 fn write(volume: &Volume, shard: ShardId, generation: u64, image: &Image) -> Result<(), String> {
     let name = name(shard, generation);
-    let mut store = open_at(volume, shard, volume.create(&name), &name)?;
+    let mut store = open_at(volume, (shard, generation), volume.create(&name), &name)?;
     for (key, value) in &image.store.records {
         store.put(key.clone(), value.clone());
     }
