@@ -285,7 +285,7 @@ impl Reason {
             Self::DiskFull => (
                 C::ResourceExhausted,
                 Freely,
-                "Free space is below --min-free-bytes. Nothing happened; ack, release and delete still work.",
+                "Free space is below --min-free-bytes on so many of the shard's members that no majority has room. Nothing happened; ack, release and delete still work.",
             ),
             Self::Stopping => (
                 C::Unavailable,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 use trefoil_client::NodeStatus;
-use trefoil_client::proto::cluster::v1::StatusResponse;
+use trefoil_client::proto::cluster::v1::{Obstacle, StatusResponse};
 
 use crate::args::ClientArgs;
 use crate::client::connect;
@@ -63,6 +63,8 @@ pub(crate) struct Replica {
     pub(crate) state_bytes: u64,
     /// It lost the end of its log and has not caught up since.
     pub(crate) uncertain: bool,
+    /// What keeps it from leading.
+    pub(crate) obstacles: Vec<String>,
 }
 
 pub(crate) async fn run(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
@@ -180,8 +182,15 @@ impl Replica {
             log_bytes: seen.log_bytes,
             state_bytes: seen.state_bytes,
             uncertain: seen.uncertain,
+            obstacles: seen.obstacles().map(obstacle).collect(),
         }
     }
+}
+
+/// "no room" of OBSTACLE_NO_ROOM.
+fn obstacle(obstacle: Obstacle) -> String {
+    let name = obstacle.as_str_name().trim_start_matches("OBSTACLE_");
+    name.to_ascii_lowercase().replace('_', " ")
 }
 
 fn node_id(status: &StatusResponse) -> u64 {
@@ -231,8 +240,11 @@ impl Report for Status {
                 replica.map_or_else(
                     || "-".to_owned(),
                     |replica| {
-                        let doubt = if replica.uncertain { ", uncertain" } else { "" };
-                        format!("{} (lag {}{doubt})", replica.role, replica.lag)
+                        let doubt = replica.uncertain.then_some("uncertain");
+                        let kept = replica.obstacles.iter().map(String::as_str);
+                        let notes = doubt.into_iter().chain(kept).map(|note| format!(", {note}"));
+                        let notes = notes.collect::<String>();
+                        format!("{} (lag {}{notes})", replica.role, replica.lag)
                     },
                 )
             }));

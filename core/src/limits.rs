@@ -113,6 +113,7 @@ limits! {
     SNAPSHOT_CHUNK_BYTES: usize = 256 << 10, "Bytes of a snapshot chunk, before its last record.";
     DIRECTORY_LINES_MAX: usize = 65_536, "Cache lines of a shard whose holders the leader remembers.";
     CALLS_MAX: usize = 65_536, "Calls in flight on a node.";
+    CALLS_WAITING_MAX: usize = 49_152, "Calls in flight on a node that wait for a lock, a message, a latch or a barrier, those for which other nodes ask counted.";
     CALLS_RESERVED: usize = 4_096, "Calls in flight kept for what keeps sessions alive or frees things.";
     CALLS_BYTES_MAX: usize = 256 << 20, "Bytes of the calls in flight on a node.";
     CALLS_BYTES_RESERVED: usize = 8 << 20, "Bytes of calls in flight kept for what keeps sessions alive or frees things.";
@@ -122,7 +123,9 @@ limits! {
     PEER_QUEUE_BYTES_MAX: usize = 64 << 20, "Bytes of Raft messages that wait to be sent to one peer.";
     PEER_CONNECTIONS_MAX: usize = 64, "Connections to the peer port.";
     PEER_HEADERS_BYTES_MAX: u32 = 8 << 10, "Bytes of the headers of a request on the peer port.";
-    FORWARD_CALLS_MAX: usize = 32_768, "Calls in flight that one node has forwarded to another.";
+    FORWARD_CALLS_MAX: usize = 40_960, "Calls in flight that one node has forwarded to another.";
+    FORWARD_WAITING_MAX: usize = 32_768, "Of these, those that wait for a lock, a message, a latch or a barrier.";
+    FORWARD_CALLS_RESERVED: usize = 4_096, "Of these, places kept for what keeps sessions alive or frees things.";
     FORWARD_REPLY_BYTES_MAX: usize = 64 << 20, "Bytes of replies that wait to be sent to a node that forwarded calls.";
     SNAPSHOT_STREAMS_MAX: usize = 2, "Snapshots that a node sends, and that it receives, at a time.";
     CHECKPOINT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of a checkpoint that are written in a second, so that the log can sync beside it.";
@@ -134,6 +137,7 @@ limits! {
     CLIENT_CALLS_RESERVED: usize = 4_096, "Further ones for health, keep-alive, ack and release.";
     CLIENT_WAITING_MAX: usize = 32_768, "Calls of clients that wait for a lock or a message on a node.";
     CLIENT_STREAMS_MAX: usize = 16_384, "Streams of a node: pipelined, watches, those of sessions and of calls that wait for a lock, health watches, reflection.";
+    CLIENT_RENEWALS_RESERVED: usize = 16_384, "Further ones for streams that renew a session.";
     WATCH_WINDOW_BYTES: usize = 128 << 20, "Bytes of recent events that a node keeps for watchers, of all shards together.";
     WATCH_WINDOW_EVENTS_MAX: usize = 262_144, "Recent events of a shard that a node keeps for watchers.";
     WATCH_EVENTS_MAX: usize = 1_000, "Events in one response of a watch.";
@@ -158,14 +162,16 @@ limits! {
     STOP_ANSWER_MS: u64 = 300, "Time after that for calls under way to be answered by their leaders, in ms.";
     CALL_TIMEOUT_MS: u64 = 10_000, "Time that a call has on a node, beside what it wants to wait, in ms.";
     CATALOGUES_MAX: usize = 16_384, "Queues that a node remembers.";
-    CONNECTION_STREAMS_MAX: u32 = 256, "HTTP/2 streams of one connection at a time.";
+    CONNECTION_STREAMS_MAX: u32 = 4_096, "HTTP/2 streams of one connection at a time; each call has one until it is answered.";
+    CONNECTION_WAITS_MAX: usize = 2_048, "Calls of one connection that wait for a lock or a message, and streams beside those that renew a session.";
+    CONNECTION_RENEWALS_MAX: usize = 1_024, "Streams of one connection that renew a session, and further calls that wait to leave a barrier.";
     CONNECTION_HEADER_BYTES_MAX: u32 = 16 << 10, "Bytes of the headers of one HTTP/2 request.";
     CONNECTION_WINDOW_BYTES: u32 = 4 << 20, "Bytes that a client may send ahead on one connection.";
     STREAM_WINDOW_BYTES: u32 = 2 << 20, "Bytes that a client may send ahead on one HTTP/2 stream.";
     STREAM_SEND_BUFFER_BYTES: usize = 1 << 20, "Bytes of answers that wait for one stream's client to read.";
     HTTP2_FRAME_BYTES: u32 = 64 << 10, "Bytes of one HTTP/2 frame.";
-    HTTP2_PENDING_RESETS_MAX: usize = 20, "HTTP/2 streams reset before they are taken up; more end the connection.";
-    HTTP2_LOCAL_RESETS_MAX: usize = 256, "HTTP/2 streams reset by the node for a client's faults; more end the connection.";
+    HTTP2_PENDING_RESETS_MAX: usize = CONNECTION_STREAMS_MAX as usize, "HTTP/2 streams that a client resets before they are taken up: as many as it may have at once; more end the connection.";
+    HTTP2_LOCAL_RESETS_MAX: usize = CONNECTION_STREAMS_MAX as usize, "HTTP/2 streams reset by the node for a client's faults in the life of a connection: a client may open as many at once beyond its limit before it knows of that; more end the connection.";
     HTTP1_BUFFER_BYTES: usize = 64 << 10, "Bytes of the head of an HTTP/1.1 request.";
     HEADER_TIMEOUT_MS: u64 = 10_000, "Time for a connection to say its protocol, and for an HTTP/1.1 request's head, in ms.";
     PING_INTERVAL_MS: u64 = 20_000, "Silence after which a client is asked whether it is there, in ms.";
@@ -232,6 +238,12 @@ const _: () = {
     assert!(
         CALLS_RESERVED < CALLS_MAX && CALLS_BYTES_RESERVED < CALLS_BYTES_MAX,
         "most room is for every call"
+    );
+    assert!(
+        CALLS_WAITING_MAX + CALLS_RESERVED < CALLS_MAX
+            && FORWARD_WAITING_MAX + FORWARD_CALLS_RESERVED < FORWARD_CALLS_MAX
+            && CONNECTION_WAITS_MAX + CONNECTION_RENEWALS_MAX < CONNECTION_STREAMS_MAX as usize,
+        "calls that wait leave room for those that end their wait"
     );
     assert!(
         PEER_MESSAGE_BYTES_MAX < PEER_QUEUE_BYTES_MAX

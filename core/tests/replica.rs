@@ -11,9 +11,10 @@ use std::path::Path;
 use test_each_file::test_each_path;
 use trefoil_core::NodeId;
 use trefoil_core::check::DEFAULT_NAMESPACE;
+use trefoil_core::replica::obstacles::{self, Obstacle, Obstacles};
 use trefoil_core::replica::{Input, Pressure, Proposal, Read, Tuning};
 use trefoil_core::slot::{self, MAP_EPOCH};
-use trefoil_proto::cache::v1::{GetRequest, PutRequest};
+use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, PutRequest};
 use trefoil_proto::common::v1::{Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Query, query};
@@ -113,6 +114,24 @@ enum Line {
     /// The disk asks for a checkpoint.
     Checkpoint(NodeId),
     Status,
+    /// There is little room on the disk of a node, or enough again, and the others are told.
+    Room {
+        node: NodeId,
+        #[arg(key)]
+        low: bool,
+    },
+    /// Something keeps a node from leading, or no longer does, and the others are told.
+    Obstacle {
+        node: NodeId,
+        what: String,
+        #[arg(key)]
+        stands: bool,
+    },
+    /// Deletes arrive together.
+    Delete {
+        node: NodeId,
+        key: String,
+    },
     /// Time passes, and the clock of this node stands still meanwhile.
     StandStill {
         node: NodeId,
@@ -197,6 +216,22 @@ impl goldenscript::Runner for Runner {
                 let pressure = Pressure { wants_checkpoint: true, disk_low: false };
                 cluster.step(*node, Input::Pressure(pressure));
             }
+            Line::Room { node, low } => {
+                let pressure = Pressure { wants_checkpoint: false, disk_low: *low };
+                cluster.step(*node, Input::Pressure(pressure));
+                cluster.tell_obstacles(*node);
+            }
+            Line::Obstacle { node, what, stands } => {
+                let named = |one: &Obstacle| obstacles::name(*one) == what;
+                let obstacle = Obstacles::known().find(named).ok_or("no such obstacle")?;
+                cluster.step(*node, Input::Obstacle { obstacle, stands: *stands });
+                cluster.tell_obstacles(*node);
+            }
+            Line::Delete { node, key } => {
+                let deadline_ms = cluster.now_ms() + PATIENCE_MS;
+                let delete = delete(self.next_call(), key, deadline_ms);
+                self.step(*node, Input::Propose(vec![delete]));
+            }
             Line::Status => return Ok(status(cluster)),
             Line::StandStill { node, ms } => cluster.stand_still(*node, *ms),
             Line::Times => return Ok(times(cluster)),
@@ -237,6 +272,14 @@ fn put(call: u64, key: &str, n: u64, deadline_ms: u64) -> Proposal {
     let namespace = DEFAULT_NAMESPACE.to_owned();
     let request = PutRequest { namespace, key, value, ttl_ms: 0, request_id: None, fence: None };
     let command = support::command(slot, 1, None, Operation::Put(request));
+    Proposal { call, command, deadline_ms }
+}
+
+fn delete(call: u64, key: &str, deadline_ms: u64) -> Proposal {
+    let (namespace, key) = (DEFAULT_NAMESPACE.to_owned(), key.to_owned());
+    let slot = slot::of_cache(&namespace, &key);
+    let request = DeleteRequest { namespace, key, ..DeleteRequest::default() };
+    let command = support::command(slot, 1, None, Operation::Delete(request));
     Proposal { call, command, deadline_ms }
 }
 

@@ -23,6 +23,7 @@ use tower::ServiceExt as _;
 use trefoil_core::limits as l;
 
 use crate::api::unary::PeerAddress;
+use crate::layer::admission::Connection;
 use crate::metrics::Metrics;
 
 /// Pauses after a failed accept: files are short, and only time helps.
@@ -134,9 +135,11 @@ async fn connection(
         // Nothing was asked yet.
         _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
     }
+    let places = Connection::default();
     let service = router.map_request(move |request: Request<Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(PeerAddress(address));
+        request.extensions_mut().insert(places.clone());
         request
     });
     let builder = builder(patience);
@@ -152,8 +155,11 @@ async fn connection(
     Pin::new(&mut connection).await
 }
 
-/// Every limit, also where the default would do: a default may change under us. Resets are bounded for
-/// CVE-2023-44487 and CVE-2025-8671.
+/// Every limit, also where the default would do: a default may change under us.
+///
+/// Resets are bounded for CVE-2023-44487 and CVE-2025-8671, by as many as a client may have streams: whoever cancels
+/// all of them at once goes on. What those attacks are after is work that goes on after the reset; here it ends with
+/// its stream, and calls in flight are bounded by themselves.
 fn builder(patience: Duration) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder

@@ -15,6 +15,7 @@ use tonic::Code;
 use trefoil_core::ShardId;
 use trefoil_core::machine::{Counts, Gauges};
 use trefoil_core::replica::Role;
+use trefoil_core::replica::obstacles::{self, Obstacles};
 
 use self::durations::LogDurations;
 use crate::api::method::Method;
@@ -87,6 +88,7 @@ pub struct Metrics {
     checkpoint_bytes: IntCounter,
     disk_free: IntGauge,
     disk_low: IntGauge,
+    obstacles: IntGaugeVec,
     handled: IntCounterVec,
     /// One for each of [`Method::ALL`], in that order.
     methods: Vec<MethodMetrics>,
@@ -294,7 +296,8 @@ impl Metrics {
             checkpoint: r.histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS)?,
             checkpoint_bytes: r.counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.")?,
             disk_free: r.gauge("disk_free_bytes", "Free bytes of the disk that holds the data directory.")?,
-            disk_low: r.gauge("disk_low", "1 while so little of the disk is free that this node, as a leader, refuses what takes room.")?,
+            disk_low: r.gauge("disk_low", "1 while so little of the disk is free that other nodes should lead, and that what takes room is refused unless a majority of the others has it.")?,
+            obstacles: r.gauges("leader_obstacles", "Shards that this node should not lead, by what keeps it from that: `no_room`, `draining`, `slow_link`, `slow_disk`, `stopping`, `damaged`.", &["obstacle"])?,
             handled,
             methods,
             calls_shed: r.counter("calls_shed_total", "Calls refused before any work because too many were in flight.")?,
@@ -307,6 +310,7 @@ impl Metrics {
             resident_memory: r.gauge("process_resident_memory_bytes", "Resident memory of the process.")?,
             registry,
         };
+        metrics.obstacles(&[]);
         Ok(Arc::new(metrics))
     }
 
@@ -419,6 +423,14 @@ impl Observer for Metrics {
     fn disk(&self, free_bytes: u64, low: bool) {
         self.disk_free.set(i64::try_from(free_bytes).unwrap_or(i64::MAX));
         self.disk_low.set(i64::from(low));
+    }
+
+    fn obstacles(&self, of_shards: &[Obstacles]) {
+        for obstacle in Obstacles::known() {
+            let shards = of_shards.iter().filter(|set| set.has(obstacle)).count();
+            let gauge = self.obstacles.with_label_values(&[obstacles::name(obstacle)]);
+            gauge.set(i64::try_from(shards).unwrap_or(i64::MAX));
+        }
     }
 
     fn rpc(&self, operation: PeerOperation, seconds: f64) {

@@ -73,7 +73,7 @@ fn the_list_is_what_dashboards_know() {
         trefoil_connections trefoil_connections_refused_total trefoil_deadlock_searches_cut_total
         trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_fence_validations_total
         trefoil_fences_refused_total trefoil_grpc_server_handled_total
-        trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_latches_opened_total trefoil_leaders_elected_total
+        trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_latches_opened_total trefoil_leader_obstacles trefoil_leaders_elected_total
         trefoil_leases_expired_total
         trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_converted_total
         trefoil_locks_forced_total trefoil_locks_held trefoil_locks_hold_seconds trefoil_locks_released_total

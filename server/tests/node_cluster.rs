@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 use trefoil_core::ShardId;
 use trefoil_core::machine::{Counts, Gauges};
+use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::replica::{Role, Tuning};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::Refusal;
@@ -345,6 +346,9 @@ impl Observer for Recorder {
     }
     fn disk(&self, free_bytes: u64, low: bool) {
         self.note(format!("disk {} {low}", free_bytes > 0));
+    }
+    fn obstacles(&self, of_shards: &[Obstacles]) {
+        self.note(format!("obstacles {of_shards:?}"));
     }
     fn rpc(&self, operation: PeerOperation, _: f64) {
         self.note(format!("rpc {}", operation.name()));

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use raft_proto::eraftpb::Message;
 use trefoil_core::replica::Peer;
+use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::{NodeId, ShardId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
@@ -20,6 +21,9 @@ pub struct Process {
     /// Which of its processes.
     pub life: u32,
 }
+
+/// What a node says of a replica: whether it lost the end of its log, and what keeps it from leading.
+pub type Announced = (bool, Obstacles);
 
 /// Something that happens at its time.
 #[derive(Debug)]
@@ -41,16 +45,16 @@ pub enum Event {
         /// The state; none when the stream broke.
         image: Option<Rc<Image>>,
     },
-    /// A node says that it lost the end of its log, or has caught up.
-    Uncertain {
+    /// A node says that it lost the end of its log, or has caught up, and what keeps it from leading.
+    Announced {
         /// To whom.
         to: NodeId,
         /// The shard.
         shard: ShardId,
         /// Who.
         node: NodeId,
-        /// Whether it has.
-        uncertain: bool,
+        /// What it says.
+        announced: Announced,
     },
     /// A request of a client arrives.
     Request {

@@ -13,11 +13,20 @@ use crate::event::{Event, Local, Mend};
 use crate::knobs::{FaultKind, MILLISECOND, SECOND};
 use crate::node::{Caller, Host, Node, Task};
 use crate::run::Phase;
+use crate::storage::LOW_BYTES;
 use crate::world::{World, trace};
 
 /// Whether the end of a node's log is in doubt, or will be when it starts.
 pub(crate) fn is_doubtful(node: &Node) -> bool {
     node.disk.doubtful || node.hosts.values().any(|host| host.replica.is_uncertain())
+}
+
+/// What is wrong with a leader that is left out of those that work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Harm {
+    Deaf,
+    HungDisk,
+    FullDisk,
 }
 
 /// Some of the nodes.
@@ -469,20 +478,31 @@ impl World {
         self.awaited = self.clients.iter().map(|(id, client)| (*id, client.ended().1)).collect();
     }
 
-    /// A leader outside of the core that the core goes on hearing: it hears nobody, or its disk hangs.
+    /// A leader outside of the core that the core goes on hearing: it hears nobody, its disk hangs, or has no room.
     fn harm_leader(&mut self, leader: NodeId) {
-        let deaf = self.shared.dice.chance(500);
-        trace!(self, "n{leader} is left out, deaf={deaf}");
+        let harm = *self.shared.dice.pick(&[Harm::Deaf, Harm::HungDisk, Harm::FullDisk]);
+        trace!(self, "n{leader} is left out: {harm:?}");
         self.heal_node(leader);
         for node in self.core.clone() {
             self.network.mend(leader, node);
-            if deaf {
+            self.network.mend(node, leader);
+            if harm == Harm::Deaf {
                 self.network.cut(node, leader);
-            } else {
-                self.network.mend(node, leader);
             }
         }
-        self.node(leader).hung = !deaf;
+        match harm {
+            Harm::Deaf => {}
+            Harm::HungDisk => self.node(leader).hung = true,
+            Harm::FullDisk => {
+                // Between nothing and as much as a node holds back for what makes room.
+                let room = self.shared.dice.between_doublings(256, LOW_BYTES - 1);
+                self.node(leader).disk.volume.limit(Some(room));
+                let mut sound = self.core.clone();
+                sound.insert(leader);
+                self.network.protect(&sound);
+                self.stats.full_leaders += 1;
+            }
+        }
         self.shared.knobs.faults.clear();
     }
 }

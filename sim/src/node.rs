@@ -13,6 +13,7 @@ use trefoil_server::storage::LogWrite;
 use crate::check::ballot::Ballot;
 use crate::disk::state::{Image, Job, State};
 use crate::disk::{Disk, Options};
+use crate::event::Announced;
 use crate::knobs::MILLISECOND;
 
 /// Wall clock at the start of every run, in ms since 1970.
@@ -74,8 +75,8 @@ pub struct Host {
     pub followed: bool,
     /// Whether the log still says that its end is in doubt.
     pub doubted: bool,
-    /// What each process of a peer was told about the end of this log.
-    pub told: BTreeMap<NodeId, (u32, bool)>,
+    /// What each process of a peer was told of this replica.
+    pub told: BTreeMap<NodeId, (u32, Announced)>,
 }
 
 /// Who waits for the answer to a call.

@@ -76,6 +76,7 @@ stats! {
     disk_errors: "Processes that ended because their disk failed.",
     sync_errors: "Syncs that failed.",
     full_disks: "Writes of the log that found no room.",
+    full_leaders: "Leaders without room beside a majority that has it.",
     full_checkpoints: "Checkpoints that found no room.",
     hung_disks: "Disks that synced nothing for a while.",
     bit_flips: "Bits of a log that turned over.",

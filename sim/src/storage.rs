@@ -21,8 +21,8 @@ use crate::world::{World, trace};
 
 /// Pause between two attempts to write on a full disk.
 const FULL_PAUSE_US: u64 = 200 * MILLISECOND;
-/// Free bytes below which a node refuses writes.
-const LOW_BYTES: u64 = 8 << 10;
+/// Free bytes below which a node should not lead, and takes only what makes room.
+pub(crate) const LOW_BYTES: u64 = 8 << 10;
 
 impl World {
     /// The process cannot trust its disk any more.
@@ -275,20 +275,25 @@ impl World {
         at.disk.run_checkpoint(shard, job, &progress).ok();
     }
 
-    /// Tells peers when a replica has lost the end of its log, and when it has caught up.
-    pub(crate) fn tell_uncertain(&mut self, node: NodeId, shard: ShardId) {
+    /// Tells peers when a replica has lost the end of its log, when it has caught up, and what keeps it from leading.
+    pub(crate) fn announce(&mut self, node: NodeId, shard: ShardId) {
+        let now_us = self.now;
         for to in (1..=self.setup.nodes).filter(|to| *to != node) {
             let peer = &self.nodes[&to];
             let (up, life) = (peer.up, peer.life);
             if !up || self.network.is_cut((node, to)) {
                 continue;
             }
-            let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
-            let uncertain = host.replica.is_uncertain();
-            let before = host.told.insert(to, (life, uncertain));
-            if before != Some((life, uncertain)) && (uncertain || before.is_some()) {
+            let at = self.node(node);
+            let now = at.clocks(now_us);
+            let Some(host) = at.hosts.get_mut(&shard) else { return };
+            let status = host.replica.status(now);
+            let announced = (status.uncertain, status.obstacles);
+            let before = host.told.insert(to, (life, announced));
+            let news = announced.0 || !announced.1.is_empty() || before.is_some();
+            if before != Some((life, announced)) && news {
                 let delay = self.shared.knobs.delay_us;
-                self.soon(delay, Event::Uncertain { to, shard, node, uncertain });
+                self.soon(delay, Event::Announced { to, shard, node, announced });
             }
         }
         let at = self.node(node);

@@ -243,7 +243,7 @@ impl World {
             Event::In(Process { node, .. }, _) => (node, 0),
             Event::Peer(Process { node, .. }, ..)
             | Event::Stream { to: node, .. }
-            | Event::Uncertain { to: node, .. } => (node, self.nodes[node].deaf_us.0),
+            | Event::Announced { to: node, .. } => (node, self.nodes[node].deaf_us.0),
             Event::Request { to: node, .. } | Event::HangUp { to: node, .. } => {
                 (node, self.nodes[node].deaf_us.1)
             }
@@ -279,9 +279,13 @@ impl World {
             Event::Stream { from, to, shard, peer, image } => {
                 self.stream_ends(from, to, shard, peer, image)
             }
-            Event::Uncertain { to, shard, node, uncertain } => {
-                trace!(self, "n{to}/s{shard} hears that n{node} uncertain={uncertain}");
+            Event::Announced { to, shard, node, announced: (uncertain, obstacles) } => {
+                trace!(
+                    self,
+                    "n{to}/s{shard} hears of n{node}: uncertain={uncertain}, obstacles={obstacles:?}"
+                );
                 self.step(to, shard, Input::Uncertain { node, uncertain });
+                self.step(to, shard, Input::PeerObstacles { node, obstacles });
             }
             Event::Request { to, from, patience_us, request } => {
                 self.request(to, from, patience_us, request)
@@ -333,7 +337,7 @@ impl World {
         self.care(node);
         for shard in 0..=self.setup.shards {
             self.step(node, shard, Input::Tick);
-            self.tell_uncertain(node, shard);
+            self.announce(node, shard);
         }
     }
 

@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+use trefoil_client::proto::cluster::v1::{Obstacle, ShardStatus, StatusResponse};
 use trefoil_client::proto::common::v1::Reason;
 use trefoil_client::{Client, Message};
 
@@ -60,6 +61,65 @@ impl Drop for Disk {
 async fn is_refused(client: &Client, n: usize) -> bool {
     let put = client.cache().put(format!("more-{n}"), "value").await;
     put.is_err_and(|error| error.reason() == Some(Reason::DiskFull))
+}
+
+/// The shards that the first node leads, and whether it says of each that its disk has no room.
+async fn first_node(client: &Client) -> (usize, bool) {
+    let answers = client.cluster().status().await;
+    let statuses = answers.into_iter().filter_map(|answer| answer.status.ok());
+    let of_first = |status: &StatusResponse| status.header.as_ref().unwrap().node_id == 1;
+    let status = statuses.into_iter().find(of_first).expect("the first node answers");
+    let led = status.shards.iter().filter(|shard| shard.role == 2).count();
+    let no_room = |shard: &ShardStatus| shard.obstacles().any(|one| one == Obstacle::NoRoom);
+    (led, status.shards.iter().all(no_room))
+}
+
+/// Writes for a while, one after the other over all shards, and counts how many got no answer, and the longest wait.
+async fn write_for(client: &Client, time: Duration) -> (usize, usize, Duration) {
+    let (begin, mut failed, mut slowest) = (Instant::now(), 0, Duration::ZERO);
+    let mut n = 0;
+    while begin.elapsed() < time {
+        let since = Instant::now();
+        let put = client.cache().put(format!("put-{}", n % 50), "value").await;
+        failed += usize::from(put.inspect_err(|error| eprintln!("put {n}: {error}")).is_err());
+        slowest = slowest.max(since.elapsed());
+        n += 1;
+    }
+    (n, failed, slowest)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_full_disk_of_three_refuses_nothing() {
+    let mut cluster = Cluster::prepare(3, &["--min-free-bytes", "33554432"]).await;
+    let Some(disk) = Disk::mount(&cluster.nodes[0].data_dir) else {
+        eprintln!("SKIPPED: this user may not mount a file system for the test");
+        return;
+    };
+    for node in &mut cluster.nodes {
+        node.start();
+    }
+    cluster.ready().await;
+    let client = cluster.client().await;
+    eventually("the first node leads", async || first_node(&client).await.0 > 0).await;
+
+    // First there is little room, and then none at all.
+    for leave in [16 << 20, 0] {
+        disk.fill(leave);
+        let (all, failed, slowest) = write_for(&client, Duration::from_secs(8)).await;
+        println!(
+            "{leave} bytes are left: {failed} of {all} writes failed, the slowest took {slowest:?}"
+        );
+        assert_eq!(failed, 0, "of {all} writes with {leave} bytes left");
+        assert_eq!(first_node(&client).await, (0, true));
+    }
+
+    // With room again it is given its shards back.
+    disk.empty();
+    eventually("the first node leads again", async || first_node(&client).await.0 > 0).await;
+    let (all, failed, _) = write_for(&client, Duration::from_secs(2)).await;
+    assert_eq!(failed, 0, "of {all} writes with room again");
+    drop(cluster);
+    drop(disk);
 }
 
 #[tokio::test(flavor = "multi_thread")]

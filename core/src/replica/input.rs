@@ -4,6 +4,7 @@ use bytes::Bytes;
 use raft_proto::eraftpb;
 use trefoil_proto::internal::v1::{Command, Query};
 
+use super::obstacles::{Obstacle, Obstacles};
 use crate::machine::Applied;
 use crate::{CallId, NodeId, ShardId, limits};
 
@@ -137,10 +138,11 @@ pub struct Read {
     pub deadline_ms: u64,
 }
 
-/// Why a replica should refuse new writes.
+/// What the disk of a node wants of its replicas.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pressure {
-    /// Free disk space is below the limit: only what frees space is taken.
+    /// Free disk space is below the limit: others should lead, and where no majority has room, only what frees space
+    /// is taken.
     pub disk_low: bool,
     /// The engine wants the log cut: take a checkpoint.
     pub wants_checkpoint: bool,
@@ -221,7 +223,22 @@ pub enum Input {
         /// Whether it has.
         uncertain: bool,
     },
-    /// Hand the leadership to a peer; no peer means the one that is furthest.
+    /// Something keeps this node from leading the shard, or no longer does. The room on its disk is told by
+    /// [`Input::Pressure`], and what its writes and links take the replica sees itself.
+    Obstacle {
+        /// What.
+        obstacle: Obstacle,
+        /// Whether it does.
+        stands: bool,
+    },
+    /// All that keeps a peer from leading the shard, as it says.
+    PeerObstacles {
+        /// The peer.
+        node: NodeId,
+        /// What does.
+        obstacles: Obstacles,
+    },
+    /// Hand the leadership to a peer; no peer means the best one.
     Transfer {
         /// Whom to answer; 0 when nobody asked.
         call: CallId,

@@ -1,5 +1,5 @@
-//! Who should lead: election timeouts, the preferred leader, transfers, a leader with a slow disk, and a replica
-//! that has lost the end of its log.
+//! Who should lead: election timeouts, the preferred leader, transfers, a leader that another one is better than, and
+//! a replica that has lost the end of its log.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,6 +11,7 @@ use trefoil_proto::internal::v1::{Done, answer};
 
 use super::effect::{Effect, Reply, Role, RoleChange};
 use super::input::{Boot, Config};
+use super::obstacles::MUST_NOT_LEAD;
 use super::pending::{refusal, refuse};
 use super::{Log, Replica};
 use crate::limits as l;
@@ -18,9 +19,6 @@ use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position};
 
 /// The longest election timeout, in ms.
 pub(super) const ELECTION_MS_MAX: u64 = l::ELECTION_TICKS_MAX as u64 * l::TICK_MS;
-
-/// Entries by which a preferred leader may lag when it is given its shard back.
-const BALANCE_LAG_MAX: u64 = 1_000;
 
 #[derive(Debug)]
 struct Transfer {
@@ -163,17 +161,24 @@ impl Replica {
             let why = refusal(Reason::NoQuorum, "the other node did not take over in time");
             self.effects.push(refuse(transfer.call, why));
         }
+        let now_ms = self.now.boot_ms;
         if !self.leads() {
-            self.leadership.balance_at_ms = self.now.boot_ms + l::LEADER_BALANCE_MS;
+            self.leadership.balance_at_ms = now_ms + l::LEADER_BALANCE_MS;
+            self.leadership.hand_over_at_ms = 0;
             return;
         }
-        if self.disk_is_slower_than(ELECTION_MS_MAX)
-            && self.leadership.hand_over_at_ms <= self.now.boot_ms
-        {
-            self.leadership.hand_over_at_ms = self.now.boot_ms + ELECTION_MS_MAX;
-            self.transfer(0, None);
-        } else if self.leadership.balance_at_ms <= self.now.boot_ms {
-            self.leadership.balance_at_ms = self.now.boot_ms + l::LEADER_BALANCE_MS;
+        let harm = self.harm();
+        if harm > 0 {
+            self.leadership.balance_at_ms = now_ms + l::LEADER_BALANCE_MS;
+            if self.leadership.hand_over_at_ms <= now_ms
+                && let Some(better) = self.best_peer(harm, false)
+            {
+                let pause = if self.is_pressed() { ELECTION_MS_MAX } else { l::LEADER_BALANCE_MS };
+                self.leadership.hand_over_at_ms = now_ms + pause;
+                self.transfer(0, Some(better));
+            }
+        } else if self.leadership.balance_at_ms <= now_ms {
+            self.leadership.balance_at_ms = now_ms + l::LEADER_BALANCE_MS;
             self.give_back();
         }
     }
@@ -181,14 +186,7 @@ impl Replica {
     /// Gives the shard to its preferred leader when that one is healthy.
     fn give_back(&mut self) {
         let preferred = self.config.preferred_leader;
-        let last = self.raft.0.raft.raft_log.last_index();
-        let fit = self.raft.0.raft.prs().get(preferred).is_some_and(|progress| {
-            progress.matched + BALANCE_LAG_MAX >= last && progress.recent_active
-        });
-        if preferred != self.config.node
-            && fit
-            && self.leadership.was_heard(preferred, self.now, ELECTION_MS_MAX)
-        {
+        if preferred != self.config.node && self.can_lead(preferred) {
             self.transfer(0, Some(preferred));
         }
     }
@@ -216,29 +214,33 @@ impl Replica {
         &self,
         to: Option<NodeId>,
     ) -> Result<NodeId, trefoil_proto::internal::v1::Refusal> {
-        let node = self.config.node;
-        let others = self.config.voters.iter().copied().filter(|voter| *voter != node);
+        let voters = &self.config.voters;
         match to {
-            Some(to) if others.clone().any(|voter| voter == to) => Ok(to),
-            Some(_) => Err(crate::check::invalid("to_node_id", "another member of the shard")),
-            None => others
-                .filter(|voter| self.leadership.was_heard(*voter, self.now, ELECTION_MS_MAX))
-                .max_by_key(|voter| {
-                    self.raft.0.raft.prs().get(*voter).map_or(0, |progress| progress.matched)
-                })
-                .ok_or_else(|| {
-                    refusal(Reason::NoQuorum, "no other member of the shard was heard of lately")
-                }),
+            Some(to) if to == self.config.node || !voters.contains(&to) => {
+                Err(crate::check::invalid("to_node_id", "another member of the shard"))
+            }
+            // One that is no better than this node is none to choose.
+            Some(to) if self.peer_obstacles(to).harm() > self.harm() => {
+                let why = self.peer_obstacles(to);
+                let wanted = format_args!("a member that can lead; that one cannot: {why}");
+                Err(crate::check::invalid("to_node_id", wanted))
+            }
+            Some(to) => Ok(to),
+            None => self.best_peer(MUST_NOT_LEAD, true).ok_or_else(|| {
+                let why = "no other member of the shard that can lead was heard of lately";
+                refusal(Reason::NoQuorum, why)
+            }),
         }
     }
 
-    fn disk_is_slower_than(&self, ms: u64) -> bool {
+    pub(super) fn disk_is_slower_than(&self, ms: u64) -> bool {
         !crate::mutant!(DeadDiskLeads)
             && self.ready.oldest_write_ms().is_some_and(|since| self.now.boot_ms - since > ms)
     }
 
-    /// A leader whose disk hangs, and that could not hand over, falls silent: heartbeats must not hide a dead disk.
+    /// A leader whose disk hangs or whose data is damaged, and that could not hand over, falls silent: heartbeats must
+    /// not hide that from those who can lead.
     pub(super) fn is_muted(&self) -> bool {
-        self.leads() && self.disk_is_slower_than(2 * ELECTION_MS_MAX)
+        self.leads() && (self.disk_is_slower_than(2 * ELECTION_MS_MAX) || self.must_fall_silent())
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! [`Replica::step`] takes one [`Input`] and returns [`Effect`]s to be carried out in order. It is the only user of
 //! raft-rs. `ready` turns what raft wants into effects; `log` is what raft reads; `pending` and `reads` hold the
-//! calls that wait; `clock` is log time; `leadership` says who should lead; `disk` cuts the log and moves snapshots.
+//! calls that wait; `clock` is log time; `leadership` says who should lead, `standing` who can; `disk` cuts the log and
+//! moves snapshots.
 
 mod clock;
 mod disk;
@@ -10,9 +11,11 @@ mod effect;
 mod input;
 mod leadership;
 mod log;
+pub mod obstacles;
 mod pending;
 mod reads;
 mod ready;
+mod standing;
 
 use std::collections::VecDeque;
 
@@ -25,8 +28,10 @@ use trefoil_proto::internal::v1::{Entry, Refusal};
 
 use self::clock::LogClock;
 use self::log::Log;
+use self::obstacles::Obstacles;
 use self::pending::{Pending, refusal, refuse};
 use self::reads::Reads;
+use self::standing::Room;
 use crate::limits as l;
 use crate::machine::Applied;
 use crate::{MACHINE_VERSION, NodeId, Now};
@@ -58,6 +63,7 @@ pub struct Replica {
     /// Peers that were said to have diverged.
     diverged: Vec<NodeId>,
     pressure: Pressure,
+    standing: standing::Standing,
     /// Index of the last entry proposed here that moves log time.
     advance_index: u64,
 }
@@ -96,6 +102,8 @@ pub struct Status {
     /// A bad tail of the log was cut off and the replica has not caught up since: it abstains from elections while
     /// the others are a majority.
     pub uncertain: bool,
+    /// What keeps this node from leading the shard.
+    pub obstacles: Obstacles,
 }
 
 impl Replica {
@@ -168,6 +176,7 @@ impl Replica {
             chains: VecDeque::new(),
             diverged: Vec::new(),
             pressure: Pressure::default(),
+            standing: standing::Standing::default(),
             advance_index: 0,
             config,
         };
@@ -205,6 +214,7 @@ impl Replica {
             log_bytes: raft.store().bytes(),
             log_time_ms: self.clock.read(now),
             uncertain: self.is_uncertain(),
+            obstacles: self.obstacles(),
         }
     }
 
@@ -244,17 +254,20 @@ impl Replica {
             Input::Unreachable(node) => self.raft.0.report_unreachable(node),
             Input::Uncertain { node, uncertain } => self.peer_is_uncertain(node, uncertain),
             Input::Transfer { call, to } => self.transfer(call, to),
-            Input::Pressure(pressure) => self.pressure = pressure,
+            Input::Pressure(_) | Input::Obstacle { .. } | Input::PeerObstacles { .. } => {
+                self.note_standing(input);
+            }
         }
         self.leadership.settle(&mut self.raft.0);
     }
 
     fn take_proposals(&mut self, proposals: Vec<Proposal>) {
+        let room = self.room();
         for proposal in proposals {
             let refused = if !self.leads() {
                 Some(self.not_leader())
-            } else if self.pressure.disk_low && !pending::frees_space(&proposal.command) {
-                Some(refusal(Reason::DiskFull, "the disk of the shard's leader is nearly full"))
+            } else if room == Room::Missing && !pending::frees_space(&proposal.command) {
+                Some(Self::no_room())
             } else {
                 None
             };
@@ -302,7 +315,7 @@ impl Replica {
     fn tick(&mut self) {
         // Above the limit of apply lag a follower takes no more and does not stand for election either.
         let stuck = self.apply_is_behind() && !self.leads();
-        if !stuck && !self.leadership.abstains(&self.raft.0) {
+        if !stuck && !self.leadership.abstains(&self.raft.0) && !self.defers() {
             self.raft.0.tick();
         }
         self.reads.sweep();
@@ -315,6 +328,10 @@ impl Replica {
         let why =
             refusal(Reason::DeadlinePassed, "the deadline passed before the command was proposed");
         self.pending.expire(self.now, &why, &mut self.effects);
+        self.review_standing();
+        if self.leads() && self.room() == Room::Missing {
+            self.pending.refuse_what_takes_room(&Self::no_room(), &mut self.effects);
+        }
         self.care_for_leadership();
         self.care_for_disk();
     }
@@ -341,6 +358,7 @@ impl Replica {
             {
                 return;
             }
+            MessageType::MsgTimeoutNow if self.must_not_lead() => return,
             MessageType::MsgAppend if self.apply_is_behind() => return,
             // What its leader believes that it has may be lost with the end of its log, or be another leader's entry.
             MessageType::MsgHeartbeat if self.is_uncertain() => {
@@ -473,11 +491,11 @@ impl Replica {
             && !self.disk.is_full(&self.applied)
             && !self.holds_back()
         {
-            let batch = self.pending.next_batch(self.now, &mut self.effects);
+            let frees_only = self.room() != Room::There;
+            let mut batch = self.pending.next_batch(self.now, frees_only, &mut self.effects);
             if batch.is_empty() && !self.should_advance() {
                 return;
             }
-            let mut batch = batch;
             let term = self.raft.0.raft.term;
             let entry = Entry {
                 log_time_ms: self.clock.read(self.now),

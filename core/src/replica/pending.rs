@@ -125,8 +125,14 @@ impl Pending {
     }
 
     /// Commands for the next entry, in order; those whose deadline has passed are refused.
-    pub(super) fn next_batch(&mut self, now: Now, effects: &mut Vec<Effect>) -> Vec<Proposal> {
+    pub(super) fn next_batch(
+        &mut self,
+        now: Now,
+        frees_only: bool,
+        effects: &mut Vec<Effect>,
+    ) -> Vec<Proposal> {
         let mut batch = Vec::new();
+        let mut kept = Vec::new();
         let mut total = 0;
         while let Some((_, bytes)) = self.queue.front() {
             if batch.len() >= ENTRY_COMMANDS_MAX
@@ -144,10 +150,27 @@ impl Pending {
                 effects.push(refuse(proposal.call, refusal(Reason::DeadlinePassed, text)));
                 continue;
             }
+            if frees_only && !frees_space(&proposal.command) {
+                kept.push(proposal);
+                continue;
+            }
             total += bytes;
             batch.push(proposal);
         }
+        self.put_back(kept);
         batch
+    }
+
+    /// Refuses what waits to be proposed and takes room.
+    pub(super) fn refuse_what_takes_room(&mut self, why: &Refusal, effects: &mut Vec<Effect>) {
+        self.queue.retain(|(proposal, bytes)| {
+            let stays = frees_space(&proposal.command);
+            if !stays {
+                self.queue_bytes -= bytes;
+                effects.push(refuse(proposal.call, why.clone()));
+            }
+            stays
+        });
     }
 
     /// Puts back a batch that raft did not take now.

@@ -255,7 +255,9 @@ impl Replica {
             Input::Uncertain { node, uncertain } => {
                 self.leadership.peer_is_uncertain(node, uncertain)
             }
-            Input::Pressure(pressure) => self.pressure = pressure,
+            Input::Pressure(_) | Input::Obstacle { .. } | Input::PeerObstacles { .. } => {
+                self.note_standing(input);
+            }
             Input::Tick | Input::Persisted(_) | Input::Fetched { .. } | Input::Unreachable(_) => {}
         }
     }

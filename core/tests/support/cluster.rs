@@ -236,6 +236,14 @@ impl Cluster {
         }
     }
 
+    /// Tells the other replicas what keeps a node from leading.
+    pub(crate) fn tell_obstacles(&mut self, node: NodeId) {
+        let obstacles = self.status(node).obstacles;
+        for peer in self.running().into_iter().filter(|peer| *peer != node) {
+            self.step(peer, Input::PeerObstacles { node, obstacles });
+        }
+    }
+
     fn now(&self, node: NodeId) -> Now {
         let boot_ms = self.now_ms - self.stood_ms.get(&node).unwrap_or(&0);
         Now { boot_ms, wall_ms: 1_700_000_000_000 + self.now_ms }

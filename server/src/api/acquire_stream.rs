@@ -49,7 +49,7 @@ impl<S: Shards> Api<S> {
         let mut ask = self.begin(&listener, Action::UseLock, resource)?;
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + acquire.wait_ms);
         ask.deadline = Instant::now() + answer_within(listener.timeout, longest);
-        let waiting = self.admission.wait()?;
+        let waiting = self.admission.wait(&listener.permit)?;
         let context = Context { ask, cancelled: None, fence: None };
         let api = Arc::clone(self);
         Ok(self.tell(|teller| async move {

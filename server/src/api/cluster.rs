@@ -78,5 +78,6 @@ fn shard_status(state: &ShardState) -> cluster::ShardStatus {
         overlay_bytes: state.overlay_bytes,
         log_time_ms: status.log_time_ms,
         uncertain: status.uncertain,
+        obstacles: status.obstacles.iter().map(i32::from).collect(),
     }
 }

@@ -9,6 +9,8 @@ pub enum Load {
     Priority,
     /// Lives long and works through calls of its own.
     Stream,
+    /// So does this one, but with a share of its own: it keeps the locks of a session.
+    Renewal,
 }
 
 macro_rules! methods {
@@ -69,7 +71,7 @@ methods! {
     ForceRelease: "trefoil.lock.v1.LockService" "ForceRelease" Priority "Takes a lock away.";
     ValidateToken: "trefoil.lock.v1.LockService" "ValidateToken" Work "Checks a fencing token.";
     RequestRelease: "trefoil.lock.v1.LockService" "RequestRelease" Priority "Asks holders to release a lock.";
-    KeepAliveStream: "trefoil.lock.v1.LockService" "KeepAliveStream" Stream "Renews a session and tells its state.";
+    KeepAliveStream: "trefoil.lock.v1.LockService" "KeepAliveStream" Renewal "Renews a session and tells its state.";
     WatchLocks: "trefoil.lock.v1.LockService" "WatchLocks" Stream "Tells what happens to locks.";
     AcquireStream: "trefoil.lock.v1.LockService" "AcquireStream" Stream "Acquires a lock and tells its place in line.";
     Campaign: "trefoil.lock.v1.ElectionService" "Campaign" Work "Waits to become the leader.";

@@ -206,7 +206,7 @@ impl<S: Shards> Api<S> {
             drop(caller.permit);
             return outcome;
         }
-        let waiting = self.admission.wait()?;
+        let waiting = self.admission.wait(&caller.permit)?;
         drop(caller.permit);
         let mut phase = self.phase.subscribe();
         let outcome = tokio::select! {

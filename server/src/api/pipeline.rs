@@ -200,7 +200,7 @@ impl<S: Shards> Reader<S> {
         let admitted = if waits && self.calls.waiting >= STREAM_WAITING_MAX {
             Err(overloaded("the stream has too many calls that wait"))
         } else {
-            self.api.admission().admit(method.load())
+            self.api.admission().admit(method.load(), None)
         };
         let permit = admitted.inspect_err(|_| self.api.metrics().calls_shed.inc());
         let permit = match permit {

@@ -60,7 +60,10 @@ impl<S: Shards> Unary<S> {
         let permit = match permit {
             Some(permit) => permit,
             None => Arc::new(
-                self.api.admission().admit(method.load()).map_err(|r| to_status(&r, false))?,
+                self.api
+                    .admission()
+                    .admit(method.load(), None)
+                    .map_err(|r| to_status(&r, false))?,
             ),
         };
         let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
@@ -81,7 +84,7 @@ impl<S: Shards> Unary<S> {
             None => Arc::new(
                 self.api
                     .admission()
-                    .admit(operation::method(&operation).load())
+                    .admit(operation::method(&operation).load(), None)
                     .map_err(|r| to_status(&r, false))?,
             ),
         };

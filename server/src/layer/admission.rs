@@ -3,9 +3,7 @@
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use trefoil_core::limits::{
-    CLIENT_CALLS_MAX, CLIENT_CALLS_RESERVED, CLIENT_STREAMS_MAX, CLIENT_WAITING_MAX,
-};
+use trefoil_core::limits as l;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
@@ -14,57 +12,126 @@ use crate::api::method::Load;
 /// The places of one node.
 #[derive(Debug)]
 pub struct Admission {
-    work: Arc<Semaphore>,
-    priority: Arc<Semaphore>,
-    waiting: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
+    work: Places,
+    priority: Places,
+    waiting: Places,
+    streams: Places,
+    renewals: Places,
 }
 
-/// One place, given back when it is dropped.
+type Places = Arc<Semaphore>;
+
+/// The places of one connection for what stays long: what is short, renews or ends a wait always finds streams.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    waits: Places,
+    renewals: Places,
+}
+
+/// A place, given back when it is dropped.
 #[derive(Debug)]
 pub struct Permit {
-    _place: OwnedSemaphorePermit,
+    _places: [Option<OwnedSemaphorePermit>; 2],
+    /// The connection of a call that may come to wait.
+    connection: Option<Connection>,
+    load: Load,
 }
 
 impl Default for Admission {
     fn default() -> Self {
-        let places = |count| Arc::new(Semaphore::new(count));
         Self {
-            work: places(CLIENT_CALLS_MAX),
-            priority: places(CLIENT_CALLS_RESERVED),
-            waiting: places(CLIENT_WAITING_MAX),
-            streams: places(CLIENT_STREAMS_MAX),
+            work: places(l::CLIENT_CALLS_MAX),
+            priority: places(l::CLIENT_CALLS_RESERVED),
+            waiting: places(l::CLIENT_WAITING_MAX),
+            streams: places(l::CLIENT_STREAMS_MAX),
+            renewals: places(l::CLIENT_RENEWALS_RESERVED),
+        }
+    }
+}
+
+impl Default for Connection {
+    fn default() -> Self {
+        Self {
+            waits: places(l::CONNECTION_WAITS_MAX),
+            renewals: places(l::CONNECTION_RENEWALS_MAX),
         }
     }
 }
 
 impl Admission {
-    /// A place for a call that begins.
+    /// A place for a call that begins, on a connection of its own or, in a pipelined stream, on none.
     ///
     /// # Errors
     /// OVERLOADED: nothing happened.
-    pub fn admit(&self, load: Load) -> Result<Permit, Refusal> {
-        match load {
-            Load::Work => take(&self.work),
-            Load::Priority => take(&self.work).or_else(|_| take(&self.priority)),
-            Load::Stream => take(&self.streams),
-        }
+    pub fn admit(&self, load: Load, connection: Option<&Connection>) -> Result<Permit, Refusal> {
+        let place = match load {
+            Load::Work => take(&self.work)?,
+            Load::Priority => take(&self.work).or_else(|_| take(&self.priority))?,
+            Load::Stream => take(&self.streams)?,
+            Load::Renewal => take(&self.streams).or_else(|_| take(&self.renewals))?,
+        };
+        let own = match (load, connection) {
+            (Load::Stream, Some(connection)) => Some(connection.wait()?),
+            (Load::Renewal, Some(connection)) => Some(connection.renew()?),
+            _ => None,
+        };
+        // A stream has its place on the connection, whatever waits in it.
+        let connection = connection.filter(|_| own.is_none()).cloned();
+        Ok(Permit { _places: [Some(place), own], connection, load })
     }
 
     /// A place for a call that is about to wait, instead of its place among the working ones.
     ///
     /// # Errors
     /// OVERLOADED: nothing happened.
-    pub fn wait(&self) -> Result<Permit, Refusal> {
-        take(&self.waiting)
+    pub fn wait(&self, admitted: &Permit) -> Result<Permit, Refusal> {
+        let load = admitted.load;
+        // Who leaves a barrier waits, too, and ends what others wait for.
+        let ends_waits = load == Load::Priority;
+        let own = admitted.connection.as_ref().map(|connection| match connection.wait() {
+            Err(_) if ends_waits => connection.renew(),
+            place => place,
+        });
+        let place = match take(&self.waiting) {
+            Err(_) if ends_waits => take(&self.priority),
+            place => place,
+        };
+        Ok(Permit { _places: [Some(place?), own.transpose()?], connection: None, load })
     }
 }
 
-fn take(places: &Arc<Semaphore>) -> Result<Permit, Refusal> {
-    let place = Arc::clone(places)
-        .try_acquire_owned()
-        .map_err(|_| overloaded("the node has too many calls in flight"))?;
-    Ok(Permit { _place: place })
+impl Connection {
+    fn wait(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        take_of(&self.waits, || {
+            format!(
+                "this connection has {} calls that wait and streams, as many as it may \
+                 (CONNECTION_WAITS_MAX): use a further connection or a pipelined stream",
+                l::CONNECTION_WAITS_MAX
+            )
+        })
+    }
+
+    fn renew(&self) -> Result<OwnedSemaphorePermit, Refusal> {
+        take_of(&self.renewals, || {
+            format!(
+                "this connection has {} streams that renew a session and calls that leave a barrier, as \
+                 many as it may (CONNECTION_RENEWALS_MAX): use a further connection",
+                l::CONNECTION_RENEWALS_MAX
+            )
+        })
+    }
+}
+
+fn places(count: usize) -> Places {
+    Arc::new(Semaphore::new(count))
+}
+
+fn take(places: &Places) -> Result<OwnedSemaphorePermit, Refusal> {
+    take_of(places, || "the node has too many calls in flight".to_owned())
+}
+
+fn take_of(places: &Places, message: impl Fn() -> String) -> Result<OwnedSemaphorePermit, Refusal> {
+    Arc::clone(places).try_acquire_owned().map_err(|_| overloaded(&message()))
 }
 
 /// Too much to do.
@@ -76,20 +143,42 @@ pub(crate) fn overloaded(message: &str) -> Refusal {
 mod tests {
     use super::*;
 
+    fn fill(count: usize, take: impl Fn() -> Result<Permit, Refusal>) -> Vec<Permit> {
+        let held = (0..count).map(|_| take().unwrap()).collect();
+        assert_eq!(take().unwrap_err().reason(), Reason::Overloaded);
+        held
+    }
+
     #[test]
     fn what_ends_work_has_places_of_its_own() {
         let admission = Admission::default();
-        let work =
-            (0..CLIENT_CALLS_MAX).map(|_| admission.admit(Load::Work).unwrap()).collect::<Vec<_>>();
-        let refusal = admission.admit(Load::Work).unwrap_err();
-        assert_eq!(refusal.reason(), Reason::Overloaded);
-        let priority = (0..CLIENT_CALLS_RESERVED)
-            .map(|_| admission.admit(Load::Priority).unwrap())
-            .collect::<Vec<_>>();
-        assert!(admission.admit(Load::Priority).is_err());
-        admission.wait().unwrap();
-        admission.admit(Load::Stream).unwrap();
-        drop((work, priority));
-        admission.admit(Load::Work).unwrap();
+        let admit = |load| admission.admit(load, None);
+        let work = fill(l::CLIENT_CALLS_MAX, || admit(Load::Work));
+        let priority = fill(l::CLIENT_CALLS_RESERVED, || admit(Load::Priority));
+        let waiting = fill(l::CLIENT_WAITING_MAX, || admission.wait(&work[0]));
+        let streams = fill(l::CLIENT_STREAMS_MAX, || admit(Load::Stream));
+        admit(Load::Renewal).unwrap();
+        drop((work, priority, waiting, streams));
+        admit(Load::Work).unwrap();
+    }
+
+    #[test]
+    fn waits_of_a_connection_leave_places_for_what_is_short_or_renews() {
+        let (admission, connection) = (Admission::default(), Connection::default());
+        let admit = |load| admission.admit(load, Some(&connection));
+        let call = admit(Load::Work).unwrap();
+        let half = (0..l::CONNECTION_WAITS_MAX / 2).map(|_| admit(Load::Stream).unwrap());
+        let streams = half.collect::<Vec<_>>();
+        let waits = fill(l::CONNECTION_WAITS_MAX / 2, || admission.wait(&call));
+        let why = admit(Load::Stream).unwrap_err().message;
+        assert!(why.contains("CONNECTION_WAITS_MAX"), "{why}");
+        let renewals = fill(l::CONNECTION_RENEWALS_MAX, || admit(Load::Renewal));
+        let held = streams.len() + waits.len() + renewals.len();
+        assert!(held + 1_000 < l::CONNECTION_STREAMS_MAX as usize, "{held} streams stay");
+        admit(Load::Work).unwrap();
+        admit(Load::Priority).unwrap();
+        admission.wait(&admission.admit(Load::Work, None).unwrap()).unwrap();
+        drop(waits);
+        admission.wait(&call).unwrap();
     }
 }

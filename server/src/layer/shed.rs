@@ -11,7 +11,7 @@ use http::{Request, Response};
 use tower::{Layer, Service, layer::layer_fn};
 use trefoil_proto::status::to_status;
 
-use super::admission::Admission;
+use super::admission::{Admission, Connection};
 use crate::api::method::{Load, Method};
 use crate::metrics::Metrics;
 
@@ -50,7 +50,8 @@ where
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let load = Method::of_path(request.uri().path()).map_or(Load::Work, Method::load);
-        match self.admission.admit(load) {
+        let connection = request.extensions().get::<Connection>();
+        match self.admission.admit(load, connection) {
             Ok(permit) => {
                 request.extensions_mut().insert(Arc::new(permit));
                 Box::pin(self.inner.call(request))

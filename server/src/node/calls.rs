@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use trefoil_core::CallId;
-use trefoil_core::limits::{CALLS_BYTES_MAX, CALLS_BYTES_RESERVED, CALLS_MAX, CALLS_RESERVED};
+use trefoil_core::limits::{
+    CALLS_BYTES_MAX, CALLS_BYTES_RESERVED, CALLS_MAX, CALLS_RESERVED, CALLS_WAITING_MAX,
+};
 use trefoil_core::replica::Reply;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
@@ -37,6 +39,8 @@ pub(crate) struct Calls {
 #[derive(Debug, Default)]
 struct Load {
     calls: AtomicUsize,
+    /// Of these, those that wait.
+    waiting: AtomicUsize,
     bytes: AtomicUsize,
 }
 
@@ -44,12 +48,14 @@ struct Load {
 #[derive(Debug)]
 pub(crate) struct Permit {
     load: Arc<Load>,
+    waits: bool,
     bytes: usize,
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         self.load.calls.fetch_sub(1, Ordering::Relaxed);
+        self.load.waiting.fetch_sub(usize::from(self.waits), Ordering::Relaxed);
         self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
@@ -58,14 +64,19 @@ impl Calls {
     /// Makes room for a call of this many bytes, or refuses it with OVERLOADED before any work.
     pub(crate) fn admit(&self, share: Share, bytes: usize) -> Result<Permit, Refusal> {
         let (calls_max, bytes_max) = match share {
-            Share::Ordinary => (CALLS_MAX - CALLS_RESERVED, CALLS_BYTES_MAX - CALLS_BYTES_RESERVED),
+            Share::Waiting | Share::Ordinary => {
+                (CALLS_MAX - CALLS_RESERVED, CALLS_BYTES_MAX - CALLS_BYTES_RESERVED)
+            }
             Share::Reserved => (CALLS_MAX, CALLS_BYTES_MAX),
         };
-        let permit = Permit { load: Arc::clone(&self.load), bytes };
+        let waits = share == Share::Waiting;
+        let permit = Permit { load: Arc::clone(&self.load), waits, bytes };
         let calls = self.load.calls.fetch_add(1, Ordering::Relaxed);
+        let waiting = self.load.waiting.fetch_add(usize::from(waits), Ordering::Relaxed);
         let before = self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
         // A refused permit gives back what it took when it is dropped.
-        if calls >= calls_max || before + bytes > bytes_max {
+        let full = calls >= calls_max || (waits && waiting >= CALLS_WAITING_MAX);
+        if full || before + bytes > bytes_max {
             return Err(refusal(
                 Reason::Overloaded,
                 "the node has as many calls in flight as it may have",
@@ -121,11 +132,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ordinary_calls_leave_the_reserved_share_free() {
+    fn calls_that_wait_leave_room_for_others_and_those_for_the_reserved_share() {
         let calls = Calls::default();
-        let ordinary =
-            (0..CALLS_MAX - CALLS_RESERVED).map(|_| calls.admit(Share::Ordinary, 1).unwrap());
-        let mut held = ordinary.collect::<Vec<_>>();
+        let waiting = (0..CALLS_WAITING_MAX).map(|_| calls.admit(Share::Waiting, 1).unwrap());
+        let mut held = waiting.collect::<Vec<_>>();
+        assert_eq!(calls.admit(Share::Waiting, 1).unwrap_err().reason(), Reason::Overloaded);
+        let ordinary = CALLS_WAITING_MAX..CALLS_MAX - CALLS_RESERVED;
+        held.extend(ordinary.map(|_| calls.admit(Share::Ordinary, 1).unwrap()));
         assert_eq!(calls.admit(Share::Ordinary, 1).unwrap_err().reason(), Reason::Overloaded);
         held.push(calls.admit(Share::Reserved, 1).unwrap());
         assert_eq!(calls.in_flight(), held.len());

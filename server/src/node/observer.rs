@@ -5,6 +5,7 @@ use std::fmt::Debug;
 use trefoil_core::ShardId;
 use trefoil_core::machine::{Counts, Gauges};
 use trefoil_core::replica::Role;
+use trefoil_core::replica::obstacles::Obstacles;
 
 /// A kind of exchange between two nodes, measured from send to the matching response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,6 +49,8 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn checkpoint(&self, shard: ShardId, seconds: f64, bytes: u64);
     /// Free bytes of the disk, and whether they are so few that writes are refused.
     fn disk(&self, free_bytes: u64, low: bool);
+    /// What keeps this node from leading: one set for each shard for which something does.
+    fn obstacles(&self, of_shards: &[Obstacles]);
     /// A peer answered.
     fn rpc(&self, operation: PeerOperation, seconds: f64);
     /// A peer that applied the same entries has another state.
@@ -64,6 +67,7 @@ impl Observer for Unobserved {
     fn fsync(&self, _: f64) {}
     fn checkpoint(&self, _: ShardId, _: f64, _: u64) {}
     fn disk(&self, _: u64, _: bool) {}
+    fn obstacles(&self, _: &[Obstacles]) {}
     fn rpc(&self, _: PeerOperation, _: f64) {}
     fn diverged(&self, _: ShardId) {}
 }

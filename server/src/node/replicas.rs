@@ -19,8 +19,8 @@ use super::mailbox::Mailbox;
 use super::reader;
 use super::shared::{Event, Shared};
 use super::writer;
-use crate::peer::Links;
 use crate::peer::latency::Latencies;
+use crate::peer::{Announced, Links};
 
 /// Where the effects go.
 #[derive(Clone, Debug)]
@@ -47,8 +47,8 @@ pub(super) struct Replicas {
     links: Arc<Links>,
     latencies: Latencies,
     out: Out,
-    /// Shards whose log lost its end.
-    uncertain: BTreeSet<ShardId>,
+    /// What peers know of the replicas.
+    announced: Announced,
 }
 
 /// Jobs of one turn, handed over at its end.
@@ -119,7 +119,7 @@ impl Replicas {
             links,
             latencies: Latencies::default(),
             out: Out { appliers, ..Out::default() },
-            uncertain: BTreeSet::new(),
+            announced: Announced::default(),
         };
         for shard in replicas.shared.all_shards() {
             replicas.show(shard, clock::now());
@@ -199,16 +199,29 @@ impl Replicas {
     fn show(&mut self, shard: ShardId, now: Now) {
         let replica = self.replica(shard);
         let status = replica.status(now);
-        let uncertain = status.uncertain;
         self.shared.table.set_status(shard, status);
-        if uncertain != self.uncertain.contains(&shard) {
-            if uncertain {
-                self.uncertain.insert(shard);
-            } else {
-                self.uncertain.remove(&shard);
-                self.out.writer.push(writer::Job::Trust(shard));
-            }
-            self.links.tell_uncertain(&self.uncertain);
+        let Announced { uncertain, obstacles } = &mut self.announced;
+        let doubted = uncertain.contains(&shard);
+        let kept = obstacles.get(&shard).copied().unwrap_or_default();
+        if (doubted, kept) == (status.uncertain, status.obstacles) {
+            return;
+        }
+        if status.uncertain {
+            uncertain.insert(shard);
+        } else if uncertain.remove(&shard) {
+            self.out.writer.push(writer::Job::Trust(shard));
+        }
+        if status.obstacles.is_empty() {
+            obstacles.remove(&shard);
+        } else {
+            obstacles.insert(shard, status.obstacles);
+        }
+        self.links.announce(&self.announced);
+        if kept != status.obstacles {
+            info!(self.shared.logger, "what keeps this node from leading a shard has changed";
+                "shard" => shard, "obstacles" => %status.obstacles, "before" => %kept);
+            let of_shards = self.announced.obstacles.values().copied().collect::<Vec<_>>();
+            self.shared.observer.obstacles(&of_shards);
         }
     }
 

@@ -8,7 +8,7 @@ use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Access, Answer, Command, Refusal, answer};
+use trefoil_proto::internal::v1::{Access, Answer, Command, Query, Refusal, answer, query};
 
 /// What a shard answered, and where it was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,6 +36,8 @@ pub struct Ask {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Share {
     Ordinary,
+    /// For what waits: it leaves room for what ends its wait.
+    Waiting,
     /// For what keeps sessions alive or frees things: it finds room when the node is busy.
     Reserved,
 }
@@ -43,10 +45,24 @@ pub(crate) enum Share {
 /// Which calls in flight this one counts against.
 pub(crate) fn share(work: &Work) -> Share {
     use Operation as O;
-    let Work::Command(Command { operation: Some(operation), .. }) = work else {
-        return Share::Ordinary;
+    use query::Query as Q;
+    let operation = match work {
+        Work::Command(Command { operation: Some(operation), .. }) => operation,
+        Work::Query(Query {
+            query: Some(Q::AwaitReady(_) | Q::AwaitLatch(_) | Q::AwaitBarrier(_)),
+            ..
+        }) => return Share::Waiting,
+        _ => return Share::Ordinary,
+    };
+    let waits = match operation {
+        O::Acquire(request) => request.wait_ms > 0,
+        O::Convert(request) => request.wait_ms > 0,
+        O::Campaign(request) => request.wait_ms > 0,
+        O::AcquirePermits(request) => request.wait_ms > 0,
+        _ => false,
     };
     match operation {
+        _ if waits => Share::Waiting,
         O::KeepAlive(_)
         | O::CloseSession(_)
         | O::Release(_)

@@ -9,7 +9,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use trefoil_core::call::{Failure, Work, failure, unseen};
-use trefoil_core::limits::{FORWARD_CALLS_MAX, PEER_FRAME_BYTES_MAX};
+use trefoil_core::limits::{
+    FORWARD_CALLS_MAX, FORWARD_CALLS_RESERVED, FORWARD_WAITING_MAX, PEER_FRAME_BYTES_MAX,
+};
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
@@ -18,7 +20,7 @@ use trefoil_proto::internal::v1::{
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
 use crate::node::clock;
-use crate::node::work::{Answered, refusal};
+use crate::node::work::{Answered, Share, refusal, share};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -38,7 +40,9 @@ pub(super) struct Forward {
 struct State {
     /// Where calls go; none while there is no stream.
     stream: Option<mpsc::Sender<Item>>,
-    waiting: HashMap<u64, oneshot::Sender<End>>,
+    waiting: HashMap<u64, (oneshot::Sender<End>, Share)>,
+    /// Of these, those that wait at the leader.
+    long: usize,
 }
 
 #[derive(Debug)]
@@ -55,6 +59,23 @@ enum End {
     NotSent,
 }
 
+impl State {
+    /// Calls that wait leave room for those that end their wait, and all of them for what keeps sessions alive.
+    fn has_room(&self, share: Share) -> bool {
+        let most = match share {
+            Share::Reserved => FORWARD_CALLS_MAX,
+            Share::Ordinary | Share::Waiting => FORWARD_CALLS_MAX - FORWARD_CALLS_RESERVED,
+        };
+        self.waiting.len() < most && (share != Share::Waiting || self.long < FORWARD_WAITING_MAX)
+    }
+
+    fn take(&mut self, id: u64) -> Option<oneshot::Sender<End>> {
+        let (sender, share) = self.waiting.remove(&id)?;
+        self.long -= usize::from(share == Share::Waiting);
+        Some(sender)
+    }
+}
+
 /// A call that waits; given up when it is dropped.
 struct Waiting<'a> {
     forward: &'a Forward,
@@ -64,7 +85,7 @@ struct Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut state = self.forward.lock();
-        if state.waiting.remove(&self.id).is_some()
+        if state.take(self.id).is_some()
             && let Some(stream) = &state.stream
         {
             // Where there is no room, the call ends by its own deadline.
@@ -87,6 +108,7 @@ impl Forward {
         access: &Access,
         deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
+        let share = share(&work);
         let (is_command, call) = match work {
             Work::Command(command) => (true, forward_call::Call::Command(command)),
             Work::Query(query) => (false, forward_call::Call::Query(query)),
@@ -94,8 +116,8 @@ impl Forward {
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let timeout_ms = deadline_ms.saturating_sub(clock::boot_ms());
         let access = Some(access.clone());
-        let receiver =
-            self.begin(ForwardCall { id, shard, timeout_ms, call: Some(call), access })?;
+        let call = ForwardCall { id, shard, timeout_ms, call: Some(call), access };
+        let receiver = self.begin(call, share)?;
         let _waiting = Waiting { forward: self, id };
         match receiver.await {
             Ok(End::Reply(reply)) => open(peer, shard, *reply),
@@ -114,7 +136,11 @@ impl Forward {
         self.heard_ms.store(clock::boot_ms(), Ordering::Relaxed);
     }
 
-    fn begin(&self, call: ForwardCall) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
+    fn begin(
+        &self,
+        call: ForwardCall,
+        share: Share,
+    ) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
         let mut state = self.lock();
         let Some(stream) = &state.stream else { return Err(away()) };
         let full = || {
@@ -128,7 +154,7 @@ impl Forward {
         };
         let (sender, receiver) = oneshot::channel();
         let id = call.id;
-        if state.waiting.len() >= FORWARD_CALLS_MAX {
+        if !state.has_room(share) {
             return Err(full());
         }
         match stream.try_send(Item::Call(Box::new(call))) {
@@ -136,7 +162,8 @@ impl Forward {
             Err(mpsc::error::TrySendError::Full(_)) => return Err(full()),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(away()),
         }
-        state.waiting.insert(id, sender);
+        state.long += usize::from(share == Share::Waiting);
+        state.waiting.insert(id, (sender, share));
         Ok(receiver)
     }
 
@@ -145,7 +172,7 @@ impl Forward {
     }
 
     fn end(&self, id: u64, end: End) {
-        let waiting = self.lock().waiting.remove(&id);
+        let waiting = self.lock().take(id);
         if let Some(sender) = waiting {
             // A caller that has gone away wants no answer.
             drop(sender.send(end));
@@ -161,7 +188,9 @@ impl Forward {
                 self.end(call.id, End::NotSent);
             }
         }
-        self.lock().waiting.clear();
+        let mut state = self.lock();
+        state.waiting.clear();
+        state.long = 0;
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::runtime::Handle as Runtime;
 use tokio::sync::watch;
 use trefoil_core::call::{Failure, Work, unreached};
 use trefoil_core::replica::Peer;
+use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::{Access, Refusal};
 
@@ -46,10 +47,19 @@ pub(crate) struct Links {
     introductions: Arc<Introductions>,
     peers: BTreeMap<NodeId, Link>,
     snapshots: Arc<Snapshots>,
-    /// Shards of this node whose log lost its end: peers are told.
-    uncertain: watch::Sender<BTreeSet<ShardId>>,
+    /// What peers are told of this node's replicas.
+    announced: watch::Sender<Announced>,
     root: PathBuf,
     runtime: Runtime,
+}
+
+/// What a node tells its peers of its replicas, after the greeting and whenever it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Announced {
+    /// Shards whose log lost its end.
+    pub(crate) uncertain: BTreeSet<ShardId>,
+    /// What keeps this node from leading, by shard.
+    pub(crate) obstacles: BTreeMap<ShardId, Obstacles>,
 }
 
 #[derive(Debug)]
@@ -79,7 +89,7 @@ impl Links {
             introductions,
             peers,
             snapshots,
-            uncertain: watch::Sender::default(),
+            announced: watch::Sender::default(),
             root,
             runtime,
         }
@@ -113,7 +123,7 @@ impl Links {
             self.runtime.spawn(raft::keep(
                 dialler.clone(),
                 Arc::clone(&link.queue),
-                self.uncertain.subscribe(),
+                self.announced.subscribe(),
             ));
             self.runtime.spawn(forward::keep(dialler, Arc::clone(&link.forward)));
         }
@@ -136,9 +146,9 @@ impl Links {
         self.peers.get(&peer.message.to).is_some_and(|link| link.queue.offer(shard, peer))
     }
 
-    /// Tells the peers which shards of this node have lost the end of their log.
-    pub(crate) fn tell_uncertain(&self, shards: &BTreeSet<ShardId>) {
-        self.uncertain.send_replace(shards.clone());
+    /// Tells the peers what this node's replicas look like now.
+    pub(crate) fn announce(&self, announced: &Announced) {
+        self.announced.send_replace(announced.clone());
     }
 
     /// Asks the node that leads a shard, once, until a time of the boot clock.

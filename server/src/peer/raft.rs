@@ -1,6 +1,5 @@
 //! The stream of Raft messages to one peer.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
@@ -8,21 +7,23 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use trefoil_core::ShardId;
 use trefoil_core::replica::Input;
-use trefoil_proto::internal::v1::{RaftRequest, Uncertain};
+use trefoil_core::replica::obstacles::Obstacles;
+use trefoil_proto::internal::v1::{self as proto, RaftRequest, ShardObstacles, Uncertain};
 
+use super::Announced;
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
 use super::queue::Queue;
 
 /// Frames on their way to the transport. Few, because a heartbeat waits behind them.
 const FRAMES: usize = 2;
 
-type Uncertainty = watch::Receiver<BTreeSet<ShardId>>;
+type Announcements = watch::Receiver<Announced>;
 
 /// Keeps a stream to the peer for ever.
-pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut uncertain: Uncertainty) {
+pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut announced: Announcements) {
     let mut backoff = Backoff::new();
     loop {
-        let ended = stream(&dialler, &queue, &mut uncertain, &mut backoff).await;
+        let ended = stream(&dialler, &queue, &mut announced, &mut backoff).await;
         queue.close();
         for shard in dialler.shared.all_shards() {
             dialler.shared.tell(shard, Input::Unreachable(dialler.peer));
@@ -36,10 +37,10 @@ pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut uncertain: Unc
 async fn stream(
     dialler: &Dialler,
     queue: &Queue,
-    uncertain: &mut Uncertainty,
+    announced: &mut Announcements,
     backoff: &mut Backoff,
 ) -> Ended {
-    match talk(dialler, queue, uncertain, backoff).await {
+    match talk(dialler, queue, announced, backoff).await {
         Ok(()) => Ended::Away("the peer hung up".to_owned()),
         Err(ended) => ended,
     }
@@ -48,7 +49,7 @@ async fn stream(
 async fn talk(
     dialler: &Dialler,
     queue: &Queue,
-    uncertain: &mut Uncertainty,
+    announced: &mut Announcements,
     backoff: &mut Backoff,
 ) -> Result<(), Ended> {
     let mut client = dial::connect(&dialler.address).await?;
@@ -69,7 +70,7 @@ async fn talk(
     backoff.reset();
     queue.open();
     dialler.introductions.note_dialled(dialler.peer);
-    uncertain.mark_changed();
+    announced.mark_changed();
     loop {
         let request = tokio::select! {
             answer = answers.message() => match answer? {
@@ -78,13 +79,24 @@ async fn talk(
                 None => return Ok(()),
             },
             // The sender lives as long as the node.
-            _ = uncertain.changed() => {
-                let shards = uncertain.borrow_and_update().iter().copied().collect();
-                RaftRequest { uncertain: Some(Uncertain { shards }), ..RaftRequest::default() }
-            }
+            _ = announced.changed() => announcement(&announced.borrow_and_update()),
             envelopes = queue.frame() => RaftRequest { envelopes, ..RaftRequest::default() },
         };
         send(&frames, request).await?;
+    }
+}
+
+fn announcement(announced: &Announced) -> RaftRequest {
+    let shards = announced.uncertain.iter().copied().collect();
+    let of_shard = |(shard, obstacles): (&ShardId, &Obstacles)| ShardObstacles {
+        shard: *shard,
+        obstacles: obstacles.iter().map(i32::from).collect(),
+    };
+    let obstacles = announced.obstacles.iter().map(of_shard).collect();
+    RaftRequest {
+        uncertain: Some(Uncertain { shards }),
+        obstacles: Some(proto::Obstacles { shards: obstacles }),
+        ..RaftRequest::default()
     }
 }
 

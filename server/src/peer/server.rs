@@ -14,21 +14,22 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 use trefoil_core::limits::{PEER_HEADERS_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
+use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::replica::{Chain, Input, Peer, PeerTime};
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
 use trefoil_proto::internal::v1::{
-    Envelope, ForwardRequest, ForwardResponse, Greeting, RaftRequest, RaftResponse,
-    SnapshotRequest, SnapshotResponse,
+    self as proto, Envelope, ForwardRequest, ForwardResponse, Greeting, RaftRequest, RaftResponse,
+    ShardObstacles, SnapshotRequest, SnapshotResponse,
 };
 
-use super::accept;
 use super::desk::Desk;
 use super::dial::{
     CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW,
 };
 use super::greeting::{Fault, Introductions, Streams};
 use super::receive::Receiver;
+use super::{Announced, accept};
 use crate::node::FatalError;
 use crate::node::shared::Shared;
 
@@ -64,15 +65,17 @@ pub(super) struct Service {
     shared: Arc<Shared>,
     introductions: Arc<Introductions>,
     streams: Arc<Streams>,
-    /// Shards whose log lost its end, by peer.
-    uncertain: Arc<Mutex<BTreeMap<NodeId, BTreeSet<ShardId>>>>,
+    /// What each peer said of its replicas.
+    heard: Heard,
     receiver: Receiver,
 }
+
+type Heard = Arc<Mutex<BTreeMap<NodeId, Announced>>>;
 
 /// One stream of Raft messages.
 struct Incoming {
     shared: Arc<Shared>,
-    uncertain: Arc<Mutex<BTreeMap<NodeId, BTreeSet<ShardId>>>>,
+    heard: Heard,
     from: NodeId,
 }
 
@@ -84,7 +87,7 @@ impl Service {
     ) -> Self {
         let streams = Arc::new(Streams::new(shared.members.iter().map(|member| member.id)));
         let receiver = Receiver::new(Arc::clone(&shared), root);
-        Self { shared, introductions, streams, uncertain: Arc::default(), receiver }
+        Self { shared, introductions, streams, heard: Heard::default(), receiver }
     }
 
     /// The peer that a greeting introduces; its address for clients is noted.
@@ -119,11 +122,8 @@ impl PeerService for Service {
         self.streams.begin(from, epoch).map_err(Fault::status)?;
         let (answers, receiver) = mpsc::channel(1);
         let answer = RaftResponse { greeting: Some(self.introductions.greeting(from)) };
-        let incoming = Incoming {
-            shared: Arc::clone(&self.shared),
-            uncertain: Arc::clone(&self.uncertain),
-            from,
-        };
+        let incoming =
+            Incoming { shared: Arc::clone(&self.shared), heard: Arc::clone(&self.heard), from };
         let streams = Arc::clone(&self.streams);
         tokio::spawn(async move {
             // Whoever does not want the answer ends the stream.
@@ -178,6 +178,9 @@ impl Incoming {
             if let Some(uncertain) = request.uncertain {
                 self.note_uncertain(uncertain.shards.into_iter().collect());
             }
+            if let Some(obstacles) = &request.obstacles {
+                self.note_obstacles(obstacles);
+            }
             for envelope in request.envelopes {
                 let bytes = envelope.message.len();
                 let shard = envelope.shard;
@@ -193,14 +196,30 @@ impl Incoming {
     }
 
     fn note_uncertain(&self, shards: BTreeSet<ShardId>) {
-        let mut known = self.uncertain.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = known.insert(self.from, shards.clone()).unwrap_or_default();
-        drop(known);
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut heard.entry(self.from).or_default().uncertain;
+        let before = std::mem::replace(known, shards.clone());
+        drop(heard);
         for shard in
             before.symmetric_difference(&shards).filter(|shard| self.shared.table.has(**shard))
         {
             let uncertain = shards.contains(shard);
             self.shared.tell(*shard, Input::Uncertain { node: self.from, uncertain });
+        }
+    }
+
+    fn note_obstacles(&self, told: &proto::Obstacles) {
+        let of_shard = |told: &ShardObstacles| (told.shard, told.obstacles().collect());
+        let now = told.shards.iter().map(of_shard).collect::<BTreeMap<ShardId, Obstacles>>();
+        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = &mut heard.entry(self.from).or_default().obstacles;
+        let before = std::mem::replace(known, now.clone());
+        drop(heard);
+        for shard in self.shared.all_shards() {
+            let obstacles = now.get(&shard).copied().unwrap_or_default();
+            if before.get(&shard).copied().unwrap_or_default() != obstacles {
+                self.shared.tell(shard, Input::PeerObstacles { node: self.from, obstacles });
+            }
         }
     }
 }

@@ -164,6 +164,12 @@ impl Fake {
         panic!("no such command within 10 s: {:?}", self.log());
     }
 
+    /// Commands and queries that wait in the state.
+    pub fn waits(&self) -> usize {
+        let shards = self.shards.iter().map(|shard| shard.lock().unwrap());
+        shards.map(|shard| shard.waiting.len() + shard.polls.len()).sum()
+    }
+
     /// Lets a function refuse commands.
     pub fn set_fault(&self, fault: impl Fn(ShardId, &Command) -> Option<Reason> + Send + 'static) {
         *self.fault.lock().unwrap() = Some(Box::new(fault));
