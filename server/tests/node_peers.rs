@@ -107,7 +107,7 @@ async fn a_greeting_is_checked_before_anything_else() {
     let wrong = [
         ("other-cluster", Greeting { cluster_id: vec![1; 16].into(), ..right.clone() }),
         ("other-cluster", Greeting { cluster_id: Vec::new().into(), ..right.clone() }),
-        ("other-protocol", Greeting { protocol: 2, ..right.clone() }),
+        ("other-protocol", Greeting { protocol: 1, ..right.clone() }),
         ("wrong-node", Greeting { to: 2, ..right.clone() }),
         ("unknown-member", Greeting { from: 4, ..right.clone() }),
         ("unknown-member", Greeting { from: 1, ..right.clone() }),

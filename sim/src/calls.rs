@@ -1,5 +1,6 @@
 //! From what a client wants to what a shard is told, and back.
 
+pub use trefoil_core::call::Work as Body;
 use trefoil_core::check::DEFAULT_NAMESPACE;
 use trefoil_core::slot::{self, MAP_EPOCH};
 use trefoil_core::{META_SHARD, ShardId};
@@ -16,15 +17,6 @@ use trefoil_proto::lock::v1::{self as lock, LockMode};
 use trefoil_proto::queue::v1 as queue;
 
 use crate::check::history::{Action, Delivery, Outcome};
-
-/// What a shard is asked.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Body {
-    /// To change something.
-    Command(Command),
-    /// To tell something.
-    Query(Query),
-}
 
 /// A body and the shard that it is for.
 #[derive(Clone, Debug, PartialEq)]

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::MessageType;
+use trefoil_core::call::is_idempotent;
 use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::replica::{
     ApplyRange, Effect, Input, Peer, PersistBatch, Read, Reply, Role, RoleChange,
@@ -17,7 +18,6 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::check::lives::Times;
 use crate::check::{Violation, ballot, completeness, quorum};
-use crate::client::Heard;
 use crate::disk::Write;
 use crate::event::{Event, Local};
 use crate::faults::is_doubtful;
@@ -96,8 +96,14 @@ impl World {
         let RoleChange { role, term, leader } = change;
         trace!(self, "n{node}/s{shard} is {role:?} of term {term}, leader {leader:?}");
         let alone = self.setup.nodes == 1;
+        let now_ms = self.nodes[&node].clocks(self.now).boot_ms;
+        self.at(self.now, Event::In(self.process(node), Local::Moved(shard)));
         if let Some(host) = self.node(node).hosts.get_mut(&shard) {
             let found = host.ballot.note(term, role == Role::Candidate, alone);
+            if host.role.leader.is_some() && leader.is_none() {
+                host.leaderless_since_ms = now_ms;
+            }
+            host.role = change;
             self.violations.extend(found.map(|_| ballot::violation(shard, node, term)));
         }
         if role == Role::Leader {
@@ -317,12 +323,17 @@ impl World {
                 ledger.taken_back(shard, id);
                 taken_back.push((&id.client, id.sequence));
             }
+            let plain = self.agreements.plain.applied(shard, (index, ordinal), command);
+            self.stats.plain += u64::from(plain == Ok(true));
+            self.violations.extend(plain.err());
             let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
                 Outcome::Answered(answer) => Some(answer),
                 Outcome::Waiting(_) => None,
             };
-            self.violations.extend(ledger.applied(shard, (index, ordinal), id, answer).err());
+            let again = command.operation.as_ref().is_some_and(is_idempotent);
+            let place = (index, ordinal);
+            self.violations.extend(ledger.applied(shard, place, id, answer, again).err());
         }
         for settled in &applied.settled {
             if let Some(id) = &settled.request_id {
@@ -386,7 +397,7 @@ impl World {
 
     fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {
         let Some(caller) = self.node(node).calls.remove(&call) else { return };
-        let Caller { client, token, floor, .. } = caller;
+        let Caller { asker, floor, .. } = caller;
         match &reply {
             Reply::Answered(position, _) => {
                 trace!(
@@ -412,11 +423,7 @@ impl World {
                 self.count(refusal);
             }
         }
-        if self.shared.dice.chance(self.shared.knobs.loss) {
-            return;
-        }
-        let delay = self.shared.knobs.delay_us;
-        self.soon(delay, Event::Hear(client, token, Heard::Reply(reply)));
+        self.tell_asker(node, call, asker, reply);
     }
 
     /// An answer means durable on a quorum.
@@ -434,7 +441,7 @@ impl World {
         self.violations.extend(found);
     }
 
-    fn count(&mut self, refusal: &Refusal) {
+    pub(crate) fn count(&mut self, refusal: &Refusal) {
         match refusal.reason() {
             Reason::MaybeApplied => self.stats.maybe_applied += 1,
             Reason::Lost => self.stats.lost_proposals += 1,

@@ -12,13 +12,14 @@ use trefoil_proto::reason::Retry;
 use crate::calls::{Body, Queue, Request, Router, outcome};
 use crate::check::Violation;
 use crate::check::history::{Action, End, History, Place};
-use crate::check::requests::{Ledger, is_forgotten};
+use crate::check::requests::{Ledger, NODE_ATTEMPTS, is_forgotten};
 use crate::dice::Dice;
 use crate::knobs::{Knobs, MILLISECOND, SECOND};
 use crate::roles::{Role, Wish};
 
-/// How long a client waits for the answer to one try.
-pub(crate) const PATIENCE_US: u64 = 1_500 * MILLISECOND;
+/// How long a client waits for the answer to one try, at the least and at the most.
+pub(crate) const PATIENCE_US: std::ops::RangeInclusive<u64> =
+    1_500 * MILLISECOND..=5_000 * MILLISECOND;
 /// How long it tries before it gives a call up.
 const GIVE_UP_US: u64 = 8 * SECOND;
 
@@ -101,7 +102,12 @@ pub enum Todo {
 #[allow(clippy::large_enum_variant, reason = "most are replies")]
 pub enum Heard {
     /// The node's reply.
-    Reply(Reply),
+    Reply {
+        /// What it says.
+        reply: Reply,
+        /// The node had tried before, and an earlier try may have taken effect.
+        again: bool,
+    },
     /// The connection broke after the request was sent.
     Broken,
     /// The node could not be reached.
@@ -229,13 +235,14 @@ impl Client {
         let node = pending.sent.take().map(|(node, _)| node);
         let shard = pending.step.request.shard;
         match heard {
-            Heard::Reply(Reply::Answered(position, answer)) => {
+            Heard::Reply { reply: Reply::Answered(position, answer), again } => {
+                pending.ambiguous |= again;
                 if let Some(node) = node {
                     self.leaders.insert(shard, node);
                 }
                 self.answered(now, pending, position, answer, shared)
             }
-            Heard::Reply(Reply::Refused(refusal)) => {
+            Heard::Reply { reply: Reply::Refused(refusal), .. } => {
                 self.leaders.remove(&shard);
                 if let Some(leader) =
                     refusal.metadata.get("leader").and_then(|leader| leader.parse().ok())
@@ -308,7 +315,8 @@ impl Client {
         if let Some(id) = &pending.id {
             shared.ledger.sent(shard, id);
         }
-        let patience_us = PATIENCE_US + pending.step.wait_us;
+        let patience = shared.dice.between(*PATIENCE_US.start(), *PATIENCE_US.end());
+        let patience_us = patience + pending.step.wait_us;
         let until = pending.hang_up_at.map_or(now + patience_us, |at| at.min(now + patience_us));
         self.pending = Some(pending);
         vec![
@@ -421,7 +429,7 @@ impl Client {
     fn may_have_happened(pending: &mut Pending, shared: &mut Shared) {
         pending.ambiguous = true;
         if let Some(id) = &mut pending.id {
-            id.attempt += 1;
+            id.attempt += NODE_ATTEMPTS;
             shared.retries += 1;
         }
     }

@@ -4,14 +4,15 @@ use std::fmt;
 use std::rc::Rc;
 
 use raft_proto::eraftpb::Message;
-use trefoil_core::replica::Peer;
 use trefoil_core::replica::obstacles::Obstacles;
-use trefoil_core::{NodeId, ShardId};
+use trefoil_core::replica::{Peer, Reply};
+use trefoil_core::{CallId, NodeId, ShardId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::calls::Request;
 use crate::client::Heard;
 use crate::disk::state::Image;
+use crate::service::{Asker, Forwarded};
 
 /// A process of a node: what belongs to an older one is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +28,7 @@ pub type Announced = (bool, Obstacles);
 
 /// Something that happens at its time.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "the queue is short")]
 pub enum Event {
     /// Something inside a process.
     In(Process, Local),
@@ -55,6 +57,26 @@ pub enum Event {
         node: NodeId,
         /// What it says.
         announced: Announced,
+    },
+    /// Something arrives on a stream for calls.
+    Forwarded {
+        /// The sender.
+        from: Process,
+        /// The receiver.
+        to: Process,
+        /// The stream.
+        epoch: u64,
+        /// What.
+        message: Forwarded,
+    },
+    /// An end of a stream for calls sees that it broke.
+    StreamBroke {
+        /// Which end.
+        end: Process,
+        /// The other one.
+        other: NodeId,
+        /// The stream.
+        epoch: u64,
     },
     /// A request of a client arrives.
     Request {
@@ -118,6 +140,17 @@ pub enum Local {
     Sent(ShardId, NodeId, bool),
     /// A message was dropped.
     Unreachable(ShardId, NodeId),
+    /// A replica has ended a call.
+    Ended {
+        /// The call.
+        call: CallId,
+        /// Who asked.
+        asker: Asker,
+        /// How.
+        reply: Reply,
+    },
+    /// The leader of a shard is another one.
+    Moved(ShardId),
 }
 
 /// The end of a fault.

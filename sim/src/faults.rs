@@ -7,11 +7,10 @@ use trefoil_core::replica::{Input, Pressure, Role};
 use trefoil_core::{NodeId, ShardId};
 
 use crate::check::Violation;
-use crate::client::Heard;
 use crate::disk::volume::Fault;
 use crate::event::{Event, Local, Mend};
 use crate::knobs::{FaultKind, MILLISECOND, SECOND};
-use crate::node::{Caller, Host, Node, Task};
+use crate::node::{Host, Node, Task};
 use crate::run::Phase;
 use crate::storage::LOW_BYTES;
 use crate::world::{World, trace};
@@ -319,7 +318,6 @@ impl World {
         let now = self.now;
         let at = self.node(node);
         at.life += 1;
-        let calls = std::mem::take(&mut at.calls);
         let mut hosts = at.die();
         let installs = |host: &Host| {
             matches!(host.tasks.front(), Some(Task::Install { .. }))
@@ -342,10 +340,7 @@ impl World {
         trace!(self, "n{node} dies, power={power}, lost={lost}");
         self.stats.crashes += 1;
         self.stats.lost_tails += u64::from(lost && power);
-        for Caller { client, token, .. } in calls.into_values() {
-            let delay = self.shared.knobs.delay_us;
-            self.soon(delay, Event::Hear(client, token, Heard::Broken));
-        }
+        self.forget_calls(node, power);
         self.at(self.now + for_us, Event::Mend(Mend::Start(node)));
     }
 

@@ -23,6 +23,7 @@ pub mod network;
 pub mod node;
 pub mod roles;
 pub mod run;
+pub mod service;
 pub mod stats;
 mod storage;
 pub mod takers;

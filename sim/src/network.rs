@@ -15,6 +15,8 @@ pub enum Lane {
     Ahead,
     /// Appends and their responses.
     Bulk,
+    /// Calls and their answers.
+    Calls,
 }
 
 impl Lane {
@@ -87,6 +89,28 @@ impl Network {
             times.push(at + dice.between_doublings(SECOND / 2, 64 * SECOND));
         }
         times
+    }
+
+    /// When a message of a stream arrives, after those before it; none when it is lost, and the stream with it. Most of
+    /// what the network loses is sent again.
+    pub fn stream(
+        &mut self,
+        dice: &mut Dice,
+        knobs: &Knobs,
+        now: u64,
+        link: (NodeId, NodeId),
+    ) -> Option<u64> {
+        let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
+        let again = !safe && dice.chance(knobs.loss);
+        if self.is_cut(link) || (again && dice.chance(100)) {
+            return None;
+        }
+        let slow = self.slow.get(&link).copied().filter(|_| !safe);
+        let delay = dice.between(0, slow.unwrap_or(knobs.delay_us));
+        let at = now + 1 + delay + if again { SECOND / 5 } else { 0 };
+        let busy = self.busy.entry((link.0, link.1, Lane::Calls)).or_default();
+        *busy = at.max(*busy);
+        Some(*busy)
     }
 
     /// Whether a direction loses everything.

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use raft_proto::eraftpb::HardState;
 use trefoil_core::machine::{Applied, Machine};
-use trefoil_core::replica::{ApplyRange, Boot, Config, Read, Replica, Tuning};
+use trefoil_core::replica::{ApplyRange, Boot, Config, Read, Replica, RoleChange, Tuning};
 use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
@@ -15,6 +15,7 @@ use crate::disk::state::{Image, Job, State};
 use crate::disk::{Disk, Options};
 use crate::event::Announced;
 use crate::knobs::MILLISECOND;
+use crate::service::{Asker, Served, Stream};
 
 /// Wall clock at the start of every run, in ms since 1970.
 const WALL_START_MS: u64 = 1_700_000_000_000;
@@ -77,15 +78,17 @@ pub struct Host {
     pub doubted: bool,
     /// What each process of a peer was told of this replica.
     pub told: BTreeMap<NodeId, (u32, Announced)>,
+    /// Who it said last that it is.
+    pub role: RoleChange,
+    /// Since when it knows no leader, by the boot clock; nothing where it knows one.
+    pub leaderless_since_ms: u64,
 }
 
-/// Who waits for the answer to a call.
+/// Who waits for the answer to a call of a replica.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
-    /// The client.
-    pub client: u64,
-    /// Its try.
-    pub token: u64,
+    /// Who asked.
+    pub asker: Asker,
     /// The shard that was asked.
     pub shard: ShardId,
     /// Highest index that any node had applied when the call came: an answer stands at it or behind it.
@@ -123,8 +126,14 @@ pub struct Node {
     pub refused: bool,
     /// When it started last.
     pub started_at: u64,
-    /// Who waits for an answer.
+    /// Who waits for an answer of its replicas.
     pub calls: BTreeMap<CallId, Caller>,
+    /// Calls of clients that it carries out.
+    pub served: BTreeMap<u64, Served>,
+    /// Its streams for calls to its peers.
+    pub streams: BTreeMap<NodeId, Stream>,
+    /// When it tells peers again that it is alive.
+    pub alive_at: u64,
     last_call: CallId,
     clock: Clock,
 }
@@ -168,6 +177,9 @@ impl Node {
             refused: false,
             started_at: 0,
             calls: BTreeMap::new(),
+            served: BTreeMap::new(),
+            streams: BTreeMap::new(),
+            alive_at: 0,
             last_call: 0,
             clock,
         }
@@ -242,6 +254,8 @@ impl Node {
                 followed: false,
                 doubted: boot.uncertain,
                 told: BTreeMap::new(),
+                role: RoleChange::default(),
+                leaderless_since_ms: now.boot_ms,
             };
             self.hosts.insert(shard, host);
         }

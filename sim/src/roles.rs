@@ -18,6 +18,8 @@ use crate::takers::Taker;
 pub const LEASE_MS_MAX: u64 = 5_000;
 /// Clients of semaphores: beside the others, so many in each run.
 pub const TAKERS: std::ops::RangeInclusive<u64> = 12..=14;
+/// Of a thousand writes, those without a request id.
+const PLAIN: u64 = 150;
 /// Queues of a run.
 const QUEUES: [&str; 2] = ["jobs", "mail"];
 
@@ -218,14 +220,23 @@ pub(crate) fn cacher(unique: String, shared: &mut Shared) -> Step {
         _ => Action::Get { key },
     };
     let request = shared.router.request(&action);
-    step(action, request)
+    plain_at_times(step(action, request), shared)
+}
+
+/// Some clients name no request id: whatever becomes of the call, it is asked once.
+fn plain_at_times(step: Step, shared: &mut Shared) -> Step {
+    if !step.idempotent || !shared.dice.chance(PLAIN) {
+        return step;
+    }
+    Step { idempotent: false, once: true, ..step }
 }
 
 fn producer(unique: String, shared: &mut Shared) -> Wish {
     let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
     let key = format!("key-{}", shared.dice.between(1, 4));
     let request = shared.router.enqueue(&queue, &key, &unique);
-    Wish::Do(step(Action::Enqueue { queue: queue.name, key, value: unique }, request))
+    let step = step(Action::Enqueue { queue: queue.name, key, value: unique }, request);
+    Wish::Do(plain_at_times(step, shared))
 }
 
 fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {

@@ -3,7 +3,11 @@
 use std::fmt;
 
 /// What a thousand seeds must have met at least; of everything else once.
-const FLOORS: [(&str, u64); 20] = [
+const FLOORS: [(&str, u64); 24] = [
+    ("forwarded", 50_000),
+    ("given_up", 500),
+    ("node_retries", 2_000),
+    ("plain", 5_000),
     ("leaders", 5_000),
     ("snapshots_installed", 500),
     ("installs_interrupted", 5),
@@ -98,6 +102,12 @@ stats! {
     maybe_applied: "Refusals that leave the end open.",
     lost_proposals: "Proposals that another leader's entry replaced.",
     not_leader: "Refusals of a node that does not lead.",
+    forwarded: "Tries of calls that were forwarded to the node that leads.",
+    cancels_forwarded: "Cancels of forwarded calls.",
+    streams_broken: "Streams for forwarded calls that broke.",
+    given_up: "Tries whose leader was given up.",
+    node_retries: "Further tries of a call that a node made by itself.",
+    plain: "Commands without a request id that could not be repeated.",
     grants: "Locks granted.",
     shared_grants: "Locks granted or converted to mode SHARED, as clients were told.",
     together: "Acquires of several locks that got all, as clients were told.",

@@ -5,24 +5,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use trefoil_core::limits::TICK_MS;
-use trefoil_core::replica::{Input, Proposal, Read};
+use trefoil_core::replica::Input;
 use trefoil_core::{NodeId, ShardId};
 
-use crate::calls::{Body, Request, Router};
+use crate::calls::Router;
 use crate::check::agreement::Agreement;
 use crate::check::expiry::Expiry;
 use crate::check::history::History;
 use crate::check::matching::Matching;
+use crate::check::plain::Plain;
 use crate::check::requests::Ledger;
 use crate::check::services::Services;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
-use crate::client::{Client, Heard, PATIENCE_US, Shared, Todo};
+use crate::client::{Client, PATIENCE_US, Shared, Todo};
 use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
 use crate::network::Network;
-use crate::node::{Caller, Clock, Node, Setup};
+use crate::node::{Clock, Node, Setup};
 use crate::roles::{Operator, Role, TAKERS};
 use crate::run::Phase;
 use crate::stats::Stats;
@@ -34,6 +35,8 @@ pub struct World {
     /// Virtual time in microseconds.
     pub(crate) now: u64,
     sequence: u64,
+    /// Names of calls and streams that were given.
+    pub(crate) names: u64,
     events: BTreeMap<(u64, u64), Event>,
     pub(crate) setup: Setup,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
@@ -68,6 +71,7 @@ pub(crate) struct Agreements {
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
     pub(crate) services: Services,
+    pub(crate) plain: Plain,
     /// Highest term of each shard that had a leader.
     pub(crate) led: BTreeMap<ShardId, u64>,
     /// By the highest term that had had a leader: the highest index that was applied anywhere by then.
@@ -94,6 +98,7 @@ impl Agreements {
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
             services: Services::default(),
+            plain: Plain::default(),
             led: BTreeMap::new(),
             applied_by: BTreeMap::new(),
             terms: BTreeMap::new(),
@@ -167,6 +172,7 @@ impl World {
         let mut world = Self {
             now: 0,
             sequence: 0,
+            names: 0,
             events: BTreeMap::new(),
             setup,
             nodes,
@@ -220,6 +226,11 @@ impl World {
         Process { node, life: self.nodes[&node].life }
     }
 
+    fn is_running(&self, process: Process) -> bool {
+        let node = &self.nodes[&process.node];
+        node.up && node.life == process.life
+    }
+
     pub(crate) fn node(&mut self, node: NodeId) -> &mut Node {
         self.nodes.get_mut(&node).expect("every id has a node")
     }
@@ -244,6 +255,8 @@ impl World {
             Event::Peer(Process { node, .. }, ..)
             | Event::Stream { to: node, .. }
             | Event::Announced { to: node, .. } => (node, self.nodes[node].deaf_us.0),
+            Event::Forwarded { to: Process { node, .. }, .. }
+            | Event::StreamBroke { end: Process { node, .. }, .. } => (node, 0),
             Event::Request { to: node, .. } | Event::HangUp { to: node, .. } => {
                 (node, self.nodes[node].deaf_us.1)
             }
@@ -261,8 +274,7 @@ impl World {
     fn handle(&mut self, event: Event) {
         match event {
             Event::In(process, local) => {
-                let node = &self.nodes[&process.node];
-                if node.up && node.life == process.life {
+                if self.is_running(process) {
                     self.local(process.node, local);
                 }
             }
@@ -286,6 +298,16 @@ impl World {
                 );
                 self.step(to, shard, Input::Uncertain { node, uncertain });
                 self.step(to, shard, Input::PeerObstacles { node, obstacles });
+            }
+            Event::Forwarded { from, to, epoch, message } => {
+                if self.is_running(to) {
+                    self.forwarded(from, to.node, epoch, message);
+                }
+            }
+            Event::StreamBroke { end, other, epoch } => {
+                if self.is_running(end) {
+                    self.stream_broke(end.node, other, epoch);
+                }
             }
             Event::Request { to, from, patience_us, request } => {
                 self.request(to, from, patience_us, request)
@@ -328,6 +350,8 @@ impl World {
                 self.step(node, shard, Input::SnapshotSent { to, ok });
             }
             Local::Unreachable(shard, to) => self.step(node, shard, Input::Unreachable(to)),
+            Local::Ended { call, asker, reply } => self.ended(node, call, asker, reply),
+            Local::Moved(shard) => self.look(node, Some(shard)),
         }
     }
 
@@ -339,6 +363,8 @@ impl World {
             self.step(node, shard, Input::Tick);
             self.announce(node, shard);
         }
+        self.look(node, None);
+        self.tell_alive(node);
     }
 
     /// Tells an input to a replica and carries out what it wants.
@@ -349,46 +375,6 @@ impl World {
         let Some(host) = host.hosts.get_mut(&shard) else { return };
         let effects = host.replica.step(now, input);
         self.carry_out(node, shard, effects);
-    }
-
-    fn request(&mut self, to: NodeId, from: (u64, u64), patience_us: u64, request: Request) {
-        let (client, token) = from;
-        if !self.nodes[&to].up {
-            trace!(self, "n{to} is down for client {client}");
-            return self.soon(MILLISECOND, Event::Hear(client, token, Heard::Unreached));
-        }
-        let Request { shard, body } = request;
-        let floor = self.agreements.applied_index(shard);
-        let now_us = self.now;
-        let node = self.node(to);
-        let call = node.call(Caller { client, token, shard, floor });
-        let deadline_ms = node.clocks(now_us).boot_ms + patience_us / MILLISECOND;
-        let input = match body {
-            Body::Command(command) => {
-                trace!(
-                    self,
-                    "n{to}/s{shard} call {call} of client {client}: {:?}", command.operation
-                );
-                Input::Propose(vec![Proposal { call, command, deadline_ms }])
-            }
-            Body::Query(query) => {
-                trace!(self, "n{to}/s{shard} call {call} of client {client}: {:?}", query.query);
-                Input::Read(vec![Read { call, query, deadline_ms }])
-            }
-        };
-        self.step(to, shard, input);
-    }
-
-    fn hang_up(&mut self, to: NodeId, from: (u64, u64)) {
-        let mut calls = self.nodes[&to].calls.iter();
-        let Some((call, shard)) =
-            calls.find(|(_, c)| (c.client, c.token) == from).map(|(call, c)| (*call, c.shard))
-        else {
-            return;
-        };
-        trace!(self, "n{to}/s{shard} call {call} is hung up");
-        self.node(to).calls.remove(&call);
-        self.step(to, shard, Input::Cancel(call));
     }
 
     fn client(
@@ -409,7 +395,7 @@ impl World {
                 }
                 // Nobody hears the answer.
                 Todo::CleanUp { at, node, request } => {
-                    let patience_us = PATIENCE_US;
+                    let patience_us = *PATIENCE_US.end();
                     let from = (client, 0);
                     self.at(at, Event::Request { to: node, from, patience_us, request });
                 }

@@ -7,15 +7,19 @@
 )]
 
 mod dev;
+mod failover;
 mod faults;
 mod fences;
 mod full_disk;
 mod line;
 mod lock_run;
+mod proxy;
+mod raw;
 mod record;
 mod refusals;
 mod semaphores;
 mod services;
+mod stop;
 mod support;
 mod waits;
 mod watch;

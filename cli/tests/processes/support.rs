@@ -41,6 +41,7 @@ pub(crate) struct Cluster {
 pub(crate) struct Node {
     pub(crate) name: String,
     pub(crate) listen: SocketAddr,
+    pub(crate) peer_listen: SocketAddr,
     pub(crate) data_dir: PathBuf,
     log: PathBuf,
     arguments: Vec<String>,
@@ -60,14 +61,22 @@ impl Cluster {
 
     /// Nodes that are not started yet, with further flags.
     pub(crate) async fn prepare(size: usize, flags: &[&str]) -> Self {
+        let ports = free_ports(2 * size);
+        Self::prepare_at(&ports, &ports[size..], flags).await
+    }
+
+    /// The same, where peers are reached at these addresses and listen elsewhere.
+    pub(crate) async fn prepare_behind(peers: &[SocketAddr], flags: &[&str]) -> Self {
+        Self::prepare_at(&free_ports(2 * peers.len()), peers, flags).await
+    }
+
+    async fn prepare_at(ports: &[SocketAddr], peers: &[SocketAddr], flags: &[&str]) -> Self {
         let alone = alone().await;
         let dir = TempDir::new().unwrap();
-        let ports = free_ports(2 * size);
+        let size = peers.len();
         let name = |n: usize| format!("n{}", n + 1);
-        let members = (0..size)
-            .map(|n| format!("{}={}", name(n), ports[size + n]))
-            .collect::<Vec<_>>()
-            .join(",");
+        let members =
+            (0..size).map(|n| format!("{}={}", name(n), peers[n])).collect::<Vec<_>>().join(",");
         let node = |n: usize| {
             let data_dir = dir.path().join(name(n));
             let mut arguments = ["serve", "--name", &name(n), "--initial-cluster", &members]
@@ -78,8 +87,8 @@ impl Cluster {
             arguments.extend(["--data-dir".to_owned(), data_dir.display().to_string()]);
             arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
             let log = dir.path().join(format!("{}.log", name(n)));
-            let listen = ports[n];
-            Node { name: name(n), listen, data_dir, log, arguments, process: None }
+            let (listen, peer_listen) = (ports[n], ports[size + n]);
+            Node { name: name(n), listen, peer_listen, data_dir, log, arguments, process: None }
         };
         Self { nodes: (0..size).map(node).collect(), dir, _alone: alone }
     }
@@ -184,8 +193,12 @@ impl Node {
     }
 
     fn signal(&self, signal: Signal) {
-        let id = self.process.as_ref().expect("it runs").id();
-        kill_process(pid(id), signal).unwrap();
+        kill_process(pid(self.id()), signal).unwrap();
+    }
+
+    /// The id of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.process.as_ref().expect("it runs").id()
     }
 
     /// What it says of itself.

@@ -152,6 +152,12 @@ impl Call {
         &self.work
     }
 
+    /// Whether an earlier try may have taken effect unseen.
+    #[must_use]
+    pub fn has_unseen(&self) -> bool {
+        self.unseen.is_some()
+    }
+
     /// Decides what to do next. Once it was cancelled or has ended, a call is over.
     pub fn step(&mut self, view: &View<'_>, event: Event) -> Step {
         let was_trying = self.trying.is_some() && !matches!(event, Event::Failed(..));

@@ -22,6 +22,7 @@ pub mod lock;
 pub mod matching;
 pub mod order;
 pub mod permits;
+pub mod plain;
 pub mod queue;
 pub mod quorum;
 pub mod register;

@@ -1,9 +1,10 @@
 //! Request ids against the applied log: each submission took effect as its end says, and once.
 //!
-//! A submission is a request id with its attempt. A client sends the same submission again only after a definite
-//! refusal, so it stands in the log at most once; a retry after an unknown end is another submission.
+//! A submission is a request id with its attempt. It is sent again only after a definite refusal, so it stands in the
+//! log at most once, unless doing it twice is doing it once; a retry after an unknown end is another submission. Those
+//! that a node makes by itself follow in number on that of its client, whose own are further apart.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trefoil_core::{Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -17,6 +18,9 @@ const UNDONE: &str = "what was refused before the state machine is not in the lo
 const PLACED: &str = "an answered submission stands in the log where its reply says";
 const SAME: &str = "a request id has one effect and one answer";
 
+/// Attempts that a node may count by itself between two of its client.
+pub const NODE_ATTEMPTS: u32 = 1_000;
+
 /// (shard, client, sequence).
 type Request = (ShardId, String, u64);
 
@@ -24,7 +28,7 @@ type Request = (ShardId, String, u64);
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     /// (index, ordinal) of each submission in the log.
-    applied: BTreeMap<(Request, u32), (u64, u32)>,
+    applied: BTreeMap<(Request, u32), BTreeSet<(u64, u32)>>,
     /// The first remembered answer of each request.
     answers: BTreeMap<Request, Answer>,
     /// Ends that clients were told: the position, or none for a definite refusal.
@@ -35,6 +39,7 @@ pub struct Ledger {
 
 impl Ledger {
     /// A command was applied, seen for the first time on any node. The answer is missing while it waits.
+    /// `is_idempotent` says that doing it twice is doing it once.
     ///
     /// # Errors
     /// When it stands in the log twice, or answers otherwise than it did before.
@@ -44,6 +49,7 @@ impl Ledger {
         place: (u64, u32),
         id: &RequestId,
         answer: Option<&Answer>,
+        is_idempotent: bool,
     ) -> Result<(), Violation> {
         if answer.is_some_and(is_forgotten) {
             // Not remembered and without effect: the same submission may come again.
@@ -54,13 +60,13 @@ impl Ledger {
             self.hits += u64::from(self.answers.contains_key(&request));
             self.answered(shard, id, answer)?;
         }
-        match self.applied.insert((request, id.attempt), place) {
-            Some(other) => Err(Violation::new(
-                TWICE,
-                format!("{id:?} at {other:?} and at {place:?} of shard {shard}"),
-            )),
-            None => Ok(()),
+        let places = self.applied.entry((request, id.attempt)).or_default();
+        if !places.is_empty() && !is_idempotent {
+            let what = format!("{id:?} at {places:?} and at {place:?} of shard {shard}");
+            return Err(Violation::new(TWICE, what));
         }
+        places.insert(place);
+        Ok(())
     }
 
     /// A request was answered by the state machine, at once or after a wait.
@@ -107,20 +113,21 @@ impl Ledger {
     #[must_use]
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
-        for (submission, told) in &self.told {
-            match (self.applied.get(submission), told) {
-                (None, None) => {}
-                (Some(place), Some(told)) if place == told => {}
-                (Some(place), None) => {
-                    found.push(Violation::new(
-                        UNDONE,
-                        format!("{submission:?} was applied at {place:?}"),
-                    ));
-                }
-                (place, Some(told)) => {
-                    let what = format!("{submission:?} was told {told:?} and stands at {place:?}");
+        for ((request, attempt), told) in &self.told {
+            let last = attempt.saturating_add(NODE_ATTEMPTS - 1);
+            let tries = self.applied.range((request.clone(), *attempt)..=(request.clone(), last));
+            let places = tries.flat_map(|(_, places)| places).collect::<Vec<_>>();
+            match told {
+                Some(told) if !places.contains(&told) => {
+                    let what =
+                        format!("{request:?} {attempt} was told {told:?} and stands at {places:?}");
                     found.push(Violation::new(PLACED, what));
                 }
+                None if !places.is_empty() => {
+                    let what = format!("{request:?} {attempt} was applied at {places:?}");
+                    found.push(Violation::new(UNDONE, what));
+                }
+                _ => {}
             }
         }
         found
@@ -162,10 +169,10 @@ mod tests {
     #[test]
     fn one_effect_and_its_retry_pass() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done())), Ok(()));
-        assert_eq!(ledger.applied(1, (12, 0), &id(1), Some(&done())), Ok(()));
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done()), false), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &id(1), Some(&done()), false), Ok(()));
         let forgotten = Refusal { reason: Reason::RequestForgotten.into(), ..Refusal::default() };
-        assert_eq!(ledger.applied(1, (13, 0), &id(2), Some(&forgotten.into())), Ok(()));
+        assert_eq!(ledger.applied(1, (13, 0), &id(2), Some(&forgotten.into()), false), Ok(()));
         ledger.told(1, &id(1), at(12));
         ledger.told(1, &id(3), None);
         assert_eq!(ledger.check(), []);
@@ -174,22 +181,37 @@ mod tests {
     #[test]
     fn a_submission_that_stands_twice_is_found() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), None), Ok(()));
-        assert_eq!(ledger.applied(1, (12, 0), &id(0), None).unwrap_err().invariant, TWICE);
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), None, false), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &id(0), None, false).unwrap_err().invariant, TWICE);
+    }
+
+    #[test]
+    fn what_may_be_repeated_and_what_a_node_tried_again_passes() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), None, true), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &id(0), None, true), Ok(()));
+        assert_eq!(ledger.applied(1, (13, 0), &id(7), Some(&done()), false), Ok(()));
+        ledger.told(1, &id(0), at(13));
+        assert_eq!(ledger.check(), []);
+        ledger.told(1, &id(0), None);
+        assert_eq!(ledger.check()[0].invariant, UNDONE);
     }
 
     #[test]
     fn a_second_effect_is_found() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done())), Ok(()));
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done()), false), Ok(()));
         let other = answer::Answer::Release(ReleaseResponse { header: None }).into();
-        assert_eq!(ledger.applied(1, (12, 0), &id(1), Some(&other)).unwrap_err().invariant, SAME);
+        assert_eq!(
+            ledger.applied(1, (12, 0), &id(1), Some(&other), false).unwrap_err().invariant,
+            SAME
+        );
     }
 
     #[test]
     fn a_refusal_that_was_applied_is_found() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done())), Ok(()));
+        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done()), false), Ok(()));
         ledger.told(1, &id(0), None);
         assert_eq!(ledger.check()[0].invariant, UNDONE);
     }
@@ -199,7 +221,7 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.told(1, &id(0), at(11));
         assert_eq!(ledger.check()[0].invariant, PLACED);
-        assert_eq!(ledger.applied(1, (12, 0), &id(0), Some(&done())), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &id(0), Some(&done()), false), Ok(()));
         assert_eq!(ledger.check()[0].invariant, PLACED);
     }
 }
