@@ -153,8 +153,8 @@ check_lock() { # CLUSTER
   local session
   session=$(expect '"ttlMs":"20000"' "$(address "$1" 3)" trefoil.lock.v1.LockService/OpenSession '{"ttl_ms": 20000}' |
     sed -n 's/.*"sessionId": *"\([0-9]*\)".*/\1/p')
-  expect '"acquired":true' "$(address "$1" 1)" trefoil.lock.v1.LockService/Acquire "{\"session_id\": $session, \"name\": \"printer\"}" >/dev/null
-  expect '"header"' "$(address "$1" 2)" trefoil.lock.v1.LockService/Release "{\"session_id\": $session, \"name\": \"printer\"}" >/dev/null
+  expect '"acquired":true' "$(address "$1" 1)" trefoil.lock.v1.LockService/Acquire "{\"session_id\": \"$session\", \"name\": \"printer\"}" >/dev/null
+  expect '"header"' "$(address "$1" 2)" trefoil.lock.v1.LockService/Release "{\"session_id\": \"$session\", \"name\": \"printer\"}" >/dev/null
 }
 
 check_queue() { # CLUSTER

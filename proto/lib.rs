@@ -85,3 +85,11 @@ impl From<internal::v1::answer::Answer> for internal::v1::Answer {
 
 /// The compiled descriptors of every public and internal file, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The position up to which an answer tells what there is.
+impl From<common::v1::ResponseHeader> for common::v1::WatchPosition {
+    fn from(header: common::v1::ResponseHeader) -> Self {
+        let common::v1::ResponseHeader { index, shard, cluster_id, .. } = header;
+        Self { index, ordinal: None, shard, cluster_id }
+    }
+}

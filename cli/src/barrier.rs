@@ -75,6 +75,7 @@ pub(crate) struct LeaveArgs {
 struct Entered {
     barrier: String,
     entered: bool,
+    #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,
     round: Option<u64>,
 }
@@ -104,6 +105,7 @@ struct Described {
 
 #[derive(Serialize)]
 struct Party {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
 }

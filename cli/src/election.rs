@@ -92,6 +92,7 @@ pub(crate) struct LeadershipArgs {
 struct Campaigned {
     election: String,
     elected: bool,
+    #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,
     fencing_token: Option<u64>,
     leads_for_ms: Option<u128>,
@@ -110,6 +111,7 @@ struct Observed(Found);
 
 #[derive(Serialize)]
 struct Shown {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     value: String,

@@ -199,6 +199,7 @@ struct Acquired {
     lock: String,
     acquired: bool,
     mode: Option<&'static str>,
+    #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,
     fencing_token: Option<u64>,
     held_for_ms: Option<u128>,

@@ -107,6 +107,7 @@ pub(crate) async fn acquire(
 #[derive(Serialize)]
 struct AcquiredAll {
     acquired: bool,
+    #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,
     held_for_ms: Option<u128>,
     locks: Vec<AcquiredOne>,

@@ -118,6 +118,7 @@ struct Described {
 
 #[derive(Serialize)]
 struct Holder {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     mode: &'static str,
@@ -127,6 +128,7 @@ struct Holder {
 
 #[derive(Serialize)]
 struct Waiter {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     mode: &'static str,
@@ -144,6 +146,7 @@ struct Sessions {
 
 #[derive(Default, Serialize)]
 struct Session {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     ttl_ms: u64,
@@ -197,6 +200,7 @@ struct Deadlocks {
 #[derive(Serialize)]
 struct Deadlock {
     number: u64,
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     log_time_ms: u64,
     length: u32,
@@ -205,12 +209,14 @@ struct Deadlock {
 
 #[derive(Serialize)]
 struct Edge {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     lock: String,
     mode: &'static str,
     converts: bool,
     waiting_ms: u64,
+    #[serde(serialize_with = "output::id")]
     waits_for: u64,
     held_mode: &'static str,
     fencing_token: u64,

@@ -26,15 +26,16 @@ pub(crate) struct WatchArgs {
         conflicts_with = "name"
     )]
     prefix: String,
-    /// Begin after this log index, as a line or a header names it; left out, begin now.
-    #[arg(long, env = "TREFOIL_WATCH_AFTER", value_name = "INDEX")]
-    after: Option<u64>,
+    /// Begin after this position, as a line names it (cluster/shard/index); left out, begin now.
+    #[arg(long, env = "TREFOIL_WATCH_AFTER", value_name = "POSITION", value_parser = position)]
+    after: Option<WatchPosition>,
 }
 
 #[derive(Serialize)]
 struct Happened {
     event: String,
     lock: String,
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     mode: &'static str,
@@ -43,6 +44,8 @@ struct Happened {
     index: u64,
     ordinal: u32,
     log_time_ms: u64,
+    /// What to begin after, to go on behind this.
+    position: String,
 }
 
 pub(crate) async fn run(
@@ -55,21 +58,40 @@ pub(crate) async fn run(
         Some(name) => locks.watch_one(name),
         None => locks.watch(args.prefix),
     };
-    if let Some(index) = args.after {
-        watch = watch.after(WatchPosition { index, ordinal: None });
+    if let Some(position) = args.after {
+        watch = watch.after(position);
     }
     let begun = watch.started().await?;
-    output::note(&format!("trefoil: watching after index {}", begun.index));
+    output::note(&format!("trefoil: watching after {}", shown(&begun)));
     loop {
         let event = watch.next().await?;
-        if !output::line(format, &Happened::from(event))? {
+        let position = shown(&watch.position().unwrap_or_default());
+        if !output::line(format, &Happened::new(event, position))? {
             return Ok(ExitCode::SUCCESS);
         }
     }
 }
 
-impl From<LockEvent> for Happened {
-    fn from(event: LockEvent) -> Self {
+fn shown(position: &WatchPosition) -> String {
+    let WatchPosition { index, ordinal, shard, cluster_id } = position;
+    let ordinal = ordinal.map_or_else(String::new, |ordinal| format!("/{ordinal}"));
+    format!("{cluster_id}/{shard}/{index}{ordinal}")
+}
+
+fn position(text: &str) -> Result<WatchPosition, String> {
+    let mut parts = text.splitn(4, '/');
+    let mut next = || parts.next().ok_or_else(|| format!("{text:?} must be cluster/shard/index"));
+    let cluster_id = next()?.to_owned();
+    let number = |part: &str| part.parse::<u64>().map_err(|_| format!("{part:?} is no number"));
+    let (shard, index) = (number(next()?)?, number(next()?)?);
+    let shard = u32::try_from(shard).map_err(|_| format!("{shard} is no shard"))?;
+    let ordinal =
+        parts.next().map(|part| part.parse().map_err(|_| format!("{part:?} is no number")));
+    Ok(WatchPosition { index, ordinal: ordinal.transpose()?, shard, cluster_id })
+}
+
+impl Happened {
+    fn new(event: LockEvent, position: String) -> Self {
         let kind = event.kind().as_str_name().trim_start_matches("LOCK_EVENT_KIND_");
         Self {
             event: kind.to_lowercase(),
@@ -80,6 +102,7 @@ impl From<LockEvent> for Happened {
             index: event.index,
             ordinal: event.ordinal,
             log_time_ms: event.log_time_ms,
+            position,
             lock: event.name,
             owner: event.owner,
         }

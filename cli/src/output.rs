@@ -3,7 +3,7 @@
 use std::io::{self, Write as _};
 
 use comfy_table::{CellAlignment, Table, presets};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::exit::Failure;
 
@@ -21,6 +21,21 @@ pub(crate) enum Format {
 pub(crate) trait Report: Serialize {
     /// The form for people, without a newline at the end.
     fn text(&self) -> String;
+}
+
+/// An id as JSON has it in the contract, in a text: programs that take numbers for fractions lose the end of so large a one.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+pub(crate) fn id<S: Serializer>(id: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+/// The same where there may be none.
+#[allow(clippy::ref_option, reason = "serde calls it so")]
+pub(crate) fn some_id<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
 }
 
 /// Writes a result.

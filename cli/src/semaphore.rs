@@ -99,6 +99,7 @@ struct Acquired {
     semaphore: String,
     acquired: bool,
     permits: u64,
+    #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,
     fencing_token: Option<u64>,
     held_for_ms: Option<u128>,
@@ -141,6 +142,7 @@ struct Described {
 
 #[derive(Serialize)]
 struct Holder {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     permits: u64,
@@ -150,6 +152,7 @@ struct Holder {
 
 #[derive(Serialize)]
 struct Waiter {
+    #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
     permits: u64,

@@ -25,8 +25,8 @@ async fn main() -> Result<(), Error> {
 
 #[allow(clippy::print_stdout, reason = "an example speaks to a person")]
 async fn follow(client: &Client) -> Result<(), Error> {
-    let (mut holders, index) = list(client).await?;
-    let mut watch = client.locks().watch("").after(WatchPosition { index, ordinal: None });
+    let (mut holders, position) = list(client).await?;
+    let mut watch = client.locks().watch("").after(position);
     println!("{} locks are held", holders.len());
     loop {
         let event = watch.next().await?;
@@ -45,13 +45,13 @@ async fn follow(client: &Client) -> Result<(), Error> {
     }
 }
 
-/// The first page of locks, with the index at which it is true.
-async fn list(client: &Client) -> Result<(Holders, u64), Error> {
+/// The first page of locks, with the position at which it is true.
+async fn list(client: &Client) -> Result<(Holders, WatchPosition), Error> {
     let request = ListLocksRequest { page_size: 1_000, ..ListLocksRequest::default() };
     let listed = client.call(request).await?;
     let held = listed.locks.into_iter().filter_map(|lock| {
         let holder = lock.holder?;
         Some(((lock.name, holder.session_id), (holder.mode(), holder.fencing_token)))
     });
-    Ok((held.collect(), listed.header.map_or(0, |header| header.index)))
+    Ok((held.collect(), listed.header.unwrap_or_default().into()))
 }

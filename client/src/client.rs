@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use trefoil_proto::cluster::v1::StatusRequest;
 
+use crate::boot::BootInstant;
 use crate::cache::Cache;
 use crate::cluster::Cluster;
 use crate::error::Error;
@@ -141,6 +142,14 @@ impl Client {
     /// # Errors
     /// See [`Error`]; what was safe to retry has been retried.
     pub async fn call<R: Request>(&self, request: R) -> Result<R::Response, Error> {
+        self.timed(request).await.map(|(response, _)| response)
+    }
+
+    /// The same, with the moment from which the promises of the response are counted.
+    pub(crate) async fn timed<R: Request>(
+        &self,
+        request: R,
+    ) -> Result<(R::Response, BootInstant), Error> {
         retry::run(&self.inner, request, self.timeout).await
     }
 

@@ -47,6 +47,7 @@ mod session;
 mod value;
 mod watch;
 
+mod boot;
 mod error;
 mod operation;
 mod request_id;

@@ -6,12 +6,12 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
 use trefoil_proto::queue::v1::{
     AckRequest, CreateQueueRequest, Delivery as WireDelivery, DequeueRequest, EnqueueRequest,
     Message as WireMessage,
 };
 
+use crate::boot::BootInstant;
 use crate::millis;
 use crate::{Client, Error, Fence, Value};
 
@@ -38,7 +38,7 @@ pub struct Delivery {
     queue: Queue,
     delivery: WireDelivery,
     value: Value,
-    held_until: Instant,
+    held_until: BootInstant,
 }
 
 /// A dequeue to be awaited.
@@ -174,18 +174,19 @@ impl IntoFuture for Dequeue {
 
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(async move {
-            let sent = Instant::now();
-            let response = self.queue.client.call(self.request).await?;
-            let deliver = |delivery| Delivery::new(&self.queue, delivery, sent);
+            let (response, sent) = self.queue.client.timed(self.request).await?;
+            // Not granted before the node had waited so long.
+            let asked = sent + Duration::from_millis(response.waited_ms);
+            let deliver = |delivery| Delivery::new(&self.queue, delivery, asked);
             Ok(response.deliveries.into_iter().map(deliver).collect())
         })
     }
 }
 
 impl Delivery {
-    fn new(queue: &Queue, mut delivery: WireDelivery, sent: Instant) -> Self {
+    fn new(queue: &Queue, mut delivery: WireDelivery, asked: BootInstant) -> Self {
         let value = Value::from(delivery.value.take());
-        let held_until = sent + Duration::from_millis(delivery.lease_ms);
+        let held_until = asked + Duration::from_millis(delivery.lease_ms);
         Self { queue: queue.clone(), delivery, value, held_until }
     }
 
@@ -231,10 +232,10 @@ impl Delivery {
         self.delivery.enqueued_at_ms
     }
 
-    /// What is left of the lease, counted from before the dequeue was sent: never too long.
+    /// What is left of the lease: never too long, also where the machine was asleep meanwhile.
     #[must_use]
     pub fn remaining(&self) -> Duration {
-        self.held_until.saturating_duration_since(Instant::now())
+        self.held_until.left()
     }
 
     /// Settles it: the message is gone.

@@ -11,6 +11,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::pipeline::v1::reply;
 use trefoil_proto::reason::Retry;
 
+use crate::boot::BootInstant;
 use crate::client::Inner;
 use crate::error::Error;
 use crate::node::{Failed, Node};
@@ -43,12 +44,13 @@ pub(crate) struct Course {
     last: Option<Error>,
 }
 
-/// Runs a call to its end, at any node.
+/// Runs a call to its end, at any node. What the answer promises is counted from the moment before the try was sent that it
+/// answers.
 pub(crate) async fn run<R: Request>(
     inner: &Arc<Inner>,
     mut request: R,
     timeout: Duration,
-) -> Result<R::Response, Error> {
+) -> Result<(R::Response, BootInstant), Error> {
     let started = Instant::now();
     let (way, scope) = (request.way(), request.scope());
     let wait = Duration::from_millis(request.wait_ms().map_or(0, |wait_ms| *wait_ms));
@@ -63,6 +65,7 @@ pub(crate) async fn run<R: Request>(
             *wait_ms = u64::try_from(left).unwrap_or(u64::MAX);
         }
         let node = course.node(inner, scope);
+        let sent = BootInstant::now();
         let pause =
             match node.call(way, request.clone().operation(), course.try_deadline(way)).await {
                 Ok(reply::Outcome::Error(error)) => {
@@ -74,7 +77,7 @@ pub(crate) async fn run<R: Request>(
                     {
                         inner.refresh();
                     }
-                    return Ok(response);
+                    return Ok((response, sent));
                 }
                 Err(failed) => course.failed(inner, node, failed)?,
             };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{sleep, timeout};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{
     CloseSessionRequest, KeepAliveRequest, LockMode, LockWish, OpenSessionRequest, ReleaseAsked,
@@ -18,6 +18,7 @@ use trefoil_proto::lock::v1::{
 
 use crate::asked;
 use crate::barrier::Barrier;
+use crate::boot::BootInstant;
 use crate::election::Election;
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
@@ -28,6 +29,8 @@ const RENEWALS_PER_TTL: u32 = 3;
 /// Pause after a renewal that failed in spite of its retries.
 const PAUSES_PER_TTL: u32 = 20;
 const RENEWAL_PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Longest pause between two looks at the clock by whoever waits for the end of a session.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// An open session. Clones are the same session; when the last one and all its guards are gone, it is closed.
 #[derive(Clone, Debug)]
@@ -52,17 +55,20 @@ pub(crate) struct Shared {
 #[derive(Clone, Copy, Debug)]
 struct Life {
     /// Lives for certain until then.
-    until: Instant,
+    until: BootInstant,
     /// Lost or closed; never lives again.
     over: bool,
 }
 
 impl Session {
     pub(crate) async fn open(client: Client, request: OpenSessionRequest) -> Result<Self, Error> {
-        let sent = Instant::now();
-        let opened = client.call(request).await?;
+        let (opened, sent) = client.timed(request).await?;
+        if opened.remaining_ms == 0 {
+            return Err(expired());
+        }
         let ttl = Duration::from_millis(opened.ttl_ms);
-        let life = watch::Sender::new(Life { until: sent + ttl, over: false });
+        let until = sent + Duration::from_millis(opened.remaining_ms);
+        let life = watch::Sender::new(Life { until, over: false });
         let runtime = Handle::current();
         let shared = Arc::new(Shared {
             client,
@@ -118,18 +124,25 @@ impl Session {
     #[must_use]
     pub fn remaining(&self) -> Duration {
         let life = *self.shared.life.borrow();
-        if life.over {
-            Duration::ZERO
-        } else {
-            life.until.saturating_duration_since(Instant::now())
-        }
+        if life.over { Duration::ZERO } else { life.until.left() }
     }
 
     /// Ends when the session is lost or closed, and its locks with it.
     pub async fn lost(&self) {
         let mut life = self.shared.life.subscribe();
-        // The sender lives in `self`, so this can only end by the condition.
-        drop(life.wait_for(|life| life.over).await);
+        loop {
+            let known = *life.borrow_and_update();
+            let left = known.until.left();
+            if known.over {
+                return;
+            }
+            if left.is_zero() {
+                self.shared.end();
+                return;
+            }
+            // Timers stand still while the machine sleeps: whoever waits looks at the clock himself.
+            drop(timeout(left.min(LOOK), life.changed()).await);
+        }
     }
 
     /// Closes the session and releases all that it holds.
@@ -171,10 +184,7 @@ impl Session {
     }
 
     pub(crate) fn expired(&self) -> Error {
-        let message =
-            "the session is lost: it expired, was closed, or could not be renewed in time"
-                .to_owned();
-        Error::Refused { reason: Reason::SessionExpired, message, metadata: BTreeMap::new() }
+        expired()
     }
 
     pub(crate) async fn release(&self, name: String, token: u64) -> Result<(), Error> {
@@ -211,7 +221,8 @@ impl Shared {
     }
 
     pub(crate) fn is_over(&self) -> bool {
-        self.life.borrow().over
+        let life = *self.life.borrow();
+        life.over || life.until.left().is_zero()
     }
 
     /// Marks the session as over; false when it was already.
@@ -236,6 +247,12 @@ impl Drop for Shared {
     }
 }
 
+fn expired() -> Error {
+    let message =
+        "the session is lost: it expired, was closed, or could not be renewed in time".to_owned();
+    Error::Refused { reason: Reason::SessionExpired, message, metadata: BTreeMap::new() }
+}
+
 async fn close(client: Client, session_id: u64) -> Result<(), Error> {
     let request =
         CloseSessionRequest { namespace: client.owned_namespace(), session_id, request_id: None };
@@ -243,7 +260,7 @@ async fn close(client: Client, session_id: u64) -> Result<(), Error> {
 }
 
 /// Renews the session until it is over or nobody has it any more.
-async fn keep_alive(session: Weak<Shared>, opened: Instant) {
+async fn keep_alive(session: Weak<Shared>, opened: BootInstant) {
     let mut due = opened;
     loop {
         let Some((ttl, until)) =
@@ -251,30 +268,32 @@ async fn keep_alive(session: Weak<Shared>, opened: Instant) {
         else {
             return;
         };
-        due = (due + ttl / RENEWALS_PER_TTL).max(Instant::now()).min(until);
-        sleep_until(due).await;
+        due = (due + ttl / RENEWALS_PER_TTL).min(until);
+        sleep(due.left()).await;
         let Some(shared) = session.upgrade() else { return };
         if shared.life.borrow().over {
             return;
         }
-        if Instant::now() >= until {
+        if until.left().is_zero() {
             shared.end();
             return;
         }
-        due = Instant::now();
+        due = BootInstant::now();
         renew(&shared, until).await;
     }
 }
 
 /// One renewal, with retries, for as long as the session lives for certain.
-async fn renew(shared: &Shared, until: Instant) {
+async fn renew(shared: &Shared, until: BootInstant) {
     let request =
         KeepAliveRequest { namespace: shared.client.owned_namespace(), session_id: shared.id };
-    let mut sent = Instant::now();
-    while sent < until {
-        let share = (shared.ttl / RENEWALS_PER_TTL).min(until - sent);
-        match shared.client.with_timeout(share).call(request.clone()).await {
-            Ok(renewed) => {
+    loop {
+        let share = (shared.ttl / RENEWALS_PER_TTL).min(until.left());
+        if share.is_zero() {
+            return;
+        }
+        match shared.client.with_timeout(share).timed(request.clone()).await {
+            Ok((renewed, sent)) => {
                 let promised = sent + Duration::from_millis(renewed.remaining_ms);
                 shared.life.send_modify(|life| life.until = life.until.max(promised));
                 return;
@@ -285,7 +304,6 @@ async fn renew(shared: &Shared, until: Instant) {
             }
             Err(_) => {
                 sleep((shared.ttl / PAUSES_PER_TTL).min(RENEWAL_PAUSE_MAX)).await;
-                sent = Instant::now();
             }
         }
     }

@@ -46,9 +46,9 @@ pub trait WatchRequest: Clone + Send + Sync + 'static + sealed::Sealed {
     fn begin_after(&mut self, position: WatchPosition);
     #[doc(hidden)]
     fn parts(response: Self::Response) -> (Vec<Self::Event>, Option<WatchPosition>);
-    /// The position after an event.
+    /// The position after an event, of a response with this position.
     #[doc(hidden)]
-    fn after(event: &Self::Event) -> WatchPosition;
+    fn after(event: &Self::Event, of: Option<&WatchPosition>) -> WatchPosition;
 }
 
 mod sealed {
@@ -73,8 +73,9 @@ impl WatchRequest for lock::WatchLocksRequest {
         (response.events, response.position)
     }
 
-    fn after(event: &Self::Event) -> WatchPosition {
-        WatchPosition { index: event.index, ordinal: Some(event.ordinal) }
+    fn after(event: &Self::Event, of: Option<&WatchPosition>) -> WatchPosition {
+        let of = of.cloned().unwrap_or_default();
+        WatchPosition { index: event.index, ordinal: Some(event.ordinal), ..of }
     }
 }
 
@@ -92,13 +93,12 @@ impl WatchRequest for lock::ObserveRequest {
     fn begin_after(&mut self, _: WatchPosition) {}
 
     fn parts(response: Self::Response) -> (Vec<Self::Event>, Option<WatchPosition>) {
-        let position = Self::after(&response);
+        let position = Self::after(&response, None);
         (vec![response], Some(position))
     }
 
-    fn after(event: &Self::Event) -> WatchPosition {
-        let index = event.header.as_ref().map_or(0, |header| header.index);
-        WatchPosition { index, ordinal: None }
+    fn after(event: &Self::Event, _: Option<&WatchPosition>) -> WatchPosition {
+        event.header.clone().unwrap_or_default().into()
     }
 }
 
@@ -149,17 +149,17 @@ impl<R: WatchRequest> Watch<R> {
         }
     }
 
-    /// Begins after a position: that of an earlier watch, or `header.index` of an answer in the same namespace. Without it the
-    /// watch begins with what happens after it was opened.
+    /// Begins after a position: that of an earlier watch, or `WatchPosition::from(header)` of an answer about locks of the same
+    /// namespace. Without it the watch begins with what happens after it was opened.
     #[must_use]
     pub fn after(self, position: WatchPosition) -> Self {
-        Self { position: Some(position), received: Some(position), ..self }
+        Self { position: Some(position.clone()), received: Some(position), ..self }
     }
 
     /// Everything up to here has been returned by [`Self::next`]; none before the watch has begun.
     #[must_use]
     pub fn position(&self) -> Option<WatchPosition> {
-        self.position
+        self.position.clone()
     }
 
     /// Opens the watch and tells the position after which it begins: what happens from then on is not missed.
@@ -168,8 +168,8 @@ impl<R: WatchRequest> Watch<R> {
     /// As [`Self::next`].
     pub async fn started(&mut self) -> Result<WatchPosition, Error> {
         loop {
-            if let Some(position) = self.position.filter(|_| self.open.is_some()) {
-                return Ok(position);
+            if let Some(position) = self.position.as_ref().filter(|_| self.open.is_some()) {
+                return Ok(position.clone());
             }
             self.receive().await?;
         }
@@ -185,7 +185,9 @@ impl<R: WatchRequest> Watch<R> {
         loop {
             if let Some(event) = self.events.pop_front() {
                 let is_last = self.events.is_empty();
-                self.position = if is_last { self.received } else { Some(R::after(&event)) };
+                let received = self.received.as_ref();
+                self.position =
+                    if is_last { received.cloned() } else { Some(R::after(&event, received)) };
                 return Ok(event);
             }
             self.receive().await?;
@@ -260,9 +262,11 @@ impl<R: WatchRequest> Watch<R> {
         let (events, position) = R::parts(response);
         self.lacking.clear();
         self.events.extend(events);
-        self.received = position.or(self.received);
+        if position.is_some() {
+            self.received = position;
+        }
         if self.events.is_empty() {
-            self.position = self.received;
+            self.position = self.received.clone();
         }
     }
 
@@ -270,7 +274,7 @@ impl<R: WatchRequest> Watch<R> {
         let avoid = [avoid, &self.lacking].concat();
         let node = self.client.inner().routes.pick(Scope::Any, &avoid);
         let mut request = self.request.clone();
-        if let Some(position) = self.received {
+        if let Some(position) = self.received.clone() {
             request.begin_after(position);
         }
         let begin = async {

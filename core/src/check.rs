@@ -9,7 +9,7 @@ use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
 
 use crate::limits as l;
-use crate::machine::parse_lease_id;
+use crate::{lease, page};
 
 /// The namespace of a request that names none.
 pub const DEFAULT_NAMESPACE: &str = "default";
@@ -119,14 +119,6 @@ fn page_size(size: &mut u32) -> Result<(), Refusal> {
         *size = l::PAGE_ITEMS_DEFAULT;
     }
     number("page_size", (*size).into(), 1, l::PAGE_ITEMS_MAX.into())
-}
-
-/// The session after which a page begins.
-pub(crate) fn session_page(token: &str) -> Result<u64, Refusal> {
-    if token.is_empty() {
-        return Ok(0);
-    }
-    token.parse().map_err(|_| invalid("page_token", "the next_page_token of a page"))
 }
 
 fn some_id(field: &str, id: u64) -> Result<(), Refusal> {
@@ -310,7 +302,7 @@ impl Check for lock::ListSessionsRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         namespace(&mut self.namespace)?;
         page_size(&mut self.page_size)?;
-        session_page(&self.page_token).map(drop)
+        page::check(&self.page_token)
     }
 }
 
@@ -326,7 +318,7 @@ impl Check for lock::ListLocksRequest {
         namespace(&mut self.namespace)?;
         text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
         page_size(&mut self.page_size)?;
-        text("page_token", &self.page_token, 0, l::NAME_BYTES_MAX)
+        page::check(&self.page_token)
     }
 }
 
@@ -338,7 +330,10 @@ impl Check for lock::WatchLocksRequest {
         if !self.name.is_empty() && !self.prefix.is_empty() {
             return Err(invalid("prefix", "empty where a name is given"));
         }
-        self.after.map_or(Ok(()), |after| some_id("after.index", after.index))
+        let Some(after) = &self.after else { return Ok(()) };
+        some_id("after.index", after.index)?;
+        some_id("after.shard", after.shard.into())?;
+        text("after.cluster_id", &after.cluster_id, 1, l::NAME_BYTES_MAX)
     }
 }
 
@@ -425,9 +420,7 @@ impl Check for queue::AckRequest {
         fence(self.fence.as_mut(), &self.namespace)?;
         text("queue", &self.queue, 1, l::NAME_BYTES_MAX)?;
         text("lease_id", &self.lease_id, 1, l::NAME_BYTES_MAX)?;
-        if parse_lease_id(&self.lease_id).is_none() {
-            return Err(invalid("lease_id", "the lease_id of a delivery"));
-        }
+        lease::split(&self.lease_id)?;
         request_id(self.request_id.as_ref())
     }
 }

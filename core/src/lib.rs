@@ -31,13 +31,17 @@ macro_rules! mutant {
 pub mod call;
 pub mod check;
 pub mod key;
+pub mod lease;
 pub mod limits;
 pub mod machine;
 #[cfg(feature = "mutants")]
 pub mod mutants;
+mod page;
 pub mod replica;
+pub mod siphash;
 pub mod slot;
 pub mod store;
+pub mod turns;
 
 /// Raft id of a node: 1 or more, never reused in a cluster.
 pub type NodeId = u64;

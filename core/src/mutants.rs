@@ -71,6 +71,9 @@ list! {
     OldLeaseSettles "old-lease-settles": "Any lease of a message settles it (RabbitMQ PR #4305).";
     AckedComesBack "acked-comes-back": "The lease of an acknowledged message goes on and brings it back (RabbitMQ #12366).";
     OrphanedLease "orphaned-lease": "A lease has no timer, so its message never comes back (RabbitMQ #15473).";
+    WholeLeaseAgain "whole-lease-again": "A retried Dequeue is told the whole of its leases, and of those that are over (rule 29).";
+    LeasesCount "leases-count": "Leases of a message are numbered from 1, so that one settles messages of other queues (rule 28).";
+    SessionsCount "sessions-count": "Sessions are numbered from 1, so that anybody finds one (rule 28).";
     EarlyLeaseEnd "early-lease-end": "A lease ends when somebody looks, not at its deadline.";
     LocalState "local-state": "What a node has in memory decides what it applies (RabbitMQ #14136, etcd #14571).";
     VersionFromItem "version-from-item": "Cache versions are counted in the item, which goes away when it is deleted.";

@@ -23,7 +23,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1 as api;
 
 use self::lock_state::LockState;
-use self::support::{Harness, command, request_id, show_answer};
+use self::support::{Harness, command, given_token, request_id, show_answer, shown_token};
 
 test_each_path! { in "./core/tests/scripts/barrier" => run }
 
@@ -367,7 +367,7 @@ fn question(line: &Line) -> Option<Q> {
             namespace,
             prefix: prefix.clone(),
             page_size: *size,
-            page_token: after.clone(),
+            page_token: given_token(after),
         }),
         Line::Entering { session, name, round } => barrier(name, session, round, true),
         Line::Leaving { session, name, round } => barrier(name, session, round, false),
@@ -378,7 +378,7 @@ fn question(line: &Line) -> Option<Q> {
             namespace,
             prefix: prefix.clone(),
             page_size: *size,
-            page_token: after.clone(),
+            page_token: given_token(after),
         }),
         _ => return None,
     })
@@ -429,5 +429,10 @@ fn barrier(of: &api::BarrierInfo) -> String {
 
 fn page(items: impl Iterator<Item = String>, next: &str) -> String {
     let lines = items.map(|item| format!("{item}\n")).collect::<String>();
-    lines + &if next.is_empty() { "the end".to_owned() } else { format!("next: {next}") }
+    lines
+        + &if next.is_empty() {
+            "the end".to_owned()
+        } else {
+            format!("next: {}", shown_token(next))
+        }
 }

@@ -6,7 +6,7 @@ use std::error::Error;
 use std::path::Path;
 
 use goldenscript::{ArgumentConsumer, Context};
-use support::{Harness, command, request_id, show_answer};
+use support::{Harness, command, given_token, request_id, show_answer, shown_token};
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::{SYSTEM_SLOT, of_cache, of_locks};
 use trefoil_proto::cache::v1::PutRequest;
@@ -220,7 +220,7 @@ fn decided(name: &str, args: &mut Args<'_>) -> Result<Q, Box<dyn Error>> {
         "list" => Q::ListNamespaces(api::ListNamespacesRequest {
             prefix: args.key("prefix", String::new())?,
             page_size: args.key("size", 10)?,
-            page_token: args.key("after", String::new())?,
+            page_token: given_token(&args.key("after", String::new())?),
         }),
         "find_queue" => Q::FindQueue(FindQueue { namespace: args.next()?, queue: args.next()? }),
         _ => Q::GetNamespacePolicy(api::GetNamespacePolicyRequest {}),
@@ -260,7 +260,7 @@ fn one(answer: &Answer) -> String {
         }
         A::ListNamespaces(r) => {
             let lines = r.namespaces.iter().map(|it| of(Some(it)) + "\n").collect::<String>();
-            format!("{lines}next: {:?}", r.next_page_token)
+            format!("{lines}next: {:?}", shown_token(&r.next_page_token))
         }
         A::SetNamespacePolicy(r) => format!("{}, version {}", r.unknown().as_str_name(), r.version),
         A::GetNamespacePolicy(r) => format!("{}, version {}", r.unknown().as_str_name(), r.version),

@@ -11,30 +11,62 @@ use std::path::Path;
 
 use goldenscript::{ArgumentConsumer, Context};
 use support::{Harness, checked_fence, command, request_id, show_answer};
+use trefoil_core::key::{Key, Kind};
+use trefoil_core::lease::LeaseId;
 use trefoil_core::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PARTITIONS_MAX, TIMERS_PER_ENTRY_MAX, VALUE_BYTES_MAX,
 };
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, lease_id, parse_lease_id};
+use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::{SYSTEM_SLOT, of_partition};
+use trefoil_core::store::decode;
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    AckLease, Answer, AwaitReady, Command, DequeueFrom, EnqueueTo, FindQueue, OpenPartition,
+    AckLease, Answer, AwaitReady, Command, DequeueFrom, EnqueueTo, FindQueue, Lease, OpenPartition,
     ReturnLeases, answer, query,
 };
-use trefoil_proto::queue::v1::{CreateQueueRequest, Delivery, Message};
+use trefoil_proto::queue::v1::{CreateQueueRequest, Delivery, DequeueResponse, Message};
 
 test_each_file::test_each_path! { in "./core/tests/scripts/queue" as scripts => run_script }
 
 fn run_script(path: &Path) {
-    goldenscript::run(&mut Runner { meta: Harness::new(0), data: Harness::new(1) }, path)
+    let leases = Leases::default();
+    goldenscript::run(&mut Runner { meta: Harness::new(0), data: Harness::new(1), leases }, path)
         .expect("a script that reads");
+}
+
+/// Every lease that was granted. Scripts name them by partition, sequence and a number that counts the leases of the message
+/// from 1; a lease that was never granted has a secret of its own.
+#[derive(Default)]
+struct Leases(BTreeMap<(u64, u32, u64), Vec<u64>>);
+
+impl Leases {
+    fn name(&mut self, id: LeaseId) -> String {
+        let LeaseId { queue_id, partition, sequence, secret } = id;
+        let known = self.0.entry((queue_id, partition, sequence)).or_default();
+        let place = known.iter().position(|known| *known == secret).unwrap_or_else(|| {
+            known.push(secret);
+            known.len() - 1
+        });
+        format!("{partition}-{sequence}-{}", place + 1)
+    }
+
+    fn find(&self, queue_id: u64, name: &str) -> Result<AckLease, Box<dyn Error>> {
+        let parts = name.split('-').map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+        let [partition, sequence, number] = parts[..] else { return Err("no lease".into()) };
+        let partition = u32::try_from(partition)?;
+        let known = self.0.get(&(queue_id, partition, sequence)).map_or(&[][..], Vec::as_slice);
+        let place = usize::try_from(number)?.checked_sub(1);
+        let secret = place.and_then(|place| known.get(place)).copied().unwrap_or(0xbad);
+        Ok(AckLease { queue_id, partition, sequence, secret })
+    }
 }
 
 /// The catalogue and one data shard, which holds every partition.
 struct Runner {
     meta: Harness,
     data: Harness,
+    leases: Leases,
 }
 
 /// The arguments of a command that most have.
@@ -60,13 +92,12 @@ impl Args<'_> {
         rest.map(|text| text.parse().map_err(Into::into)).collect()
     }
 
-    fn leases(&mut self, queue_id: u64) -> Result<Vec<AckLease>, Box<dyn Error>> {
-        let ids = self.rest::<String>()?;
-        let lease = |id: &String| {
-            let (partition, sequence, lease) = parse_lease_id(id).ok_or("no lease id")?;
-            Ok(AckLease { queue_id, partition, sequence, lease })
-        };
-        ids.iter().map(lease).collect()
+    /// Leases of one queue, to be given to another where `of` says which queue they are of.
+    fn leases(&mut self, known: &Leases, queue_id: u64) -> Result<Vec<AckLease>, Box<dyn Error>> {
+        let of = self.key("of", queue_id)?;
+        let names = self.rest::<String>()?;
+        let lease = |name: &String| Ok(AckLease { queue_id, ..known.find(of, name)? });
+        names.iter().map(lease).collect()
     }
 
     fn messages(&mut self) -> Result<Vec<Message>, Box<dyn Error>> {
@@ -101,10 +132,11 @@ impl goldenscript::Runner for Runner {
                 self.data.machine.cancel(args.next()?);
                 String::new()
             }
-            "advance" => show(&self.data.advance(args.next()?)),
+            "advance" => show(&self.data.advance(args.next()?), &mut self.leases),
             "term" => {
                 let ended = self.data.machine.step_down();
-                format!("polls that end with it: {ended:?}\n{}", show(&self.data.new_term()))
+                let begun = show(&self.data.new_term(), &mut self.leases);
+                format!("polls that end with it: {ended:?}\n{begun}")
             }
             "reopen" => {
                 self.data.machine = Machine::open(&self.data.store, 1, 1);
@@ -150,7 +182,7 @@ impl Runner {
         let request =
             CreateQueueRequest { namespace, queue, partitions, request_id: None, fence: None };
         let command = command(slot, 1, None, Operation::CreateQueue(request));
-        Ok(apply(&mut self.meta, Command { fence, ..command }))
+        Ok(apply(&mut self.meta, &mut self.leases, Command { fence, ..command }))
     }
 
     fn partition(&mut self, name: &str, args: &mut Args<'_>) -> Result<String, Box<dyn Error>> {
@@ -193,18 +225,22 @@ impl Runner {
                 (first, Operation::DequeueFrom(request))
             }
             "ack" => {
-                let lease = args.leases(queue_id)?.pop().ok_or("no lease")?;
+                let lease = args.leases(&self.leases, queue_id)?.pop().ok_or("no lease")?;
                 (lease.partition, Operation::AckLease(lease))
             }
             "return" => {
-                let leases = args.leases(queue_id)?;
+                let leases = args.leases(&self.leases, queue_id)?;
                 let first = leases.first().ok_or("no lease")?.partition;
                 (first, Operation::ReturnLeases(ReturnLeases { queue_id, leases }))
             }
             _ => return Err(format!("no command {name}").into()),
         };
         let slot = slot.unwrap_or_else(|| of_partition(queue_id, partition, 1));
-        Ok(apply(&mut self.data, Command { fence, ..command(slot, 1, id, operation) }))
+        Ok(apply(
+            &mut self.data,
+            &mut self.leases,
+            Command { fence, ..command(slot, 1, id, operation) },
+        ))
     }
 
     fn poll(&mut self, args: &mut Args<'_>) -> Result<String, Box<dyn Error>> {
@@ -218,7 +254,7 @@ impl Runner {
 }
 
 /// Applies one command; a refused one must change nothing.
-fn apply(harness: &mut Harness, command: Command) -> String {
+fn apply(harness: &mut Harness, leases: &mut Leases, command: Command) -> String {
     let before = books::without_progress(&harness.store);
     let remembers = command.request_id.is_some();
     let applied = harness.apply(vec![command]);
@@ -229,7 +265,7 @@ fn apply(harness: &mut Harness, command: Command) -> String {
             "a refused command changes nothing"
         );
     }
-    show(&applied)
+    show(&applied, leases)
 }
 
 fn refusal(outcome: &Outcome) -> Option<Reason> {
@@ -241,22 +277,34 @@ fn refusal(outcome: &Outcome) -> Option<Reason> {
     }
 }
 
-fn deliveries(outcome: &Outcome) -> Option<&[Delivery]> {
+fn dequeued(outcome: &Outcome) -> Option<&DequeueResponse> {
     match outcome {
         Outcome::Answered(Answer { answer: Some(answer::Answer::Dequeue(response)) }) => {
-            Some(&response.deliveries)
+            Some(response)
         }
         _ => None,
     }
 }
 
+fn deliveries(outcome: &Outcome) -> Option<&[Delivery]> {
+    dequeued(outcome).map(|response| &response.deliveries[..])
+}
+
 /// All that an entry said: deliveries one line each, then polls, then what was counted.
-fn show(applied: &Applied) -> String {
+fn show(applied: &Applied, leases: &mut Leases) -> String {
     let mut text = String::new();
     for outcome in &applied.outcomes {
-        match (deliveries(outcome), outcome) {
-            (Some([]), _) => text.push_str("nothing to deliver\n"),
-            (Some(deliveries), _) => text.extend(deliveries.iter().map(show_delivery)),
+        match (dequeued(outcome), outcome) {
+            (Some(response), _) => {
+                let deliveries = response.deliveries.iter();
+                text.extend(deliveries.map(|delivery| show_delivery(delivery, leases)));
+                if response.leases_over > 0 {
+                    writeln!(text, "leases that are over: {}", response.leases_over)
+                        .expect("text grows");
+                } else if response.deliveries.is_empty() {
+                    text.push_str("nothing to deliver\n");
+                }
+            }
             (None, Outcome::Answered(answer)) => {
                 writeln!(text, "{}", show_answer(answer)).expect("text grows")
             }
@@ -273,13 +321,14 @@ fn show(applied: &Applied) -> String {
     text
 }
 
-fn show_delivery(delivery: &Delivery) -> String {
+fn show_delivery(delivery: &Delivery, leases: &mut Leases) -> String {
     let Some(value::Kind::Text(text)) =
         delivery.value.as_ref().and_then(|value| value.kind.as_ref())
     else {
         panic!("scripts enqueue text")
     };
-    let mut line = format!("{text}: message {} lease {}", delivery.message_id, delivery.lease_id);
+    let lease = leases.name(delivery.lease_id.parse().expect("a lease id"));
+    let mut line = format!("{text}: message {} lease {lease}", delivery.message_id);
     write!(line, " delivery {} for {} ms", delivery.delivery_count, delivery.lease_ms)
         .expect("text grows");
     write!(line, ", enqueued at {}", delivery.enqueued_at_ms).expect("text grows");
@@ -341,8 +390,12 @@ fn dequeue(partitions: Vec<u32>, max_messages: u32) -> Operation {
     })
 }
 
-fn ack(sequence: u64) -> Operation {
-    Operation::AckLease(AckLease { queue_id: 1, partition: 0, sequence, lease: 1 })
+/// Settles a message by the lease that it has, or by one that it never had.
+fn ack(harness: &Harness, sequence: u64) -> Operation {
+    let key = Key::new(of_partition(1, 0, 1), Kind::Lease).u64(1).u32(0).u64(sequence);
+    let lease = harness.store.records.get(key.bytes()).map(|value| decode::<Lease>(value));
+    let secret = lease.unwrap_or_default().secret;
+    Operation::AckLease(AckLease { queue_id: 1, partition: 0, sequence, secret })
 }
 
 fn taken(harness: &mut Harness, max_messages: u32) -> usize {
@@ -386,7 +439,7 @@ fn a_full_batch_keeps_the_order_of_partitions() {
         .iter()
         .map(|delivery| &delivery.message_id[..])
         .collect::<Vec<_>>();
-    assert_eq!(ids, ["0-1"], "what is full does not look for something smaller further on");
+    assert_eq!(ids, ["1-0-1"], "what is full does not look for something smaller further on");
 }
 
 #[test]
@@ -397,13 +450,14 @@ fn a_deadline_counts_before_its_timer_fires() {
     let last = u64::try_from(count).unwrap();
 
     harness.now_ms += 100;
-    let fired = send(&mut harness, ack(last));
+    let ack = ack(&harness, last);
+    let fired = send(&mut harness, ack.clone());
     assert_eq!(
         refusal(&fired),
         Some(Reason::StaleLease),
         "its timer has not fired, and yet the lease ran out"
     );
-    assert_eq!(refusal(&send(&mut harness, ack(last))), Some(Reason::StaleLease), "now it has");
+    assert_eq!(refusal(&send(&mut harness, ack)), Some(Reason::StaleLease), "now it has");
     assert_eq!(harness.machine.progress().queue_backlog, last);
 }
 
@@ -424,7 +478,7 @@ fn more_than_a_batch_is_refused() {
     let QueryOutcome::Answered(answer) = outcome else { panic!("it may not wait") };
     assert_eq!(refusal(&Outcome::Answered(answer)), Some(Reason::InvalidField));
 
-    let lease = AckLease { queue_id: 1, partition: 0, sequence: 1, lease: 1 };
+    let lease = AckLease { queue_id: 1, partition: 0, sequence: 1, secret: 1 };
     let leases = Operation::ReturnLeases(ReturnLeases {
         queue_id: 1,
         leases: vec![lease; BATCH_ITEMS_MAX + 1],
@@ -448,7 +502,7 @@ fn partitions_of_another_shard_are_refused() {
     };
     assert_eq!(ask(dequeue(own.clone(), 1)), None);
     assert_eq!(ask(dequeue(partitions, 1)), Some(Reason::StaleMap));
-    let lease = AckLease { queue_id: 1, partition: others[0], sequence: 1, lease: 1 };
+    let lease = AckLease { queue_id: 1, partition: others[0], sequence: 1, secret: 1 };
     assert_eq!(ask(Operation::AckLease(lease)), Some(Reason::StaleMap));
     assert_eq!(
         ask(Operation::ReturnLeases(ReturnLeases { queue_id: 1, leases: vec![lease] })),
@@ -473,28 +527,8 @@ fn a_lease_of_any_length_is_no_overflow() {
     };
     assert_eq!(refusal(&send(&mut harness, Operation::DequeueFrom(request(u64::MAX)))), None);
     assert_eq!(refusal(&send(&mut harness, Operation::DequeueFrom(request(0)))), None);
-    assert_eq!(refusal(&send(&mut harness, ack(1))), None);
-    assert_eq!(refusal(&send(&mut harness, ack(2))), Some(Reason::StaleLease));
-}
-
-#[test]
-fn lease_ids_are_read_as_they_are_written_and_no_other() {
-    for parts in [(0, 1, 1), (u32::MAX, u64::MAX, u64::MAX)] {
-        assert_eq!(parse_lease_id(&lease_id(parts.0, parts.1, parts.2)), Some(parts));
-    }
-    for text in [
-        "",
-        "1",
-        "1-2",
-        "1-2-",
-        "1-2-3-4",
-        "01-2-3",
-        "+1-2-3",
-        "1-2-3 ",
-        "4294967296-1-1",
-        "-1-2-3",
-        "a-b-c",
-    ] {
-        assert_eq!(parse_lease_id(text), None, "{text}");
+    for (sequence, refused) in [(1, None), (2, Some(Reason::StaleLease))] {
+        let ack = ack(&harness, sequence);
+        assert_eq!(refusal(&send(&mut harness, ack)), refused);
     }
 }

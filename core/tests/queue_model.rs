@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use support::{Harness, command};
-use trefoil_core::machine::{Applied, Machine, Outcome, parse_lease_id};
+use trefoil_core::lease::LeaseId;
+use trefoil_core::machine::{Applied, Machine, Outcome};
 use trefoil_core::slot::{of_partition, shard};
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
@@ -84,6 +85,8 @@ struct Stored {
     deliveries: u32,
     /// Number and deadline.
     lease: Option<(u64, u64)>,
+    /// Since when it has been ready to be delivered.
+    ready_ms: u64,
 }
 
 /// What a client saw of a delivery: message, lease, delivery count, text.
@@ -102,7 +105,9 @@ enum Expected {
 impl Model {
     fn expire(&mut self, now_ms: u64) {
         for message in self.messages.values_mut() {
-            message.lease = message.lease.filter(|(_, deadline)| *deadline > now_ms);
+            if message.lease.take_if(|(_, deadline)| *deadline <= now_ms).is_some() {
+                message.ready_ms = now_ms;
+            }
         }
     }
 
@@ -111,13 +116,13 @@ impl Model {
         format!("message {}", self.enqueued)
     }
 
-    fn enqueue(&mut self, partition: u32, texts: &[String]) -> Expected {
+    fn enqueue(&mut self, partition: u32, texts: &[String], now_ms: u64) -> Expected {
         let next = self.next.entry(partition).or_insert(1);
         let mut ids = Vec::new();
         for text in texts {
             ids.push((partition, *next));
-            self.messages
-                .insert((partition, *next), Stored { text: text.clone(), ..Stored::default() });
+            let stored = Stored { text: text.clone(), ready_ms: now_ms, ..Stored::default() };
+            self.messages.insert((partition, *next), stored);
             *next += 1;
         }
         Expected::Ids(ids)
@@ -125,15 +130,19 @@ impl Model {
 
     fn dequeue(&mut self, partitions: &[u32], max: u32, deadline: u64) -> Expected {
         let mut seen = Vec::new();
-        for partition in partitions {
-            let messages = self.messages.range_mut((*partition, 0)..=(*partition, u64::MAX));
-            let ready = messages.filter(|(_, message)| message.lease.is_none());
-            for (id, message) in ready.take(max as usize - seen.len()) {
-                message.leases += 1;
-                message.deliveries += 1;
-                message.lease = Some((message.leases, deadline));
-                seen.push((*id, message.leases, message.deliveries, message.text.clone()));
-            }
+        while seen.len() < max as usize {
+            // The first ready message of each partition; of these the one that has been ready for longest.
+            let firsts = partitions.iter().filter_map(|partition| {
+                let mut messages = self.messages.range((*partition, 0)..=(*partition, u64::MAX));
+                messages.find(|(_, message)| message.lease.is_none())
+            });
+            let Some((id, _)) = firsts.min_by_key(|(_, message)| message.ready_ms) else { break };
+            let id = *id;
+            let message = self.messages.get_mut(&id).expect("it was found");
+            message.leases += 1;
+            message.deliveries += 1;
+            message.lease = Some((message.leases, deadline));
+            seen.push((id, message.leases, message.deliveries, message.text.clone()));
         }
         Expected::Deliveries(seen)
     }
@@ -149,11 +158,12 @@ impl Model {
         }
     }
 
-    fn give_back(&mut self, id: MessageId, lease: u64) {
+    fn give_back(&mut self, id: MessageId, lease: u64, now_ms: u64) {
         if let Some(message) = self.messages.get_mut(&id)
             && message.lease.is_some_and(|(newest, _)| newest == lease)
         {
             message.lease = None;
+            message.ready_ms = now_ms;
             message.deliveries -= 1;
         }
     }
@@ -194,6 +204,8 @@ struct World {
     promises: Promises,
     /// Every lease that was granted.
     granted: Vec<(MessageId, u64)>,
+    /// Their secrets.
+    secrets: BTreeMap<(MessageId, u64), u64>,
 }
 
 impl World {
@@ -209,6 +221,7 @@ impl World {
             model: Model::default(),
             promises: Promises::default(),
             granted: Vec::new(),
+            secrets: BTreeMap::new(),
         };
         let opened = PARTITIONS.map(|partition| {
             let request = OpenPartition { queue_id: 1, partition, catalogue_version: 1 };
@@ -263,7 +276,8 @@ impl World {
         let now_ms = self.now_ms();
         for ((command, expected), outcome) in commands.iter().zip(&expected).zip(&applied.outcomes)
         {
-            assert_eq!(&answered(outcome), expected, "{command:?}");
+            let (answer, leases) = answered(outcome);
+            assert_eq!(&self.numbered(answer, &leases), expected, "{command:?}");
             self.promise(command, expected, now_ms);
         }
         let count = |of: fn(&Expected) -> usize| expected.iter().map(of).sum::<usize>() as u64;
@@ -278,14 +292,27 @@ impl World {
         assert_eq!(applied.counts.acked, count(|e| usize::from(*e == Expected::Acked)));
     }
 
+    /// Deliveries with the number of each lease: that of a message's secrets counts from 1. A secret that is known already is
+    /// that of another lease, which must not be.
+    fn numbered(&mut self, mut answer: Expected, leases: &[LeaseId]) -> Expected {
+        let Expected::Deliveries(deliveries) = &mut answer else { return answer };
+        for (seen, lease) in deliveries.iter_mut().zip(leases) {
+            assert!(!self.secrets.values().any(|secret| *secret == lease.secret));
+            let known = self.secrets.range((seen.0, 0)..=(seen.0, u64::MAX)).count() as u64;
+            seen.1 = known + 1;
+            self.secrets.insert((seen.0, seen.1), lease.secret);
+        }
+        answer
+    }
+
+    fn lease(&self, id: MessageId, number: u64) -> AckLease {
+        let secret = self.secrets[&(id, number)];
+        AckLease { queue_id: 1, partition: id.0, sequence: id.1, secret }
+    }
+
     /// The command of an operation and the model's answer; none when there is no lease to pick yet.
     fn plan(&mut self, op: &Op) -> Option<(Command, Expected)> {
-        let lease = |(id, lease): (MessageId, u64)| AckLease {
-            queue_id: 1,
-            partition: id.0,
-            sequence: id.1,
-            lease,
-        };
+        let now_ms = self.now_ms();
         match op {
             Op::Enqueue { partition, count } => {
                 let texts =
@@ -297,7 +324,7 @@ impl World {
                     catalogue_version: 1,
                     messages,
                 };
-                let expected = self.model.enqueue(*partition, &texts);
+                let expected = self.model.enqueue(*partition, &texts, now_ms);
                 Some((send(*partition, Operation::EnqueueTo(enqueue)), expected))
             }
             Op::Dequeue { partitions, max, lease_ms } => {
@@ -308,31 +335,27 @@ impl World {
                     lease_ms: *lease_ms,
                     catalogue_version: 1,
                 };
-                let expected = self.model.dequeue(partitions, *max, self.now_ms() + lease_ms);
+                let expected = self.model.dequeue(partitions, *max, now_ms + lease_ms);
                 // The slot of the command need not be that of the partitions.
                 Some((send(0, Operation::DequeueFrom(dequeue)), expected))
             }
             Op::Ack(_) | Op::AckNewest(_) | Op::Return(_) if self.granted.is_empty() => None,
             Op::Ack(index) => {
                 let (id, number) = *index.get(&self.granted);
-                Some((
-                    send(id.0, Operation::AckLease(lease((id, number)))),
-                    self.model.ack(id, number),
-                ))
+                let ack = Operation::AckLease(self.lease(id, number));
+                Some((send(id.0, ack), self.model.ack(id, number)))
             }
             Op::AckNewest(index) => {
                 let recent = self.granted.len().saturating_sub(5);
                 let (id, number) = *index.get(&self.granted[recent..]);
-                Some((
-                    send(id.0, Operation::AckLease(lease((id, number)))),
-                    self.model.ack(id, number),
-                ))
+                let ack = Operation::AckLease(self.lease(id, number));
+                Some((send(id.0, ack), self.model.ack(id, number)))
             }
             Op::Return(indices) => {
                 let picked =
                     indices.iter().map(|index| *index.get(&self.granted)).collect::<Vec<_>>();
-                picked.iter().for_each(|(id, number)| self.model.give_back(*id, *number));
-                let leases = picked.into_iter().map(lease).collect();
+                let leases = picked.iter().map(|(id, number)| self.lease(*id, *number)).collect();
+                picked.iter().for_each(|(id, number)| self.model.give_back(*id, *number, now_ms));
                 let give_back = ReturnLeases { queue_id: 1, leases };
                 Some((send(0, Operation::ReturnLeases(give_back)), Expected::Done))
             }
@@ -357,8 +380,8 @@ impl World {
             (Some(Operation::ReturnLeases(give_back)), Expected::Done) => {
                 for lease in &give_back.leases {
                     let id = (lease.partition, lease.sequence);
-                    let newest = self.promises.leases.range((id, 0)..=(id, u64::MAX)).next_back();
-                    if newest == Some(&(id, lease.lease)) {
+                    let newest = self.secrets.range((id, 0)..=(id, u64::MAX)).next_back();
+                    if newest.is_some_and(|(_, secret)| *secret == lease.secret) {
                         self.promises.held.remove(&id);
                     }
                 }
@@ -398,9 +421,9 @@ impl World {
         self.granted = drained;
         for n in 0..left {
             let (id, number) = self.granted[n];
-            let lease = AckLease { queue_id: 1, partition: id.0, sequence: id.1, lease: number };
+            let lease = self.lease(id, number);
             let applied = self.apply(vec![send(id.0, Operation::AckLease(lease))]);
-            assert_eq!(answered(&applied.outcomes[0]), Expected::Acked);
+            assert_eq!(answered(&applied.outcomes[0]).0, Expected::Acked);
         }
         assert_eq!(books::check_queues(&self.machines[0].store), 0);
     }
@@ -427,33 +450,43 @@ fn text(value: Option<&Value>) -> String {
     }
 }
 
-fn answered(outcome: &Outcome) -> Expected {
+/// What was answered, and the leases of deliveries.
+fn answered(outcome: &Outcome) -> (Expected, Vec<LeaseId>) {
     let Outcome::Answered(Answer { answer: Some(answer) }) = outcome else {
         panic!("queues answer at once")
     };
-    match answer {
+    let mut leases = Vec::new();
+    let answer = match answer {
         answer::Answer::Enqueue(response) => {
             Expected::Ids(response.message_ids.iter().map(|id| message_id(id)).collect())
         }
         answer::Answer::Dequeue(response) => {
+            leases.extend(response.deliveries.iter().map(lease_id));
             Expected::Deliveries(response.deliveries.iter().map(seen).collect())
         }
         answer::Answer::Ack(_) => Expected::Acked,
         answer::Answer::Done(_) => Expected::Done,
         answer::Answer::Refusal(refusal) => Expected::Refused(refusal.reason()),
         other => panic!("no answer of a queue: {other:?}"),
-    }
+    };
+    (answer, leases)
 }
 
 fn message_id(id: &str) -> MessageId {
+    let id = id.strip_prefix("1-").expect("a message of queue 1");
     let (partition, sequence) = id.split_once('-').expect("partition-sequence");
     (partition.parse().expect("a number"), sequence.parse().expect("a number"))
 }
 
+fn lease_id(delivery: &Delivery) -> LeaseId {
+    delivery.lease_id.parse().expect("a lease id")
+}
+
+/// A delivery whose lease has no number yet.
 fn seen(delivery: &Delivery) -> Seen {
-    let (partition, sequence, lease) = parse_lease_id(&delivery.lease_id).expect("a lease id");
-    assert_eq!(message_id(&delivery.message_id), (partition, sequence));
-    ((partition, sequence), lease, delivery.delivery_count, text(delivery.value.as_ref()))
+    let LeaseId { queue_id, partition, sequence, .. } = lease_id(delivery);
+    assert_eq!((queue_id, message_id(&delivery.message_id)), (1, (partition, sequence)));
+    ((partition, sequence), 0, delivery.delivery_count, text(delivery.value.as_ref()))
 }
 
 proptest! {

@@ -30,7 +30,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
-use self::support::{Harness, command, request_id, show_answer};
+use self::support::{Harness, command, given_token, request_id, show_answer};
 
 test_each_path! { in "./core/tests/scripts/semaphore" => run }
 
@@ -486,7 +486,7 @@ fn question(line: &Line) -> Option<Q> {
             namespace,
             prefix: prefix.clone(),
             page_size: *size,
-            page_token: after.clone(),
+            page_token: given_token(after),
         }),
         Line::Locks => {
             Q::ListLocks(api::ListLocksRequest { namespace, page_size: 100, ..Default::default() })

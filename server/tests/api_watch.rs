@@ -57,8 +57,11 @@ async fn call(served: &Served, operation: Operation) {
     unary(&served.channel, operation).await.unwrap();
 }
 
-fn at(index: u64) -> Option<WatchPosition> {
-    Some(WatchPosition { index, ordinal: None })
+/// After an entry of the shard of the default namespace's locks.
+fn at(served: &Served, index: u64) -> Option<WatchPosition> {
+    let (slot, shards) = (slot::of_locks("default"), served.fake.shards());
+    let cluster_id = served.fake.cluster_id().iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(WatchPosition { index, ordinal: None, shard: slot::shard(slot, shards), cluster_id })
 }
 
 fn named(name: &str) -> WatchLocksRequest {
@@ -74,7 +77,8 @@ async fn a_watch_tells_what_happens_and_goes_on_after_any_position() {
     let first = next(&mut all).await.unwrap();
     let header = first.header.unwrap();
     assert!(first.events.is_empty() && header.index > 0 && header.term > 0 && header.node_id == 1);
-    assert_eq!(first.position, at(header.index));
+    assert_eq!(first.position, at(&served, header.index));
+    assert_eq!(first.position, Some(header.into()));
     let mut one = watch(&served, named("b")).await.unwrap();
     let prefix = WatchLocksRequest { prefix: "a".to_owned(), ..Default::default() };
     let mut prefix = watch(&served, prefix).await.unwrap();
@@ -100,8 +104,8 @@ async fn a_watch_tells_what_happens_and_goes_on_after_any_position() {
     // From the beginning, and after each event.
     let from = |after| WatchLocksRequest { after, ..Default::default() };
     for n in 0..=seen.len() {
-        let after = if n == 0 { first.position } else { at(seen[n - 1].index) };
-        let mut again = watch(&served, from(after)).await.unwrap();
+        let after = if n == 0 { first.position.clone() } else { at(&served, seen[n - 1].index) };
+        let mut again = watch(&served, from(after.clone())).await.unwrap();
         assert_eq!(next(&mut again).await.unwrap().position, after);
         if n < seen.len() {
             assert_eq!(events(&mut again, seen.len() - n).await, seen[n..]);
@@ -130,7 +134,7 @@ async fn a_silent_watch_tells_its_position_now_and_then() {
     let patience = Duration::from_millis(WATCH_PROGRESS_MS) + Duration::from_secs(4);
     let later = timeout(patience, next(&mut one)).await.expect("it tells in time").unwrap();
     assert!(later.events.is_empty());
-    assert!(later.position.unwrap().index >= begun.index + 2, "{later:?}");
+    assert!(later.position.as_ref().unwrap().index >= begun.index + 2, "{later:?}");
 }
 
 #[tokio::test]
@@ -141,17 +145,32 @@ async fn what_cannot_be_watched_is_refused() {
     assert_eq!(refused(both).await.metadata["field"], "prefix");
     let long = named(&"x".repeat(256));
     assert_eq!(refused(long).await.metadata["field"], "name");
-    let ahead = WatchLocksRequest { after: at(1_000_000), ..Default::default() };
+    let ahead = WatchLocksRequest { after: at(&served, 1_000_000), ..Default::default() };
     assert_eq!(refused(ahead).await.metadata["field"], "after.index");
-    let nothing = WatchLocksRequest { after: at(0), ..Default::default() };
+    let nothing = WatchLocksRequest { after: at(&served, 0), ..Default::default() };
     assert_eq!(refused(nothing).await.metadata["field"], "after.index");
 
-    let old = WatchLocksRequest { after: at(1), ..Default::default() };
+    let here = || at(&served, 1).unwrap();
+    for (after, field) in [
+        (WatchPosition { shard: here().shard + 1, ..here() }, "after.shard"),
+        (WatchPosition { shard: 0, ..here() }, "after.shard"),
+        (WatchPosition { cluster_id: "00".repeat(16), ..here() }, "after.cluster_id"),
+        (WatchPosition { cluster_id: String::new(), ..here() }, "after.cluster_id"),
+    ] {
+        let other = WatchLocksRequest { after: Some(after), ..Default::default() };
+        let refusal = refused(other).await;
+        assert_eq!(
+            (refusal.reason(), &refusal.metadata["field"][..]),
+            (Reason::InvalidField, field)
+        );
+    }
+
+    let old = WatchLocksRequest { after: at(&served, 1), ..Default::default() };
     let status = watch(&served, old).await.unwrap_err();
     let gone = reason(&status);
     assert_eq!((status.code(), gone.reason()), (Code::OutOfRange, Reason::PositionCompacted));
     let oldest = gone.metadata["oldest"].parse().unwrap();
-    let from = WatchLocksRequest { after: at(oldest), ..Default::default() };
+    let from = WatchLocksRequest { after: at(&served, oldest), ..Default::default() };
     assert!(watch(&served, from).await.is_ok());
 
     let services = [Service::Queue].into();

@@ -2,6 +2,7 @@
 
 pub use trefoil_core::call::Work as Body;
 use trefoil_core::check::DEFAULT_NAMESPACE;
+use trefoil_core::lease::LeaseId;
 use trefoil_core::slot::{self, MAP_EPOCH};
 use trefoil_core::{META_SHARD, ShardId};
 use trefoil_proto::cache::v1 as cache;
@@ -144,7 +145,7 @@ impl Router {
     /// Stores a message.
     #[must_use]
     pub fn enqueue(self, queue: &Queue, key: &str, text: &str) -> Request {
-        let Catalogue { queue_id, partitions, version: catalogue_version } = queue.catalogue;
+        let Catalogue { queue_id, partitions, version: catalogue_version, .. } = queue.catalogue;
         let partition = slot::partition(key, partitions);
         let message = queue::Message {
             key: key.to_owned(),
@@ -172,20 +173,15 @@ impl Router {
         self.command(slot, Operation::DequeueFrom(dequeue))
     }
 
-    /// Settles a delivery.
+    /// Settles a delivery, by a lease of this queue or of another.
     ///
     /// # Panics
     /// When the lease id is not one that the state machine made.
     #[must_use]
     pub fn ack(self, queue: &Queue, lease_id: &str) -> Request {
-        let numbers =
-            lease_id.split('-').map(|part| part.parse::<u64>().expect("a lease id has numbers"));
-        let [partition, sequence, lease] = numbers.collect::<Vec<_>>()[..] else {
-            panic!("a lease id has three numbers");
-        };
-        let partition = u32::try_from(partition).expect("a partition is a small number");
-        let ack = AckLease { queue_id: queue.catalogue.queue_id, partition, sequence, lease };
-        self.command(self.partition_slot(queue, partition), Operation::AckLease(ack))
+        let lease = lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
+        let ack = AckLease { queue_id: queue.catalogue.queue_id, ..lease.ack() };
+        self.command(self.partition_slot(queue, lease.partition), Operation::AckLease(ack))
     }
 
     /// Tells the shard of a namespace's locks something.
@@ -307,7 +303,8 @@ impl Router {
                 };
                 (namespace, Operation::OpenSession(open))
             }
-            Action::KeepAlive { namespace, session: session_id } => {
+            Action::KeepAlive { namespace, session: session_id }
+            | Action::GuessSession { namespace, session: session_id } => {
                 let keep = lock::KeepAliveRequest { namespace: namespace.clone(), session_id };
                 (namespace, Operation::KeepAlive(keep))
             }

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use trefoil_core::limits::WAITER_CLAIM_MS;
+use trefoil_core::machine::needs_chance;
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::internal::v1::{Answer, Drawn, answer};
 use trefoil_proto::reason::Retry;
 
 use crate::calls::{Body, Queue, Request, Router, outcome};
@@ -309,6 +310,10 @@ impl Client {
             Body::Command(command) => {
                 command.agent = node;
                 command.request_id.clone_from(&pending.id);
+                if command.operation.as_ref().is_some_and(needs_chance) {
+                    let dice = &mut shared.dice;
+                    command.drawn = Some(Drawn { high: dice.number(), low: dice.number() });
+                }
             }
             Body::Query(query) => query.agent = node,
         }

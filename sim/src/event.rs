@@ -110,6 +110,7 @@ pub enum Event {
 
 /// What happens inside a process.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "there are a few at a time")]
 pub enum Local {
     /// The clock ticks.
     Tick,

@@ -82,7 +82,14 @@ impl Locker {
             }
             7 | 8 => Action::DescribeLock { namespace, lock },
             9 | 10 => Action::ValidateToken { namespace, lock, token: self.seen },
-            11..=14 => Action::KeepAlive { namespace, session },
+            11..=13 => Action::KeepAlive { namespace, session },
+            // Somebody's, whose ids may count, or be near its own.
+            14 => {
+                let low = dice.between(1, 20);
+                let is_near = low == session || dice.chance(300);
+                let session = if is_near { session ^ 1 } else { low };
+                Action::GuessSession { namespace, session }
+            }
             _ => self.work(session, dice),
         };
         let is_alone = matches!(action, Action::Acquire { mode: LockMode::Exclusive, .. });
@@ -168,6 +175,7 @@ impl Locker {
     /// A recorded call was answered.
     pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
         match (action, outcome) {
+            (Action::GuessSession { .. }, _) => {}
             (_, Outcome::SessionOpened { session }) => {
                 self.session = Some(*session);
                 self.gatherer = Gatherer::default();

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use trefoil_core::Position;
+use trefoil_core::lease::LeaseId;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
 
@@ -188,7 +189,8 @@ impl Role {
 }
 
 pub(crate) fn step(action: Action, request: Request) -> Step {
-    let idempotent = !action.is_read() && !matches!(action, Action::KeepAlive { .. });
+    let renews = matches!(action, Action::KeepAlive { .. } | Action::GuessSession { .. });
+    let idempotent = !action.is_read() && !renews;
     let wait_us = action.wait_ms() * MILLISECOND;
     Step { action: Some(action), idempotent, wait_us, ..Step::unjudged(request, false) }
 }
@@ -250,6 +252,9 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
         }
     }
     let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
+    if let Some((_, delivery)) = held.first().filter(|_| shared.dice.chance(100)) {
+        return Wish::Do(ack(&queue, foreign(delivery, shared), shared));
+    }
     let places = shared.router.places(&queue);
     let (_, partitions) = shared.dice.pick(&places);
     if shared.dice.chance(200) {
@@ -260,6 +265,17 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
     let lease_ms = shared.dice.between(LEASE_MS_MAX / 10, LEASE_MS_MAX);
     let request = shared.router.dequeue(&queue, partitions, most, lease_ms);
     Wish::Do(step(Action::Dequeue { queue: queue.name, lease_ms }, request))
+}
+
+/// A delivery of whichever queue, perhaps with a lease that is a guess: that of another message, or with another secret.
+fn foreign(delivery: &Delivery, shared: &mut Shared) -> Delivery {
+    let mut lease = delivery.lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
+    match shared.dice.between(0, 2) {
+        0 => lease.sequence += 1,
+        1 => lease.secret ^= 1 << shared.dice.between(0, 63),
+        _ => {}
+    }
+    Delivery { lease_id: lease.to_string(), ..delivery.clone() }
 }
 
 fn ack(queue: &Queue, delivery: Delivery, shared: &Shared) -> Step {

@@ -110,7 +110,7 @@ async fn the_command_line_shows_fences() {
         assert_eq!(code, 0, "{error}");
         let said = serde_json::from_str::<serde_json::Value>(&said).unwrap();
         let number = |field: &str| said[field].as_u64().unwrap().to_string();
-        (number("session_id"), number("fencing_token"))
+        (said["session_id"].as_str().unwrap().to_owned(), number("fencing_token"))
     };
     let done = |arguments: &[&str]| {
         let (code, said, error) = run_command(&cluster, arguments);

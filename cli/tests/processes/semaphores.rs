@@ -64,7 +64,8 @@ async fn semaphores_through_the_command_line() {
         vec!["s", "3", "2", "1", "0"],
     ];
     assert_eq!((code, lines.collect::<Vec<_>>()), (0, expected.to_vec()));
-    let (session, token) = (held["session_id"].to_string(), held["fencing_token"].to_string());
+    let (session, token) =
+        (held["session_id"].as_str().unwrap().to_owned(), held["fencing_token"].to_string());
     assert_ne!(run(&cluster, &["semaphore", "delete", "s"]).0, 0);
     let release = ["semaphore", "release", "s", "--session", &session, "--token", &token];
     assert_eq!(json(&release).0, 0);

@@ -132,7 +132,8 @@ async fn all_three_services_through_the_command_line() {
     let (code, held) = json(&["lock", "acquire", "l", "--ttl", "60s"]);
     assert_eq!(code, 0);
     assert_eq!(json(&["lock", "acquire", "l"]).0, 2);
-    let (session, token) = (held["session_id"].to_string(), held["fencing_token"].to_string());
+    let (session, token) =
+        (held["session_id"].as_str().unwrap().to_owned(), held["fencing_token"].to_string());
     assert_eq!(json(&["lock", "release", "l", "--session", &session, "--token", &token]).0, 0);
     let (code, again) = json(&["lock", "acquire", "l"]);
     assert!(
@@ -169,7 +170,7 @@ async fn locks_are_shared_converted_shown_and_taken_away_through_the_command_lin
     );
     let (code, sessions) = json(&["lock", "sessions"]);
     assert!(code == 0 && sessions["sessions"].as_array().unwrap().len() >= 2, "{sessions}");
-    let session = |held: &Json| held["session_id"].to_string();
+    let session = |held: &Json| held["session_id"].as_str().unwrap().to_owned();
     let (code, got) = json(&["lock", "session", &session(&reader)]);
     let metadata = &got["session"]["metadata"];
     assert_eq!(

@@ -90,7 +90,8 @@ async fn elections_latches_and_barriers_through_the_command_line() {
     let (code, led) = json(&["election", "campaign", "e", "here", "--ttl", "60s"]);
     assert_eq!((code, led["elected"].as_bool()), (0, Some(true)));
     assert_eq!(json(&["election", "campaign", "e", "there"]).0, 2);
-    let (session, token) = (led["session_id"].to_string(), led["fencing_token"].to_string());
+    let (session, token) =
+        (led["session_id"].as_str().unwrap().to_owned(), led["fencing_token"].to_string());
     let of_it = ["--session", &session, "--token", &token];
     assert_eq!(json(&[&["election", "proclaim", "e", "moved"], &of_it[..]].concat()).0, 0);
     let (code, leader) = json(&["election", "leader", "e"]);
@@ -112,7 +113,8 @@ async fn elections_latches_and_barriers_through_the_command_line() {
     assert_eq!(json(&["barrier", "enter", "b", "2", "--wait", "100ms"]).0, 2);
     let (code, entered) = json(&["barrier", "enter", "b", "1", "--ttl", "60s"]);
     assert_eq!((code, entered["entered"].as_bool()), (0, Some(true)));
-    let (session, round) = (entered["session_id"].to_string(), entered["round"].to_string());
+    let (session, round) =
+        (entered["session_id"].as_str().unwrap().to_owned(), entered["round"].to_string());
     let (_, got) = json(&["barrier", "get", "b"]);
     assert_eq!(
         (got["barrier"]["leaving"].as_bool(), got["sessions"].as_array().map(Vec::len)),

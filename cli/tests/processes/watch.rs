@@ -52,7 +52,7 @@ async fn a_watch_sees_every_event_once_while_nodes_are_killed() {
     let begun = first.started().await.unwrap();
     let watching = tokio::spawn(watch(first));
     let mut command = trefoil(&cluster, &["lock", "watch", "--prefix", "job/", "-o", "json"]);
-    let after = begun.index.to_string();
+    let after = format!("{}/{}/{}", begun.cluster_id, begun.shard, begun.index);
     let mut program = command.args(["--after", &after]).stdout(Stdio::piped()).spawn().unwrap();
     let lines = BufReader::new(program.stdout.take().unwrap());
     let (stop, stopping) = tokio::sync::watch::channel(false);
@@ -100,11 +100,11 @@ async fn a_watch_sees_every_event_once_while_nodes_are_killed() {
     // No node knows what led to the beginning, whether all of them can be asked or not.
     let endpoints = cluster.endpoints();
     let from = |index| {
-        let endpoints = endpoints.clone();
+        let (endpoints, begun) = (endpoints.clone(), begun.clone());
         async move {
             let client = Client::builder(endpoints).timeout(Duration::from_secs(4)).connect().await;
             let watch = client.unwrap().locks().watch("");
-            let mut watch = watch.after(WatchPosition { index, ordinal: None });
+            let mut watch = watch.after(WatchPosition { index, ordinal: None, ..begun });
             watch.next().await.unwrap_err().reason()
         }
     };

@@ -21,7 +21,9 @@ fn answers(call: &Call) -> Option<Outcome> {
     let header = header(1);
     Some(match call.operation.as_ref()? {
         Operation::OpenSession(open) => {
-            Outcome::OpenSession(OpenSessionResponse { header, session_id: 9, ttl_ms: open.ttl_ms })
+            let (session_id, ttl_ms) = (9, open.ttl_ms);
+            let remaining_ms = ttl_ms;
+            Outcome::OpenSession(OpenSessionResponse { header, session_id, ttl_ms, remaining_ms })
         }
         Operation::Acquire(acquire) if !acquire.locks.is_empty() => {
             let grant = |(n, wish): (usize, &LockWish)| LockGrant {

@@ -6,7 +6,7 @@ use trefoil_proto::cluster::v1::{
 use trefoil_proto::internal::v1::Refusal;
 
 use super::{Check, DEFAULT_NAMESPACE, invalid, number, page_size, request_id, text};
-use crate::limits as l;
+use crate::{limits as l, page};
 
 /// Refuses limits above those of the cluster, and policies that mean nothing.
 pub(crate) fn namespace_settings(settings: &NamespaceSettings) -> Result<(), Refusal> {
@@ -83,7 +83,7 @@ impl Check for api::ListNamespacesRequest {
     fn check(&mut self) -> Result<(), Refusal> {
         text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
         page_size(&mut self.page_size)?;
-        text("page_token", &self.page_token, 0, l::NAME_BYTES_MAX)
+        page::check(&self.page_token)
     }
 }
 

@@ -4,7 +4,7 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::lock::v1 as lock;
 
 use super::{Check, namespace, number, page_size, request_id, some_id, text};
-use crate::limits as l;
+use crate::{limits as l, page};
 
 impl Check for lock::SetPermitsRequest {
     fn check(&mut self) -> Result<(), Refusal> {
@@ -58,6 +58,6 @@ impl Check for lock::ListSemaphoresRequest {
         namespace(&mut self.namespace)?;
         text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
         page_size(&mut self.page_size)?;
-        text("page_token", &self.page_token, 0, l::NAME_BYTES_MAX)
+        page::check(&self.page_token)
     }
 }

@@ -70,7 +70,7 @@ macro_rules! page {
         namespace!(
             (|request| request.prefix = long_name(), "prefix", "0 to 255 bytes"),
             (|request| request.page_size += 1, "page_size", "1 to 1000"),
-            (|request| request.page_token = long_name(), "page_token", "0 to 255 bytes"),
+            (|request| request.page_token.push('x'), "page_token", "the next_page_token of a page"),
         )
     };
 }
@@ -210,7 +210,8 @@ fn what_is_asked_of_holders_and_watched_names_field_and_limit() {
     );
     let alive = lock::KeepAliveStreamRequest { namespace: name(), session_id: 1 };
     assert_refused(&alive, namespace!((|r| r.session_id = 0, "session_id", "set")));
-    let after = Some(WatchPosition { index: 1, ordinal: Some(0) });
+    let cluster_id = name();
+    let after = Some(WatchPosition { index: 1, ordinal: Some(0), shard: 1, cluster_id });
     let watch =
         lock::WatchLocksRequest { namespace: name(), name: name(), after, ..Default::default() };
     assert_refused(
@@ -219,7 +220,9 @@ fn what_is_asked_of_holders_and_watched_names_field_and_limit() {
             (|r| r.name = long_name(), "name", "0 to 255 bytes"),
             (|r| r.prefix = "p".to_owned(), "prefix", "empty where a name is given"),
             (|r| (r.name, r.prefix) = (String::new(), long_name()), "prefix", "0 to 255 bytes"),
-            (|r| r.after = Some(WatchPosition::default()), "after.index", "set"),
+            (|r| r.after.as_mut().unwrap().index = 0, "after.index", "set"),
+            (|r| r.after.as_mut().unwrap().shard = 0, "after.shard", "set"),
+            (|r| r.after.as_mut().unwrap().cluster_id.clear(), "after.cluster_id", NAME),
         ),
     );
 }
@@ -232,13 +235,13 @@ fn what_operators_ask_names_field_and_limit() {
         namespace: name(),
         prefix: name(),
         page_size: l::PAGE_ITEMS_MAX,
-        page_token: name(),
+        page_token: format!("{:x}", u64::MAX) + &"n".repeat(l::NAME_BYTES_MAX),
     };
     assert_refused(&list, page!());
     let sessions = lock::ListSessionsRequest {
         namespace: name(),
         page_size: l::PAGE_ITEMS_MAX,
-        page_token: "7".to_owned(),
+        page_token: String::new(),
     };
     assert_refused(
         &sessions,
@@ -306,7 +309,7 @@ fn queues_name_field_and_limit() {
             (|r| r.lease_ms = l::LEASE_MS_MIN - 1, "lease_ms", "100 to 43200000"),
         ),
     );
-    let lease_id = "0-1-1".to_owned();
+    let lease_id = format!("1-0-1-{}", "0".repeat(32));
     let ack = queue::AckRequest {
         namespace: name(),
         queue: name(),

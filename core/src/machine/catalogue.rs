@@ -1,7 +1,9 @@
 //! Which queues there are: kept by the meta shard.
 
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{Catalogue, CatalogueCounters, FindQueue, Refusal, answer};
+use trefoil_proto::internal::v1::{
+    Catalogue, CatalogueCounters, Drawn, FindQueue, Refusal, answer,
+};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
 use super::{QueryOutcome, Ruling, Scope, Verdict, answered, namespace, refuse, refuse_with};
@@ -15,7 +17,11 @@ use crate::store::{Store, Txn, decode, prefix_end};
 pub const QUEUE_CREATION: &str = "queue_creation";
 
 /// Creates a queue with an id of its own; the same queue again is no error.
-pub(super) fn create_queue(scope: &mut Scope<'_>, request: &CreateQueueRequest) -> Ruling {
+pub(super) fn create_queue(
+    scope: &mut Scope<'_>,
+    request: &CreateQueueRequest,
+    drawn: Drawn,
+) -> Ruling {
     check_place(scope.slot, &request.namespace, &request.queue)?;
     check::number("partitions", request.partitions.into(), 1, PARTITIONS_MAX.into())?;
     let key = queue_key(&request.namespace, &request.queue);
@@ -35,8 +41,12 @@ pub(super) fn create_queue(scope: &mut Scope<'_>, request: &CreateQueueRequest) 
     let mut counters =
         scope.txn.get_message::<CatalogueCounters>(counters_key.bytes()).unwrap_or_default();
     counters.last_queue_id += 1;
-    let queue =
-        Catalogue { queue_id: counters.last_queue_id, partitions: request.partitions, version: 1 };
+    let queue = Catalogue {
+        queue_id: counters.last_queue_id,
+        partitions: request.partitions,
+        version: 1,
+        lease_key: Some(drawn),
+    };
     scope.txn.put_message(counters_key, &counters);
     scope.txn.put_message(key, &queue);
     Ok(created(request.partitions, true))

@@ -5,6 +5,7 @@
 
 mod cache;
 mod catalogue;
+mod chance;
 mod counts;
 mod digest;
 mod directory;
@@ -33,13 +34,14 @@ use crate::store::{Store, Txn};
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
 
 pub use self::catalogue::QUEUE_CREATION;
+use self::chance::drawn;
+pub use self::chance::needs_chance;
 pub use self::counts::Counts;
 pub use self::directory::Directory;
 pub use self::event::{Body, Event};
 pub use self::fence::fenced;
 pub use self::lock::caller_lost;
 pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
-pub use self::queue::{lease_id, parse_lease_id};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -348,7 +350,7 @@ impl Machine {
         if let Some(request_id) = &command.request_id
             && let Some(verdict) = requests::recall(scope, request_id)?
         {
-            return Ok(verdict);
+            return Ok(self.what_is_left(scope, command, verdict));
         }
         let Some(operation) = &command.operation else {
             return Err(refuse(Reason::InvalidField, "the command names no operation"));
@@ -358,7 +360,7 @@ impl Machine {
         }
         let request_id = command.request_id.as_ref();
         match operation {
-            Operation::OpenSession(request) => lock::open_session(scope, request),
+            Operation::OpenSession(request) => lock::open_session(scope, request, drawn(command)?),
             Operation::KeepAlive(request) => lock::keep_alive(scope, request),
             Operation::CloseSession(request) => lock::close_session(scope, request),
             Operation::Acquire(request) => lock::acquire(scope, request, request_id),
@@ -381,10 +383,14 @@ impl Machine {
             Operation::EnterBarrier(request) => lock::enter_barrier(scope, request),
             Operation::LeaveBarrier(request) => lock::leave_barrier(scope, request),
             Operation::WithdrawBarrier(request) => lock::withdraw_barrier(scope, request),
-            Operation::CreateQueue(request) => catalogue::create_queue(scope, request),
+            Operation::CreateQueue(request) => {
+                catalogue::create_queue(scope, request, drawn(command)?)
+            }
             Operation::OpenPartition(request) => queue::open_partition(scope, request, self.shards),
             Operation::EnqueueTo(request) => queue::enqueue(scope, request, self.shards),
-            Operation::DequeueFrom(request) => queue::dequeue(scope, request, self.shards),
+            Operation::DequeueFrom(request) => {
+                queue::dequeue(scope, request, drawn(command)?, self.shards)
+            }
             Operation::AckLease(request) => queue::ack(scope, request, self.shards),
             Operation::ReturnLeases(request) => queue::return_leases(scope, request, self.shards),
             Operation::CreateNamespace(request) => namespace::create(scope, request),
@@ -401,6 +407,21 @@ impl Machine {
             // Its fence has been passed.
             Operation::TouchFence(_) => Ok(done()),
         }
+    }
+
+    /// A remembered answer that promises time tells what is left of it.
+    fn what_is_left(&self, scope: &Scope<'_>, command: &Command, verdict: Verdict) -> Verdict {
+        let Verdict::Answer(mut answer) = verdict else { return verdict };
+        match (&mut answer, &command.operation) {
+            (answer::Answer::Dequeue(response), _) => {
+                queue::what_is_left(scope, response, self.shards);
+            }
+            (answer::Answer::OpenSession(response), Some(Operation::OpenSession(request))) => {
+                lock::what_is_left(scope, &request.namespace, response);
+            }
+            _ => {}
+        }
+        Verdict::Answer(answer)
     }
 
     /// Makes the writes of a scope, and what it says, permanent.

@@ -15,6 +15,7 @@ use super::{QueryOutcome, Ruling, Scope, Verdict, answered, catalogue, done, ref
 use crate::check::{self, DEFAULT_NAMESPACE};
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, NAMESPACE_QUEUES_MAX, NAMESPACES_MAX, PAGE_ITEMS_MAX};
+use crate::page::List;
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{Store, Txn, decode, prefix_end};
 
@@ -128,24 +129,24 @@ pub(super) fn list(
 ) -> QueryOutcome {
     let checked = check_place(slot, DEFAULT_NAMESPACE)
         .and_then(|()| check::text("prefix", &request.prefix, 0, NAME_BYTES_MAX))
-        .and_then(|()| check::text("page_token", &request.page_token, 0, NAME_BYTES_MAX))
         .and_then(|()| {
             check::number("page_size", request.page_size.into(), 1, PAGE_ITEMS_MAX.into())
         });
-    if let Err(refusal) = checked {
-        return answered(refusal);
-    }
     let (head, prefix) = (record_key(""), record_key(&request.prefix));
+    let list = List::of(prefix.bytes());
+    let after = match checked.and_then(|()| list.after(&request.page_token)) {
+        Ok(after) => after,
+        Err(refusal) => return answered(refusal),
+    };
     let mut start = prefix.bytes().to_vec();
-    if request.page_token >= request.prefix && !request.page_token.is_empty() {
-        start = record_key(&request.page_token).bytes().to_vec();
-        start.push(0);
+    if let Some(last) = after {
+        start = start.max([record_key(last).bytes(), &[0]].concat());
     }
     let size = request.page_size as usize;
     let found = store.scan(&start, &prefix_end(prefix.bytes()), size);
     let name = |key: &[u8]| String::from_utf8_lossy(&key[head.bytes().len()..]).into_owned();
     let next_page_token = match found.last() {
-        Some((key, _)) if found.len() == size => name(key),
+        Some((key, _)) if found.len() == size => list.token(&name(key)),
         _ => String::new(),
     };
     let namespaces = found.iter().map(|(key, value)| shown(&name(key), &decode(value)));

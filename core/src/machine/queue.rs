@@ -8,8 +8,8 @@ use bytes::Bytes;
 use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
-    AckLease, Answer, AwaitReady, DequeueFrom, EnqueueTo, Lease, OpenPartition, Partition, Ready,
-    Refusal, ReturnLeases, StoredMessage, answer,
+    AckLease, Answer, AwaitReady, DequeueFrom, Drawn, EnqueueTo, Lease, OpenPartition, Partition,
+    Ready, Refusal, ReturnLeases, StoredMessage, answer,
 };
 use trefoil_proto::queue::v1::{AckResponse, Delivery, DequeueResponse, EnqueueResponse};
 
@@ -18,9 +18,13 @@ use super::{
     Outcome, QueryOutcome, Ruling, Scope, Verdict, answered, done, refuse, refuse_with, timers,
 };
 use crate::key::{Key, Kind};
+use crate::lease::LeaseId;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, DELIVERIES_MAX, PARTITIONS_MAX};
 use crate::store::{Store, Txn, decode, prefix_end};
 use crate::{CallId, check, slot};
+
+/// Partitions of a Dequeue whose first messages are compared: of more, the next are looked at when these have no more.
+const HEADS_MAX: usize = 16;
 
 /// A partition begins to exist, or learns of a newer version of its queue.
 pub(super) fn open_partition(
@@ -63,7 +67,7 @@ pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -
             enqueued_at_ms: scope.now_ms,
         };
         scope.txn.put_message(place.record(Kind::Message, sequence), &stored);
-        message_ids.push(message_id(place.partition, sequence));
+        message_ids.push(place.message_id(sequence));
         partition.next_sequence += 1;
         partition.messages += 1;
         scope.output.counts.enqueued += 1;
@@ -74,38 +78,31 @@ pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -
     Ok(Verdict::Answer(answer::Answer::Enqueue(EnqueueResponse { header: None, message_ids })))
 }
 
-/// Leases the oldest ready messages of the partitions, in the order in which they are listed. A partition that is
-/// not open has nothing.
-pub(super) fn dequeue(scope: &mut Scope<'_>, request: &DequeueFrom, shards: u32) -> Ruling {
+/// Leases ready messages of the partitions: of all their first ones the one that has been ready for longest, then the next. A
+/// partition that is not open has nothing.
+pub(super) fn dequeue(
+    scope: &mut Scope<'_>,
+    request: &DequeueFrom,
+    drawn: Drawn,
+    shards: u32,
+) -> Ruling {
     at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())?;
     let places = Place::of_all(scope.slot, request.queue_id, &request.partitions, shards)?;
     let most = usize::try_from(request.max_messages).unwrap_or(usize::MAX).min(DELIVERIES_MAX);
-    let (mut deliveries, mut bytes, mut full) = (Vec::new(), 0, false);
-    for place in &places {
-        if full || deliveries.len() == most {
+    let mut batch = Batch { drawn, lease_ms: request.lease_ms, most, bytes: 0, deliveries: vec![] };
+    for places in places.chunks(HEADS_MAX) {
+        let mut heads = heads(scope, places, request.catalogue_version, batch.left())?;
+        let all = batch.take(scope, &mut heads);
+        for head in heads.iter().filter(|head| head.has_given) {
+            scope.txn.put_message(head.place.key(Kind::Partition), &head.partition);
+        }
+        if !all {
             break;
         }
-        let Some(mut partition) = place.find(&scope.txn) else { continue };
-        same_version(&partition, request.catalogue_version)?;
-        let found = deliveries.len();
-        for (sequence, last) in place.ready(&scope.txn, &partition, most - found) {
-            let key = place.record(Kind::Message, sequence);
-            let message = scope.txn.get(key.bytes()).expect("a ready message is stored");
-            full = !deliveries.is_empty() && bytes + message.len() > BATCH_BYTES_MAX;
-            if full {
-                break;
-            }
-            bytes += message.len();
-            partition.leased += 1;
-            partition.fresh_from = partition.fresh_from.max(sequence + 1);
-            deliveries.push(deliver(scope, place, sequence, &last, message, request.lease_ms));
-        }
-        if deliveries.len() > found {
-            scope.txn.put_message(place.key(Kind::Partition), &partition);
-        }
     }
-    scope.output.counts.dequeued += deliveries.len() as u64;
-    Ok(Verdict::Answer(answer::Answer::Dequeue(DequeueResponse { header: None, deliveries })))
+    scope.output.counts.dequeued += batch.deliveries.len() as u64;
+    let response = DequeueResponse { deliveries: batch.deliveries, ..DequeueResponse::default() };
+    Ok(Verdict::Answer(answer::Answer::Dequeue(response)))
 }
 
 /// Whether a dequeue found nothing. That is no answer to keep: a long poll asks again under the same request id.
@@ -114,7 +111,32 @@ pub(super) fn took_nothing(outcome: &Outcome) -> bool {
     else {
         return false;
     };
-    response.deliveries.is_empty()
+    is_nothing(response)
+}
+
+/// See [`took_nothing`].
+pub(super) fn is_nothing(response: &DequeueResponse) -> bool {
+    response.deliveries.is_empty() && response.leases_over == 0
+}
+
+/// What a remembered answer is now: what is left of its leases, without those that are over.
+pub(super) fn what_is_left(scope: &Scope<'_>, response: &mut DequeueResponse, shards: u32) {
+    if crate::mutant!(WholeLeaseAgain) {
+        return;
+    }
+    let before = response.deliveries.len();
+    response.deliveries.retain_mut(|delivery| {
+        let id = delivery.lease_id.parse::<LeaseId>();
+        let lease = id.ok().and_then(|id| {
+            let place = Place::new(id.queue_id, id.partition, shards);
+            place.lease(&scope.txn, id.sequence).filter(|lease| lease.secret == id.secret)
+        });
+        delivery.lease_ms = lease.map_or(0, |lease| lease.deadline_ms.saturating_sub(scope.now_ms));
+        delivery.lease_ms > 0
+    });
+    let over = before - response.deliveries.len();
+    response.leases_over =
+        response.leases_over.saturating_add(u32::try_from(over).unwrap_or(u32::MAX));
 }
 
 /// Settles a message, by its newest lease and before that runs out.
@@ -130,7 +152,7 @@ pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Rul
             "the message was acknowledged before, or never enqueued",
         ));
     };
-    if lease.lease != request.lease && !crate::mutant!(OldLeaseSettles) {
+    if lease.secret != request.secret && !crate::mutant!(OldLeaseSettles) {
         return Err(refuse(Reason::StaleLease, "another lease of the message is the newest"));
     }
     if lease.deadline_ms <= scope.now_ms {
@@ -155,8 +177,8 @@ pub(super) fn return_leases(scope: &mut Scope<'_>, request: &ReturnLeases, shard
     let places = Place::of_all(scope.slot, request.queue_id, &partitions, shards)?;
     for (place, returned) in places.iter().zip(&request.leases) {
         let lease = place.lease(&scope.txn, returned.sequence);
-        let newest =
-            lease.filter(|lease| lease.lease == returned.lease && lease.deadline_ms > scope.now_ms);
+        let newest = lease
+            .filter(|lease| lease.secret == returned.secret && lease.deadline_ms > scope.now_ms);
         if let Some(mut lease) = newest {
             place.end_lease(scope, returned.sequence, &lease);
             lease.deliveries = lease.deliveries.saturating_sub(1);
@@ -204,43 +226,124 @@ pub(super) fn await_ready(
     }
 }
 
-/// Id of a message as clients see it.
-fn message_id(partition: u32, sequence: u64) -> String {
-    format!("{partition}-{sequence}")
+/// The next message of a partition.
+struct Head {
+    place: Place,
+    partition: Partition,
+    ready: std::vec::IntoIter<(u64, Lease)>,
+    first: Option<First>,
+    has_given: bool,
 }
 
-/// Id of a lease as clients see it: partition, sequence of the message, number of the lease.
-#[must_use]
-pub fn lease_id(partition: u32, sequence: u64, lease: u64) -> String {
-    format!("{partition}-{sequence}-{lease}")
+struct First {
+    sequence: u64,
+    last: Lease,
+    message: StoredMessage,
+    bytes: usize,
 }
 
-/// Partition, sequence and number of a lease; none for any other text than [`lease_id`] makes.
-#[must_use]
-pub fn parse_lease_id(id: &str) -> Option<(u32, u64, u64)> {
-    let mut parts = id.splitn(3, '-');
-    let (partition, sequence, lease) =
-        (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-    (lease_id(partition, sequence, lease) == id).then_some((partition, sequence, lease))
+/// The first messages of partitions, each of which may give so many.
+fn heads(
+    scope: &Scope<'_>,
+    places: &[Place],
+    catalogue_version: u64,
+    limit: usize,
+) -> Result<Vec<Head>, Refusal> {
+    let mut heads = Vec::<Head>::with_capacity(places.len());
+    for place in places {
+        let is_listed_twice = heads.iter().any(|head| head.place.partition == place.partition);
+        let Some(partition) = place.find(&scope.txn).filter(|_| !is_listed_twice) else { continue };
+        same_version(&partition, catalogue_version)?;
+        let ready = place.ready(&scope.txn, &partition, limit).into_iter();
+        let mut head = Head { place: *place, partition, ready, first: None, has_given: false };
+        head.next(scope);
+        heads.push(head);
+    }
+    Ok(heads)
+}
+
+impl Head {
+    /// Goes on to the next message.
+    fn next(&mut self, scope: &Scope<'_>) -> Option<First> {
+        let next = self.ready.next().map(|(sequence, last)| {
+            let key = self.place.record(Kind::Message, sequence);
+            let message = scope.txn.get(key.bytes()).expect("a ready message is stored");
+            let bytes = message.len();
+            // Decoded from the shared buffer, so that the value is not copied.
+            let message =
+                StoredMessage::decode(message).expect("a stored value is what this version wrote");
+            First { sequence, last, message, bytes }
+        });
+        std::mem::replace(&mut self.first, next)
+    }
+}
+
+impl First {
+    /// Log time since which it has been ready, in ms.
+    fn since_ms(&self) -> u64 {
+        if self.last.lease == 0 { self.message.enqueued_at_ms } else { self.last.ready_at_ms }
+    }
+}
+
+/// Deliveries of one command.
+struct Batch {
+    drawn: Drawn,
+    lease_ms: u64,
+    most: usize,
+    bytes: usize,
+    deliveries: Vec<Delivery>,
+}
+
+impl Batch {
+    fn left(&self) -> usize {
+        self.most - self.deliveries.len()
+    }
+
+    /// Takes messages in the order in which they became ready; true when it could have taken more.
+    fn take(&mut self, scope: &mut Scope<'_>, heads: &mut [Head]) -> bool {
+        while self.left() > 0 {
+            let oldest = heads.iter_mut().filter_map(|head| {
+                let since_ms = head.first.as_ref()?.since_ms();
+                Some((since_ms, head))
+            });
+            // Of equals the one that was listed first.
+            let Some((_, head)) = oldest.min_by_key(|(since_ms, _)| *since_ms) else { return true };
+            let bytes = head.first.as_ref().map_or(0, |first| first.bytes);
+            if !self.deliveries.is_empty() && self.bytes + bytes > BATCH_BYTES_MAX {
+                return false;
+            }
+            let Some(first) = head.next(scope) else { return true };
+            self.bytes += bytes;
+            head.has_given = true;
+            head.partition.leased += 1;
+            head.partition.fresh_from = head.partition.fresh_from.max(first.sequence + 1);
+            self.deliveries.push(deliver(scope, &head.place, first, self.lease_ms, &self.drawn));
+        }
+        false
+    }
 }
 
 /// Leases one message.
 fn deliver(
     scope: &mut Scope<'_>,
     place: &Place,
-    sequence: u64,
-    last: &Lease,
-    message: Bytes,
+    first: First,
     lease_ms: u64,
+    drawn: &Drawn,
 ) -> Delivery {
+    let First { sequence, last, message, bytes: _ } = first;
+    let number = last.lease + 1;
+    let id = LeaseId::drawn(place.queue_id, place.partition, sequence, number, drawn);
     let lease = Lease {
-        lease: last.lease + 1,
+        lease: number,
         deliveries: last.deliveries.saturating_add(1),
         deadline_ms: if crate::mutant!(EarlyLeaseEnd) {
             scope.now_ms
         } else {
             scope.now_ms.saturating_add(lease_ms)
         },
+        secret: id.secret,
+        ready_at_ms: 0,
     };
     if last.lease > 0 {
         scope.txn.delete(place.record(Kind::Ready, sequence));
@@ -249,15 +352,12 @@ fn deliver(
     if !crate::mutant!(OrphanedLease) {
         place.with_timer(scope, lease.deadline_ms, sequence, timers::set);
     }
-    // Decoded from the shared buffer, so that the value is not copied.
-    let message =
-        StoredMessage::decode(message).expect("a stored value is what this version wrote");
     Delivery {
-        message_id: message_id(place.partition, sequence),
+        message_id: place.message_id(sequence),
         key: message.key,
         value: message.value,
         headers: message.headers,
-        lease_id: lease_id(place.partition, sequence, lease.lease),
+        lease_id: id.to_string(),
         delivery_count: lease.deliveries,
         enqueued_at_ms: message.enqueued_at_ms,
         lease_ms,
@@ -286,6 +386,7 @@ fn other_version(partition: &Partition) -> Refusal {
 }
 
 /// Where the records of a partition are.
+#[derive(Clone, Copy)]
 struct Place {
     slot: u16,
     queue_id: u64,
@@ -339,6 +440,11 @@ impl Place {
             bytes::Buf::get_u64(&mut rest),
         );
         (Self { slot, queue_id, partition }, sequence)
+    }
+
+    /// Id of a message as clients see it.
+    fn message_id(&self, sequence: u64) -> String {
+        format!("{}-{}-{sequence}", self.queue_id, self.partition)
     }
 
     fn key(&self, kind: Kind) -> Key {
@@ -400,7 +506,7 @@ impl Place {
         let mut partition = self.find(&scope.txn).expect("a partition with a lease is open");
         partition.leased -= 1;
         scope.txn.put_message(self.key(Kind::Partition), &partition);
-        let last = Lease { deadline_ms: 0, ..lease };
+        let last = Lease { deadline_ms: 0, secret: 0, ready_at_ms: scope.now_ms, ..lease };
         scope.txn.put_message(self.record(Kind::Ready, sequence), &last);
         self.tell_ready(scope);
     }

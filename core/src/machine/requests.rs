@@ -7,7 +7,7 @@ use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, Refusal, RequestAnswer, RequestClient, answer};
 use trefoil_proto::reason::Retry;
 
-use super::{Outcome, Scope, Verdict, refuse, timers};
+use super::{Outcome, Scope, Verdict, queue, refuse, timers};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
@@ -158,7 +158,7 @@ fn keeps_no_answer(answer: &Answer) -> bool {
             reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
         }
         // A long poll asks again under the same id until there is something.
-        Some(answer::Answer::Dequeue(response)) => response.deliveries.is_empty(),
+        Some(answer::Answer::Dequeue(response)) => queue::is_nothing(response),
         _ => false,
     }
 }

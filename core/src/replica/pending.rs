@@ -235,6 +235,7 @@ impl Pending {
                 agent,
                 operation: Some(operation),
                 fence: None,
+                drawn: None,
             };
             if self.enqueue(Proposal { call: NOBODY, command, deadline_ms: u64::MAX }).is_some() {
                 self.lost.insert(waiter, index);

@@ -11,7 +11,7 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{CancelAcquire, Command, FindPlace, FindReleaseRequests};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use crate::support::{command, request_id};
+use crate::support::{command, given_token, request_id};
 
 /// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed.
 #[derive(goldenscript::Command)]
@@ -386,7 +386,7 @@ pub fn question(line: &Line) -> Option<Q> {
             namespace,
             prefix: prefix.clone(),
             page_size: *size,
-            page_token: after.clone(),
+            page_token: given_token(after),
         }),
         Line::GetSession(session_id) => {
             Q::GetSession(api::GetSessionRequest { namespace, session_id: *session_id })
@@ -394,7 +394,7 @@ pub fn question(line: &Line) -> Option<Q> {
         Line::ListSessions { after, size } => Q::ListSessions(api::ListSessionsRequest {
             namespace,
             page_size: *size,
-            page_token: after.clone(),
+            page_token: given_token(after),
         }),
         Line::Validate { name, token } => Q::ValidateToken(api::ValidateTokenRequest {
             namespace,

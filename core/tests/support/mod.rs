@@ -2,17 +2,19 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test file uses its part")]
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use prost::Message as _;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, needs_chance};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_TERM, CallId, MACHINE_VERSION, ShardId};
 use trefoil_proto::common::v1::{Fence, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    Answer, CheckedFence, Command, Entry, Query, TokenStanding, answer, query,
+    Answer, CheckedFence, Command, Drawn, Entry, Query, TokenStanding, answer, query,
 };
 
 /// One shard of a cluster with one data shard.
@@ -23,6 +25,10 @@ pub struct Harness {
     pub term: u64,
     pub now_ms: u64,
     calls: CallId,
+    /// The newest session of each namespace: what is drawn for them counts, so that tests can name them.
+    sessions: BTreeMap<String, u64>,
+    /// Request ids under which sessions were opened.
+    opens: BTreeSet<(String, u64)>,
 }
 
 impl Harness {
@@ -31,7 +37,9 @@ impl Harness {
         let mut store = MemoryStore::default();
         Machine::bootstrap(&mut store);
         let machine = Machine::open(&store, shard, 1);
-        let mut harness = Self { machine, store, term: BIRTH_TERM, now_ms: 0, calls: 0 };
+        let (sessions, opens) = (BTreeMap::new(), BTreeSet::new());
+        let (term, now_ms, calls) = (BIRTH_TERM, 0, 0);
+        let mut harness = Self { machine, store, term, now_ms, calls, sessions, opens };
         harness.new_term();
         harness.advance(10_000);
         harness
@@ -46,7 +54,24 @@ impl Harness {
     }
 
     /// Applies one entry with these commands at the present log time.
-    pub fn apply(&mut self, commands: Vec<Command>) -> Applied {
+    pub fn apply(&mut self, mut commands: Vec<Command>) -> Applied {
+        let opened = self.draw(&mut commands);
+        let applied = self.apply_as_it_is(commands);
+        for (outcome, opened) in applied.outcomes.iter().zip(opened) {
+            if let (Outcome::Answered(Answer { answer: Some(answer) }), Some(namespace)) =
+                (outcome, opened)
+                && let answer::Answer::OpenSession(opened) = answer
+            {
+                let newest = self.sessions.entry(namespace).or_default();
+                *newest = opened.session_id.max(*newest);
+            }
+        }
+        applied
+    }
+
+    /// The same without chance where the commands have none.
+    pub fn apply_as_it_is(&mut self, commands: Vec<Command>) -> Applied {
+        let index = self.machine.progress().index + 1;
         let entry = Entry {
             log_time_ms: self.now_ms,
             wall_ms: 0,
@@ -54,8 +79,35 @@ impl Harness {
             machine_version: MACHINE_VERSION,
             commands,
         };
-        let index = self.machine.progress().index + 1;
         self.machine.apply(&mut self.store, index, self.term, &entry.encode_to_vec())
+    }
+
+    /// Draws what the commands need, as a node does, and says for which namespaces they open sessions.
+    fn draw(&mut self, commands: &mut [Command]) -> Vec<Option<String>> {
+        let index = self.machine.progress().index + 1;
+        let known = &mut self.opens;
+        let mut newest = self.sessions.clone();
+        let draw = |command: &mut Command| {
+            let operation = command.operation.as_ref().filter(|_| command.drawn.is_none())?;
+            if !needs_chance(operation) {
+                return None;
+            }
+            let Operation::OpenSession(open) = operation else {
+                command.drawn = Some(Drawn { high: 1, low: index });
+                return None;
+            };
+            let newest = newest.entry(open.namespace.clone()).or_default();
+            let low = *newest + 1;
+            // A retry opens none.
+            let id = command.request_id.as_ref().map(|id| (id.client.clone(), id.sequence));
+            if id.is_none_or(|id| known.insert(id)) {
+                *newest = low;
+            }
+            let namespace = open.namespace.clone();
+            command.drawn = Some(Drawn { high: 0, low });
+            Some(namespace)
+        };
+        commands.iter_mut().map(draw).collect()
     }
 
     /// Moves log time and lets timers fire.
@@ -98,7 +150,25 @@ pub fn command(
         agent,
         operation: Some(operation),
         fence: None,
+        drawn: None,
     }
+}
+
+thread_local! {
+    /// Tokens of pages that were shown, by the item that they end with: scripts name them by that.
+    static TOKENS: RefCell<BTreeMap<String, String>> = RefCell::default();
+}
+
+/// How a script shows a token of a page.
+pub fn shown_token(token: &str) -> String {
+    let last = token.get(16..).unwrap_or_default().to_owned();
+    TOKENS.with_borrow_mut(|tokens| tokens.insert(last.clone(), token.to_owned()));
+    last
+}
+
+/// The token that a script means.
+pub fn given_token(last: &str) -> String {
+    TOKENS.with_borrow(|tokens| tokens.get(last).cloned()).unwrap_or_else(|| last.to_owned())
 }
 
 /// A fence written as `lock/token`, with `/writer`, `/reader` or `/lost` where the lock's shard was asked, and `/index`

@@ -9,7 +9,7 @@ use trefoil_proto::lock::v1::{
     SessionInfo, SessionLock,
 };
 
-use crate::support::show_answer;
+use crate::support::{show_answer, shown_token};
 
 /// " shared", " update", " exclusive" or nothing.
 pub fn mode(mode: LockMode) -> String {
@@ -88,7 +88,11 @@ fn leader(of: &Leadership) -> String {
 
 fn page(items: impl Iterator<Item = String>, next: &str) -> String {
     let lines = items.map(|item| format!("{item}\n")).collect::<String>();
-    let next = if next.is_empty() { "the end\n".to_owned() } else { format!("next: {next}\n") };
+    let next = if next.is_empty() {
+        "the end\n".to_owned()
+    } else {
+        format!("next: {}\n", shown_token(next))
+    };
     lines + &next
 }
 

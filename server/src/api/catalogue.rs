@@ -1,11 +1,13 @@
 //! Which queues there are: asked of the meta shard once, then remembered.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use trefoil_core::limits::{CATALOGUES_MAX, PARTITIONS_DEFAULT};
 use trefoil_core::machine::QUEUE_CREATION;
 use trefoil_core::slot::SYSTEM_SLOT;
+use trefoil_core::turns;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
@@ -17,21 +19,56 @@ use super::{Api, Ask, Context, Shards, expect_answer, other_answer};
 /// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
 #[derive(Debug, Default)]
 pub(super) struct Catalogues {
-    known: Mutex<BTreeMap<String, Catalogue>>,
+    known: Mutex<BTreeMap<String, Known>>,
+}
+
+/// A queue as this node knows it.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub(super) catalogue: Catalogue,
+    pub(super) turns: Arc<Turns>,
+}
+
+/// Whose turn it is among the partitions of one queue at this node: messages without key and consumers count for themselves, so
+/// that no mix of calls keeps either from some of the partitions.
+#[derive(Debug)]
+pub(super) struct Turns {
+    seed: u64,
+    enqueues: AtomicU64,
+    dequeues: AtomicU64,
+}
+
+impl Turns {
+    fn new() -> Self {
+        Self { seed: rand::random(), enqueues: AtomicU64::new(0), dequeues: AtomicU64::new(0) }
+    }
+
+    /// The partition of the next messages without key.
+    pub(super) fn enqueue(&self, partitions: u32) -> u32 {
+        turns::partition(self.seed, self.enqueues.fetch_add(1, Ordering::Relaxed), partitions)
+    }
+
+    /// The partition with which the next consumer begins.
+    pub(super) fn dequeue(&self, partitions: u32) -> u32 {
+        turns::partition(!self.seed, self.dequeues.fetch_add(1, Ordering::Relaxed), partitions)
+    }
 }
 
 impl Catalogues {
-    fn find(&self, name: &str) -> Option<Catalogue> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
+    fn find(&self, name: &str) -> Option<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
-    fn remember(&self, name: String, catalogue: Catalogue) {
+    fn remember(&self, name: String, catalogue: Catalogue) -> Known {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= CATALOGUES_MAX {
             // Any of them: it is asked for again.
             known.pop_first();
         }
-        known.insert(name, catalogue);
+        let found = || Known { catalogue, turns: Arc::new(Turns::new()) };
+        let queue = known.entry(name).or_insert_with(found);
+        queue.catalogue = catalogue;
+        queue.clone()
     }
 
     fn forget(&self, name: &str) {
@@ -61,18 +98,17 @@ impl<S: Shards> Api<S> {
         namespace: &str,
         queue: &str,
         ask: &Ask,
-    ) -> Result<Catalogue, Refusal> {
+    ) -> Result<Known, Refusal> {
         let name = full_name(namespace, queue);
-        if let Some(catalogue) = self.catalogues.find(&name) {
-            return Ok(catalogue);
+        if let Some(known) = self.catalogues.find(&name) {
+            return Ok(known);
         }
         let query = FindQueue { namespace: namespace.to_owned(), queue: queue.to_owned() };
         let decided = self.query(SYSTEM_SLOT, Query::FindQueue(query), ask).await?;
         let answer::Answer::Catalogue(catalogue) = decided.answer else {
             return Err(other_answer());
         };
-        self.catalogues.remember(name, catalogue);
-        Ok(catalogue)
+        Ok(self.catalogues.remember(name, catalogue))
     }
 
     /// The same, and the queue is created where that is allowed and it is missing.
@@ -81,7 +117,7 @@ impl<S: Shards> Api<S> {
         namespace: &str,
         queue: &str,
         context: &Context,
-    ) -> Result<Catalogue, Refusal> {
+    ) -> Result<Known, Refusal> {
         match self.find_queue(namespace, queue, &context.ask).await {
             Err(refusal)
                 if refusal.reason() == Reason::UnknownQueue && self.may_create(&refusal) => {}

@@ -11,8 +11,9 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use trefoil_core::lease::LeaseId;
 use trefoil_core::limits::{BATCH_BYTES_MAX, DELIVERIES_MAX};
-use trefoil_core::machine::parse_lease_id;
+use trefoil_core::turns::{Group, groups};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
@@ -31,14 +32,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Time kept back of the caller's deadline to answer that nothing came.
 const ANSWER_TIME: Duration = Duration::from_millis(50);
 
-/// Partitions of one shard.
-#[derive(Clone, Debug)]
-struct Group {
-    /// Slot of the first of them, which leads to the shard.
-    slot: u16,
-    partitions: Vec<u32>,
-}
-
 /// One Dequeue.
 struct Poll<'a, S: Shards> {
     api: &'a Arc<Api<S>>,
@@ -48,6 +41,10 @@ struct Poll<'a, S: Shards> {
     lease_ms: u64,
     max_messages: usize,
     header: Option<ResponseHeader>,
+    began: Instant,
+    /// For how long the call had waited when it asked for the first of its leases.
+    waited: Option<Duration>,
+    leases_over: u32,
     grants: Grants<S>,
     /// The last shard that could not be asked.
     unasked: Option<Refusal>,
@@ -71,8 +68,10 @@ impl<S: Shards> Api<S> {
         } = request;
         let latest = context.ask.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
         let until = (began + Duration::from_millis(wait_ms)).min(latest);
-        let catalogue = self.find_queue(&namespace, &queue, &context.ask).await?;
-        let groups = self.groups(&catalogue);
+        let known = self.find_queue(&namespace, &queue, &context.ask).await?;
+        let catalogue = known.catalogue;
+        let first = known.turns.dequeue(catalogue.partitions);
+        let groups = groups(catalogue.queue_id, catalogue.partitions, first, self.shards.shards());
         let is_retry = request_id.as_ref().is_some_and(|id| id.attempt > 0);
         let keep = request_id.is_some();
         let mut poll = Poll {
@@ -84,15 +83,30 @@ impl<S: Shards> Api<S> {
             lease_ms,
             max_messages: usize::try_from(max_messages).unwrap_or(usize::MAX),
             header: None,
+            began,
+            waited: None,
+            leases_over: 0,
             grants: Grants::new(Arc::clone(self), context, catalogue, keep),
             unasked: None,
         };
-        // What a retry was granted the first time is no longer ready: it asks everywhere.
-        let mut ready = if is_retry { groups.clone() } else { poll.look(&groups).await? };
+        if is_retry {
+            // What it was granted the first time is no longer ready: every shard says what it remembers.
+            for group in &groups {
+                let end = poll.take(group, 0).await;
+                end.map_err(|refusal| self.heed(&namespace, &queue, refusal))?;
+            }
+            if poll.is_remembered() {
+                return Ok(poll.answer());
+            }
+        }
+        let mut ready = poll.look(&groups).await?;
         let mut is_last = wait_ms == 0;
         loop {
             for group in &ready {
-                match poll.take(group).await {
+                if poll.wanted() == 0 {
+                    break;
+                }
+                match poll.take(group, poll.wanted()).await {
                     // What came from shards that the fence has passed is delivered.
                     Err(refusal) if is_fenced(&refusal) && poll.has_any() => break,
                     end => end.map_err(|refusal| self.heed(&namespace, &queue, refusal))?,
@@ -113,27 +127,6 @@ impl<S: Shards> Api<S> {
                 }
             };
         }
-    }
-
-    /// The partitions of a queue by shard, beginning somewhere else each time so that consumers spread.
-    fn groups(&self, catalogue: &Catalogue) -> Vec<Group> {
-        let mut groups = BTreeMap::<u32, Group>::new();
-        for partition in 0..catalogue.partitions {
-            let slot = self.slot_of(catalogue, partition);
-            let group = groups
-                .entry(self.shard(slot))
-                .or_insert_with(|| Group { slot, partitions: Vec::new() });
-            group.partitions.push(partition);
-        }
-        let round = self.next_round();
-        let mut groups = groups.into_values().collect::<Vec<_>>();
-        let count = groups.len().max(1);
-        groups.rotate_left(round % count);
-        for group in &mut groups {
-            let partitions = group.partitions.len();
-            group.partitions.rotate_left(round / count % partitions);
-        }
-        groups
     }
 
     /// Which partitions of a shard have something, and where that was decided.
@@ -212,16 +205,21 @@ impl<S: Shards> Poll<'_, S> {
         timeout_at(until, waiting.join_next()).await.ok()??.ok()
     }
 
-    /// Asks one shard for as many messages as are still wanted.
-    async fn take(&mut self, group: &Group) -> Result<(), Refusal> {
-        let remains = self.max_messages.saturating_sub(self.grants.deliveries.len());
-        if remains == 0 || self.grants.bytes >= BATCH_BYTES_MAX {
-            return Ok(());
+    /// How many messages are still wanted.
+    fn wanted(&self) -> usize {
+        if self.grants.bytes >= BATCH_BYTES_MAX {
+            return 0;
         }
+        self.max_messages.saturating_sub(self.grants.deliveries.len())
+    }
+
+    /// Asks one shard for so many messages; for none, what it remembers of the first try.
+    async fn take(&mut self, group: &Group, max_messages: usize) -> Result<(), Refusal> {
+        let waited = self.began.elapsed();
         let command = Command::DequeueFrom(DequeueFrom {
             queue_id: self.catalogue.queue_id,
             partitions: group.partitions.clone(),
-            max_messages: u32::try_from(remains).unwrap_or(u32::MAX),
+            max_messages: u32::try_from(max_messages).unwrap_or(u32::MAX),
             lease_ms: self.lease_ms,
             catalogue_version: self.catalogue.version,
         });
@@ -234,7 +232,7 @@ impl<S: Shards> Poll<'_, S> {
             let end = match api.fenced(slot, id, command, &context).await {
                 Ok(Decided { header, answer: answer::Answer::Dequeue(response) }) => {
                     grants.deliveries = response.deliveries;
-                    Ok((header, grants))
+                    Ok((header, grants, response.leases_over))
                 }
                 Ok(_) => Err(other_answer()),
                 Err(refusal) => Err(refusal),
@@ -246,9 +244,13 @@ impl<S: Shards> Poll<'_, S> {
             .await
             .unwrap_or_else(|_| Err(refusal(Reason::Internal, "a call ended without an answer")))
         {
-            Ok((header, mut granted)) => {
+            Ok((header, mut granted, leases_over)) => {
                 self.header = Some(header);
                 let deliveries = std::mem::take(&mut granted.deliveries);
+                if !deliveries.is_empty() {
+                    self.waited.get_or_insert(waited);
+                }
+                self.leases_over = self.leases_over.saturating_add(leases_over);
                 self.grants.bytes += deliveries.iter().map(Message::encoded_len).sum::<usize>();
                 self.grants.deliveries.extend(deliveries);
                 Ok(())
@@ -266,10 +268,25 @@ impl<S: Shards> Poll<'_, S> {
         !self.grants.deliveries.is_empty()
     }
 
+    /// Whether a first try was granted something.
+    fn is_remembered(&self) -> bool {
+        self.has_any() || self.leases_over > 0
+    }
+
     fn answer(&mut self) -> DequeueResponse {
+        let mut deliveries = std::mem::take(&mut self.grants.deliveries);
+        let key = self.catalogue.lease_key.unwrap_or_default();
+        for delivery in &mut deliveries {
+            if let Ok(lease) = delivery.lease_id.parse::<LeaseId>() {
+                delivery.lease_id = lease.sealed(&key);
+            }
+        }
+        let waited = self.waited.unwrap_or_else(|| self.began.elapsed());
         DequeueResponse {
             header: self.header.take(),
-            deliveries: std::mem::take(&mut self.grants.deliveries),
+            deliveries,
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(0),
+            leases_over: self.leases_over,
         }
     }
 }
@@ -310,13 +327,11 @@ impl<S: Shards> Drop for Grants<S> {
         let queue_id = self.catalogue.queue_id;
         let mut by_shard = BTreeMap::<u32, (u16, Vec<AckLease>)>::new();
         for delivery in self.deliveries.drain(..) {
-            let Some((partition, sequence, lease)) = parse_lease_id(&delivery.lease_id) else {
-                continue;
-            };
-            let slot = self.api.slot_of(&self.catalogue, partition);
+            let Ok(lease) = delivery.lease_id.parse::<LeaseId>() else { continue };
+            let slot = self.api.slot_of(&self.catalogue, lease.partition);
             let (_, leases) =
                 by_shard.entry(self.api.shard(slot)).or_insert_with(|| (slot, Vec::new()));
-            leases.push(AckLease { queue_id, partition, sequence, lease });
+            leases.push(lease.ack());
         }
         for (slot, leases) in by_shard.into_values() {
             for leases in leases.chunks(DELIVERIES_MAX) {

@@ -45,8 +45,9 @@ struct Keeper<S> {
     follower: Follower,
     /// The renewal under way, and since when.
     renewal: Option<(Instant, Renewal)>,
-    /// A message came while a renewal was under way.
-    is_due: bool,
+    /// Messages that have come, and which of them the last renewal answers.
+    messages: u64,
+    answers: u64,
     is_in_jeopardy: bool,
     /// When to look whether the session still lives.
     check: Instant,
@@ -95,7 +96,8 @@ impl<S: Shards> Api<S> {
                 teller,
                 follower,
                 renewal: None,
-                is_due: false,
+                messages: 1,
+                answers: 0,
                 is_in_jeopardy: false,
                 check: Instant::now() + CHECK_MAX,
             };
@@ -182,9 +184,8 @@ impl<S: Shards> Keeper<S> {
         if message.session_id != self.session_id || message.namespace != self.namespace {
             return Err(invalid("session_id", "that of the first message"));
         }
-        if self.renewal.is_some() {
-            self.is_due = true;
-        } else {
+        self.messages += 1;
+        if self.renewal.is_none() {
             self.renew();
         }
         Ok(true)
@@ -199,6 +200,7 @@ impl<S: Shards> Keeper<S> {
             (now, api.keep_alive(&context, request).await)
         });
         self.renewal = Some((now, renewal));
+        self.answers = self.messages;
     }
 
     fn ask(&self) -> Ask {
@@ -212,7 +214,8 @@ impl<S: Shards> Keeper<S> {
             Ok(lock::KeepAliveResponse { header, remaining_ms }) => {
                 self.is_in_jeopardy = false;
                 self.check = sent + Duration::from_millis(remaining_ms).max(CHECK_MIN);
-                let safe = News::Safe(lock::SessionSafe { remaining_ms });
+                let safe = lock::SessionSafe { remaining_ms, message: self.answers };
+                let safe = News::Safe(safe);
                 self.say_at(header.unwrap_or_default(), safe).await?;
                 true
             }
@@ -222,7 +225,8 @@ impl<S: Shards> Keeper<S> {
                 self.jeopardy(&refusal.message).await?
             }
         };
-        if goes_on && std::mem::take(&mut self.is_due) {
+        // Others have come while it was under way.
+        if goes_on && self.answers < self.messages {
             self.renew();
         }
         Ok(goes_on)

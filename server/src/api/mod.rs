@@ -30,16 +30,20 @@ mod watches;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use rand::random;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use trefoil_core::limits::{ANSWER_MARGIN_MS, CALL_TIMEOUT_MS};
+use trefoil_core::machine::needs_chance;
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
-use trefoil_proto::internal::v1::{CheckedFence, Command, Query, Refusal, answer, command, query};
+use trefoil_proto::internal::v1::{
+    CheckedFence, Command, Drawn, Query, Refusal, answer, command, query,
+};
 pub use trefoil_proto::pipeline::v1::reply::Outcome;
 
 use self::background::Background;
@@ -76,8 +80,6 @@ pub struct Api<S> {
     catalogues: Catalogues,
     fences: Fences,
     background: Background,
-    /// Where the next poll, and the next message without a key, begins its round.
-    round: AtomicUsize,
     /// How near the end of the node is.
     phase: watch::Sender<Phase>,
 }
@@ -135,7 +137,6 @@ impl<S: Shards> Api<S> {
             catalogues: Catalogues::default(),
             fences: Fences::default(),
             background: Background::default(),
-            round: AtomicUsize::new(0),
             phase: watch::Sender::new(Phase::Serving),
         }
     }
@@ -392,6 +393,7 @@ impl<S: Shards> Api<S> {
         fence: Option<CheckedFence>,
         ask: &Ask,
     ) -> Result<Decided, Refusal> {
+        let drawn = needs_chance(&operation).then(|| Drawn { high: random(), low: random() });
         let command = Command {
             request_id,
             slot: slot.into(),
@@ -399,6 +401,7 @@ impl<S: Shards> Api<S> {
             agent: self.shards.node_id(),
             operation: Some(operation),
             fence,
+            drawn,
         };
         self.decided(self.shards.command(self.shard(slot), command, ask).await?)
     }
@@ -440,10 +443,6 @@ impl<S: Shards> Api<S> {
             log_time_ms: position.log_time_ms,
         };
         Ok(Decided { header, answer })
-    }
-
-    fn next_round(&self) -> usize {
-        self.round.fetch_add(1, Ordering::Relaxed)
     }
 }
 

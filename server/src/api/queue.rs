@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::task::JoinSet;
-use trefoil_core::check::{PART_MARK, invalid};
-use trefoil_core::machine::parse_lease_id;
+use trefoil_core::check::PART_MARK;
+use trefoil_core::lease::LeaseId;
 use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::{AckLease, Catalogue, EnqueueTo, OpenPartition, Refusal};
+use trefoil_proto::internal::v1::{Catalogue, EnqueueTo, OpenPartition, Refusal};
 use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
 use trefoil_proto::reason::Retry;
 
+use super::catalogue::Known;
 use super::{Api, Context, Shards, expect_answer, refusal};
 
 /// What of a batch goes to one partition.
@@ -31,9 +32,10 @@ impl<S: Shards> Api<S> {
         request: EnqueueRequest,
     ) -> Result<EnqueueResponse, Refusal> {
         let EnqueueRequest { namespace, queue, messages, request_id, fence: _ } = request;
-        let catalogue = self.find_or_create_queue(&namespace, &queue, context).await?;
+        let known = self.find_or_create_queue(&namespace, &queue, context).await?;
+        let catalogue = known.catalogue;
         let mut message_ids = vec![String::new(); messages.len()];
-        let mut parts = self.parts(&catalogue, messages, request_id.as_ref());
+        let mut parts = self.parts(&known, messages, request_id.as_ref());
         let ends = if parts.len() == 1 {
             let part = parts.remove(0);
             let places = part.places.clone();
@@ -69,18 +71,10 @@ impl<S: Shards> Api<S> {
     }
 
     /// Sorts a batch by partition. A retry must sort alike, so what has no key goes where the request id says.
-    fn parts(
-        &self,
-        catalogue: &Catalogue,
-        messages: Vec<Message>,
-        id: Option<&RequestId>,
-    ) -> Vec<Part> {
-        let partitions = catalogue.partitions.max(1);
+    fn parts(&self, known: &Known, messages: Vec<Message>, id: Option<&RequestId>) -> Vec<Part> {
+        let partitions = known.catalogue.partitions.max(1);
         let keyless = id.map_or_else(
-            || {
-                u32::try_from(self.next_round() % usize::try_from(partitions).unwrap_or(1))
-                    .unwrap_or(0)
-            },
+            || known.turns.enqueue(partitions),
             |id| slot::partition(&format!("{}/{}", id.client, id.sequence), partitions),
         );
         let mut sorted = BTreeMap::<u32, (Vec<usize>, Vec<Message>)>::new();
@@ -96,7 +90,8 @@ impl<S: Shards> Api<S> {
         }
         let mut on_shard = BTreeMap::<u32, u32>::new();
         let parts = sorted.into_iter().map(|(partition, (places, messages))| {
-            let count = on_shard.entry(self.shard(self.slot_of(catalogue, partition))).or_default();
+            let count =
+                on_shard.entry(self.shard(self.slot_of(&known.catalogue, partition))).or_default();
             let request_id = id.map(|id| derived(id, *count));
             *count += 1;
             Part { partition, request_id, places, messages }
@@ -141,24 +136,11 @@ impl<S: Shards> Api<S> {
         context: &Context,
         request: AckRequest,
     ) -> Result<AckResponse, Refusal> {
-        let lease_id = parse_lease_id(&request.lease_id);
-        let (partition, sequence, lease) =
-            lease_id.ok_or_else(|| invalid("lease_id", "the lease_id of a delivery"))?;
-        let catalogue = self.find_queue(&request.namespace, &request.queue, &context.ask).await?;
-        let unknown = || refusal(Reason::UnknownMessage, "the queue has no such message");
-        if partition >= catalogue.partitions {
-            return Err(unknown());
-        }
-        let command = Command::AckLease(AckLease {
-            queue_id: catalogue.queue_id,
-            partition,
-            sequence,
-            lease,
-        });
-        let slot = self.slot_of(&catalogue, partition);
-        match self.fenced(slot, request.request_id, command, context).await {
-            // Nothing was ever stored there.
-            Err(refusal) if refusal.reason() == Reason::PartitionNotOpen => Err(unknown()),
+        let known = self.find_queue(&request.namespace, &request.queue, &context.ask).await?;
+        // What no shard has granted for this queue is refused here: a guess costs no entry.
+        let lease = LeaseId::of_queue(&known.catalogue, &request.lease_id)?;
+        let slot = self.slot_of(&known.catalogue, lease.partition);
+        match self.fenced(slot, request.request_id, Command::AckLease(lease.ack()), context).await {
             Err(refusal) => Err(self.heed(&request.namespace, &request.queue, refusal)),
             Ok(decided) => expect_answer!(decided, Ack),
         }

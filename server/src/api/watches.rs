@@ -56,7 +56,7 @@ impl<S: Shards> Api<S> {
         // Even where a position is given: only the shard knows whether that is one, and a node that is cut off must not
         // take a watch.
         let now = self.query(slot, Query::WatchLocks(request), &ask).await?.header.index;
-        let cursor = begins_after(after, now)?;
+        let cursor = self.begins_after(self.shard(slot), after, now)?;
         let filter = Filter { topic, prefix };
         let follower = self.follow(self.shard(slot), filter, cursor, &ask).await?;
         Ok(self.watch(listener, self.shard(slot), follower, locks_response))
@@ -99,6 +99,31 @@ impl<S: Shards> Api<S> {
             _permit: listener.permit,
         };
         self.tell(|teller| watch.run(teller))
+    }
+
+    /// Where a watch begins: after a position that there is in this shard, or after everything up to now.
+    fn begins_after(
+        &self,
+        here: ShardId,
+        after: Option<WatchPosition>,
+        now: u64,
+    ) -> Result<Cursor, Refusal> {
+        let Some(WatchPosition { index, ordinal, shard, cluster_id }) = after else {
+            return Ok(Cursor::after(now));
+        };
+        if cluster_id != self.cluster_id {
+            let limit = format_args!("{}, the cluster that is asked", self.cluster_id);
+            return Err(invalid("after.cluster_id", limit));
+        }
+        if shard != here {
+            let limit = format_args!("{here}, the shard of what is watched");
+            return Err(invalid("after.shard", limit));
+        }
+        if index > now {
+            let limit = format_args!("at most {now}, where the shard is now");
+            return Err(invalid("after.index", limit));
+        }
+        Ok(Cursor { index, ordinal })
     }
 
     /// The header of something that this node tells by itself.
@@ -152,7 +177,10 @@ impl<S: Shards, R: Send + 'static> Watch<S, R> {
             None => self.api.shards.feeds().tip(self.shard),
         };
         let header = self.api.header(self.shard, Tip { index: position.index, ..tip });
-        (self.respond)(header, seen, position.into())
+        let cluster_id = self.api.cluster_id.clone();
+        let Cursor { index, ordinal } = position;
+        let position = WatchPosition { index, ordinal, shard: self.shard, cluster_id };
+        (self.respond)(header, seen, position)
     }
 
     fn ended(&self, gone: Gone) -> Refusal {
@@ -163,17 +191,6 @@ impl<S: Shards, R: Send + 'static> Watch<S, R> {
         self.api.metrics.watch_ended(WatchEnd::Behind);
         let message = "the watcher read too slowly: what comes next is gone from this node";
         lost(Reason::WatcherBehind, message, gone)
-    }
-}
-
-/// Where a watch begins: after a position that there is, or after everything up to now.
-fn begins_after(after: Option<WatchPosition>, now: u64) -> Result<Cursor, Refusal> {
-    match after {
-        None => Ok(Cursor::after(now)),
-        Some(after) if after.index <= now => Ok(after.into()),
-        Some(_) => {
-            Err(invalid("after.index", format_args!("at most {now}, where the shard is now")))
-        }
     }
 }
 

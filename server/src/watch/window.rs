@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use trefoil_core::limits::{WATCH_SCAN_MAX, WATCH_WINDOW_EVENTS_MAX};
 use trefoil_core::machine::Event;
-use trefoil_proto::common::v1::WatchPosition;
 
 /// Entries that are read at a time.
 const ENTRIES_READ_MAX: usize = 1_024;
@@ -55,18 +54,6 @@ impl Cursor {
     #[must_use]
     pub fn after(index: u64) -> Self {
         Self { index, ordinal: None }
-    }
-}
-
-impl From<WatchPosition> for Cursor {
-    fn from(position: WatchPosition) -> Self {
-        Self { index: position.index, ordinal: position.ordinal }
-    }
-}
-
-impl From<Cursor> for WatchPosition {
-    fn from(cursor: Cursor) -> Self {
-        Self { index: cursor.index, ordinal: cursor.ordinal }
     }
 }
 

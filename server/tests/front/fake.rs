@@ -14,7 +14,7 @@ use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_TERM, CallId, MACHINE_VERSION, NodeId, Position, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, Command, Entry, Query, Refusal};
+use trefoil_proto::internal::v1::{Answer, Command, Drawn, Entry, Query, Refusal};
 use trefoil_server::api::{Answered, Ask, Member, ShardState, Shards};
 use trefoil_server::watch::{Feeds, Tip};
 
@@ -36,6 +36,7 @@ pub struct Fake {
     leaderless: Arc<AtomicBool>,
     /// Time in ms from a command's entry to its answer.
     delay_ms: Arc<AtomicU64>,
+    sessions: Arc<Mutex<BTreeMap<String, u64>>>,
 }
 
 struct Shard {
@@ -123,6 +124,7 @@ impl Fake {
             fault: Arc::default(),
             leaderless: Arc::default(),
             delay_ms: Arc::default(),
+            sessions: Arc::default(),
         };
         let ticking = fake.clone();
         tokio::spawn(async move {
@@ -199,7 +201,7 @@ impl Shards for Fake {
     async fn command(
         &self,
         shard: ShardId,
-        command: Command,
+        mut command: Command,
         ask: &Ask,
     ) -> Result<Answered, Refusal> {
         let fault = self.fault.lock().unwrap().as_ref().and_then(|fault| fault(shard, &command));
@@ -207,6 +209,13 @@ impl Shards for Fake {
             return Err(refusal(reason));
         }
         let operation = command.operation.clone().expect("a command says what to do");
+        if let Operation::OpenSession(open) = &operation {
+            // Sessions of a namespace count from 1, so that tests can name them.
+            let mut sessions = self.sessions.lock().unwrap();
+            let newest = sessions.entry(open.namespace.clone()).or_default();
+            *newest += 1;
+            command.drawn = Some(Drawn { high: 0, low: *newest });
+        }
         let (sender, receiver) = oneshot::channel();
         {
             let mut state = self.shard(shard);

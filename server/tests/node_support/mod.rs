@@ -17,7 +17,7 @@ use trefoil_core::{NodeId, ShardId, slot};
 use trefoil_proto::cache::v1::{GetRequest, PutRequest};
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Command, Query, Refusal, answer, query};
+use trefoil_proto::internal::v1::{Command, Drawn, Query, Refusal, answer, query};
 use trefoil_server::authorize::{Access, Action, Authorizer, authorize};
 use trefoil_server::node::{
     Answered, Ask, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
@@ -198,6 +198,7 @@ pub(crate) fn put_command(
             fence: None,
         })),
         fence: None,
+        drawn: Some(Drawn { high: rand::random(), low: rand::random() }),
     }
 }
 

@@ -40,6 +40,8 @@ pub enum Action {
         wait_ms: u64,
         delay_ms: Option<u64>,
     },
+    /// Renews a session whose id it guessed.
+    GuessSession { namespace: String, session: u64 },
     /// Changes the mode in which a session holds a lock.
     Convert {
         namespace: String,
@@ -116,7 +118,7 @@ impl Action {
 /// A leased message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// "partition-sequence".
+    /// "queue-partition-sequence".
     pub message_id: String,
     /// The value that was enqueued.
     pub value: String,

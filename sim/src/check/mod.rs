@@ -16,6 +16,7 @@ pub mod grants;
 pub mod history;
 pub mod latches;
 pub mod leaders;
+pub mod leases;
 pub mod linear;
 pub mod lives;
 pub mod lock;
@@ -87,6 +88,7 @@ pub fn all(history: &History, audit_from: u64, clocks: Clocks) -> Vec<Violation>
     let mut found = order::check(history);
     found.extend(lock::check(history));
     found.extend(queue::check(history));
+    found.extend(leases::check(history));
     found.extend(register::check(history));
     found.extend(linear::check(history, linear::STEPS_MAX, clocks));
     found.extend(durable::check(history, audit_from));

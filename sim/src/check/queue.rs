@@ -163,7 +163,7 @@ fn fifo(
 ) {
     let mut partitions = BTreeMap::<(&str, &str), Vec<(u64, Delivered<'_>)>>::new();
     for ((queue, id), list) in deliveries {
-        let Some((partition, sequence)) = id.split_once('-') else { continue };
+        let Some((partition, sequence)) = id.rsplit_once('-') else { continue };
         let first = list.first().filter(|first| first.delivery.count == 1 && first.place.exact);
         if let (Some(first), Ok(sequence)) = (first, sequence.parse()) {
             partitions.entry((queue, partition)).or_default().push((sequence, *first));

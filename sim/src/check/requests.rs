@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use trefoil_core::{Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::lock::v1::OpenSessionResponse;
+use trefoil_proto::queue::v1::{Delivery, DequeueResponse};
 use trefoil_proto::reason::Retry;
 
 use super::Violation;
@@ -86,7 +88,7 @@ impl Ledger {
             .answers
             .entry((shard, id.client.clone(), id.sequence))
             .or_insert_with(|| answer.clone());
-        if first == answer {
+        if agrees(first, answer) {
             return Ok(());
         }
         Err(Violation::new(SAME, format!("{id:?} on shard {shard}: {first:?}, then {answer:?}")))
@@ -134,6 +136,29 @@ impl Ledger {
     }
 }
 
+/// Whether a later answer is the first one, with what is left of the time that it promised.
+fn agrees(first: &Answer, later: &Answer) -> bool {
+    match (&first.answer, &later.answer) {
+        (Some(answer::Answer::Dequeue(first)), Some(answer::Answer::Dequeue(later))) => {
+            let is_known = |delivery: &Delivery| {
+                first.deliveries.iter().any(|known| {
+                    let whole = Delivery { lease_ms: known.lease_ms, ..delivery.clone() };
+                    whole == *known && delivery.lease_ms <= known.lease_ms
+                })
+            };
+            let all =
+                |told: &DequeueResponse| told.deliveries.len() as u64 + u64::from(told.leases_over);
+            all(first) == all(later) && later.deliveries.iter().all(is_known)
+        }
+        (Some(answer::Answer::OpenSession(first)), Some(answer::Answer::OpenSession(later))) => {
+            let remaining_ms = first.remaining_ms;
+            let whole = OpenSessionResponse { remaining_ms, ..later.clone() };
+            whole == *first && later.remaining_ms <= remaining_ms
+        }
+        _ => first == later,
+    }
+}
+
 /// Answers that are not remembered, because they changed nothing and a later try may be answered otherwise.
 #[must_use]
 pub fn is_forgotten(answer: &Answer) -> bool {
@@ -142,7 +167,9 @@ pub fn is_forgotten(answer: &Answer) -> bool {
             let reason = refusal.reason();
             reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
         }
-        Some(answer::Answer::Dequeue(response)) => response.deliveries.is_empty(),
+        Some(answer::Answer::Dequeue(response)) => {
+            response.deliveries.is_empty() && response.leases_over == 0
+        }
         _ => false,
     }
 }

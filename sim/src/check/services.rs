@@ -12,6 +12,7 @@ use super::fences::Fences;
 use super::grants::Grants;
 use super::latches::Latches;
 use super::leaders::Leaders;
+use super::leases::Leases;
 use super::lives::Times;
 use super::permits::Permits;
 
@@ -25,6 +26,7 @@ pub struct Services {
     pub barriers: Barriers,
     pub permits: Permits,
     pub fences: Fences,
+    pub leases: Leases,
 }
 
 impl Services {
@@ -45,6 +47,7 @@ impl Services {
         let over_since = |of: &str, session| self.grants.over_since(of, session);
         found.extend(self.permits.applied(commands, applied, over_since));
         found.extend(self.fences.applied(shard, commands, outcomes));
+        found.extend(self.leases.applied(commands, outcomes, times.now_ms));
         found
     }
 

@@ -106,7 +106,7 @@ fn latches_name_field_and_limit() {
         namespace: name(),
         prefix: name(),
         page_size: l::PAGE_ITEMS_MAX,
-        page_token: name(),
+        page_token: format!("{:x}", u64::MAX) + &"n".repeat(l::NAME_BYTES_MAX),
     };
     assert_refused(&list, page!());
 }
@@ -153,7 +153,7 @@ fn barriers_name_field_and_limit() {
         namespace: name(),
         prefix: name(),
         page_size: l::PAGE_ITEMS_MAX,
-        page_token: name(),
+        page_token: format!("{:x}", u64::MAX) + &"n".repeat(l::NAME_BYTES_MAX),
     };
     assert_refused(&list, page!());
 }

@@ -55,7 +55,9 @@ pub(super) use self::semaphore::{
     acquire_permits, delete_semaphore, describe_semaphore, list_semaphores, release_permits,
     set_permits,
 };
-pub(super) use self::session::{close_session, keep_alive, open_session, session_due};
+pub(super) use self::session::{
+    close_session, keep_alive, open_session, session_due, what_is_left,
+};
 pub(super) use self::view::{
     View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions, validate_token,
 };

@@ -1,11 +1,12 @@
 //! The life of sessions: opened, renewed, closed or expired, and swept away in bounded steps.
 
 use bytes::Bytes;
-use trefoil_proto::internal::v1::{Refusal, Session, SessionMetadata, answer};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Drawn, Refusal, Session, SessionMetadata, answer};
 use trefoil_proto::lock::v1 as api;
 
-use super::super::{Ruling, Scope, Verdict, namespace_copy, timers};
-use super::place::{number_of, timer_rest};
+use super::super::{Ruling, Scope, Verdict, namespace_copy, refuse, timers};
+use super::place::{Place, number_of, timer_rest};
 use super::{STEP_MAX, Space, refuse_at, session_expired, take_text, text_of};
 use crate::check;
 use crate::key::Kind;
@@ -15,6 +16,7 @@ use crate::store::prefix_end;
 pub(in super::super) fn open_session(
     scope: &mut Scope<'_>,
     request: &api::OpenSessionRequest,
+    drawn: Drawn,
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
     namespace_copy::must_be_usable(space.scope, &request.namespace)?;
@@ -29,7 +31,7 @@ pub(in super::super) fn open_session(
             format_args!("at most {ttl_ms_max} in this namespace"),
         ));
     }
-    counters.last_session_id += 1;
+    let id = space.new_id(drawn)?;
     counters.sessions += 1;
     space.put_counters(&counters);
     space.scope.output.locks.sessions += 1;
@@ -43,7 +45,6 @@ pub(in super::super) fn open_session(
         },
         ..Session::default()
     };
-    let id = counters.last_session_id;
     if !request.metadata.is_empty() {
         let metadata = SessionMetadata { entries: request.metadata.clone() };
         space.scope.txn.put_message(space.place.metadata(id), &metadata);
@@ -54,7 +55,20 @@ pub(in super::super) fn open_session(
         header: None,
         session_id: id,
         ttl_ms: request.ttl_ms,
+        remaining_ms: request.ttl_ms,
     })))
+}
+
+/// What a remembered answer is now: what is left of the session.
+pub(in super::super) fn what_is_left(
+    scope: &Scope<'_>,
+    namespace: &str,
+    response: &mut api::OpenSessionResponse,
+) {
+    let key = Place { slot: scope.slot, namespace }.session(response.session_id);
+    let session = scope.txn.get_message::<Session>(key.bytes());
+    let living = session.filter(|session| is_living(session, scope.now_ms, scope.term_started_ms));
+    response.remaining_ms = living.map_or(0, |session| remaining_ms(&session, scope.now_ms));
 }
 
 pub(in super::super) fn keep_alive(
@@ -111,7 +125,19 @@ impl Space<'_, '_> {
     }
 
     fn is_living(&self, session: &Session) -> bool {
-        !session.ended && self.scope.now_ms < self.due_ms(session)
+        is_living(session, self.scope.now_ms, self.scope.term_started_ms)
+    }
+
+    /// The id of a new session: what was drawn, in the 63 bits that every language has in an integer.
+    fn new_id(&self, drawn: Drawn) -> Result<u64, Refusal> {
+        let is_free = |id: &u64| *id > 0 && self.session(*id).is_none();
+        if crate::mutant!(SessionsCount) {
+            return Ok((1..).find(is_free).expect("there are fewer sessions"));
+        }
+        let mut drawn = [drawn.low, drawn.high].into_iter().map(|drawn| drawn & (u64::MAX >> 1));
+        drawn.find(is_free).ok_or_else(|| {
+            refuse(Reason::Overloaded, "the ids that were drawn for the session are taken")
+        })
     }
 
     /// A session that lives.
@@ -143,7 +169,7 @@ impl Space<'_, '_> {
             session.renewed_at_ms = now_ms;
             self.put_session(id, &session);
         }
-        Ok(session.renewed_at_ms.saturating_add(session.ttl_ms).saturating_sub(now_ms))
+        Ok(remaining_ms(&session, now_ms))
     }
 
     /// Ends claims of an ended session, as many as this step may, and goes on with a timer until none is left.
@@ -182,6 +208,15 @@ impl Space<'_, '_> {
         session.timer_at_ms = at_ms;
         self.put_session(id, &session);
     }
+}
+
+/// What is promised of a session that lives.
+fn remaining_ms(session: &Session, now_ms: u64) -> u64 {
+    session.renewed_at_ms.saturating_add(session.ttl_ms).saturating_sub(now_ms)
+}
+
+fn is_living(session: &Session, now_ms: u64, term_started_ms: u64) -> bool {
+    !session.ended && now_ms < due_ms(session, term_started_ms)
 }
 
 /// When a session expires: never within the grace of a term, because its renewals may have had no leader.

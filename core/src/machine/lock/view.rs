@@ -17,6 +17,7 @@ use super::{check_name, check_place, delayed_until_ms, is_in_use, session_expire
 use crate::check;
 use crate::key::Key;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
+use crate::page::List;
 use crate::store::{Store, decode, prefix_end};
 
 /// Holders in mode SHARED that are looked at for one that lives: the dead before it are about to be swept away.
@@ -103,12 +104,16 @@ pub(in super::super) fn list_sessions(
 ) -> QueryOutcome {
     end(view.checked().and_then(|()| {
         let size = page_size(request.page_size)?;
-        let after = check::session_page(&request.page_token)?;
+        let list = List::of(view.place.sessions().bytes());
+        let after = list.after(&request.page_token)?.map(str::parse);
+        let after =
+            after.transpose().map_err(|_| check::invalid("page_token", "that of a page"))?;
+        let after = after.unwrap_or(0_u64);
         let start = view.place.session(after.saturating_add(1));
         let found =
             view.store.scan(start.bytes(), &prefix_end(view.place.sessions().bytes()), size);
         let next_page_token = match found.last() {
-            Some((key, _)) if found.len() == size => number_of(key).to_string(),
+            Some((key, _)) if found.len() == size => list.token(&number_of(key).to_string()),
             _ => String::new(),
         };
         let sessions = found.iter().map(|(key, value)| (number_of(key), decode(value)));
@@ -201,19 +206,19 @@ impl<'a, S: Store> View<'a, S> {
     ) -> Result<(Vec<(String, Bytes)>, String), Refusal> {
         self.checked()?;
         check::text("prefix", prefix, 0, NAME_BYTES_MAX)?;
-        check::text("page_token", page_token, 0, NAME_BYTES_MAX)?;
         let size = page_size(size)?;
         let (head, first) = (key("").bytes().len(), key(prefix));
         let mut start = first.bytes().to_vec();
-        if page_token >= prefix && !page_token.is_empty() {
-            start = key(page_token).bytes().to_vec();
-            start.push(0);
+        let list = List::of(first.bytes());
+        if let Some(last) = list.after(page_token)? {
+            check::text("page_token", last, 0, NAME_BYTES_MAX)?;
+            start = start.max([key(last).bytes(), &[0]].concat());
         }
         let found = self.store.scan(&start, &prefix_end(first.bytes()), size);
         let found = found.into_iter().map(|(key, value)| (text_of(&key[head..]), value));
         let found = found.collect::<Vec<_>>();
         let next = found.last().filter(|_| found.len() == size);
-        let next = next.map_or_else(String::new, |(name, _)| name.clone());
+        let next = next.map_or_else(String::new, |(name, _)| list.token(name));
         Ok((found, next))
     }
 
