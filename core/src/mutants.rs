@@ -89,6 +89,7 @@ list! {
     NoCheckQuorum "no-check-quorum": "A leader that hears nobody goes on leading (Cloudflare 2020, etcd #8243).";
     DeadDiskLeads "dead-disk-leads": "A leader whose disk hangs keeps its shard (rule 18).";
     FullLeads "full-leads": "A leader without room keeps its shard and refuses writes that others have room for (rule 18).";
+    NarrowLeads "narrow-leads": "A leader whose entries do not arrive in time keeps its shard (rule 18).";
     AppliedIndexFirst "applied-index-first": "A checkpoint names a later index than its records have (etcd #13766).";
     NoSync "no-sync": "Writes to the log are not synced (NATS #7564).";
     NoDirectorySync "no-directory-sync": "The entry of a new log file is not synced (etcd #6368).";

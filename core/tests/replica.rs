@@ -94,6 +94,8 @@ enum Line {
         #[arg(key)]
         to: Option<NodeId>,
     },
+    /// Entries that a node sends are lost from now on, and nothing else is.
+    LoseEntriesOf(NodeId),
     /// Snapshots stay on their way until they may arrive.
     HoldSnapshots,
     LetSnapshotsArrive,
@@ -196,6 +198,7 @@ impl goldenscript::Runner for Runner {
                 self.step(*node, Input::Read(gets));
             }
             Line::Lose { to } => cluster.drop_messages(*to),
+            Line::LoseEntriesOf(node) => cluster.loses_entries_of = Some(*node),
             Line::HoldSnapshots => cluster.holds_snapshots = true,
             Line::LetSnapshotsArrive => cluster.holds_snapshots = false,
             Line::Isolate(node) => cluster.isolate(*node),

@@ -169,12 +169,14 @@ impl World {
         self.resumes(node, shard, &peer);
         let (from, to) = (peer.message.from, peer.message.to);
         let lane = Lane::of(peer.message.get_msg_type());
+        let entries = peer.message.entries.iter().map(|entry| entry.data.len());
+        let bytes = 64 + entries.sum::<usize>();
         let times = self.network.route(
             &mut self.shared.dice,
             &self.shared.knobs,
             self.now,
             (from, to),
-            lane,
+            (lane, bytes as u64),
         );
         if times.is_empty() && self.shared.dice.chance(300) {
             self.soon(

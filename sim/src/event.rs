@@ -163,6 +163,8 @@ pub enum Mend {
     Link(NodeId, NodeId),
     /// A direction of a link fails once more.
     Cut(NodeId, NodeId),
+    /// What a node sends is as fast as before.
+    Width(NodeId),
     /// A disk is as fast as before.
     Disk(NodeId),
     /// A disk has room again.

@@ -26,6 +26,7 @@ enum Harm {
     Deaf,
     HungDisk,
     FullDisk,
+    NarrowLink,
 }
 
 /// Some of the nodes.
@@ -69,6 +70,11 @@ impl World {
                 let group = all.filter(|_| self.shared.dice.chance(500)).collect::<Group>();
                 let both = self.shared.dice.chance(500);
                 self.split(&group, both, for_us);
+            }
+            FaultKind::NarrowLink => {
+                let rate = self.shared.dice.between_doublings(64, 16 << 10);
+                self.network.narrow(node, Some(rate));
+                self.at(self.now + 2 * for_us, Event::Mend(Mend::Width(node)));
             }
             FaultKind::Bridge => self.bridge(node, for_us),
             FaultKind::Ring => self.ring(for_us),
@@ -114,7 +120,11 @@ impl World {
             }
             FaultKind::FullDisk => {
                 let room = self.shared.dice.between_doublings(256, 64 << 10);
-                self.node(node).disk.volume.limit(Some(room));
+                if self.shared.dice.chance(500) {
+                    self.node(node).scarce = true;
+                } else {
+                    self.node(node).disk.volume.limit(Some(room));
+                }
                 self.at(self.now + for_us, Event::Mend(Mend::Room(node)));
             }
             FaultKind::DiskError => {
@@ -397,11 +407,21 @@ impl World {
                     self.network.cut(from, to);
                 }
             }
+            // Who is left out stays as it is.
+            Mend::Width(node) | Mend::Disk(node) | Mend::Room(node)
+                if self.phase == Phase::Core && !self.core.contains(&node) => {}
             Mend::Link(from, to) => self.network.mend(from, to),
+            Mend::Width(node) => self.network.narrow(node, None),
             Mend::Disk(node) => self.mend_disk(node),
-            Mend::Room(node) => self.node(node).disk.volume.limit(None),
+            Mend::Room(node) => self.free(node),
             Mend::RotTail(node, leader) => self.rot_tail_goes_on(node, leader),
         }
+    }
+
+    fn free(&mut self, node: NodeId) {
+        let at = self.node(node);
+        at.scarce = false;
+        at.disk.volume.limit(None);
     }
 
     fn mend_disk(&mut self, node: NodeId) {
@@ -423,8 +443,10 @@ impl World {
         }
         at.paused_until = at.paused_until.min(now);
         at.deaf_us = (0, 0);
-        at.disk.volume.limit(None);
+        self.network.narrow(node, None);
+        let at = self.node(node);
         at.disk.volume.arm(None);
+        self.free(node);
         self.mend_disk(node);
         self.mend(Mend::Start(node));
     }
@@ -475,7 +497,8 @@ impl World {
 
     /// A leader outside of the core that the core goes on hearing: it hears nobody, its disk hangs, or has no room.
     fn harm_leader(&mut self, leader: NodeId) {
-        let harm = *self.shared.dice.pick(&[Harm::Deaf, Harm::HungDisk, Harm::FullDisk]);
+        let harm =
+            *self.shared.dice.pick(&[Harm::Deaf, Harm::HungDisk, Harm::FullDisk, Harm::NarrowLink]);
         trace!(self, "n{leader} is left out: {harm:?}");
         self.heal_node(leader);
         for node in self.core.clone() {
@@ -489,14 +512,25 @@ impl World {
             Harm::Deaf => {}
             Harm::HungDisk => self.node(leader).hung = true,
             Harm::FullDisk => {
-                // Between nothing and as much as a node holds back for what makes room.
-                let room = self.shared.dice.between_doublings(256, LOW_BYTES - 1);
-                self.node(leader).disk.volume.limit(Some(room));
-                let mut sound = self.core.clone();
-                sound.insert(leader);
-                self.network.protect(&sound);
+                if self.shared.dice.chance(700) {
+                    self.node(leader).scarce = true;
+                } else {
+                    let room = self.shared.dice.between_doublings(256, LOW_BYTES - 1);
+                    self.node(leader).disk.volume.limit(Some(room));
+                }
                 self.stats.full_leaders += 1;
             }
+            Harm::NarrowLink => {
+                let rate = self.shared.dice.between_doublings(8, 256);
+                self.network.narrow(leader, Some(rate));
+                self.stats.narrow_leaders += 1;
+            }
+        }
+        if [Harm::FullDisk, Harm::NarrowLink].contains(&harm) {
+            // Nothing else is wrong with it.
+            let mut sound = self.core.clone();
+            sound.insert(leader);
+            self.network.protect(&sound);
         }
         self.shared.knobs.faults.clear();
     }

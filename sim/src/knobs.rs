@@ -94,6 +94,8 @@ pub enum FaultKind {
     Ring,
     /// A link comes and goes.
     Flap,
+    /// What a node sends has little room on its way.
+    NarrowLink,
     /// A process stands still.
     Pause,
     /// A process stands still, and so does its boot clock.
@@ -119,7 +121,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const ALL: [Self; 20] = [
+    const ALL: [Self; 21] = [
         Self::Crash,
         Self::PowerLoss,
         Self::CrashAll,
@@ -129,6 +131,7 @@ impl FaultKind {
         Self::Bridge,
         Self::Ring,
         Self::Flap,
+        Self::NarrowLink,
         Self::Pause,
         Self::Suspend,
         Self::SlowDisk,

@@ -32,6 +32,9 @@ impl Lane {
     }
 }
 
+/// How long appends may wait for a narrow link.
+const QUEUE_US: u64 = 30 * SECOND;
+
 /// All links.
 #[derive(Debug, Default)]
 pub struct Network {
@@ -43,6 +46,10 @@ pub struct Network {
     busy: BTreeMap<(NodeId, NodeId, Lane), u64>,
     /// Longest delay of links that are slower than the others.
     slow: BTreeMap<(NodeId, NodeId), u64>,
+    /// Nodes behind a narrow link: bytes of appends in a second that leave each of them to each other one.
+    narrow: BTreeMap<NodeId, u64>,
+    /// When the last append of each narrow link has left.
+    left: BTreeMap<(NodeId, NodeId), u64>,
 }
 
 impl Network {
@@ -67,14 +74,15 @@ impl Network {
         knobs: &Knobs,
         now: u64,
         link: (NodeId, NodeId),
-        lane: Lane,
+        (lane, bytes): (Lane, u64),
     ) -> Vec<u64> {
         let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
         if self.is_cut(link) || (!safe && dice.chance(knobs.loss)) {
             return Vec::new();
         }
         let slow = self.slow.get(&link).copied().filter(|_| !safe);
-        let at = now + 1 + dice.between(0, slow.unwrap_or(knobs.delay_us));
+        let Some(queued) = self.queue(now, link, lane, bytes) else { return Vec::new() };
+        let at = queued + 1 + dice.between(0, slow.unwrap_or(knobs.delay_us));
         let mut times = vec![at];
         if !dice.chance(knobs.reordering) {
             // A stream keeps its order.
@@ -113,6 +121,29 @@ impl Network {
         Some(*busy)
     }
 
+    /// When a message has left; none when too much waits before it. Heartbeats and votes go ahead of what waits.
+    fn queue(&mut self, now: u64, link: (NodeId, NodeId), lane: Lane, bytes: u64) -> Option<u64> {
+        let Some(rate) = self.narrow.get(&link.0).filter(|_| lane == Lane::Bulk) else {
+            return Some(now);
+        };
+        let left = self.left.entry(link).or_default();
+        let begin = now.max(*left);
+        if begin - now > QUEUE_US {
+            return None;
+        }
+        *left = begin + bytes * SECOND / rate;
+        Some(*left)
+    }
+
+    /// From now on so many bytes of appends in a second leave a node to each other one; none is no limit.
+    pub fn narrow(&mut self, node: NodeId, rate: Option<u64>) {
+        self.left.retain(|link, _| link.0 != node);
+        match rate {
+            Some(rate) => self.narrow.insert(node, rate),
+            None => self.narrow.remove(&node),
+        };
+    }
+
     /// Whether a direction loses everything.
     #[must_use]
     pub fn is_cut(&self, link: (NodeId, NodeId)) -> bool {
@@ -135,6 +166,8 @@ impl Network {
     pub fn mend_all(&mut self) {
         self.cut.clear();
         self.slow.clear();
+        self.narrow.clear();
+        self.left.clear();
     }
 
     /// From now on nothing happens to links between these nodes.

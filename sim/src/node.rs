@@ -120,6 +120,8 @@ pub struct Node {
     pub writing: Vec<LogWrite>,
     /// The disk had no room for the next write.
     pub full: bool,
+    /// Others take the room that should be free: enough is left for what makes room.
+    pub scarce: bool,
     /// There is little room on the disk.
     pub low: bool,
     /// It does not start: what it has on disk is damaged.
@@ -173,6 +175,7 @@ impl Node {
             hung: false,
             writing: Vec::new(),
             full: false,
+            scarce: false,
             low: false,
             refused: false,
             started_at: 0,

@@ -81,6 +81,7 @@ stats! {
     sync_errors: "Syncs that failed.",
     full_disks: "Writes of the log that found no room.",
     full_leaders: "Leaders without room beside a majority that has it.",
+    narrow_leaders: "Leaders behind a narrow link beside a majority that works.",
     full_checkpoints: "Checkpoints that found no room.",
     hung_disks: "Disks that synced nothing for a while.",
     bit_flips: "Bits of a log that turned over.",

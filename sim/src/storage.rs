@@ -107,7 +107,8 @@ impl World {
             }
             _ => {}
         }
-        let low = self.nodes[&node].disk.volume.room() < LOW_BYTES;
+        let at = &self.nodes[&node];
+        let low = at.scarce || at.disk.volume.room() < LOW_BYTES;
         if low != self.nodes[&node].low {
             self.node(node).low = low;
             trace!(self, "n{node} is low on room: {low}");

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use raft::{RawNode, StateRole};
+use raft_proto::eraftpb::{Message, MessageType};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 use trefoil_proto::common::v1::Reason;
@@ -170,17 +171,31 @@ impl Replica {
         let harm = self.harm();
         if harm > 0 {
             self.leadership.balance_at_ms = now_ms + l::LEADER_BALANCE_MS;
-            if self.leadership.hand_over_at_ms <= now_ms
+            if self.leadership.transfer.is_none()
+                && self.leadership.hand_over_at_ms <= now_ms
                 && let Some(better) = self.best_peer(harm, false)
             {
                 let pause = if self.is_pressed() { ELECTION_MS_MAX } else { l::LEADER_BALANCE_MS };
                 self.leadership.hand_over_at_ms = now_ms + pause;
-                self.transfer(0, Some(better));
+                if self.is_narrow() {
+                    // It would wait for what does not arrive.
+                    self.let_campaign(better);
+                } else {
+                    self.transfer(0, Some(better));
+                }
             }
         } else if self.leadership.balance_at_ms <= now_ms {
             self.leadership.balance_at_ms = now_ms + l::LEADER_BALANCE_MS;
             self.give_back();
         }
+    }
+
+    /// Lets a peer stand for election as it is: those who have no more than it has will vote for it.
+    fn let_campaign(&mut self, peer: NodeId) {
+        let (term, from) = (self.raft.0.raft.term, self.config.node);
+        let mut message = Message { to: peer, from, term, ..Message::default() };
+        message.set_msg_type(MessageType::MsgTimeoutNow);
+        self.send(vec![message]);
     }
 
     /// Gives the shard to its preferred leader when that one is healthy.

@@ -62,6 +62,9 @@ impl Sizes {
     }
 }
 
+/// Entries for which memory is kept, whether they are there or not.
+const ENTRIES_KEPT: usize = 1_024;
+
 /// The log of one shard.
 #[derive(Debug)]
 pub(super) struct Log {
@@ -197,7 +200,16 @@ impl Log {
         }
         self.truncated = (to, term);
         self.sizes.cut(to);
+        self.give_back();
         Some(term)
+    }
+
+    /// Gives back the memory of many more entries than are left: with small ones it is as much as their data was.
+    fn give_back(&mut self) {
+        let room = 2 * self.cache.len().max(ENTRIES_KEPT);
+        if self.cache.capacity() > 2 * room {
+            self.cache.shrink_to(room);
+        }
     }
 
     /// The log is empty after a snapshot.
@@ -207,6 +219,7 @@ impl Log {
         self.last = index;
         self.cache.clear();
         self.cache_bytes = 0;
+        self.give_back();
         self.sizes = Sizes { total: 0, marks: VecDeque::from([(index, 0)]) };
     }
 
@@ -409,6 +422,16 @@ mod tests {
         assert!(log.begin_fetch(ticket, entries(20..=25, 2)).is_some());
         assert_eq!(log.entries(20, 30, 250, GetEntriesContext::empty(true)).unwrap().len(), 2);
         log.end_fetch();
+    }
+
+    #[test]
+    fn a_cut_gives_back_the_memory_of_many_entries() {
+        let mut log = log();
+        log.append(&entries(11..=100_010, 2));
+        assert!(log.cache.capacity() >= 100_000);
+        assert_eq!(log.compact(99_000), Some(2));
+        assert!(log.cache.capacity() <= 4 * ENTRIES_KEPT, "{}", log.cache.capacity());
+        assert_eq!((log.cached_from(), log.cache.len()), (99_001, 1_010));
     }
 
     #[test]

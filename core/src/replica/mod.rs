@@ -2,10 +2,11 @@
 //!
 //! [`Replica::step`] takes one [`Input`] and returns [`Effect`]s to be carried out in order. It is the only user of
 //! raft-rs. `ready` turns what raft wants into effects; `log` is what raft reads; `pending` and `reads` hold the
-//! calls that wait; `clock` is log time; `leadership` says who should lead, `standing` who can; `disk` cuts the log and
+//! calls that wait; `clock` is log time; `leadership` says who should lead, `standing` and `delivery` who can; `disk` cuts the log and
 //! moves snapshots.
 
 mod clock;
+mod delivery;
 mod disk;
 mod effect;
 mod input;

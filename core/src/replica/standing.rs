@@ -8,6 +8,7 @@ use trefoil_proto::cluster::v1::Obstacle;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
+use super::delivery::Link;
 use super::leadership::ELECTION_MS_MAX;
 use super::obstacles::{Harm, MUST_NOT_LEAD, Obstacles};
 use super::pending::refusal;
@@ -29,6 +30,7 @@ pub(super) struct Standing {
     peers: BTreeMap<NodeId, Obstacles>,
     /// Until when a slow sync counts, in boot ms.
     slow_disk_until_ms: u64,
+    pub(super) link: Link,
     /// Since when this node leads, in boot ms.
     leads_since_ms: Option<u64>,
     /// Since when it leads although something keeps it from that.
@@ -51,8 +53,10 @@ impl Replica {
     pub(super) fn obstacles(&self) -> Obstacles {
         let no_room = self.pressure.disk_low && !crate::mutant!(FullLeads);
         let slow_disk = self.standing.slow_disk_until_ms > self.now.boot_ms;
-        let seen =
-            Obstacles::NONE.with(Obstacle::NoRoom, no_room).with(Obstacle::SlowDisk, slow_disk);
+        let seen = Obstacles::NONE
+            .with(Obstacle::NoRoom, no_room)
+            .with(Obstacle::SlowLink, self.is_narrow())
+            .with(Obstacle::SlowDisk, slow_disk);
         self.standing.told.and(seen)
     }
 
@@ -80,6 +84,9 @@ impl Replica {
             // A while longer than the sync, so that leaders do not come and go with each.
             self.standing.slow_disk_until_ms = now_ms + l::LEADER_BALANCE_MS;
         }
+        if self.cannot_deliver() {
+            self.standing.link.is_slow(now_ms);
+        }
         let unfit = self.leads() && !self.obstacles().is_empty();
         let since = |before: Option<u64>, stands: bool| stands.then(|| before.unwrap_or(now_ms));
         self.standing.leads_since_ms = since(self.standing.leads_since_ms, self.leads());
@@ -94,7 +101,7 @@ impl Replica {
         self.standing.peers.get(&peer).copied().unwrap_or_default()
     }
 
-    fn others(&self) -> impl Iterator<Item = NodeId> {
+    pub(super) fn others(&self) -> impl Iterator<Item = NodeId> {
         let node = self.config.node;
         self.config.voters.iter().copied().filter(move |voter| *voter != node)
     }
@@ -114,7 +121,10 @@ impl Replica {
 
     /// Whether nothing speaks against a peer as the leader.
     pub(super) fn can_lead(&self, peer: NodeId) -> bool {
-        self.is_sound(peer) && self.is_caught_up(peer) && self.peer_obstacles(peer).is_empty()
+        self.is_sound(peer)
+            && self.is_caught_up(peer)
+            && self.peer_obstacles(peer).is_empty()
+            && !self.standing.link.is_late(peer, self.now.boot_ms)
     }
 
     /// The peer that should lead rather than any other, of those that what keeps them harms less than this.
@@ -135,10 +145,17 @@ impl Replica {
         self.harm() >= MUST_NOT_LEAD
     }
 
+    /// Whether this node's entries reach no majority in time.
+    pub(super) fn is_narrow(&self) -> bool {
+        self.standing.link.slow_until_ms > self.now.boot_ms
+    }
+
     /// Whether a leader that must not lead could not hand over.
     pub(super) fn must_fall_silent(&self) -> bool {
         let late = |since| self.now.boot_ms - since > 2 * ELECTION_MS_MAX;
-        self.must_not_lead() && self.standing.unfit_since_ms.is_some_and(late)
+        let has_better = || self.best_peer(self.harm(), false).is_some();
+        (self.must_not_lead() || (self.is_narrow() && has_better()))
+            && self.standing.unfit_since_ms.is_some_and(late)
     }
 
     /// Whether an election that is due is left to those who can lead: until each of them had the time for one.

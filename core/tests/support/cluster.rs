@@ -73,6 +73,7 @@ pub(crate) struct Cluster {
     cut: BTreeSet<(NodeId, NodeId)>,
     /// Snapshots under way do not arrive yet.
     pub(crate) holds_snapshots: bool,
+    pub(crate) loses_entries_of: Option<NodeId>,
     generations: u64,
     /// What happened since the last command.
     trace: String,
@@ -103,6 +104,7 @@ impl Cluster {
             messages: VecDeque::new(),
             cut: BTreeSet::new(),
             holds_snapshots: false,
+            loses_entries_of: None,
             generations: 0,
             trace: String::new(),
         };
@@ -268,7 +270,9 @@ impl Cluster {
         let any = !messages.is_empty();
         for (peer, image) in messages {
             let (from, to) = (peer.message.from, peer.message.to);
-            let lost = self.cut.contains(&(from, to)) || !self.members.contains_key(&to);
+            let entries = !peer.message.entries.is_empty() && self.loses_entries_of == Some(from);
+            let cut = self.cut.contains(&(from, to));
+            let lost = cut || entries || !self.members.contains_key(&to);
             match image {
                 Some(image) => {
                     if !lost {

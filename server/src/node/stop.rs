@@ -5,6 +5,8 @@ use std::time::Duration;
 use slog::{info, warn};
 use tokio::time::{Instant, sleep, timeout};
 use trefoil_core::limits::{HAND_OVER_MS, STOP_ANSWER_MS};
+use trefoil_core::replica::Input;
+use trefoil_core::replica::obstacles::Obstacle;
 
 use super::FatalError;
 use super::handle::Handle;
@@ -49,6 +51,11 @@ impl Node {
     pub async fn stop(self) {
         let Self { handle, threads, runtime } = self;
         let logger = handle.shared.logger.clone();
+        for shard in handle.shared.all_shards() {
+            // Nobody gives it a shard from now on.
+            let stopping = Input::Obstacle { obstacle: Obstacle::Stopping, stands: true };
+            handle.shared.tell(shard, stopping);
+        }
         let hand_over_until = Instant::now() + HAND_OVER_WAIT;
         let is_done =
             timeout(Duration::from_millis(HAND_OVER_MS), hand_over(&handle)).await.is_ok();
