@@ -48,7 +48,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 42] = [
+pub const ALL: [Reason; 43] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -75,6 +75,7 @@ pub const ALL: [Reason; 42] = [
     Reason::ServiceOff,
     Reason::PermissionDenied,
     Reason::Internal,
+    Reason::StateDisputed,
     Reason::AlreadyWaiting,
     Reason::UnknownSemaphore,
     Reason::PermitsHeld,
@@ -262,6 +263,11 @@ impl Reason {
             Self::NoQuorum => {
                 (C::Unavailable, Freely, "The shard has no leader with a quorum. Nothing happened.")
             }
+            Self::StateDisputed => (
+                C::Unavailable,
+                Freely,
+                "The replicas of the shard hold different states and no majority agrees about it. Nothing happened. It serves again when a third replica has decided, or an operator has.",
+            ),
             Self::MaybeApplied => (
                 C::Aborted,
                 WithRequestId,

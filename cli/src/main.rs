@@ -37,6 +37,7 @@ use exit::Failure;
 const LINGER: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
+    trefoil_server::storage::evidence::abort_on_panic();
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(refusal) => return exit::usage(&refusal),

@@ -104,6 +104,9 @@ limits! {
     LOG_CACHE_BYTES: usize = 16 << 20, "Bytes of recent entries of a shard kept in memory.";
     CHECKPOINT_LOG_BYTES: u64 = 64 << 20, "Bytes of log since the last checkpoint that ask for the next.";
     CHECKPOINT_OVERLAY_BYTES: u64 = 32 << 20, "Bytes of changed state in memory that ask for a checkpoint.";
+    SCRUB_BYTES_PER_SECOND: u64 = 4 << 20, "Bytes of state files a second that a node reads to see whether the disk still has them.";
+    SCRUB_PART_BYTES: u64 = 2 << 20, "Bytes of a state file that are read in one go for that.";
+    SCRUB_PERIOD_MS: u64 = 86_400_000, "Time from the start of one such look at all state files of a node to that of the next, at least, in ms (a day).";
     OVERLAY_BYTES_MAX: u64 = 128 << 20, "Bytes of changed state in memory at which a shard takes no more writes until a checkpoint is done.";
     CHECKPOINT_AGE_MS: u64 = 300_000, "Age of a checkpoint that asks for the next, in ms.";
     LOG_BYTES_PER_SHARD_MAX: u64 = 256 << 20, "Bytes of log that a slow follower may hold back before it needs a snapshot; less where many shards share the log.";
@@ -128,6 +131,10 @@ limits! {
     FORWARD_CALLS_RESERVED: usize = 4_096, "Of these, places kept for what keeps sessions alive or frees things.";
     FORWARD_REPLY_BYTES_MAX: usize = 64 << 20, "Bytes of replies that wait to be sent to a node that forwarded calls.";
     SNAPSHOT_STREAMS_MAX: usize = 2, "Snapshots that a node sends, and that it receives, at a time.";
+    DIGEST_ENTRIES: u64 = 100, "Entries of a shard between two indexes at which the states of its replicas are compared, at least.";
+    DIGEST_AGE_MS: u64 = 600_000, "Time between the two in ms, at least (10 minutes).";
+    DIGEST_BYTES_PER_SECOND: u64 = 16 << 20, "Bytes of state that a node reads in a second to compute digests.";
+    STATE_RETRY_MS: u64 = 5_000, "Pause between two states that a replica with a damaged one is sent, in ms.";
     CHECKPOINT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of a checkpoint that are written in a second, so that the log can sync beside it.";
     SNAPSHOT_BYTES_PER_SECOND: u64 = 64 << 20, "Bytes of snapshots that a node sends in a second.";
     POLLS_MAX: usize = 65_536, "Long polls of a shard that wait at its leader, and as many calls that wait for latches and barriers.";

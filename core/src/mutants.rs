@@ -82,6 +82,9 @@ list! {
     StepInstalling "step-installing": "A replica takes messages while it installs a snapshot (rule 15).";
     SilentSnapshot "silent-snapshot": "The end of a snapshot stream is not reported to raft (rule 5).";
     TornVotes "torn-votes": "A node that lost the end of its log votes at once (rule 2).";
+    DamagedLeads "damaged-leads": "A replica whose state is damaged serves on (rule 30).";
+    DamageForgotten "damage-forgotten": "Damage is not recorded: a restart believes the state again (rule 30).";
+    DigestIgnored "digest-ignored": "Digests of states are not compared (rule 30).";
     WallClock "wall-clock": "Log time follows the wall clock at every change of leader (rule 12).";
     ForgottenTime "forgotten-time": "A new leader stamps before it knows the last stamp (rule 12).";
     DueReadAnswered "due-read-answered": "A read calls a value gone by the leader's clock, which the next leader may not (rule 12).";
@@ -98,6 +101,7 @@ list! {
     CutOnly "cut-only": "Installing a snapshot cuts the log and leaves a conflicting end (rule 1).";
     GapOnFull "gap-on-full": "On a full disk a batch is dropped and the next is written (rule 18).";
     TailTrusted "tail-trusted": "A restart trusts what the last process wrote and did not sync.";
+    UnverifiedBlock "unverified-block": "Blocks of a state file are believed without a look at their checksums (rule 30).";
 }
 
 thread_local! {

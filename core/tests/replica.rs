@@ -2,6 +2,8 @@
 
 #[path = "support/cluster.rs"]
 mod cluster;
+#[path = "support/show.rs"]
+mod show;
 mod support;
 
 use std::error::Error;
@@ -53,6 +55,9 @@ enum Line {
         cache: Option<usize>,
         #[arg(key)]
         log: Option<u64>,
+        /// Entries between two comparisons of the states.
+        #[arg(key)]
+        digest: Option<u64>,
     },
     /// Time passes, by ticks of 50 ms.
     Tick {
@@ -108,6 +113,10 @@ enum Line {
     LoseEnd(NodeId),
     /// The node starts and had to cut off a bad end of its log; the others are told.
     StartUncertain(NodeId),
+    /// The state of a node is found damaged.
+    Damage(NodeId),
+    /// A record of a node's state is not what was written, and nobody has noticed.
+    LoseWrite(NodeId),
     Transfer {
         node: NodeId,
         #[arg(key)]
@@ -153,11 +162,18 @@ impl goldenscript::Runner for Runner {
     type Command = Line;
 
     fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
-        if let Line::Cluster { nodes, cache, log } | Line::Ready { nodes, cache, log } = line {
+        let sizes = match line {
+            Line::Cluster { nodes, cache, log } => Some((nodes, cache, log, None)),
+            Line::Ready { nodes, cache, log, digest } => Some((nodes, cache, log, *digest)),
+            _ => None,
+        };
+        if let Some((nodes, cache, log, digest)) = sizes {
             let standard = Tuning::default();
             let tuning = Tuning {
                 log_cache_bytes: cache.unwrap_or(standard.log_cache_bytes),
                 log_bytes_max: log.unwrap_or(standard.log_bytes_max),
+                digest_entries: digest.unwrap_or(standard.digest_entries),
+                digest_age_ms: if digest.is_some() { 0 } else { standard.digest_age_ms },
                 ..standard
             };
             self.cluster = Some(Cluster::new(*nodes, tuning));
@@ -211,6 +227,8 @@ impl goldenscript::Runner for Runner {
                 cluster.start(*node, true);
                 cluster.tell_uncertain();
             }
+            Line::Damage(node) => cluster.damage(*node),
+            Line::LoseWrite(node) => cluster.lose_write(*node),
             Line::Transfer { node, to } => {
                 let call = self.next_call();
                 self.step(*node, Input::Transfer { call, to: *to });
@@ -309,7 +327,10 @@ fn status(cluster: &Cluster) -> String {
     let mut text = String::new();
     for node in cluster.running() {
         let status = cluster.status(node);
-        let uncertain = if cluster.is_uncertain(node) { ", uncertain" } else { "" };
+        let mut uncertain = if cluster.is_uncertain(node) { ", uncertain" } else { "" };
+        if status.damaged {
+            uncertain = ", damaged";
+        }
         writeln!(
             text,
             "n{node} {:?} t{} log {}..{} commit {} applied {} checkpoint {}{uncertain}",

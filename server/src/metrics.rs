@@ -19,7 +19,7 @@ use trefoil_core::replica::obstacles::{self, Obstacles};
 
 use self::durations::LogDurations;
 use crate::api::method::Method;
-use crate::node::{Observer, PeerOperation};
+use crate::node::{Observer, PeerOperation, clock};
 
 const PREFIX: &str = "trefoil";
 
@@ -82,10 +82,15 @@ pub struct Metrics {
     raft_role: IntGaugeVec,
     raft_current_term: IntGaugeVec,
     state_diverged: IntCounter,
+    state_damage: IntCounterVec,
+    state_damaged: IntGaugeVec,
+    state_disputed: IntGaugeVec,
     rpc_latency: HistogramVec,
     wal_fsync: Histogram,
     checkpoint: Histogram,
     checkpoint_bytes: IntCounter,
+    scrub_bytes: IntCounter,
+    scrub_finished: IntGauge,
     disk_free: IntGauge,
     disk_low: IntGauge,
     obstacles: IntGaugeVec,
@@ -291,10 +296,15 @@ impl Metrics {
             raft_role: r.gauges("raft_role", "Role of this node in a shard: 0 follower, 1 candidate, 2 leader.", &["shard"])?,
             raft_current_term: r.gauges("raft_current_term", "Raft term of a shard.", &["shard"])?,
             state_diverged: r.counter("state_diverged_total", "Times that a peer had another state at the same index: a fault that must be looked into.")?,
+            state_damage: r.counters("state_damage_total", "Times that the state of a shard was found damaged on this node: it is rebuilt from a peer.", &["shard"])?,
+            state_damaged: r.gauges("state_damaged", "1 while the state of a shard is damaged on this node and not rebuilt.", &["shard"])?,
+            state_disputed: r.gauges("state_disputed", "1 while this node leads a shard whose replicas hold different states and no majority agrees: it refuses everything.", &["shard"])?,
             rpc_latency: r.histograms("rpc_latency_seconds", "Time between nodes from a message to its answer.", &["op"])?,
             wal_fsync: r.histogram("wal_fsync_seconds", "Time to write and sync one batch of the Raft log.", DISK_SECONDS)?,
             checkpoint: r.histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS)?,
             checkpoint_bytes: r.counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.")?,
+            scrub_bytes: r.counter("scrub_bytes_total", "Bytes of state files that were read to see whether the disk still has them as they were written.")?,
+            scrub_finished: r.gauge("scrub_finished_timestamp_seconds", "Unix time at which all state files had been read so, 0 before the first time; it takes a day or longer from one to the next.")?,
             disk_free: r.gauge("disk_free_bytes", "Free bytes of the disk that holds the data directory.")?,
             disk_low: r.gauge("disk_low", "1 while so little of the disk is free that other nodes should lead, and that what takes room is refused unless a majority of the others has it.")?,
             obstacles: r.gauges("leader_obstacles", "Shards that this node should not lead, by what keeps it from that: `no_room`, `draining`, `slow_link`, `slow_disk`, `stopping`, `damaged`.", &["obstacle"])?,
@@ -420,6 +430,14 @@ impl Observer for Metrics {
         self.checkpoint_bytes.inc_by(bytes);
     }
 
+    fn scrubbed(&self, bytes: u64, finished: bool) {
+        self.scrub_bytes.inc_by(bytes);
+        if finished {
+            let wall_s = clock::wall_us() / 1_000_000;
+            self.scrub_finished.set(i64::try_from(wall_s).unwrap_or(i64::MAX));
+        }
+    }
+
     fn disk(&self, free_bytes: u64, low: bool) {
         self.disk_free.set(i64::try_from(free_bytes).unwrap_or(i64::MAX));
         self.disk_low.set(i64::from(low));
@@ -439,6 +457,20 @@ impl Observer for Metrics {
 
     fn diverged(&self, _: ShardId) {
         self.state_diverged.inc();
+    }
+
+    fn damage(&self, shard: ShardId) {
+        let shard = shard.to_string();
+        self.state_damage.with_label_values(&[&shard]).inc();
+        self.state_damaged.with_label_values(&[&shard]).set(1);
+    }
+
+    fn whole(&self, shard: ShardId) {
+        self.state_damaged.with_label_values(&[&shard.to_string()]).set(0);
+    }
+
+    fn disputed(&self, shard: ShardId, disputed: bool) {
+        self.state_disputed.with_label_values(&[&shard.to_string()]).set(disputed.into());
     }
 }
 

@@ -344,6 +344,7 @@ impl Observer for Recorder {
     fn checkpoint(&self, _: ShardId, _: f64, bytes: u64) {
         self.note(format!("checkpoint {}", bytes > 0));
     }
+    fn scrubbed(&self, _: u64, _: bool) {}
     fn disk(&self, free_bytes: u64, low: bool) {
         self.note(format!("disk {} {low}", free_bytes > 0));
     }
@@ -355,6 +356,13 @@ impl Observer for Recorder {
     }
     fn diverged(&self, _: ShardId) {
         self.note("diverged".to_owned());
+    }
+    fn damage(&self, _: ShardId) {
+        self.note("damage".to_owned());
+    }
+    fn whole(&self, _: ShardId) {}
+    fn disputed(&self, _: ShardId, _: bool) {
+        self.note("disputed".to_owned());
     }
 }
 

@@ -50,7 +50,7 @@ fn a_node_is_born_once_and_comes_back_the_same() {
             (BIRTH_TERM, BIRTH_INDEX)
         );
         assert_eq!((recovered.boot.uncertain, recovered.generation), (false, 1));
-        assert_eq!(store.progress().unwrap().index, BIRTH_INDEX);
+        assert_eq!(store.as_ref().unwrap().progress().unwrap().index, BIRTH_INDEX);
     }
 }
 

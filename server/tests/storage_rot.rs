@@ -20,7 +20,7 @@ use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::blocks::GROUP;
 use trefoil_server::storage::fault::on_fault;
 use trefoil_server::storage::state::file_path;
-use trefoil_server::storage::{Refusal, StateStore};
+use trefoil_server::storage::{Refusal, StateStore, evidence};
 
 use self::storage_support::Random;
 use self::storage_support::lossy::{Lossy, memory_of};
@@ -60,7 +60,8 @@ fn checkpoint(store: &mut StateStore) {
 }
 
 fn open_on(disk: impl StorageBackend) -> Result<StateStore, Refusal> {
-    StateStore::open_on(SHARD, GENERATION, Path::new("rotten.redb"), disk, SMALL_CACHE_BYTES)
+    let path = Path::new("rotten.redb");
+    Ok(StateStore::open_on(SHARD, GENERATION, path, disk, SMALL_CACHE_BYTES)?)
 }
 
 /// A state of several thousand records after many changes, in more than one group of blocks.
@@ -115,13 +116,15 @@ fn quiet() {
 
 struct LastWords(String);
 
-/// Runs something that may end the process: what it returned, or our last words.
+/// Runs something that may find damage, or end the process: what it returned, what was found, or our last words.
 fn lives<T>(run: impl FnOnce() -> T) -> Result<T, String> {
     let other = |panic: Box<dyn Any + Send>| match panic.downcast::<LastWords>() {
         Ok(words) => words.0,
         Err(panic) => std::panic::resume_unwind(panic),
     };
-    catch_unwind(AssertUnwindSafe(run)).map_err(other)
+    let run =
+        || evidence::catch(Path::new("rotten.redb"), run).map_err(|damaged| damaged.to_string());
+    catch_unwind(AssertUnwindSafe(run)).map_err(other)?
 }
 
 /// How a trial ended.
@@ -202,7 +205,10 @@ fn flipped_bits_anywhere_in_a_state_file_are_never_believed() {
                 refused += 1;
             }
             End::Died(sentence) => {
-                assert!(sentence.contains("rotten.redb: its block at byte"), "{sentence}");
+                assert!(
+                    sentence.contains("rotten.redb is damaged: its block at byte"),
+                    "{sentence}"
+                );
                 died += 1;
             }
         }
@@ -259,7 +265,7 @@ fn a_file_of_another_shard_generation_or_format_is_refused_as_that() {
         StateStore::open_generation(root.path(), shard, generation, CACHE_BYTES)
             .map(drop)
             .unwrap_err()
-            .0
+            .to_string()
     };
     for (shard, generation) in [(SHARD, 2), (4, 1)] {
         let other = file_path(root.path(), shard, generation);
@@ -279,4 +285,91 @@ fn a_file_of_another_shard_generation_or_format_is_refused_as_that() {
     assert!(sentence.contains("it has format 1, and this release knows 2"), "{sentence}");
     std::fs::write(file_path(root.path(), 6, 1), vec![0; 9_000]).unwrap();
     assert!(refusal(6, 1).contains("damaged"));
+}
+
+/// Scrubs a whole file; returns the number of parts.
+fn scrub(store: &StateStore, part: u64, mut between: impl FnMut()) -> Result<u64, String> {
+    let (mut parts, mut last) = (0, None);
+    loop {
+        let scrubbed =
+            store.file().scrub(last.as_ref(), part).map_err(|damaged| damaged.to_string())?;
+        parts += 1;
+        last = scrubbed.last;
+        if last.is_none() {
+            return Ok(parts);
+        }
+        between();
+    }
+}
+
+#[test]
+fn a_scrub_finds_what_the_disk_has_lost_behind_the_cache() {
+    quiet();
+    let Sound { bytes, model } = sound();
+    let mut random = Random(17);
+    let (mut found, mut free) = (0, 0);
+    for _ in 0..150 {
+        let disk = Lossy::of(&bytes);
+        let path = Path::new("rotten.redb");
+        let store = StateStore::open_on(SHARD, GENERATION, path, disk.clone(), 64 << 20).unwrap();
+        let all = store.scan(&[], &[0xff; 8], usize::MAX);
+        assert!(all.into_iter().eq(model.clone()), "everything is in memory now");
+        let (at, bit) = (random.below(bytes.len()), 1 << random.below(8));
+        disk.rot(|bytes| bytes[at] ^= bit);
+        let scrubbed = scrub(&store, 300_000, || ());
+        let all = store.scan(&[], &[0xff; 8], usize::MAX);
+        assert!(all.into_iter().eq(model.clone()), "and nobody sees it but the scrub");
+        // What another process finds that reads all of it.
+        let mut rotten = bytes.clone();
+        rotten[at] ^= bit;
+        let cold = lives(|| {
+            let store = open_on(memory_of(&rotten)).map_err(|Refusal(sentence)| sentence)?;
+            store.scan(&[], &[0xff; 8], usize::MAX);
+            Ok::<_, String>(())
+        });
+        match (scrubbed, cold) {
+            (Err(sentence), _) => {
+                assert!(
+                    sentence.contains("rotten.redb is damaged: its block at byte"),
+                    "{sentence}"
+                );
+                found += 1;
+            }
+            (Ok(parts), Ok(Ok(()))) => {
+                assert!(parts > 3, "{parts}");
+                free += 1;
+            }
+            // redb's own tables are read when it opens a file, and before each commit.
+            (Ok(_), Ok(Err(_))) => {}
+            (Ok(_), Err(sentence)) => panic!("the scrub passed over it: {sentence}"),
+        }
+    }
+    println!("{found} found, {free} in free blocks");
+    assert!(found > 30 && free > 10, "{found} {free}");
+}
+
+#[test]
+fn a_scrub_and_checkpoints_take_turns() {
+    quiet();
+    let Sound { bytes, mut model } = sound();
+    let disk = Lossy::of(&bytes);
+    let mut store = open_on(disk.clone()).unwrap();
+    let mut random = Random(23);
+    let mut last = None;
+    let mut parts = 0;
+    for _ in 0..40 {
+        for _ in 0..100 {
+            let (key, value) = (key(random.below(RECORDS as usize)), value(&mut random));
+            store.put(key.clone(), value.clone());
+            model.insert(key, value);
+        }
+        checkpoint(&mut store);
+        last = store.file().scrub(last.as_ref(), 200_000).unwrap().last;
+        parts += 1;
+        if last.is_none() {
+            break;
+        }
+    }
+    assert!(last.is_none() && parts > 5, "{parts} parts");
+    assert!(store.scan(&[], &[0xff; 8], usize::MAX).into_iter().eq(model));
 }

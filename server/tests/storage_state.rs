@@ -218,8 +218,10 @@ fn a_damaged_root_is_refused() {
     let at = bytes.windows(value.len()).position(|window| window == value).unwrap();
     bytes[at + 3] ^= 4;
     std::fs::write(&path, bytes).unwrap();
-    let Refusal(words) =
-        StateStore::open_generation(root.path(), SHARD, 1, CACHE_BYTES).map(drop).unwrap_err();
+    let Refusal(words) = StateStore::open_generation(root.path(), SHARD, 1, CACHE_BYTES)
+        .map(drop)
+        .unwrap_err()
+        .into();
     assert!(words.contains(path.to_str().unwrap()) && words.contains("damaged"), "{words}");
 }
 
@@ -231,7 +233,8 @@ fn a_missing_or_foreign_file_is_refused() {
         let Refusal(sentence) =
             StateStore::open_generation(root.path(), shard, generation, CACHE_BYTES)
                 .map(drop)
-                .unwrap_err();
+                .unwrap_err()
+                .into();
         assert!(
             sentence.contains(file_path(root.path(), shard, generation).to_str().unwrap()),
             "{sentence}"
@@ -253,8 +256,16 @@ fn a_state_that_does_not_fit_its_log_is_refused() {
     let mut fits = boot(15, 25);
     store.complete(&mut fits).unwrap();
     assert_eq!(fits.applied, (20, 2));
-    assert!(store.complete(&mut boot(15, 19)).unwrap_err().0.contains("the log ends at 19"));
-    assert!(store.complete(&mut boot(21, 25)).unwrap_err().0.contains("the log begins after 21"));
+    assert!(
+        store.complete(&mut boot(15, 19)).unwrap_err().to_string().contains("the log ends at 19")
+    );
+    assert!(
+        store
+            .complete(&mut boot(21, 25))
+            .unwrap_err()
+            .to_string()
+            .contains("the log begins after 21")
+    );
 }
 
 fn filled(root: &Path, records: u32) -> StateStore {

@@ -1,6 +1,8 @@
 //! Carries out what replicas want: applies, messages, replies; and checks what it sees. What goes to a disk is in
 //! `storage`.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::MessageType;
@@ -13,7 +15,7 @@ use trefoil_core::{NodeId, Position, ShardId, slot};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CancelAcquire, Entry, Refusal};
-use trefoil_server::storage::LogWrite;
+use trefoil_server::storage::{LogWrite, evidence};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::check::lives::Times;
@@ -75,11 +77,25 @@ impl World {
                         Task::Install { generation, at: (index, term), hard_state },
                     );
                 }
+                Effect::Restore { generation, index, term } => {
+                    trace!(self, "n{node}/s{shard} takes the state {index}@{term} for its own");
+                    self.task(node, shard, Task::Restore(generation));
+                }
+                Effect::Outvoted { index } => {
+                    trace!(self, "n{node}/s{shard} is outvoted at {index}");
+                    self.stats.outvoted += 1;
+                    self.lose_state(node, shard);
+                }
+                Effect::Disputed(disputed) => {
+                    trace!(self, "n{node}/s{shard} knows no majority: {disputed}");
+                    self.stats.disputed += u64::from(disputed);
+                }
                 Effect::DiscardSnapshot { generation } => {
                     self.stats.snapshots_discarded += 1;
                     self.node(node).disk.discard(shard, generation);
                 }
                 Effect::Role(change) => self.note_role(node, shard, change),
+                Effect::Diverged { .. } if self.lost_write(shard) => {}
                 Effect::Diverged { peer, index } => {
                     let what =
                         format!("n{node}/s{shard} says that n{peer} has another state at {index}");
@@ -212,6 +228,10 @@ impl World {
         let Some(task) = host.tasks.pop_front() else { return };
         match task {
             // The applier stands still until the log has it.
+            Task::Restore(generation) => {
+                let rebuild = LogWrite::Rebuild { shard, generation };
+                return self.write(node, Write::Log(rebuild));
+            }
             Task::Install { generation, at: truncated, hard_state } => {
                 let install = LogWrite::Install { shard, hard_state, truncated, generation };
                 return self.write(node, Write::Log(install));
@@ -242,6 +262,9 @@ impl World {
         };
         let count = range.last + 1 - range.first;
         assert_eq!(entries.len() as u64, count, "the log has {} to {}", range.first, range.last);
+        if self.is_damaged(node, shard) {
+            return;
+        }
         let mut all = Vec::new();
         for (index, (term, data)) in (range.first..).zip(entries) {
             if !self.nodes[&node].disk.has_synced(shard, index, term) {
@@ -253,8 +276,14 @@ impl World {
             let shards = self.setup.shards;
             let host = self.nodes.get_mut(&node).and_then(|node| node.hosts.get_mut(&shard));
             let Some(host) = host else { return };
-            let lives = first.then(|| Lives::of(&host.store, shard, shards));
-            let mut applied = host.machine.apply(&mut host.store, index, term, &data);
+            let read = evidence::catch(Path::new(""), || {
+                let lives = first.then(|| Lives::of(&host.store, shard, shards));
+                (lives, host.machine.apply(&mut host.store, index, term, &data))
+            });
+            let Ok((lives, mut applied)) = read else {
+                self.step(node, shard, Input::Applied(all));
+                return self.find_damage(node, shard);
+            };
             host.overlay_bytes += data.len() as u64;
             applied.overlay_bytes = host.changed_bytes();
             trace!(
@@ -264,6 +293,9 @@ impl World {
                 applied.log_time_ms
             );
             self.saw_applied(node, shard, &data, &applied, lives.as_ref());
+            if applied.digest_point {
+                self.digest(node, shard, index);
+            }
             all.push(applied);
         }
         self.step(node, shard, Input::Applied(all));
@@ -378,8 +410,20 @@ impl World {
 
     fn query(&mut self, node: NodeId, shard: ShardId, reads: Vec<Read>, term: u64, now_ms: u64) {
         for read in reads {
+            let damaged = self.is_damaged(node, shard);
             let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
-            let outcome = host.machine.query(&host.store, read.call, &read.query, now_ms);
+            let outcome = evidence::catch(Path::new(""), || {
+                (!damaged).then(|| host.machine.query(&host.store, read.call, &read.query, now_ms))
+            });
+            let Ok(Some(outcome)) = outcome else {
+                if outcome.is_err() {
+                    self.find_damage(node, shard);
+                }
+                let why = Refusal { reason: Reason::NoQuorum.into(), ..Refusal::default() };
+                self.reply(node, shard, read.call, Reply::Refused(why));
+                continue;
+            };
+            let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
             let progress = host.machine.progress();
             let (index, log_time_ms) = (progress.index, progress.log_time_ms);
             match outcome {
@@ -397,7 +441,7 @@ impl World {
         }
     }
 
-    fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {
+    pub(crate) fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {
         let Some(caller) = self.node(node).calls.remove(&call) else { return };
         let Caller { asker, floor, .. } = caller;
         match &reply {

@@ -135,6 +135,8 @@ pub enum Local {
         /// Bytes at most.
         max_bytes: u64,
     },
+    /// The digest of a state is known.
+    Digested(ShardId, trefoil_core::replica::Chain),
     /// A snapshot is open.
     Opened(ShardId, NodeId),
     /// A peer has a snapshot, or has not.

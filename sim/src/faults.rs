@@ -5,8 +5,10 @@ use std::collections::BTreeSet;
 use trefoil_core::limits::TICK_MS;
 use trefoil_core::replica::{Input, Pressure, Role};
 use trefoil_core::{NodeId, ShardId};
+use trefoil_server::storage::LogWrite;
 
 use crate::check::Violation;
+use crate::disk::Write;
 use crate::disk::volume::Fault;
 use crate::event::{Event, Local, Mend};
 use crate::knobs::{FaultKind, MILLISECOND, SECOND};
@@ -134,6 +136,7 @@ impl World {
             }
             FaultKind::BitFlip => self.rot(node),
             FaultKind::RottenTail => self.rot_tail(node, for_us),
+            FaultKind::DamagedState => self.spoil(node),
             other => unreachable!("{other:?} is no fault of a disk"),
         }
     }
@@ -291,7 +294,7 @@ impl World {
         leader.filter(|_| self.shared.dice.chance(500)).unwrap_or(any)
     }
 
-    fn any_shard(&mut self) -> ShardId {
+    pub(crate) fn any_shard(&mut self) -> ShardId {
         let shard = self.shared.dice.between(0, self.setup.shards.into());
         ShardId::try_from(shard).expect("a small number")
     }
@@ -378,6 +381,8 @@ impl World {
         let violations = at.disk.compare(&shards);
         let torn = at.disk.cuts();
         let uncertain = shards.values().any(|(boot, _)| boot.uncertain);
+        let damaged = self.saw_start(node, &shards);
+        let at = self.node(node);
         let started = at.start(now, &setup, shards, seed);
         self.violations.extend(violations);
         if let Err(why) = started {
@@ -386,6 +391,9 @@ impl World {
         trace!(self, "n{node} starts, uncertain={uncertain}");
         self.stats.torn_tails += torn;
         self.stats.uncertain += u64::from(uncertain);
+        for shard in damaged {
+            self.write(node, Write::Log(LogWrite::Damage(shard)));
+        }
         let event = Event::In(self.process(node), Local::Tick);
         self.soon(TICK_MS * MILLISECOND, event);
     }
@@ -468,7 +476,7 @@ impl World {
     pub(crate) fn choose_core(&mut self) {
         let majority = usize::try_from(self.setup.nodes / 2 + 1).expect("a small number");
         let sound = self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id);
-        let mut sound = sound.collect::<Vec<_>>();
+        let mut sound = sound.filter(|node| !self.is_spoilt(*node)).collect::<Vec<_>>();
         // A leader that is left out is what harms the others most.
         let leader = Some(self.any_node()).filter(|leader| {
             self.shared.dice.chance(700) && sound.contains(leader) && sound.len() > majority

@@ -112,6 +112,8 @@ pub enum FaultKind {
     BitFlip,
     /// A loss of power, and a bit of what the mark did not know of yet turns over: on one node at a time.
     RottenTail,
+    /// A state file is gone, cannot be read, or is older in places than what was written: on one node at a time.
+    DamagedState,
     /// Somebody sets a wall clock.
     WallClock,
     /// An operator moves a leadership.
@@ -140,6 +142,7 @@ impl FaultKind {
         Self::DiskError,
         Self::BitFlip,
         Self::RottenTail,
+        Self::DamagedState,
         Self::WallClock,
         Self::Transfer,
         Self::Checkpoint,
@@ -154,6 +157,9 @@ impl FaultKind {
         } else {
             kinds.retain(|kind| *kind != Self::BitFlip);
         }
+        if kinds.contains(&Self::BitFlip) || kinds.contains(&Self::RottenTail) {
+            kinds.retain(|kind| *kind != Self::DamagedState);
+        }
         if !wrong_wall_clocks {
             kinds.retain(|kind| *kind != Self::WallClock);
         }
@@ -164,6 +170,19 @@ impl FaultKind {
 impl Knobs {
     /// Draws the knobs of a run.
     pub fn draw(dice: &mut Dice) -> Self {
+        let mut knobs = Self::draw_all(dice);
+        // There are few real state files, and bits turn over in those alone.
+        let other_rot = [FaultKind::BitFlip, FaultKind::RottenTail, FaultKind::DamagedState];
+        if knobs.disk.real_state
+            && !knobs.faults.iter().any(|kind| other_rot.contains(kind))
+            && dice.chance(700)
+        {
+            knobs.faults.push(FaultKind::DamagedState);
+        }
+        knobs
+    }
+
+    fn draw_all(dice: &mut Dice) -> Self {
         let nodes = *dice.pick(&[1, 3, 3, 3, 3, 3, 3, 5]);
         let wrong_wall_clocks = dice.chance(250);
         let faults = FaultKind::draw(dice, wrong_wall_clocks);
@@ -208,6 +227,8 @@ impl Knobs {
                 log_cache_bytes: usize::try_from(dice.between_doublings(64, 1 << 20))
                     .expect("a small number"),
                 log_bytes_max: dice.between_doublings(512, 1 << 20),
+                digest_entries: dice.between_doublings(2, 32),
+                digest_age_ms: dice.between_doublings(250, 4_000),
             },
         }
     }

@@ -22,6 +22,7 @@ pub mod lockers;
 pub mod network;
 pub mod node;
 pub mod roles;
+pub mod rot;
 pub mod run;
 pub mod service;
 pub mod stats;

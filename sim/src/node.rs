@@ -5,14 +5,14 @@ use std::rc::Rc;
 
 use raft_proto::eraftpb::HardState;
 use trefoil_core::machine::{Applied, Machine};
-use trefoil_core::replica::{ApplyRange, Boot, Config, Read, Replica, RoleChange, Tuning};
+use trefoil_core::replica::{ApplyRange, Config, Read, Replica, RoleChange, Tuning};
 use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
 
 use crate::check::ballot::Ballot;
 use crate::disk::state::{Image, Job, State};
-use crate::disk::{Disk, Options};
+use crate::disk::{Disk, Found, Options};
 use crate::event::Announced;
 use crate::knobs::MILLISECOND;
 use crate::service::{Asker, Served, Stream};
@@ -40,6 +40,8 @@ pub enum Task {
     StepDown(Refusal),
     /// Take a checkpoint.
     Checkpoint,
+    /// Put a received state, in a file of this generation, in the place of a damaged one.
+    Restore(u64),
     /// Make a received snapshot the state.
     Install {
         /// Its file.
@@ -60,6 +62,8 @@ pub struct Host {
     pub machine: Machine,
     /// What the machine has.
     pub store: State,
+    /// The state is damaged: machine and store above are nobody's.
+    pub damaged: bool,
     /// Work that waits for the applier.
     pub tasks: VecDeque<Task>,
     /// Whether the applier works on the first task.
@@ -230,12 +234,14 @@ impl Node {
         &mut self,
         now_us: u64,
         setup: &Setup,
-        shards: BTreeMap<ShardId, (Boot, State)>,
+        shards: Found,
         seed: u64,
     ) -> Result<(), String> {
         let now = self.clocks(now_us);
         let logger = slog::Logger::root(slog::Discard, slog::o!());
-        for (shard, (boot, store)) in shards {
+        for (shard, (boot, state)) in shards {
+            let damaged = state.is_none();
+            let store = state.unwrap_or_else(nobodys);
             let config = Config {
                 node: self.id,
                 shard,
@@ -248,6 +254,7 @@ impl Node {
                 replica: Replica::new(config, &boot, now, &logger)?,
                 machine: Machine::open(&store, shard, setup.shards),
                 store,
+                damaged,
                 tasks: VecDeque::new(),
                 working: false,
                 overlay_bytes: 0,
@@ -298,7 +305,24 @@ pub struct Setup {
     pub disk: Options,
 }
 
+/// A state in the place of a damaged one.
+fn nobodys() -> State {
+    State::Memory(Image::newborn().store)
+}
+
 impl Host {
+    /// The state turned out to be damaged, and is dropped; calls that waited in its machine are returned.
+    pub fn lose_state(&mut self, shard: ShardId, shards: u32) -> Vec<CallId> {
+        let calls = self.machine.step_down();
+        self.store = nobodys();
+        self.machine = Machine::open(&self.store, shard, shards);
+        self.damaged = true;
+        self.overlay_bytes = 0;
+        self.checkpoint = None;
+        self.open.clear();
+        calls
+    }
+
     /// Bytes of changes since the last checkpoint.
     #[must_use]
     pub fn changed_bytes(&self) -> u64 {

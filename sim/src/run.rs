@@ -10,8 +10,10 @@ use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::{self, Violation, history};
 use crate::client::Client;
+use crate::disk::Rot;
 use crate::event::Event;
 use crate::knobs::{MILLISECOND, SECOND};
+use crate::node::Host;
 use crate::roles::Role;
 use crate::stats::Stats;
 use crate::trace::{self, Trace};
@@ -168,14 +170,18 @@ impl World {
 
     fn has_converged(&self) -> bool {
         (0..=self.setup.shards).all(|shard| {
+            // One that lost a write may be in the majority by now: it leads, and a snapshot of it went to another.
+            let digest = |host: &Host| self.lost_write(shard).then(|| Machine::digest(&host.store));
             let mut indexes = self.nodes.values().filter(|node| !node.refused).map(|node| {
-                node.hosts.get(&shard).map(|host| {
+                let whole = node.disk.rot_of(shard).is_none_or(|rot| rot == Rot::Old);
+                let host = node.hosts.get(&shard).filter(|host| whole && !host.damaged);
+                host.map(|host| {
                     let status = host.replica.status(node.clocks(self.now));
-                    (host.machine.progress().index, status.last_index)
+                    (host.machine.progress().index, status.last_index, digest(host))
                 })
             });
             let first = indexes.next().flatten();
-            first.is_some_and(|(applied, last)| applied == last)
+            first.is_some_and(|(applied, last, _)| applied == last)
                 && indexes.all(|other| other == first)
         })
     }

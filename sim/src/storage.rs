@@ -1,6 +1,7 @@
 //! What goes to a node's disk and comes from it: writes of the log, checkpoints, snapshots.
 
 use std::io::{self, ErrorKind};
+use std::path::Path;
 use std::rc::Rc;
 
 use bytes::Bytes;
@@ -10,11 +11,11 @@ use trefoil_core::machine::Machine;
 use trefoil_core::replica::{Input, Peer, Pressure};
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::Manifest;
-use trefoil_server::storage::LogWrite;
+use trefoil_server::storage::{LogWrite, evidence};
 
 use crate::check::Violation;
 use crate::disk::Write;
-use crate::disk::state::{Image, Job, State};
+use crate::disk::state::{DIRECTORY, Image, Job, State};
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{MILLISECOND, SECOND};
 use crate::world::{World, trace};
@@ -92,6 +93,15 @@ impl World {
                 LogWrite::Install { shard, truncated: (index, _), .. } => {
                     self.installed(node, shard, index);
                 }
+                LogWrite::Damage(shard) => {
+                    let disk = &self.nodes[&node].disk;
+                    // Another state may have come with the same batch.
+                    if disk.is_damaged(shard) || trefoil_core::mutant!(DamageForgotten) {
+                        let place = (node, shard, disk.generation(shard));
+                        self.agreements.damaged.insert(place);
+                    }
+                }
+                LogWrite::Rebuild { shard, .. } => self.restored(node, shard),
                 LogWrite::Move { .. } => unreachable!("simulated states stay in their files"),
             }
         }
@@ -140,7 +150,7 @@ impl World {
 
     pub(crate) fn begin_checkpoint(&mut self, node: NodeId, shard: ShardId) {
         let at = self.node(node);
-        let Some(host) = at.hosts.get_mut(&shard) else { return };
+        let Some(host) = at.hosts.get_mut(&shard).filter(|host| !host.damaged) else { return };
         host.checkpoint = at.disk.begin_checkpoint(&mut host.store, &host.machine);
         host.overlay_bytes = 0;
         let delay = self.shared.knobs.checkpoint_us;
@@ -157,7 +167,12 @@ impl World {
         }
         let Some(job) = host.checkpoint.take() else { return };
         let done = if at.disk.has_room(&host.store) {
-            at.disk.run_checkpoint(shard, &job, host.machine.progress())
+            let progress = host.machine.progress();
+            let run = || at.disk.run_checkpoint(shard, &job, progress);
+            match evidence::catch(Path::new(DIRECTORY), run) {
+                Ok(done) => done,
+                Err(_) => return self.find_damage(node, shard),
+            }
         } else {
             Err(ErrorKind::StorageFull.into())
         };
@@ -168,7 +183,10 @@ impl World {
             return self.at(self.now + SECOND, event);
         };
         if let (State::File(store), Some(written)) = (&mut host.store, written) {
-            store.finish(written);
+            let finished = evidence::catch(Path::new(DIRECTORY), || store.finish(written));
+            if finished.is_err() {
+                return self.find_damage(node, shard);
+            }
         }
         let overlay_bytes = host.changed_bytes();
         trace!(self, "n{node}/s{shard} has a checkpoint of {index}");
@@ -180,9 +198,16 @@ impl World {
 
     pub(crate) fn snapshot_opened(&mut self, node: NodeId, shard: ShardId, to: NodeId) {
         let fails = self.shared.dice.chance(self.shared.knobs.broken_streams / 2);
+        if self.nodes[&node].hosts.get(&shard).is_some_and(|host| host.damaged) {
+            return self.step(node, shard, Input::SnapshotOpened { to, snapshot: None });
+        }
         let at = self.node(node);
         let Some(host) = at.hosts.get_mut(&shard) else { return };
-        let image = at.disk.snapshot(shard, &host.store);
+        let read = || at.disk.snapshot(shard, &host.store);
+        let Ok(image) = evidence::catch(Path::new(DIRECTORY), read) else {
+            self.find_damage(node, shard);
+            return self.step(node, shard, Input::SnapshotOpened { to, snapshot: None });
+        };
         let (index, term) = image.at();
         let records = &image.store.records;
         let bytes = records.iter().map(|(key, value)| (key.len() + value.len()) as u64);
@@ -254,6 +279,7 @@ impl World {
             }
         }
         host.machine = Machine::open(&host.store, shard, shards);
+        host.damaged = false;
         host.overlay_bytes = 0;
         host.working = false;
         let applied = Box::new(host.restored());

@@ -67,6 +67,8 @@ pub(crate) struct Agreements {
     pub(crate) leaders: Agreement,
     pub(crate) entries: Agreement,
     pub(crate) states: Agreement,
+    /// Generations of states that are recorded as damaged.
+    pub(crate) damaged: BTreeSet<(NodeId, ShardId, u64)>,
     pub(crate) logs: Matching,
     pub(crate) log_time: LogTime,
     pub(crate) expiry: Expiry,
@@ -95,6 +97,7 @@ impl Agreements {
             entries: Agreement::on_entries(),
             states: Agreement::on_states(),
             logs: Matching::default(),
+            damaged: BTreeSet::new(),
             log_time: LogTime::new(clocks),
             expiry: Expiry::default(),
             services: Services::default(),
@@ -344,6 +347,7 @@ impl World {
                 self.stats.fetches += 1;
                 self.step(node, shard, Input::Fetched { ticket, entries });
             }
+            Local::Digested(shard, digest) => self.step(node, shard, Input::Digested(digest)),
             Local::Opened(shard, to) => self.snapshot_opened(node, shard, to),
             Local::Sent(shard, to, ok) => {
                 trace!(self, "n{node}/s{shard} snapshot to n{to} sent ok={ok}");
@@ -362,6 +366,7 @@ impl World {
         for shard in 0..=self.setup.shards {
             self.step(node, shard, Input::Tick);
             self.announce(node, shard);
+            self.scrub(node, shard);
         }
         self.look(node, None);
         self.tell_alive(node);

@@ -8,26 +8,49 @@ use crate::store::Store;
 /// Records that the digest reads at once.
 const DIGEST_PAGE: usize = 1_000;
 
+/// Hash of the records of a state, which are told in the order of their keys.
+#[derive(Clone, Default)]
+pub struct Digest(Xxh3);
+
+impl std::fmt::Debug for Digest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Digest").finish_non_exhaustive()
+    }
+}
+
+impl Digest {
+    /// The next record.
+    pub fn add(&mut self, key: &[u8], value: &[u8]) {
+        for bytes in [key, value] {
+            self.0.update(&(bytes.len() as u64).to_be_bytes());
+            self.0.update(bytes);
+        }
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn finish(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
 impl Machine {
     /// Hash of the whole state: equal on all nodes at an equal applied index.
     #[must_use]
     pub fn digest(store: &impl Store) -> u64 {
-        let mut hash = Xxh3::new();
+        let mut digest = Digest::default();
         let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
         loop {
             let page = store.scan(&start, &end, DIGEST_PAGE);
             for (key, value) in &page {
-                hash.update(&(key.len() as u64).to_be_bytes());
-                hash.update(key);
-                hash.update(&(value.len() as u64).to_be_bytes());
-                hash.update(value);
+                digest.add(key, value);
             }
             match page.last() {
                 Some((last, _)) if page.len() == DIGEST_PAGE => {
                     start = last.to_vec();
                     start.push(0);
                 }
-                _ => return hash.digest(),
+                _ => return digest.finish(),
             }
         }
     }

@@ -37,6 +37,7 @@ pub use self::catalogue::QUEUE_CREATION;
 use self::chance::drawn;
 pub use self::chance::needs_chance;
 pub use self::counts::Counts;
+pub use self::digest::Digest;
 pub use self::directory::Directory;
 pub use self::event::{Body, Event};
 pub use self::fence::fenced;
@@ -94,6 +95,8 @@ pub struct Applied {
     pub chain: u64,
     /// Messages neither acknowledged, dead nor expired.
     pub queue_backlog: u64,
+    /// The entry named its index: the state that it left is compared with that of the other replicas.
+    pub digest_point: bool,
     /// Bytes of changed state in memory; filled in by whoever owns the store.
     pub overlay_bytes: u64,
 }
@@ -245,6 +248,7 @@ impl Machine {
                 entry.machine_version
             );
             self.begin_entry(&entry, new_term);
+            applied.digest_point = entry.digest_point;
             if entry.term == term {
                 self.fire_timers(store, &mut applied);
             }

@@ -76,6 +76,16 @@ impl Disk {
         self.checkpointing = false;
     }
 
+    /// Whether a snapshot is on its way to a peer, or about to be.
+    pub(super) fn sends_to(&self, peer: NodeId) -> bool {
+        self.outgoing.contains_key(&peer)
+    }
+
+    /// A peer needs a younger checkpoint than there is.
+    pub(super) fn want_checkpoint(&mut self) {
+        self.wanted = true;
+    }
+
     pub(super) fn take_received(&mut self, index: u64) -> Option<u64> {
         self.received.take_if(|(at, _)| *at == index).map(|(_, generation)| generation)
     }
@@ -102,7 +112,7 @@ impl Replica {
         self.close_unwanted_snapshots();
         let applied = self.applied.index;
         let tuning = self.config.tuning;
-        if !self.disk.checkpointing && applied > self.disk.checkpoint {
+        if !self.disk.checkpointing && !self.repair.is_damaged() && applied > self.disk.checkpoint {
             let log = self.raft.0.store().bytes_between(self.disk.checkpoint, applied);
             let due = log >= tuning.checkpoint_log_bytes
                 || self.applied.overlay_bytes >= tuning.checkpoint_overlay_bytes
@@ -172,12 +182,14 @@ impl Replica {
         if !self.leads() || self.disk.outgoing.get(&to) != Some(&Outgoing::Opening) {
             return self.forget_snapshot(to);
         }
-        self.disk.outgoing.insert(to, Outgoing::Open(index, self.now.boot_ms));
         let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(log::conf_state(&self.config.voters));
         let mut snapshot = Snapshot { data: manifest, ..Snapshot::default() };
         snapshot.set_metadata(metadata);
-        self.raft.0.mut_store().put_snapshot(to, snapshot);
+        self.disk.outgoing.insert(to, Outgoing::Open(index, self.now.boot_ms));
+        if !self.send_state(to, &snapshot) {
+            self.raft.0.mut_store().put_snapshot(to, snapshot);
+        }
     }
 
     /// Raft sends the opened snapshot now.
@@ -240,16 +252,17 @@ impl Replica {
     }
 
     pub(super) fn snapshot_received(&mut self, peer: Peer, generation: u64) {
-        let Peer { message, time, chain } = peer;
+        let Peer { message, time, chain, .. } = peer;
         self.hear_time(&message, time, chain.index);
-        let index = message.get_snapshot().get_metadata().index;
+        let metadata = message.get_snapshot().get_metadata();
+        let (index, snapshot_term) = (metadata.index, metadata.term);
         let known = self.config.voters.contains(&message.from) && message.to == self.config.node;
-        let taken = known && self.raft.0.step(message).is_ok();
+        let taken = known && !self.repair.is_restoring() && self.raft.0.step(message).is_ok();
         if taken
             && self.raft.0.snap().is_some_and(|snapshot| snapshot.get_metadata().index == index)
         {
             self.disk.received = Some((index, generation));
-        } else {
+        } else if !(known && self.restore(index, snapshot_term, generation)) {
             self.effects.push(Effect::DiscardSnapshot { generation });
         }
     }

@@ -126,6 +126,23 @@ pub enum Effect {
         /// Hard state to write with it.
         hard_state: eraftpb::HardState,
     },
+    /// Put a received state in the place of a damaged one: one synced log batch that names the generation and ends the
+    /// record of the damage. The log stays. Answered by `Input::Restored`.
+    Restore {
+        /// The generation of the received file.
+        generation: u64,
+        /// Index of the state.
+        index: u64,
+        /// Its term.
+        term: u64,
+    },
+    /// The state is not that of a majority: it must not be used, nor believed after a restart.
+    Outvoted {
+        /// Index at which they were compared.
+        index: u64,
+    },
+    /// No majority agrees about the state, or one does again. Nothing is answered meanwhile.
+    Disputed(bool),
     /// A received snapshot was not wanted: remove its file.
     DiscardSnapshot {
         /// The generation of the file.

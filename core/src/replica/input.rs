@@ -36,6 +36,10 @@ pub struct Tuning {
     pub log_cache_bytes: usize,
     /// Bytes of log that a slow follower may hold back.
     pub log_bytes_max: u64,
+    /// Entries between two indexes at which the states of all replicas are compared, at least.
+    pub digest_entries: u64,
+    /// Time between the two, in ms, at least.
+    pub digest_age_ms: u64,
 }
 
 impl Tuning {
@@ -58,6 +62,8 @@ impl Default for Tuning {
             checkpoint_overlay_bytes: limits::CHECKPOINT_OVERLAY_BYTES,
             log_cache_bytes: limits::LOG_CACHE_BYTES,
             log_bytes_max: limits::LOG_BYTES_PER_SHARD_MAX,
+            digest_entries: limits::DIGEST_ENTRIES,
+            digest_age_ms: limits::DIGEST_AGE_MS,
         }
     }
 }
@@ -85,6 +91,8 @@ pub struct Boot {
     pub next_due_ms: Option<u64>,
     /// A bad tail above the durable mark was cut off: this node neither votes nor campaigns until it has caught up.
     pub uncertain: bool,
+    /// The state is damaged: it begins at `truncated`, where the log does, and is to be had from a peer.
+    pub damaged: bool,
 }
 
 /// Log time as a peer knows it.
@@ -96,12 +104,12 @@ pub struct PeerTime {
     pub continuous: bool,
 }
 
-/// Chain hash of a state at an index; index 0 means none.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// A hash of a state at an index; index 0 means none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Chain {
     /// Applied index.
     pub index: u64,
-    /// Hash of all writes up to it.
+    /// Chain hash of all writes up to it, or digest of all records.
     pub hash: u64,
 }
 
@@ -114,6 +122,12 @@ pub struct Peer {
     pub time: PeerTime,
     /// The sender's state hash.
     pub chain: Chain,
+    /// Digest of the sender's state at the last index that was named for it.
+    pub digest: Chain,
+    /// The sender's state is damaged, and its log leads on from any state at this index or after it; 0 when it is not.
+    pub wants_state_from: u64,
+    /// What the receiver said of its state, where that is not the state of a majority.
+    pub differs: Chain,
 }
 
 /// A command to propose.
@@ -214,6 +228,12 @@ pub enum Input {
         /// What the machine says of it: log time, wall clock, chain, next timer.
         applied: Box<Applied>,
     },
+    /// The state was found damaged: it is used no longer, and that is being recorded.
+    Damaged,
+    /// The state of [`super::Effect::Restore`] is the shard's state now, and the log names its file.
+    Restored(Box<Applied>),
+    /// The digest of the state at an index that an entry named ([`Applied::digest_point`]).
+    Digested(Chain),
     /// A message to a peer was dropped.
     Unreachable(NodeId),
     /// A peer has (or no longer has) lost the end of its log.

@@ -151,7 +151,9 @@ impl Leadership {
 
 impl Replica {
     pub(super) fn care_for_leadership(&mut self) {
-        if std::mem::take(&mut self.leadership.campaigns_at_once) && self.raft.0.campaign().is_err()
+        if std::mem::take(&mut self.leadership.campaigns_at_once)
+            && !self.repair.is_damaged()
+            && self.raft.0.campaign().is_err()
         {
             slog::warn!(self.logger, "the first campaign was refused");
         }
@@ -201,7 +203,7 @@ impl Replica {
     /// Gives the shard to its preferred leader when that one is healthy.
     fn give_back(&mut self) {
         let preferred = self.config.preferred_leader;
-        if preferred != self.config.node && self.can_lead(preferred) {
+        if preferred != self.config.node && self.can_lead(preferred) && !self.repair.is_disputed() {
             self.transfer(0, Some(preferred));
         }
     }
@@ -225,7 +227,7 @@ impl Replica {
         }
     }
 
-    fn transfer_target(
+    pub(super) fn transfer_target(
         &self,
         to: Option<NodeId>,
     ) -> Result<NodeId, trefoil_proto::internal::v1::Refusal> {

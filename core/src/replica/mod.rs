@@ -2,8 +2,8 @@
 //!
 //! [`Replica::step`] takes one [`Input`] and returns [`Effect`]s to be carried out in order. It is the only user of
 //! raft-rs. `ready` turns what raft wants into effects; `log` is what raft reads; `pending` and `reads` hold the
-//! calls that wait; `clock` is log time; `leadership` says who should lead, `standing` and `delivery` who can; `disk` cuts the log and
-//! moves snapshots.
+//! calls that wait; `clock` is log time; `leadership` says who should lead, `standing` and `delivery` who can; `disk`
+//! cuts the log and moves snapshots; `repair` is what becomes of a damaged state.
 
 mod clock;
 mod delivery;
@@ -16,7 +16,9 @@ pub mod obstacles;
 mod pending;
 mod reads;
 mod ready;
+mod repair;
 mod standing;
+mod status;
 
 use std::collections::VecDeque;
 
@@ -29,7 +31,6 @@ use trefoil_proto::internal::v1::{Entry, Refusal};
 
 use self::clock::LogClock;
 use self::log::Log;
-use self::obstacles::Obstacles;
 use self::pending::{Pending, refusal, refuse};
 use self::reads::Reads;
 use self::standing::Room;
@@ -41,6 +42,7 @@ pub use self::effect::{ApplyRange, Effect, PersistBatch, Reply, Role, RoleChange
 pub use self::input::{
     Boot, Chain, Config, Input, Peer, PeerTime, Pressure, Proposal, Read, Tuning,
 };
+pub use self::status::Status;
 
 /// One member of one shard's Raft group.
 #[derive(Debug)]
@@ -61,8 +63,7 @@ pub struct Replica {
     applied: Applied,
     /// State hashes at recent indexes, ascending.
     chains: VecDeque<Chain>,
-    /// Peers that were said to have diverged.
-    diverged: Vec<NodeId>,
+    repair: repair::Repair,
     pressure: Pressure,
     standing: standing::Standing,
     /// Index of the last entry proposed here that moves log time.
@@ -80,32 +81,6 @@ impl std::fmt::Debug for RawNodeDebug {
 
 /// Hashes of states that are remembered to be compared with what peers say.
 const CHAINS_KEPT: usize = 1_024;
-
-/// What a replica says of itself.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Status {
-    /// Role, term and leader.
-    pub role: RoleChange,
-    /// First index of the log.
-    pub first_index: u64,
-    /// Last index of the log.
-    pub last_index: u64,
-    /// Highest index known to be committed.
-    pub commit_index: u64,
-    /// Highest index that the machine has reported as applied.
-    pub applied_index: u64,
-    /// Index of the last checkpoint.
-    pub checkpoint_index: u64,
-    /// Bytes of the entries in the log.
-    pub log_bytes: u64,
-    /// Estimate of log time in ms.
-    pub log_time_ms: u64,
-    /// A bad tail of the log was cut off and the replica has not caught up since: it abstains from elections while
-    /// the others are a majority.
-    pub uncertain: bool,
-    /// What keeps this node from leading the shard.
-    pub obstacles: Obstacles,
-}
 
 impl Replica {
     /// Starts from what the disk holds.
@@ -175,7 +150,7 @@ impl Replica {
             pending: Pending::default(),
             reads: Reads::default(),
             chains: VecDeque::new(),
-            diverged: Vec::new(),
+            repair: repair::Repair::new(boot.damaged),
             pressure: Pressure::default(),
             standing: standing::Standing::default(),
             advance_index: 0,
@@ -199,24 +174,6 @@ impl Replica {
             self.flush();
         }
         std::mem::take(&mut self.effects)
-    }
-
-    /// What this replica says of itself at `now`.
-    #[must_use]
-    pub fn status(&self, now: Now) -> Status {
-        let raft = &self.raft.0.raft;
-        Status {
-            role: self.role,
-            first_index: raft.store().first(),
-            last_index: raft.raft_log.last_index(),
-            commit_index: raft.raft_log.committed,
-            applied_index: self.applied.index,
-            checkpoint_index: self.disk.checkpoint_index(),
-            log_bytes: raft.store().bytes(),
-            log_time_ms: self.clock.read(now),
-            uncertain: self.is_uncertain(),
-            obstacles: self.obstacles(),
-        }
     }
 
     /// See [`Status::uncertain`].
@@ -252,6 +209,9 @@ impl Replica {
             }
             // Only asked for while installing.
             Input::SnapshotInstalled { .. } => {}
+            Input::Damaged => self.damaged(),
+            Input::Restored(applied) => self.restored(*applied),
+            Input::Digested(digest) => self.digested(digest),
             Input::Unreachable(node) => self.raft.0.report_unreachable(node),
             Input::Uncertain { node, uncertain } => self.peer_is_uncertain(node, uncertain),
             Input::Transfer { call, to } => self.transfer(call, to),
@@ -267,6 +227,8 @@ impl Replica {
         for proposal in proposals {
             let refused = if !self.leads() {
                 Some(self.not_leader())
+            } else if self.repair.is_disputed() {
+                Some(repair::disputed_refusal())
             } else if room == Room::Missing && !pending::frees_space(&proposal.command) {
                 Some(Self::no_room())
             } else {
@@ -281,19 +243,19 @@ impl Replica {
     }
 
     fn take_reads(&mut self, reads: Vec<Read>) {
-        if self.leads() {
+        if self.leads() && !self.repair.is_disputed() {
             for read in self.reads.enqueue(reads) {
                 let why = refusal(Reason::Overloaded, "too many reads wait for this shard");
                 self.effects.push(refuse(read.call, why));
             }
         } else {
-            let why = self.not_leader();
+            let why = if self.leads() { repair::disputed_refusal() } else { self.not_leader() };
             self.effects.extend(reads.into_iter().map(|read| refuse(read.call, why.clone())));
         }
     }
 
     fn take_due(&mut self, read: Read, due_ms: u64) {
-        if self.leads() {
+        if self.leads() && !self.repair.is_disputed() {
             self.reads.wait_for_time(due_ms, read);
             self.reads.time_is(self.applied.log_time_ms);
         } else {
@@ -316,7 +278,9 @@ impl Replica {
     fn tick(&mut self) {
         // Above the limit of apply lag a follower takes no more and does not stand for election either.
         let stuck = self.apply_is_behind() && !self.leads();
-        if !stuck && !self.leadership.abstains(&self.raft.0) && !self.defers() {
+        if self.repair.is_damaged() {
+            self.tick_damaged();
+        } else if !stuck && !self.leadership.abstains(&self.raft.0) && !self.defers() {
             self.raft.0.tick();
         }
         self.reads.sweep();
@@ -338,13 +302,17 @@ impl Replica {
     }
 
     fn hear(&mut self, peer: Peer) {
-        let Peer { mut message, time, chain } = peer;
+        let Peer { mut message, time, chain, digest, wants_state_from, differs } = peer;
         if !self.config.voters.contains(&message.from) || message.to != self.config.node {
             return;
         }
         self.hear_time(&message, time, chain.index);
         self.leadership.heard(message.from, self.now);
-        self.compare(message.from, chain);
+        self.compare(message.from, chain, digest);
+        self.peer_wants_state(message.from, wants_state_from);
+        if message.term >= self.raft.0.raft.term {
+            self.told_to_differ(differs);
+        }
         match message.get_msg_type() {
             // Never taken from a peer: proposals and reads reach a leader by forwarding, snapshots by their stream.
             MessageType::MsgPropose
@@ -419,26 +387,17 @@ impl Replica {
         }
     }
 
-    fn compare(&mut self, peer: NodeId, theirs: Chain) {
-        let Ok(n) = self.chains.binary_search_by_key(&theirs.index, |chain| chain.index) else {
-            return;
-        };
-        if self.chains[n].hash != theirs.hash && !self.diverged.contains(&peer) {
-            self.diverged.push(peer);
-            self.effects.push(Effect::Diverged { peer, index: theirs.index });
-        }
-    }
-
     fn take_applied(&mut self, mut applied: Applied) {
         self.clock.applied(applied.log_time_ms, applied.wall_ms, self.now);
-        self.raft.0.advance_apply_to(applied.index);
+        // A state that took the place of a damaged one may begin before what raft was told of.
+        if applied.index > self.raft.0.raft.raft_log.applied() {
+            self.raft.0.advance_apply_to(applied.index);
+        }
         if self.leads() && self.raft.0.raft.apply_to_current_term() {
             self.clock.resume(self.now);
         }
-        self.chains.push_back(Chain { index: applied.index, hash: applied.chain });
-        if self.chains.len() > CHAINS_KEPT {
-            self.chains.pop_front();
-        }
+        let chain = Chain { index: applied.index, hash: applied.chain };
+        self.note_state(chain, applied.digest_point);
         for (call, answer) in std::mem::take(&mut applied.polls) {
             let position = crate::Position {
                 term: applied.term,
@@ -494,7 +453,8 @@ impl Replica {
         {
             let frees_only = self.room() != Room::There;
             let mut batch = self.pending.next_batch(self.now, frees_only, &mut self.effects);
-            if batch.is_empty() && !self.should_advance() {
+            let digest_point = self.should_digest();
+            if batch.is_empty() && !digest_point && !self.should_advance() {
                 return;
             }
             let term = self.raft.0.raft.term;
@@ -503,6 +463,7 @@ impl Replica {
                 wall_ms: self.now.wall_ms,
                 term,
                 machine_version: MACHINE_VERSION,
+                digest_point,
                 commands: batch
                     .iter_mut()
                     .map(|proposal| std::mem::take(&mut proposal.command))
@@ -531,7 +492,8 @@ impl Replica {
 
     /// Whether log time has to move although nobody proposes anything.
     fn should_advance(&self) -> bool {
-        if self.advance_index > self.applied.index || !self.raft.0.raft.apply_to_current_term() {
+        let under_way = self.advance_index > self.applied.index;
+        if under_way || self.repair.is_disputed() || !self.raft.0.raft.apply_to_current_term() {
             return false;
         }
         let now_ms = self.clock.read(self.now);
@@ -592,6 +554,9 @@ impl Replica {
             return;
         }
         let led = std::mem::replace(&mut self.role, change);
+        if led.role != role || led.term != change.term {
+            self.repair.role_changed();
+        }
         if led.role == Role::Leader && (role != Role::Leader || led.term != change.term) {
             self.step_down();
         }
@@ -605,10 +570,14 @@ impl Replica {
 
     fn step_down(&mut self) {
         let why = self.not_leader();
-        self.reads.refuse_all(&why, &mut self.effects);
-        let give_up_ms = self.now.boot_ms + leadership::ELECTION_MS_MAX;
-        self.pending.step_down(&why, give_up_ms, &mut self.effects);
-        self.effects.push(Effect::StepDown { refusal: why });
+        self.stop_answering(&why);
         self.close_snapshots();
+    }
+
+    fn stop_answering(&mut self, why: &Refusal) {
+        self.reads.refuse_all(why, &mut self.effects);
+        let give_up_ms = self.now.boot_ms + leadership::ELECTION_MS_MAX;
+        self.pending.step_down(why, give_up_ms, &mut self.effects);
+        self.effects.push(Effect::StepDown { refusal: why.clone() });
     }
 }

@@ -169,10 +169,12 @@ impl Replica {
         }
         let time = self.clock.peer_time(self.now);
         let chain = self.chains.back().copied().unwrap_or_default();
+        let (digest, wants_state_from) = (self.repair.digest(), self.wants_state_from());
         for message in messages {
             let snapshot = message.get_msg_type() == MessageType::MsgSnapshot;
             let to = message.to;
-            let peer = Box::new(Peer { message, time, chain });
+            let differs = self.repair.differs(to);
+            let peer = Box::new(Peer { message, time, chain, digest, wants_state_from, differs });
             if snapshot {
                 self.snapshot_leaves(to);
                 self.effects.push(Effect::SendSnapshot(peer));
@@ -195,6 +197,10 @@ impl Replica {
         let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return };
         let (first, last) = (first.index, last.index);
         self.ready.handed_out = last;
+        if self.repair.is_damaged() {
+            // Whatever state comes in the place of this one is told of them.
+            return;
+        }
         let cached_from = self.raft.0.store().cached_from();
         if first < cached_from {
             let last = last.min(cached_from - 1);
@@ -206,6 +212,11 @@ impl Replica {
             let first = first.max(cached_from);
             self.effects.push(Effect::Apply(ApplyRange { first, last, entries: Some(entries) }));
         }
+    }
+
+    /// Hands entries to the applier of another state, which reads them from the log.
+    pub(super) fn hand_out_again(&mut self, first: u64, last: u64) {
+        self.effects.push(Effect::Apply(ApplyRange { first, last, entries: None }));
     }
 
     fn begin_install(&mut self, mut ready: raft::Ready) {
@@ -258,6 +269,8 @@ impl Replica {
             Input::Pressure(_) | Input::Obstacle { .. } | Input::PeerObstacles { .. } => {
                 self.note_standing(input);
             }
+            // What was damaged is about to be replaced.
+            Input::Damaged | Input::Restored(_) | Input::Digested(_) => {}
             Input::Tick | Input::Persisted(_) | Input::Fetched { .. } | Input::Unreachable(_) => {}
         }
     }
@@ -287,6 +300,7 @@ impl Replica {
         self.disk.installed(index, self.now);
         self.clock.applied(applied.log_time_ms, applied.wall_ms, self.now);
         self.chains.clear();
+        self.repair.made_whole();
         self.pending.forget_proposed(&mut self.effects);
         self.applied = applied;
         self.send(held.into_iter().flat_map(|(_, messages)| messages).collect());

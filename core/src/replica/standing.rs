@@ -56,7 +56,8 @@ impl Replica {
         let seen = Obstacles::NONE
             .with(Obstacle::NoRoom, no_room)
             .with(Obstacle::SlowLink, self.is_narrow())
-            .with(Obstacle::SlowDisk, slow_disk);
+            .with(Obstacle::SlowDisk, slow_disk)
+            .with(Obstacle::Damaged, self.repair.is_damaged());
         self.standing.told.and(seen)
     }
 

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 
 use bytes::Bytes;
-use raft_proto::eraftpb::{Entry, HardState, Message, MessageType};
+use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::machine::{Applied, Machine, QueryOutcome};
 use trefoil_core::replica::{
-    ApplyRange, Boot, Config, Effect, Input, Peer, PersistBatch, Read, Replica, Reply, Tuning,
+    ApplyRange, Boot, Chain, Config, Effect, Input, Peer, PersistBatch, Read, Replica, Reply,
+    Tuning,
 };
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position, ShardId};
 use trefoil_proto::internal::v1::Refusal;
+
+use super::show::{show_entries, show_hard_state, show_message};
 
 /// The shard of all scripts; with one data shard it holds every slot.
 pub(crate) const SHARD: ShardId = 1;
@@ -30,6 +33,8 @@ struct Disk {
     truncated: (u64, u64),
     entries: BTreeMap<u64, Entry>,
     image: Image,
+    /// The image was found damaged.
+    damaged: bool,
 }
 
 /// Work of the applier, in order.
@@ -54,6 +59,10 @@ struct Member {
     writes: VecDeque<PersistBatch>,
     tasks: VecDeque<Task>,
     install: Option<Install>,
+    /// A state that is to take the place of the damaged one, by its generation.
+    restore: Option<u64>,
+    /// The state is not used: it is damaged.
+    damaged: bool,
     open: BTreeMap<NodeId, Image>,
     received: BTreeMap<u64, Image>,
 }
@@ -92,6 +101,7 @@ impl Cluster {
             truncated: at,
             entries: BTreeMap::new(),
             image: Image { store, at },
+            damaged: false,
         };
         let mut cluster = Self {
             now_ms: 1_000,
@@ -136,11 +146,12 @@ impl Cluster {
             terms,
             last_index: disk.entries.last_key_value().map_or(disk.truncated.0, |(last, _)| *last),
             log_bytes: 100 * disk.entries.len() as u64,
-            applied: disk.image.at,
+            applied: if disk.damaged { disk.truncated } else { disk.image.at },
             log_time_ms: machine.progress().log_time_ms,
             wall_ms: machine.progress().wall_ms,
             next_due_ms: Machine::next_due_ms(&store),
             uncertain,
+            damaged: disk.damaged,
         };
         let (voters, tuning) = (self.voters.clone(), self.tuning);
         let config = Config { node, shard: SHARD, voters, preferred_leader: 1, seed: 7, tuning };
@@ -154,6 +165,8 @@ impl Cluster {
             writes: VecDeque::new(),
             tasks: VecDeque::new(),
             install: None,
+            restore: None,
+            damaged: disk.damaged,
             open: BTreeMap::new(),
             received: BTreeMap::new(),
         };
@@ -295,8 +308,8 @@ impl Cluster {
     pub(crate) fn persist(&mut self, node: NodeId) -> bool {
         let Some(member) = self.members.get_mut(&node) else { return false };
         let writes = std::mem::take(&mut member.writes);
-        let install = member.install.take();
-        let any = !writes.is_empty() || install.is_some();
+        let (install, restore) = (member.install.take(), member.restore.take());
+        let any = !writes.is_empty() || install.is_some() || restore.is_some();
         let disk = self.disks.get_mut(&node).expect("every node has a disk");
         let mut last = None;
         for batch in writes {
@@ -313,24 +326,54 @@ impl Cluster {
         if let Some(install) = install {
             self.install(node, install);
         }
+        if let Some(generation) = restore {
+            let applied = Box::new(self.take_image(node, generation));
+            self.step(node, Input::Restored(applied));
+        }
         any
     }
 
-    fn install(&mut self, node: NodeId, (generation, index, term, hard_state): Install) {
+    /// The state of a node is found damaged.
+    pub(crate) fn damage(&mut self, node: NodeId) {
+        self.drop_state(node);
+        self.step(node, Input::Damaged);
+    }
+
+    /// A record of a node's state is not what was written.
+    pub(crate) fn lose_write(&mut self, node: NodeId) {
+        let member = self.members.get_mut(&node).expect("it runs");
+        member.store.records.insert(Bytes::from_static(&[1, 2, 3]), Bytes::from_static(b"old"));
+    }
+
+    fn drop_state(&mut self, node: NodeId) {
+        self.members.get_mut(&node).expect("it runs").damaged = true;
+        self.disks.get_mut(&node).expect("every node has a disk").damaged = true;
+    }
+
+    /// A received snapshot becomes the state.
+    fn take_image(&mut self, node: NodeId, generation: u64) -> Applied {
         let member = self.members.get_mut(&node).expect("it runs");
         let image = member.received.remove(&generation).expect("it was received");
         let disk = self.disks.get_mut(&node).expect("every node has a disk");
-        *disk = Disk { hard_state, truncated: (index, term), entries: BTreeMap::new(), image };
+        (disk.image, disk.damaged) = (image, false);
+        member.damaged = false;
         member.store = disk.image.store.clone();
         member.machine = Machine::open(&member.store, SHARD, 1);
         let progress = member.machine.progress();
-        let applied = Applied {
+        Applied {
             index: progress.index,
             term: progress.term,
             log_time_ms: progress.log_time_ms,
             chain: progress.chain,
             ..Applied::default()
-        };
+        }
+    }
+
+    fn install(&mut self, node: NodeId, (generation, index, term, hard_state): Install) {
+        let applied = self.take_image(node, generation);
+        let disk = self.disks.get_mut(&node).expect("every node has a disk");
+        (disk.hard_state, disk.truncated) = (hard_state, (index, term));
+        disk.entries.clear();
         self.step(node, Input::SnapshotInstalled { index, applied: Box::new(applied) });
     }
 
@@ -347,6 +390,9 @@ impl Cluster {
 
     fn work(&mut self, node: NodeId, task: Task) {
         let member = self.members.get_mut(&node).expect("it runs");
+        if member.damaged {
+            return;
+        }
         match task {
             Task::Apply(range) => {
                 let log = &self.disks[&node].entries;
@@ -355,11 +401,19 @@ impl Cluster {
                     entries.map(|(_, entry)| (entry.term, entry.data.clone())).collect()
                 };
                 let entries = range.entries.clone().unwrap_or_else(stored);
+                let mut digests = Vec::new();
                 let applied = (range.first..).zip(entries).map(|(index, (term, data))| {
-                    member.machine.apply(&mut member.store, index, term, &data)
+                    let applied = member.machine.apply(&mut member.store, index, term, &data);
+                    if applied.digest_point {
+                        digests.push(Chain { index, hash: Machine::digest(&member.store) });
+                    }
+                    applied
                 });
                 let applied = applied.collect();
                 self.step(node, Input::Applied(applied));
+                for digest in digests {
+                    self.step(node, Input::Digested(digest));
+                }
             }
             Task::Query { reads, term, now_ms } => {
                 for read in reads {
@@ -437,10 +491,13 @@ impl Cluster {
             Effect::InstallSnapshot { generation, index, term, hard_state } => {
                 member.install = Some((generation, index, term, hard_state));
             }
+            Effect::Restore { generation, .. } => member.restore = Some(generation),
+            Effect::Outvoted { .. } => self.drop_state(node),
             Effect::DiscardSnapshot { generation } => {
                 member.received.remove(&generation);
             }
-            Effect::Reply(..) | Effect::Role(_) | Effect::Diverged { .. } => {}
+            Effect::Reply(..) | Effect::Role(_) | Effect::Diverged { .. } | Effect::Disputed(_) => {
+            }
         }
     }
 
@@ -494,6 +551,18 @@ impl Cluster {
                     ),
                 );
             }
+            Effect::Restore { index, term, .. } => {
+                self.note(node, format_args!("puts the state {index}@{term} in place of its own"));
+            }
+            Effect::Outvoted { index } => {
+                self.note(node, format_args!("has another state at {index} than a majority"));
+            }
+            Effect::Disputed(true) => {
+                self.note(node, format_args!("knows no majority that agrees"))
+            }
+            Effect::Disputed(false) => {
+                self.note(node, format_args!("knows a majority that agrees"))
+            }
             Effect::DiscardSnapshot { .. } => self.note(node, format_args!("discards a snapshot")),
             Effect::Role(role) => {
                 let leader =
@@ -527,39 +596,4 @@ impl Cluster {
             }
         }
     }
-}
-
-fn show_hard_state(batch: &PersistBatch) -> String {
-    batch.hard_state.as_ref().map_or_else(String::new, |hard_state| {
-        format!(" term {} vote {} commit {}", hard_state.term, hard_state.vote, hard_state.commit)
-    })
-}
-
-fn show_entries(entries: &[Entry]) -> String {
-    match entries {
-        [] => String::new(),
-        [one] => format!(" {}@{}", one.index, one.term),
-        [first, .., last] => {
-            format!(" {}@{}..{}@{}", first.index, first.term, last.index, last.term)
-        }
-    }
-}
-
-fn show_message(message: &Message) -> String {
-    let Message { to, term, index, log_term, commit, reject, .. } = message;
-    let refused = if *reject { " refused" } else { "" };
-    let name = format!("{:?}", message.get_msg_type());
-    let name = name.trim_start_matches("Msg");
-    let detail = match message.get_msg_type() {
-        MessageType::MsgAppend => {
-            format!(" after {index}@{log_term}{} commit {commit}", show_entries(&message.entries))
-        }
-        MessageType::MsgAppendResponse => format!(" to {index}{refused}"),
-        MessageType::MsgHeartbeat => format!(" commit {commit}"),
-        MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => {
-            format!(" last {index}@{log_term}")
-        }
-        _ => refused.to_owned(),
-    };
-    format!("n{to} {name} t{term}{detail}")
 }

@@ -78,6 +78,7 @@ impl Harness {
             term: self.term,
             machine_version: MACHINE_VERSION,
             commands,
+            digest_point: false,
         };
         self.machine.apply(&mut self.store, index, self.term, &entry.encode_to_vec())
     }

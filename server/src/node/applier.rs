@@ -11,18 +11,15 @@ use slog::info;
 use trefoil_core::machine::{Applied, Gauges, Machine, QueryOutcome};
 use trefoil_core::replica::{ApplyRange, Input, Read, Reply};
 use trefoil_core::{CallId, NodeId, Position, ShardId};
-use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Answer, Progress, Refusal};
 
 use super::files;
 use super::mailbox::Mailbox;
 use super::replicas::Workers;
 use super::shared::Shared;
-use super::work::refusal;
-use super::writer;
 use crate::peer::Links;
 use crate::storage::checkpoint::Written;
-use crate::storage::{EngineLog, LogStore as _, LogWrite, StateStore, die};
+use crate::storage::{Damaged, EngineLog, LogStore as _, StateStore, die};
 use crate::watch::Tip;
 
 /// Entries that are applied before the replica is told.
@@ -49,10 +46,26 @@ pub(super) enum Task {
     Checkpoint,
     /// A checkpoint of this shard is on disk, and the log names its file.
     Checkpointed(Written),
+    /// A checkpoint could not be written: what it read of the state is damaged.
+    CheckpointLost(String),
     OpenSnapshot(NodeId),
-    Install(Box<Install>),
-    /// The log names the snapshot's generation now.
-    InstallWritten,
+    /// A received state becomes the state.
+    Receive(Incoming),
+    /// The log names the generation of the received state now.
+    Installed,
+    /// The state was found damaged by somebody else.
+    Damaged(Damaged),
+    /// A majority has another state at an index.
+    Outvoted(u64),
+}
+
+/// A received state that is to become the state of a shard.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// With its log.
+    Snapshot(Install),
+    /// In the place of a damaged one: the log stays.
+    State { generation: u64 },
 }
 
 /// A received snapshot that is to become the state.
@@ -66,23 +79,41 @@ pub(super) struct Install {
 
 /// The state of one shard.
 #[derive(Debug)]
-pub(super) struct Owned {
+pub(super) struct State {
     pub(super) machine: Machine,
     pub(super) store: StateStore,
+}
+
+/// What an applier has of one shard.
+#[derive(Debug)]
+pub(super) struct Owned {
+    /// None while it is damaged.
+    pub(super) state: Option<State>,
     pub(super) generation: u64,
     pub(super) state_bytes: u64,
     pub(super) checkpointing: bool,
-    pub(super) install: Option<Box<Install>>,
+    pub(super) incoming: Option<Incoming>,
+    /// The index for whose digest a checkpoint is being written.
+    pub(super) digest_at: Option<u64>,
 }
 
 impl Owned {
-    pub(super) fn new(machine: Machine, store: StateStore, generation: u64) -> Self {
-        let state_bytes = store.file().bytes();
-        Self { machine, store, generation, state_bytes, checkpointing: false, install: None }
+    pub(super) fn new(state: Option<State>, generation: u64) -> Self {
+        let state_bytes = state.as_ref().map_or(0, |state| state.store.file().bytes());
+        Self {
+            state,
+            generation,
+            state_bytes,
+            checkpointing: false,
+            incoming: None,
+            digest_at: None,
+        }
     }
+}
 
+impl State {
     /// What the machine says of the state as it stands.
-    fn standing(&self) -> Applied {
+    pub(super) fn standing(&self) -> Applied {
         let progress = self.machine.progress();
         Applied {
             index: progress.index,
@@ -132,26 +163,34 @@ impl Applier {
         match task {
             Task::Apply(range) => self.apply(shard, range),
             Task::Query { reads, term, now_ms } => self.query(shard, reads, term, now_ms),
-            Task::Cancel(call) => self.owned(shard).machine.cancel(call),
+            Task::Cancel(call) => {
+                if let Some(state) = &mut self.owned(shard).state {
+                    state.machine.cancel(call);
+                }
+            }
             Task::StepDown(refusal) => self.step_down(shard, &refusal),
             Task::Checkpoint => self.checkpoint(shard),
             Task::Checkpointed(written) => self.checkpointed(shard, written),
             Task::OpenSnapshot(to) => self.open_snapshot(shard, to),
-            Task::Install(install) => {
-                self.owned(shard).install = Some(install);
-                self.write_install(shard);
+            Task::CheckpointLost(what) => self.checkpoint_lost(shard, &what),
+            Task::Receive(incoming) => {
+                self.owned(shard).incoming = Some(incoming);
+                self.write_incoming(shard);
             }
-            Task::InstallWritten => self.installed(shard),
+            Task::Installed => self.installed(shard),
+            Task::Damaged(damaged) => self.found_damaged(shard, &damaged),
+            Task::Outvoted(index) => self.outvoted(shard, index),
         }
     }
 
-    fn owned(&mut self, shard: ShardId) -> &mut Owned {
+    pub(super) fn owned(&mut self, shard: ShardId) -> &mut Owned {
         self.shards.get_mut(&shard).expect("jobs go to the applier that owns the shard")
     }
 
-    fn show(&mut self, shard: ShardId) {
+    pub(super) fn show(&mut self, shard: ShardId) {
         let owned = self.owned(shard);
-        let (state, overlay) = (owned.state_bytes, owned.store.overlay_bytes());
+        let overlay = owned.state.as_ref().map_or(0, |state| state.store.overlay_bytes());
+        let state = owned.state_bytes;
         self.shared.table.set_bytes(shard, state, overlay);
     }
 
@@ -186,12 +225,25 @@ impl Applier {
     ) {
         let mut all = Vec::new();
         for (index, (term, data)) in (first..).zip(entries) {
-            let Owned { machine, store, .. } = self.owned(shard);
-            let mut applied = machine.apply(store, index, term, &data);
-            applied.overlay_bytes = store.overlay_bytes();
-            let gauges = Gauges::from(machine.progress());
+            let done = self.with(shard, |machine, store| {
+                let mut applied = machine.apply(store, index, term, &data);
+                applied.overlay_bytes = store.overlay_bytes();
+                (applied, Gauges::from(machine.progress()))
+            });
+            let (applied, gauges) = match done {
+                Ok(done) => done,
+                Err(lost) => {
+                    if !all.is_empty() {
+                        self.tell_applied(shard, std::mem::take(&mut all));
+                    }
+                    return self.lose(shard, &lost);
+                }
+            };
             let is_leader = self.shared.table.leads(shard);
             self.shared.observer.applied(shard, is_leader, &applied.counts, &gauges);
+            if applied.digest_point {
+                self.begin_digest(shard, index);
+            }
             all.push(applied);
             if all.len() >= TELL_ENTRIES {
                 self.tell_applied(shard, std::mem::take(&mut all));
@@ -210,17 +262,27 @@ impl Applier {
     }
 
     /// What led to the state is not known here.
-    fn open_feed(&mut self, shard: ShardId) {
-        let Progress { index, term, log_time_ms, .. } = *self.owned(shard).machine.progress();
+    pub(super) fn open_feed(&mut self, shard: ShardId) {
+        let Some(state) = &self.owned(shard).state else { return };
+        let Progress { index, term, log_time_ms, .. } = *state.machine.progress();
         self.shared.feeds.opened(shard, Tip { index, term, log_time_ms });
     }
 
     fn query(&mut self, shard: ShardId, reads: Vec<Read>, term: u64, now_ms: u64) {
         for read in reads {
-            let Owned { machine, store, .. } = self.owned(shard);
-            match machine.query(store, read.call, &read.query, now_ms) {
+            let done = self.with(shard, |machine, store| {
+                (machine.query(store, read.call, &read.query, now_ms), *machine.progress())
+            });
+            let (outcome, progress) = match done {
+                Ok(done) => done,
+                Err(lost) => {
+                    self.lose(shard, &lost);
+                    self.refuse_read(read.call);
+                    continue;
+                }
+            };
+            match outcome {
                 QueryOutcome::Answered(answer) => {
-                    let progress = machine.progress();
                     let position = Position {
                         term,
                         index: progress.index,
@@ -240,16 +302,18 @@ impl Applier {
         self.shared.calls.answer(call, Reply::Answered(position, answer));
     }
 
-    fn step_down(&mut self, shard: ShardId, refusal: &Refusal) {
-        for call in self.owned(shard).machine.step_down() {
+    pub(super) fn step_down(&mut self, shard: ShardId, refusal: &Refusal) {
+        let Some(state) = &mut self.owned(shard).state else { return };
+        for call in state.machine.step_down() {
             self.shared.calls.answer(call, Reply::Refused(refusal.clone()));
         }
     }
 
-    fn checkpoint(&mut self, shard: ShardId) {
+    pub(super) fn checkpoint(&mut self, shard: ShardId) {
         let owned = self.owned(shard);
-        let bytes = owned.store.overlay_bytes();
-        if let Some(checkpoint) = owned.store.freeze() {
+        let Some(State { store, .. }) = &mut owned.state else { return };
+        let bytes = store.overlay_bytes();
+        if let Some(checkpoint) = store.freeze() {
             owned.checkpointing = true;
             self.workers.files.send(files::Job::Checkpoint { shard, checkpoint, bytes });
         } else if !owned.checkpointing {
@@ -259,65 +323,45 @@ impl Applier {
     }
 
     fn checkpointed(&mut self, shard: ShardId, written: Written) {
+        self.owned(shard).checkpointing = false;
+        if self.owned(shard).state.is_none() {
+            return self.forget_checkpoint(shard, written);
+        }
         let index = written.index;
         if let Some(moved) = &written.moved {
             let old = std::mem::replace(&mut self.owned(shard).generation, moved.generation);
             info!(self.shared.logger, "moved the state to a new file"; "shard" => shard, "generation" => moved.generation);
             self.workers.files.send(files::Job::Discard { shard, generation: old });
         }
-        let owned = self.owned(shard);
-        owned.store.finish(written);
-        owned.checkpointing = false;
-        owned.state_bytes = owned.store.file().bytes();
-        let overlay_bytes = owned.store.overlay_bytes();
-        self.shared.tell(shard, Input::Checkpointed { index, overlay_bytes });
-        self.show(shard);
-        self.write_install(shard);
+        let done = self.with(shard, |_, store| {
+            store.finish(written);
+            (store.file().bytes(), store.overlay_bytes())
+        });
+        match done {
+            Ok((state_bytes, overlay_bytes)) => {
+                self.owned(shard).state_bytes = state_bytes;
+                self.shared.tell(shard, Input::Checkpointed { index, overlay_bytes });
+                self.show(shard);
+            }
+            Err(lost) => self.lose(shard, &lost),
+        }
+        self.go_on_with_digest(shard, index);
+        self.write_incoming(shard);
     }
 
     fn open_snapshot(&mut self, shard: ShardId, to: NodeId) {
-        let reader = self.owned(shard).store.file().snapshot();
-        let manifest = reader.manifest().encode_to_vec();
-        let snapshot = Some((reader.index(), reader.term(), manifest.into()));
-        self.links.put_snapshot(shard, to, reader);
-        self.shared.tell(shard, Input::SnapshotOpened { to, snapshot });
-    }
-
-    /// Names the snapshot's generation in the log: that is when it becomes the state. Not while a checkpoint of the
-    /// state that it replaces is being written.
-    fn write_install(&mut self, shard: ShardId) {
-        let owned = self.owned(shard);
-        let Some(install) = &owned.install else { return };
-        if owned.checkpointing {
-            return;
-        }
-        let write = LogWrite::Install {
-            shard,
-            hard_state: install.hard_state.clone(),
-            truncated: (install.index, install.term),
-            generation: install.generation,
+        let snapshot = match self.with(shard, |_, store| store.file().snapshot()) {
+            Ok(reader) => {
+                let manifest = reader.manifest().encode_to_vec();
+                let snapshot = Some((reader.index(), reader.term(), manifest.into()));
+                self.links.put_snapshot(shard, to, reader);
+                snapshot
+            }
+            Err(lost) => {
+                self.lose(shard, &lost);
+                None
+            }
         };
-        self.workers.writer.send(writer::Job::Install(write, shard));
-    }
-
-    fn installed(&mut self, shard: ShardId) {
-        let Some(install) = self.owned(shard).install.take() else { return };
-        self.step_down(
-            shard,
-            &refusal(Reason::NoQuorum, "the node has taken over another state of the shard"),
-        );
-        let opened =
-            StateStore::open_generation(&self.root, shard, install.generation, self.cache_bytes);
-        let store = opened.unwrap_or_else(|refusal| die(refusal));
-        let machine = Machine::open(&store, shard, self.shared.shards);
-        let old = self.owned(shard).generation;
-        let owned = Owned::new(machine, store, install.generation);
-        let applied = Box::new(owned.standing());
-        self.shards.insert(shard, owned);
-        self.open_feed(shard);
-        info!(self.shared.logger, "installed a snapshot"; "shard" => shard, "index" => install.index);
-        self.workers.files.send(files::Job::Discard { shard, generation: old });
-        self.shared.tell(shard, Input::SnapshotInstalled { index: install.index, applied });
-        self.show(shard);
+        self.shared.tell(shard, Input::SnapshotOpened { to, snapshot });
     }
 }

@@ -3,15 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use slog::{Drain as _, Level, LevelFilter, Logger, o, warn};
+use slog::{Drain as _, Level, LevelFilter, Logger, error, o, warn};
 use trefoil_core::limits::{MEMBERS_MAX, SHARDS_MAX};
 use trefoil_core::machine::Machine;
 use trefoil_core::replica::{self, Boot, Replica};
 use trefoil_core::{BIRTH_INDEX, NodeId, ShardId};
 
-use super::applier::Owned;
-use super::{Config, StartError, clock};
-use crate::storage::{self, DataDirectory, EngineLog, Expected, Recovered, Refusal};
+use super::applier::{Owned, State};
+use super::{Config, Observer, StartError, clock};
+use crate::storage::{self, DataDirectory, EngineLog, Expected, Recovered, Refusal, evidence};
 
 /// What the disk held.
 #[derive(Debug)]
@@ -54,7 +54,11 @@ pub(super) fn check_members(config: &mut Config) -> Result<BTreeSet<NodeId>, Sta
 }
 
 /// Opens the data directory, and makes it where it is new.
-pub(super) fn open(config: &Config) -> Result<Disk, StartError> {
+pub(super) fn open(
+    config: &Config,
+    observer: &dyn Observer,
+    logger: &Logger,
+) -> Result<Disk, StartError> {
     let expected = Expected {
         cluster_id: config.cluster_id,
         node_id: config.node,
@@ -67,11 +71,22 @@ pub(super) fn open(config: &Config) -> Result<Disk, StartError> {
     let cache_bytes = config.state_cache_bytes / disk.shards.len();
     let mut boots = Vec::new();
     let mut owned = BTreeMap::new();
-    for (Recovered { shard, mut boot, generation }, store) in disk.shards {
-        boot.next_due_ms = Machine::next_due_ms(&store);
-        let machine = Machine::open(&store, shard, config.shards);
-        owned.insert(shard, Owned::new(machine, store, generation));
+    for (Recovered { shard, boot, generation, damage }, store) in disk.shards {
+        if let Some(what) = damage {
+            error!(logger, "the state of a shard is damaged: it is to be had from a peer"; "shard" => shard, "reason" => what);
+            observer.damage(shard);
+        }
+        let state = store.map(|store| {
+            let path = Arc::clone(store.file().path());
+            let machine = || Machine::open(&store, shard, config.shards);
+            let machine = evidence::catch(&path, machine).map_err(Refusal::from)?;
+            Ok::<_, Refusal>(State { machine, store })
+        });
+        owned.insert(shard, Owned::new(state.transpose()?, generation));
         boots.push(boot);
+    }
+    for file in disk.kept {
+        warn!(logger, "a damaged state file is kept until somebody removes it"; "file" => %file.display());
     }
     let newborn = |boot: &Boot| boot.last_index == BIRTH_INDEX && boot.hard_state.vote == 0;
     let new = boots.iter().all(newborn);

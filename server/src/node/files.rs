@@ -1,4 +1,5 @@
-//! The thread that writes checkpoints, one at a time, and removes state files that are no longer wanted.
+//! The thread that writes checkpoints, one at a time, removes state files that are no longer wanted, and reads the
+//! others to see whether they are sound ([`super::scrub`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,9 +14,11 @@ use super::clock::Stopwatch;
 use super::keeper::FullDisk;
 use super::mailbox::Mailbox;
 use super::replicas::Workers;
+use super::scrub::Scrub;
 use super::shared::Shared;
 use super::writer;
 use crate::storage::checkpoint::{Checkpoint, Written};
+use crate::storage::evidence;
 use crate::storage::state::file_path;
 
 /// Pause between two attempts to write a checkpoint on a full disk.
@@ -23,8 +26,20 @@ const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub(super) enum Job {
-    Checkpoint { shard: ShardId, checkpoint: Checkpoint, bytes: u64 },
-    Discard { shard: ShardId, generation: u64 },
+    Checkpoint {
+        shard: ShardId,
+        checkpoint: Checkpoint,
+        bytes: u64,
+    },
+    Discard {
+        shard: ShardId,
+        generation: u64,
+    },
+    /// Put a damaged file aside.
+    Keep {
+        shard: ShardId,
+        generation: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -35,13 +50,14 @@ pub(super) struct Files {
     pub(super) jobs: Arc<Mailbox<Job>>,
     pub(super) workers: Workers,
     pub(super) full: FullDisk,
+    pub(super) scrub: Scrub,
 }
 
 impl Files {
     /// Runs until its mailbox is closed. A checkpoint that was not begun by then is not missed: the log has it all.
-    pub(super) fn run(self) {
+    pub(super) fn run(mut self) {
         loop {
-            let taken = self.jobs.take(None);
+            let taken = self.jobs.take(Some(self.scrub.due()));
             for job in taken.items {
                 match job {
                     Job::Checkpoint { shard, checkpoint, bytes } if !self.jobs.is_closed() => {
@@ -49,24 +65,31 @@ impl Files {
                     }
                     Job::Checkpoint { .. } => (),
                     Job::Discard { shard, generation } => self.discard(shard, generation),
+                    Job::Keep { shard, generation } => self.keep(shard, generation),
                 }
             }
             if taken.closed {
                 return;
             }
+            self.scrub.go_on(&self.shared);
         }
     }
 
-    fn checkpoint(&self, shard: ShardId, checkpoint: &Checkpoint, bytes: u64) {
+    fn checkpoint(&mut self, shard: ShardId, checkpoint: &Checkpoint, bytes: u64) {
         let stopwatch = Stopwatch::start();
-        if let Some(written) = self.write(shard, checkpoint) {
+        let applier = self.workers.applier(shard);
+        let tell = |task| self.workers.appliers[applier].send(applier::Job { shard, task });
+        let written = match evidence::catch(checkpoint.path(), || self.write(shard, checkpoint)) {
+            Ok(written) => written,
+            Err(damaged) => return tell(Task::CheckpointLost(damaged.to_string())),
+        };
+        if let Some(written) = written {
+            self.scrub.take(shard, checkpoint.left(&written).clone());
             self.shared.observer.checkpoint(shard, stopwatch.seconds(), bytes);
             if written.moved.is_some() {
                 return self.workers.writer.send(writer::Job::Move(shard, written));
             }
-            let applier = self.workers.applier(shard);
-            self.workers.appliers[applier]
-                .send(applier::Job { shard, task: Task::Checkpointed(written) });
+            tell(Task::Checkpointed(written));
         }
     }
 
@@ -92,8 +115,10 @@ impl Files {
         }
     }
 
-    fn discard(&self, shard: ShardId, generation: u64) {
-        let removed = std::fs::remove_file(file_path(&self.root, shard, generation));
+    fn discard(&mut self, shard: ShardId, generation: u64) {
+        let path = file_path(&self.root, shard, generation);
+        self.scrub.forget(shard, &path);
+        let removed = std::fs::remove_file(path);
         if let Err(error) = removed
             && error.kind() != std::io::ErrorKind::NotFound
         {

@@ -1,7 +1,7 @@
 //! A running node: the threads that own replicas, log and state, and the way in for the rest of the server.
 //!
 //! [`start`] opens the data directory and starts the threads. `replicas` owns the core's replicas and hands their
-//! effects to `writer`, `applier`, `reader`, `files` and the peers; what those have done comes back as inputs. Every
+//! effects to `writer`, `applier`, `reader`, `files`, `digests` and the peers; what those have done comes back as inputs. Every
 //! arrow between them is a [`mailbox`]: nobody waits for room, so nobody can wait in a circle. [`Handle`] is how
 //! everything else asks.
 
@@ -9,13 +9,16 @@ mod applier;
 mod boot;
 pub(crate) mod calls;
 pub mod clock;
+mod digests;
 mod files;
 mod handle;
 mod keeper;
 mod mailbox;
 pub mod observer;
 mod reader;
+mod rebuild;
 mod replicas;
+mod scrub;
 pub(crate) mod shared;
 mod stop;
 mod table;
@@ -136,7 +139,7 @@ pub fn start(
 ) -> Result<(Node, Handle), StartError> {
     let peers = boot::check_members(&mut config)?;
     let logger = logger.new(o!("node" => config.node));
-    let disk = boot::open(&config)?;
+    let disk = boot::open(&config, observer.as_ref(), &logger)?;
     let place = Place {
         cluster_id: config.cluster_id,
         node: config.node,

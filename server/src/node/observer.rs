@@ -47,6 +47,8 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn fsync(&self, seconds: f64);
     /// A checkpoint of this many bytes of changes was written.
     fn checkpoint(&self, shard: ShardId, seconds: f64, bytes: u64);
+    /// So many bytes of state files are on the disk as they were written; they may be the last ones of all of them.
+    fn scrubbed(&self, bytes: u64, finished: bool);
     /// Free bytes of the disk, and whether they are so few that writes are refused.
     fn disk(&self, free_bytes: u64, low: bool);
     /// What keeps this node from leading: one set for each shard for which something does.
@@ -55,6 +57,12 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn rpc(&self, operation: PeerOperation, seconds: f64);
     /// A peer that applied the same entries has another state.
     fn diverged(&self, shard: ShardId);
+    /// The state of a shard was found damaged, and is not used.
+    fn damage(&self, shard: ShardId);
+    /// The state of a shard is whole again.
+    fn whole(&self, shard: ShardId);
+    /// This node leads a shard about whose state no majority agrees, or one does again.
+    fn disputed(&self, shard: ShardId, disputed: bool);
 }
 
 /// An observer that looks away.
@@ -66,8 +74,12 @@ impl Observer for Unobserved {
     fn applied(&self, _: ShardId, _: bool, _: &Counts, _: &Gauges) {}
     fn fsync(&self, _: f64) {}
     fn checkpoint(&self, _: ShardId, _: f64, _: u64) {}
+    fn scrubbed(&self, _: u64, _: bool) {}
     fn disk(&self, _: u64, _: bool) {}
     fn obstacles(&self, _: &[Obstacles]) {}
     fn rpc(&self, _: PeerOperation, _: f64) {}
     fn diverged(&self, _: ShardId) {}
+    fn damage(&self, _: ShardId) {}
+    fn whole(&self, _: ShardId) {}
+    fn disputed(&self, _: ShardId, _: bool) {}
 }

@@ -13,7 +13,7 @@ use trefoil_core::limits::TICK_MS;
 use trefoil_core::replica::{Effect, Input, Peer, Proposal, Read, Replica, Role, RoleChange};
 use trefoil_core::{NodeId, Now, ShardId};
 
-use super::applier::{self, Task};
+use super::applier::{self, Incoming, Task};
 use super::clock;
 use super::mailbox::Mailbox;
 use super::reader;
@@ -30,6 +30,7 @@ pub(super) struct Workers {
     /// Shard n belongs to applier n modulo their number.
     pub(super) appliers: Vec<Arc<Mailbox<applier::Job>>>,
     pub(super) files: Arc<Mailbox<super::files::Job>>,
+    pub(super) digests: Arc<Mailbox<super::digests::Job>>,
 }
 
 impl Workers {
@@ -167,6 +168,7 @@ impl Replicas {
                 turn.of(shard).inputs.push(Input::Peer(peer));
             }
             Event::Input(shard, input) => turn.of(shard).inputs.push(input),
+            Event::Damaged(shard, damaged) => self.apply(shard, Task::Damaged(damaged)),
         }
     }
 
@@ -245,8 +247,13 @@ impl Replicas {
             Effect::OpenSnapshot(to) => self.apply(shard, Task::OpenSnapshot(to)),
             Effect::InstallSnapshot { generation, index, term, hard_state } => {
                 let install = applier::Install { generation, index, term, hard_state };
-                self.apply(shard, Task::Install(Box::new(install)));
+                self.apply(shard, Task::Receive(Incoming::Snapshot(install)));
             }
+            Effect::Restore { generation, .. } => {
+                self.apply(shard, Task::Receive(Incoming::State { generation }));
+            }
+            Effect::Outvoted { index } => self.apply(shard, Task::Outvoted(index)),
+            Effect::Disputed(disputed) => self.note_dispute(shard, disputed),
             Effect::SendSnapshot(peer) => self.links.send_snapshot(shard, peer),
             Effect::CloseSnapshot(to) => self.links.close_snapshot(shard, to),
             Effect::DiscardSnapshot { generation } => {
@@ -260,6 +267,16 @@ impl Replicas {
                 self.shared.observer.diverged(shard);
             }
         }
+    }
+
+    fn note_dispute(&self, shard: ShardId, disputed: bool) {
+        if disputed {
+            error!(self.shared.logger, "the replicas of a shard hold different states and no majority agrees: it is not \
+                served until another replica has decided, or a person (docs/operations.md)"; "shard" => shard);
+        } else {
+            info!(self.shared.logger, "a majority agrees about the state of a shard again"; "shard" => shard);
+        }
+        self.shared.observer.disputed(shard, disputed);
     }
 
     fn note_role(&self, shard: ShardId, change: RoleChange) {

@@ -21,6 +21,7 @@ use super::table::Table;
 use super::work::refusal;
 use super::{FatalError, Member};
 use crate::authorize::Authorizer;
+use crate::storage::Damaged;
 use crate::watch::Feeds;
 
 /// Something for the thread that owns the replicas.
@@ -31,6 +32,8 @@ pub(super) enum Event {
     /// A message of a peer, and its bytes on the wire.
     Peer(ShardId, Box<Peer>, usize),
     Input(ShardId, Input),
+    /// Somebody who reads the state of a shard beside its applier found it damaged.
+    Damaged(ShardId, Damaged),
 }
 
 #[derive(Debug)]
@@ -106,6 +109,11 @@ impl Shared {
     /// Tells a replica what one of the node's own threads or tasks has done.
     pub(crate) fn tell(&self, shard: ShardId, input: Input) {
         self.inbox.send(Event::Input(shard, input));
+    }
+
+    /// The state of a shard turned out to be damaged, to somebody who reads it beside its applier.
+    pub(crate) fn found_damaged(&self, shard: ShardId, damaged: Damaged) {
+        self.inbox.send(Event::Damaged(shard, damaged));
     }
 
     /// Gives a message of a peer to its replica; drops it when the replicas are behind, as a network would.

@@ -12,11 +12,13 @@ use trefoil_core::replica::Replica;
 
 use super::StartError;
 use super::applier::{Applier, Owned};
+use super::digests;
 use super::files::Files;
 use super::keeper::{FullDisk, Keeper};
 use super::mailbox::Mailbox;
 use super::reader;
 use super::replicas::{Replicas, Workers};
+use super::scrub::Scrub;
 use super::shared::Shared;
 use super::writer::Writer;
 use crate::peer::Links;
@@ -83,6 +85,7 @@ fn workers() -> Workers {
         reader: Arc::new(Mailbox::new("log-reader")),
         appliers: (0..cores.min(APPLIERS_MAX)).map(applier).collect(),
         files: Arc::new(Mailbox::new("checkpoint")),
+        digests: Arc::new(Mailbox::new("digests")),
     }
 }
 
@@ -103,6 +106,10 @@ impl Threads {
             others: Vec::new(),
         };
 
+        let whole = owned.iter().filter_map(|(shard, owned)| {
+            Some((*shard, owned.state.as_ref()?.store.file().clone()))
+        });
+        let state_files = whole.collect();
         for (n, jobs) in workers.appliers.iter().enumerate() {
             let applier = Applier {
                 shared: Arc::clone(&shared),
@@ -140,8 +147,13 @@ impl Threads {
             jobs,
             workers: workers.clone(),
             full,
+            scrub: Scrub::new(state_files),
         };
         threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
+
+        let (of_digests, jobs) = (Arc::clone(&shared), Arc::clone(&workers.digests));
+        let digest = move || digests::run(&of_digests, &jobs);
+        threads.others.push(spawn("digests".to_owned(), digest)?);
 
         let keeper = Keeper {
             shared: Arc::clone(&shared),
@@ -177,6 +189,7 @@ impl Threads {
         }
         self.workers.reader.close();
         self.workers.files.close();
+        self.workers.digests.close();
         self.keeper.close();
         join(self.others);
     }

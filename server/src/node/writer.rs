@@ -12,6 +12,7 @@ use trefoil_core::replica::{Input, PersistBatch};
 
 use super::applier::{self, Task};
 use super::clock::Stopwatch;
+use super::files;
 use super::keeper::FullDisk;
 use super::mailbox::Mailbox;
 use super::replicas::Workers;
@@ -36,7 +37,9 @@ pub(super) enum Job {
     },
     /// The shard has caught up: the doubt about the end of its log is over.
     Trust(ShardId),
-    /// A snapshot becomes the state of a shard; its applier is told when that is synced.
+    /// The state of a shard, in the file of this generation, is damaged; the file is put aside when that is synced.
+    Damage(ShardId, u64),
+    /// A received state becomes the state of a shard; its applier is told when that is synced.
     Install(LogWrite, ShardId),
     /// A checkpoint went into a new file: the log names that one, then the applier is told.
     Move(ShardId, Written),
@@ -46,6 +49,7 @@ pub(super) enum Job {
 enum Done {
     Persisted(ShardId, u64),
     Installed(ShardId),
+    Damaged(ShardId, u64),
     Moved(ShardId, Written),
 }
 
@@ -88,6 +92,10 @@ impl Writer {
                 Job::Install(write, shard) => {
                     done.push(Done::Installed(shard));
                     writes.push(write);
+                }
+                Job::Damage(shard, generation) => {
+                    done.push(Done::Damaged(shard, generation));
+                    writes.push(LogWrite::Damage(shard));
                 }
                 Job::Move(shard, written) => {
                     if let Some(moved) = &written.moved {
@@ -146,7 +154,10 @@ impl Writer {
         for done in done.drain(..) {
             match done {
                 Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
-                Done::Installed(shard) => self.tell(shard, Task::InstallWritten),
+                Done::Installed(shard) => self.tell(shard, Task::Installed),
+                Done::Damaged(shard, generation) => {
+                    self.workers.files.send(files::Job::Keep { shard, generation });
+                }
                 Done::Moved(shard, written) => self.tell(shard, Task::Checkpointed(written)),
             }
         }

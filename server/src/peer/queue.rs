@@ -121,6 +121,11 @@ fn envelope(shard: ShardId, peer: &Peer) -> Envelope {
         chain_index: peer.chain.index,
         chain: peer.chain.hash,
         message: message.into(),
+        digest_index: peer.digest.index,
+        digest: peer.digest.hash,
+        wants_state_from: peer.wants_state_from,
+        differs_index: peer.differs.index,
+        differs: peer.differs.hash,
     }
 }
 

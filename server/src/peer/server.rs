@@ -244,7 +244,10 @@ fn open(shared: &Shared, from: NodeId, envelope: Envelope) -> Result<Peer, &'sta
     }
     let time = PeerTime { log_time_ms: envelope.log_time_ms, continuous: envelope.continuous };
     let chain = Chain { index: envelope.chain_index, hash: envelope.chain };
-    Ok(Peer { message, time, chain })
+    let digest = Chain { index: envelope.digest_index, hash: envelope.digest };
+    let differs = Chain { index: envelope.differs_index, hash: envelope.differs };
+    let wants_state_from = envelope.wants_state_from;
+    Ok(Peer { message, time, chain, digest, wants_state_from, differs })
 }
 
 /// Decodes a message of raft that `from` sent to this node.

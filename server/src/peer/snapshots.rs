@@ -22,6 +22,7 @@ use super::greeting::{Fault, Introductions};
 use crate::node::clock::Stopwatch;
 use crate::node::observer::PeerOperation;
 use crate::node::shared::Shared;
+use crate::storage::evidence;
 use crate::storage::snapshot::Reader;
 
 /// Chunks read ahead.
@@ -127,7 +128,7 @@ impl Snapshots {
                 early?;
                 return Err(away("the peer answered before the end"));
             }
-            sent = self.feed(reader, parts) => sent?,
+            sent = self.feed(shard, reader, parts) => sent?,
         };
         timeout(STALL, answer).await??;
         self.shared.observer.rpc(PeerOperation::Snapshot, stopwatch.seconds());
@@ -136,16 +137,19 @@ impl Snapshots {
 
     async fn feed(
         &self,
+        shard: ShardId,
         reader: Reader,
         parts: mpsc::Sender<SnapshotRequest>,
     ) -> Result<usize, Ended> {
         let (sender, mut chunks) = mpsc::channel::<SnapshotChunk>(CHUNKS);
         let read = tokio::task::spawn_blocking(move || {
-            for chunk in reader.chunks() {
-                if sender.blocking_send(chunk).is_err() {
-                    return;
+            evidence::catch(reader.path(), || {
+                for chunk in reader.chunks() {
+                    if sender.blocking_send(chunk).is_err() {
+                        return;
+                    }
                 }
-            }
+            })
         });
         let mut sent = 0;
         while let Some(chunk) = chunks.recv().await {
@@ -155,7 +159,12 @@ impl Snapshots {
             timeout(STALL, part).await?.map_err(|_| away("the peer hung up"))?;
             sent += bytes;
         }
-        read.await.map_err(|_| away("the node is stopping"))?;
+        let read = read.await.map_err(|_| away("the node is stopping"))?;
+        read.map_err(|damaged| {
+            let reason = away("the state is damaged");
+            self.shared.found_damaged(shard, damaged);
+            reason
+        })?;
         Ok(sent)
     }
 }

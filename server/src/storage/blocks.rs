@@ -105,15 +105,26 @@ struct Sums {
     hand: u64,
 }
 
-/// A backend whose blocks have checksums.
+/// A backend whose blocks have checksums. Clones are the same file.
 #[derive(Debug)]
 pub(super) struct Blocks<B> {
-    inner: B,
+    inner: Arc<B>,
     shard: ShardId,
     generation: u64,
     seed: u64,
-    sums: Mutex<Sums>,
+    sums: Arc<Mutex<Sums>>,
     health: Arc<Health>,
+}
+
+impl<B> Clone for Blocks<B> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            sums: Arc::clone(&self.sums),
+            health: Arc::clone(&self.health),
+            ..*self
+        }
+    }
 }
 
 /// A run of blocks within one group.
@@ -178,8 +189,9 @@ impl<B: StorageBackend> Blocks<B> {
         let mut name = [0; 16];
         name[..4].copy_from_slice(&shard.to_le_bytes());
         name[8..].copy_from_slice(&generation.to_le_bytes());
-        let (sums, health) = (Mutex::default(), Arc::default());
-        let blocks = Self { inner, shard, generation, seed: xxh3_64(&name), sums, health };
+        let (sums, health) = (Arc::default(), Arc::default());
+        let seed = xxh3_64(&name);
+        let blocks = Self { inner: Arc::new(inner), shard, generation, seed, sums, health };
         if blocks.inner.len()? > 0 {
             blocks.check_header()?;
         }
@@ -202,7 +214,7 @@ impl<B: StorageBackend> Blocks<B> {
 
     fn check_header(&self) -> Result<(), Unfit> {
         if self.inner.len()? < SECTOR as u64 {
-            return Err(Unfit::Foreign("it is too short".to_owned()));
+            return Err(self.health.report(0).into());
         }
         let mut sector = [0; SECTOR];
         self.inner.read(0, &mut sector)?;
@@ -212,7 +224,7 @@ impl<B: StorageBackend> Blocks<B> {
             )));
         }
         let (sealed, sum) = sector.split_at(SECTOR - SUM_BYTES);
-        if sum != xxh3_64(sealed).to_le_bytes() {
+        if sum != xxh3_64(sealed).to_le_bytes() && !trefoil_core::mutant!(UnverifiedBlock) {
             return Err(self.health.report(0).into());
         }
         let own = self.seal();
@@ -282,7 +294,7 @@ impl<B: StorageBackend> Blocks<B> {
         let found = self.sum(block, bytes);
         let mut sums = self.lock();
         let group = self.group(&mut sums, block / GROUP)?;
-        if group.sums[within(block)] == found {
+        if group.sums[within(block)] == found || trefoil_core::mutant!(UnverifiedBlock) {
             return Ok(());
         }
         Err(self.health.report(file_block(block) * BLOCK_BYTES).into())

@@ -15,6 +15,7 @@ use trefoil_core::store::decode;
 use trefoil_proto::internal::v1::Progress;
 
 use super::durable;
+use super::fault::die;
 use super::merge::Merge;
 use super::state::{
     FACTS, Frozen, RECORDS, StateFile, create_file, encode_record, next_generation, progress_key,
@@ -60,6 +61,17 @@ impl Checkpoint {
         Self { file, frozen }
     }
 
+    /// The file that it reads, and writes where that stays the one.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
+    /// The file in which the state is, once the checkpoint is written.
+    pub fn left<'a>(&'a self, written: &'a Written) -> &'a StateFile {
+        written.moved.as_ref().map_or(&self.file, |moved| &moved.file)
+    }
+
     /// Whether the file holds so little for its size that it is worth a new one, and has grown since it was new.
     fn should_move(&self) -> bool {
         let size = self.file.bytes();
@@ -102,7 +114,7 @@ impl Checkpoint {
         let written = self.write();
         self.file.pace.limit(None);
         if let Err(error) = written {
-            self.file.die(error);
+            self.file.give_up(&error);
         }
         Ok(self.written(None))
     }
@@ -124,12 +136,12 @@ impl Checkpoint {
         let mut file = StateFile::open(shard, generation, &path, backend, cache_bytes).ok()?;
         file.pace.limit(bytes_per_second);
         if let Err(error) = self.copy(&file) {
-            file.die(error);
+            self.file.give_up(&error);
         }
         file.pace.limit(None);
         let folder = super::DataDirectory::state_path(root);
         if let Err(error) = durable::sync_directory(&folder) {
-            file.die(error);
+            die(format_args!("cannot sync {}: {error}", folder.display()));
         }
         file.born_bytes = file.bytes();
         Some(Moved { generation, file })

@@ -26,6 +26,8 @@ const TRUNCATED: &[u8] = b"truncated";
 const GENERATION: &[u8] = b"generation";
 /// There while the end of the shard's log may have been lost.
 const UNCERTAIN: &[u8] = b"uncertain";
+/// There while the state of the shard must not be believed.
+const DAMAGED: &[u8] = b"damaged";
 
 /// Generation of the state file with which a shard is born.
 pub const BIRTH_GENERATION: u64 = 1;
@@ -256,8 +258,10 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             .and_then(|bytes| Some(u64::from_le_bytes(bytes.try_into().ok()?)));
         let generation = generation.ok_or_else(|| missing("generation"))?;
         let uncertain = self.engine.get(region, UNCERTAIN).is_some();
+        let damaged = self.engine.get(region, DAMAGED).is_some();
+        let last_index = truncated.0;
         let mut boot =
-            Boot { hard_state, truncated, last_index: truncated.0, uncertain, ..Boot::default() };
+            Boot { hard_state, truncated, last_index, uncertain, damaged, ..Boot::default() };
         if let (Some(first), Some(last)) =
             (self.engine.first_index(region), self.engine.last_index(region))
             && last > truncated.0
@@ -267,7 +271,8 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             }
             self.scan(shard, last, &mut boot)?;
         }
-        Ok(Recovered { shard, boot, generation })
+        let damage = damaged.then(|| "it was found damaged before this start".to_owned());
+        Ok(Recovered { shard, boot, generation, damage })
     }
 
     fn scan(&self, shard: ShardId, last: u64, boot: &mut Boot) -> Result<(), Refusal> {
@@ -361,6 +366,11 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             }
             LogWrite::Move { shard, generation } => {
                 put_generation(batch, region(*shard), *generation);
+            }
+            LogWrite::Damage(shard) => put(batch, region(*shard), DAMAGED, vec![1]),
+            LogWrite::Rebuild { shard, generation } => {
+                put_generation(batch, region(*shard), *generation);
+                batch.delete(region(*shard), DAMAGED.to_vec());
             }
         }
     }

@@ -43,7 +43,7 @@ impl<'a> Merge<'a> {
 
     fn advance_base(&mut self) {
         self.head =
-            self.base.next().map(|record| record.unwrap_or_else(|error| self.file.die(error)));
+            self.base.next().map(|record| record.unwrap_or_else(|error| self.file.damaged(error)));
     }
 
     /// The next change of the two layers, the overlay's where both have the key, and the base without it.

@@ -7,6 +7,7 @@ pub mod blocks;
 pub mod checkpoint;
 pub mod directory;
 mod durable;
+pub mod evidence;
 pub mod fault;
 pub mod files;
 mod gaps;
@@ -16,6 +17,7 @@ mod merge;
 pub mod node;
 mod pace;
 pub mod reserve;
+mod scrub;
 pub mod snapshot;
 pub mod state;
 
@@ -25,9 +27,11 @@ use trefoil_core::ShardId;
 use trefoil_core::replica::{Boot, PersistBatch};
 
 pub use self::directory::{DataDirectory, Expected, Identity};
+pub use self::evidence::{Damaged, Unusable};
 pub use self::fault::{Refusal, die};
 pub use self::log::EngineLog;
 pub use self::reserve::Reserve;
+pub use self::scrub::Scrubbed;
 pub use self::state::StateStore;
 
 /// The batch of one shard, to be written with those of other shards and synced once.
@@ -48,6 +52,15 @@ pub enum LogWrite {
     },
     /// The state moved to another file, with nothing else changed.
     Move {
+        /// The shard.
+        shard: ShardId,
+        /// Generation of the state file.
+        generation: u64,
+    },
+    /// The state is damaged: no start believes it before another one has taken its place.
+    Damage(ShardId),
+    /// A received state takes the place of the damaged one, and the log stays as it is.
+    Rebuild {
         /// The shard.
         shard: ShardId,
         /// Generation of the state file.
@@ -79,6 +92,8 @@ pub struct Recovered {
     pub boot: Boot,
     /// Generation of the state file that the log names.
     pub generation: u64,
+    /// What was found, where the state is damaged.
+    pub damage: Option<String>,
 }
 
 /// A record of a snapshot on its way.

@@ -10,6 +10,7 @@ use redb::{
 };
 use trefoil_core::ShardId;
 use trefoil_core::limits::SNAPSHOT_CHUNK_BYTES;
+use trefoil_core::machine::Digest;
 use trefoil_proto::internal::v1::{Manifest, Progress, Record, SnapshotChunk};
 
 use super::durable;
@@ -39,12 +40,12 @@ impl Reader {
         let read = file.begin_read();
         let records = file.records(&read);
         let key = state::progress_key();
-        let stored = records.get(key.as_ref()).unwrap_or_else(|error| file.die(error));
+        let stored = records.get(key.as_ref()).unwrap_or_else(|error| file.damaged(error));
         let progress = stored.map(|stored| {
             trefoil_core::store::decode::<Progress>(&file.verified(&key, stored.value()))
         });
-        let progress = progress.unwrap_or_else(|| file.die("it does not say how far it is"));
-        let count = records.len().unwrap_or_else(|error| file.die(error));
+        let progress = progress.unwrap_or_else(|| file.damaged("it does not say how far it is"));
+        let count = records.len().unwrap_or_else(|error| file.damaged(error));
         let bytes = file.fact(&read, "bytes");
         let manifest =
             Manifest { format: STATE_FORMAT, records: count, bytes, chain: progress.chain };
@@ -69,11 +70,34 @@ impl Reader {
         self.manifest
     }
 
+    /// The digest of the state, as [`trefoil_core::machine::Machine::digest`] has it. `goes_on` is told of the bytes
+    /// that were read, from time to time, and may end it.
+    pub fn digest(&self, mut goes_on: impl FnMut(usize) -> bool) -> Option<u64> {
+        let mut digest = Digest::default();
+        for chunk in self.chunks() {
+            let mut bytes = 0;
+            for record in &chunk.records {
+                digest.add(&record.key, &record.value);
+                bytes += record.key.len() + record.value.len();
+            }
+            if !goes_on(bytes) {
+                return None;
+            }
+        }
+        Some(digest.finish())
+    }
+
+    /// The file that it reads.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.file.path
+    }
+
     /// All records in order, in chunks of at most [`SNAPSHOT_CHUNK_BYTES`] before the last record of each.
     #[must_use]
     pub fn chunks(&self) -> Chunks {
         let records = self.file.records(&self.read);
-        let range = records.range::<&[u8]>(..).unwrap_or_else(|error| self.file.die(error));
+        let range = records.range::<&[u8]>(..).unwrap_or_else(|error| self.file.damaged(error));
         let mut chunks = Chunks { file: self.file.clone(), range, head: None, ordinal: 0 };
         chunks.head = chunks.read();
         chunks
@@ -99,7 +123,7 @@ impl std::fmt::Debug for Chunks {
 
 impl Chunks {
     fn read(&mut self) -> Option<Record> {
-        let (key, value) = self.range.next()?.unwrap_or_else(|error| self.file.die(error));
+        let (key, value) = self.range.next()?.unwrap_or_else(|error| self.file.damaged(error));
         let value = self.file.verified(key.value(), value.value());
         Some(Record { key: Bytes::copy_from_slice(key.value()), value })
     }

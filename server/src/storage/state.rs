@@ -23,9 +23,10 @@ use trefoil_core::store::Store;
 use trefoil_proto::internal::v1::Progress;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::blocks::{Blocks, Health};
+use super::blocks::{Blocks, Health, Unfit};
 use super::checkpoint::{Checkpoint, Written};
-use super::fault::{Refusal, die};
+use super::evidence::{Damaged, Unusable};
+use super::fault::{Refusal, die, is_no_space};
 use super::gaps::{Gaps, PASSED_MIN};
 use super::merge::Merge;
 use super::pace::{Pace, Paced};
@@ -50,12 +51,14 @@ pub(super) const FACTS: TableDefinition<'_, &str, u64> = TableDefinition::new("f
 pub(super) type Changes = BTreeMap<Bytes, Option<Bytes>>;
 pub(super) type Base = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
-/// An open state file, shared by whoever reads it. Errors of reading end the process.
+/// An open state file, shared by whoever reads it. A read that fails unwinds with a [`Damaged`].
 #[derive(Clone)]
 pub struct StateFile {
     pub(super) shard: ShardId,
     pub(super) path: Arc<Path>,
-    database: Arc<Database>,
+    pub(super) database: Arc<Database>,
+    /// What lies below the database.
+    pub(super) blocks: Arc<dyn StorageBackend>,
     health: Arc<Health>,
     pub(super) pace: Arc<Pace>,
     /// Size of the file when it was written anew; 0 when that is not known.
@@ -85,16 +88,18 @@ impl StateFile {
         path: &Path,
         backend: impl StorageBackend,
         cache_bytes: usize,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Unusable> {
         let pace = Arc::new(Pace::default());
         let backend = Paced::new(backend, Arc::clone(&pace));
-        let blocks = Blocks::open(backend, shard, generation);
-        let blocks = blocks.map_err(|error| refuse(path, &error))?;
-        let health = blocks.health();
+        let blocks = Blocks::open(backend, shard, generation).map_err(|unfit| match unfit {
+            Unfit::Foreign(sentence) => refuse(path, &sentence).into(),
+            Unfit::Damaged(_) | Unfit::Io(_) => Unusable::from(Damaged::new(path, unfit)),
+        })?;
+        let (below, health) = (Arc::new(blocks.clone()), blocks.health());
         let database = Builder::new().set_cache_size(cache_bytes).create_with_backend(blocks);
-        let database = database.map_err(|error| refuse_damaged(path, &health, &error))?;
+        let database = database.map_err(|error| unusable(path, &health, &error.into()))?;
         let (path, database) = (path.into(), Arc::new(database));
-        Ok(Self { shard, path, database, health, pace, born_bytes: 0 })
+        Ok(Self { shard, path, database, blocks: below, health, pace, born_bytes: 0 })
     }
 
     /// Begins a transaction whose commit is synced, and after which opening takes no repair.
@@ -105,17 +110,17 @@ impl StateFile {
     }
 
     pub(super) fn begin_read(&self) -> ReadTransaction {
-        self.database.begin_read().unwrap_or_else(|error| self.die(error))
+        self.database.begin_read().unwrap_or_else(|error| self.damaged(error))
     }
 
     pub(super) fn records(&self, read: &ReadTransaction) -> Base {
-        read.open_table(RECORDS).unwrap_or_else(|error| self.die(error))
+        read.open_table(RECORDS).unwrap_or_else(|error| self.damaged(error))
     }
 
     pub(super) fn fact(&self, read: &ReadTransaction, name: &str) -> u64 {
         self.find_fact(read, name)
-            .unwrap_or_else(|error| self.die(error))
-            .unwrap_or_else(|| self.die(format_args!("it does not say its {name}")))
+            .unwrap_or_else(|error| self.damaged(error))
+            .unwrap_or_else(|| self.damaged(format_args!("it does not say its {name}")))
     }
 
     fn find_fact(&self, read: &ReadTransaction, name: &str) -> Result<Option<u64>, redb::Error> {
@@ -123,8 +128,8 @@ impl StateFile {
     }
 
     /// Looks whether it is the state of its shard, and makes it so when it is new.
-    fn check_birth(&self) -> Result<Base, Refusal> {
-        let refused = |error: redb::Error| refuse_damaged(&self.path, &self.health, &error);
+    fn check_birth(&self) -> Result<Base, Unusable> {
+        let refused = |error: redb::Error| unusable(&self.path, &self.health, &error);
         let begin = || Ok(self.database.begin_read()?);
         let facts = begin().and_then(|read| match read.open_table(FACTS) {
             Err(TableError::TableDoesNotExist(_)) => {
@@ -136,7 +141,7 @@ impl StateFile {
         let (format, shard) = facts.map_err(refused)?;
         if (format, shard) != (Some(STATE_FORMAT.into()), Some(self.shard.into())) {
             let sentence = format!("it holds shard {shard:?} in format {format:?}");
-            return Err(refuse(&self.path, &sentence));
+            return Err(refuse(&self.path, &sentence).into());
         }
         begin().and_then(|read| Ok(read.open_table(RECORDS)?)).map_err(refused)
     }
@@ -145,6 +150,12 @@ impl StateFile {
     #[must_use]
     pub fn snapshot(&self) -> snapshot::Reader {
         snapshot::Reader::open(self.clone())
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn path(&self) -> &Arc<Path> {
+        &self.path
     }
 
     /// Bytes of the file.
@@ -159,12 +170,22 @@ impl StateFile {
         &self.health
     }
 
-    pub(super) fn die(&self, error: impl std::fmt::Display) -> ! {
-        let path = self.path.display();
-        match self.health.damage() {
-            Some(damage) => die(format_args!("cannot use the state file {path}: {damage}")),
-            None => die(format_args!("cannot use the state file {path}: {error}")),
+    /// What cannot be read, or is not what was written, is not believed. redb names the first damage once.
+    pub(super) fn damaged(&self, what: impl std::fmt::Display) -> ! {
+        let damaged = match self.health.damage() {
+            Some(damage) => Damaged::new(&self.path, damage),
+            None => Damaged::new(&self.path, what),
+        };
+        damaged.unwind()
+    }
+
+    /// A checkpoint failed. What could not be read is damage; after a write or a sync that failed nobody knows what is on
+    /// the disk, and the process ends.
+    pub(super) fn give_up(&self, error: &redb::Error) -> ! {
+        if self.health.damage().is_some() || matches!(error, redb::Error::Corrupted(_)) {
+            self.damaged(error);
         }
+        die(format_args!("cannot write the state file {}: {error}", self.path.display()))
     }
 
     /// The value of a stored record, once its checksum is seen to be right.
@@ -173,7 +194,7 @@ impl StateFile {
         let value = value
             .filter(|(sum, value)| u64::from_le_bytes(**sum) == checksum(self.shard, key, value));
         let Some((_, value)) = value else {
-            self.die("a record is damaged");
+            self.damaged("a record is damaged");
         };
         Bytes::copy_from_slice(value)
     }
@@ -186,11 +207,12 @@ fn refuse(path: &Path, error: &dyn std::fmt::Display) -> Refusal {
     ))
 }
 
-/// [`refuse`], with the damage that was met where there is one: redb does not pass it on each time.
-fn refuse_damaged(path: &Path, health: &Health, error: &dyn std::fmt::Display) -> Refusal {
-    match health.damage() {
-        Some(damage) => refuse(path, &damage),
-        None => refuse(path, error),
+/// Why a file is not used that redb does not open. Where there is no room to open it, nothing is damaged.
+fn unusable(path: &Path, health: &Health, error: &redb::Error) -> Unusable {
+    match (health.damage(), error) {
+        (Some(damage), _) => Damaged::new(path, damage).into(),
+        (None, redb::Error::Io(io)) if is_no_space(io) => refuse(path, error).into(),
+        (None, _) => Damaged::new(path, error).into(),
     }
 }
 
@@ -272,13 +294,11 @@ impl StateStore {
         shard: ShardId,
         generation: u64,
         cache_bytes: usize,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Unusable> {
         let path = file_path(root, shard, generation);
-        let file = durable::open_file(&path, false).map_err(|error| {
-            Refusal(format!(
-                "cannot open the state file {}, which the log names: {error}; restore it, or replace this node by a new one",
-                path.display()
-            ))
+        let file = durable::open_file(&path, false).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => Damaged::new(&path, "it is missing").into(),
+            _ => Unusable::from(Refusal::io("open", &path, &error)),
         })?;
         let backend = FileBackend::new(file).map_err(|error| refuse(&path, &error))?;
         Self::open_on(shard, generation, &path, backend, cache_bytes)
@@ -294,7 +314,7 @@ impl StateStore {
         path: &Path,
         backend: impl StorageBackend,
         cache_bytes: usize,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, Unusable> {
         let file = StateFile::open(shard, generation, path, backend, cache_bytes)?;
         let base = file.check_birth()?;
         let (overlay, gaps) = (Changes::new(), RefCell::default());
@@ -316,24 +336,24 @@ impl StateStore {
     /// Fills in what the state knows of a shard's start. To be called before anything is applied.
     ///
     /// # Errors
-    /// When the state is ahead of the log, or was never written.
-    pub fn complete(&self, boot: &mut Boot) -> Result<(), Refusal> {
+    /// When the state is ahead of the log, or is not what was written.
+    pub fn complete(&self, boot: &mut Boot) -> Result<(), Unusable> {
         let Some(progress) = self.progress() else {
-            return Err(refuse(&self.file.path, &"it does not say how far it is"));
+            self.file.damaged("it does not say how far it is");
         };
         if progress.index > boot.last_index {
             let sentence = format!(
                 "it holds entry {} and the log ends at {}",
                 progress.index, boot.last_index
             );
-            return Err(refuse(&self.file.path, &sentence));
+            return Err(refuse(&self.file.path, &sentence).into());
         }
         if progress.index < boot.truncated.0 {
             let sentence = format!(
                 "it ends at entry {} and the log begins after {}",
                 progress.index, boot.truncated.0
             );
-            return Err(refuse(&self.file.path, &sentence));
+            return Err(Damaged::new(&self.file.path, sentence).into());
         }
         boot.applied = (progress.index, progress.term);
         boot.log_time_ms = progress.log_time_ms;
@@ -390,7 +410,7 @@ impl StateStore {
     fn is_below(&self, key: &[u8]) -> bool {
         match self.frozen.as_ref().and_then(|frozen| frozen.changes.get(key)) {
             Some(change) => change.is_some(),
-            None => self.base.get(key).unwrap_or_else(|error| self.file.die(error)).is_some(),
+            None => self.base.get(key).unwrap_or_else(|error| self.file.damaged(error)).is_some(),
         }
     }
 }
@@ -408,7 +428,7 @@ impl Store for StateStore {
         if let Some(change) = self.frozen.as_ref().and_then(|frozen| frozen.changes.get(key)) {
             return change.clone();
         }
-        let stored = self.base.get(key).unwrap_or_else(|error| self.file.die(error));
+        let stored = self.base.get(key).unwrap_or_else(|error| self.file.damaged(error));
         stored.map(|stored| self.file.verified(key, stored.value()))
     }
 
@@ -419,7 +439,7 @@ impl Store for StateStore {
             return Vec::new();
         }
         let range = (Bound::Included(from), Bound::Excluded(end));
-        let base = self.base.range::<&[u8]>(range).unwrap_or_else(|error| self.file.die(error));
+        let base = self.base.range::<&[u8]>(range).unwrap_or_else(|error| self.file.damaged(error));
         let overlay = self.overlay.range::<[u8], _>(range);
         let frozen = self.frozen.as_ref().map(|frozen| frozen.changes.range::<[u8], _>(range));
         let mut merge = Merge::new(&self.file, overlay, frozen, base);
@@ -506,7 +526,8 @@ pub fn remove_other_generations(root: &Path, shard: ShardId, keep: u64) -> Resul
 /// # Errors
 /// When the directory cannot be read.
 pub fn next_generation(root: &Path, shard: ShardId) -> Result<u64, Refusal> {
-    Ok(generations(root, shard)?.into_iter().max().unwrap_or(0) + 1)
+    let kept = super::evidence::kept(root, shard)?.map(|(generation, _)| generation);
+    Ok(generations(root, shard)?.into_iter().chain(kept).max().unwrap_or(0) + 1)
 }
 
 fn generations(root: &Path, shard: ShardId) -> Result<Vec<u64>, Refusal> {

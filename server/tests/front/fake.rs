@@ -83,6 +83,7 @@ impl Shard {
             term: TERM,
             machine_version: MACHINE_VERSION,
             commands,
+            digest_point: false,
         };
         let index = self.machine.progress().index + 1;
         let mut applied = self.machine.apply(&mut self.store, index, TERM, &entry.encode_to_vec());

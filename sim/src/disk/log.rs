@@ -343,6 +343,8 @@ impl Inner {
             Change::Append(..)
             | Change::Compact(..)
             | Change::Install { .. }
+            | Change::Damage(_)
+            | Change::Rebuild(..)
             | Change::Move(..) => {}
         }
         shard.log.take(change);

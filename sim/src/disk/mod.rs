@@ -10,13 +10,14 @@ pub mod wire;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
+use std::path::Path;
 use std::rc::Rc;
 
 use raft_proto::eraftpb::Entry;
 use trefoil_core::ShardId;
 use trefoil_core::replica::Boot;
 use trefoil_proto::internal::v1::Progress;
-use trefoil_server::storage::{LogStore as _, LogWrite};
+use trefoil_server::storage::{LogStore as _, LogWrite, evidence};
 
 use self::log::SimLog;
 use self::shadow::Log;
@@ -47,6 +48,22 @@ pub struct Options {
     pub real_state: bool,
 }
 
+/// What a start finds of each shard; no state where that is damaged.
+pub type Found = BTreeMap<ShardId, (Boot, Option<State>)>;
+
+/// How a state file is not what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rot {
+    /// It is gone, or cannot be opened.
+    Missing,
+    /// The next read fails.
+    Unreadable,
+    /// Bits of it turned over, wherever.
+    Flipped,
+    /// A write was lost, and nothing shows it.
+    Old,
+}
+
 /// The disk of a node.
 #[derive(Debug)]
 pub struct Disk {
@@ -58,6 +75,8 @@ pub struct Disk {
     pub tail_rotten: bool,
     /// The power took something: the next start may doubt the end of the log.
     pub doubtful: bool,
+    /// State files that are not what was written, and how.
+    pub rot: BTreeMap<(ShardId, u64), Rot>,
     options: Options,
     /// The log of the running process.
     log: Option<SimLog>,
@@ -85,6 +104,7 @@ impl Disk {
             rotten: false,
             tail_rotten: false,
             doubtful: false,
+            rot: BTreeMap::new(),
             options,
             log: None,
             synced: shards.map(|shard| (shard, Log::newborn())).collect(),
@@ -100,13 +120,36 @@ impl Disk {
     ///
     /// # Errors
     /// Why the node does not start.
-    pub fn start(&mut self) -> Result<BTreeMap<ShardId, (Boot, State)>, String> {
+    pub fn start(&mut self) -> Result<Found, String> {
         let (log, found) = SimLog::open(&self.volume, self.options.segment_bytes, self.boots)?;
         let mut shards = BTreeMap::new();
         for (shard, found) in &found {
             let mut boot = found.log.boot(found.uncertain);
-            let state = self.files.open(&self.volume, *shard, found.log.generation, &mut boot)?;
-            self.files.remove_others(&self.volume, *shard, found.log.generation);
+            let generation = found.log.generation;
+            boot.damaged |= self.rot.get(&(*shard, generation)) == Some(&Rot::Missing);
+            let errors = self.volume.errors();
+            let files = &self.files;
+            let damaged = boot.damaged;
+            let open = || files.open(&self.volume, *shard, generation, &mut boot);
+            let state = if damaged {
+                None
+            } else {
+                match evidence::catch(Path::new(state::DIRECTORY), open) {
+                    Ok(state) => Some(state?),
+                    Err(damaged) if self.volume.errors() > errors => {
+                        return Err(damaged.to_string());
+                    }
+                    Err(_) => None,
+                }
+            };
+            if state.is_some() {
+                // The bits were in blocks to which no root leads.
+                self.rot.retain(|file, rot| file.0 != *shard || *rot != Rot::Flipped);
+            } else {
+                (boot.damaged, boot.applied) = (true, boot.truncated);
+            }
+            self.files.remove_others(&self.volume, *shard, generation);
+            self.rot.retain(|file, _| file.0 != *shard || file.1 == generation);
             shards.insert(*shard, (boot, state));
         }
         self.log = Some(log);
@@ -115,7 +158,7 @@ impl Disk {
 
     /// Compares what a start found with what was synced, and takes it for synced from now on. What a damaged disk should have
     /// is not known.
-    pub fn compare(&mut self, shards: &BTreeMap<ShardId, (Boot, State)>) -> Vec<Violation> {
+    pub fn compare(&mut self, shards: &Found) -> Vec<Violation> {
         let flying = std::mem::take(&mut self.flying);
         let Some(log) = self.log.as_ref().filter(|_| !self.rotten) else { return Vec::new() };
         let mut maybe = self.synced.clone();
@@ -364,6 +407,33 @@ impl Disk {
         Ok(self.generations)
     }
 
+    /// The state file of a shard is not what was written from now on; says whether it could be made so.
+    pub fn spoil(&mut self, dice: &mut Dice, shard: ShardId, rot: Rot) -> bool {
+        let generation = self.generation(shard);
+        let done = match rot {
+            Rot::Old => self.files.lose_write(shard, generation),
+            Rot::Flipped => self.files.flip(&self.volume, dice, shard, generation),
+            Rot::Missing | Rot::Unreadable => true,
+        };
+        if !done {
+            return false;
+        }
+        self.rot.insert((shard, generation), rot);
+        true
+    }
+
+    /// How the state file of a shard is not what was written.
+    #[must_use]
+    pub fn rot_of(&self, shard: ShardId) -> Option<Rot> {
+        self.rot.get(&(shard, self.generation(shard))).copied()
+    }
+
+    /// Whether the log says that the state of a shard must not be believed.
+    #[must_use]
+    pub fn is_damaged(&self, shard: ShardId) -> bool {
+        self.synced[&shard].damaged
+    }
+
     /// Removes a received snapshot.
     pub fn discard(&mut self, shard: ShardId, generation: u64) {
         self.files.remove(&self.volume, shard, generation);
@@ -377,6 +447,7 @@ impl Disk {
         let log = &self.synced[&shard];
         let (generation, mut boot) = (log.generation, log.boot(false));
         let state = self.files.open(&self.volume, shard, generation, &mut boot)?;
+        self.rot.retain(|file, _| file.0 != shard);
         self.files.remove_others(&self.volume, shard, generation);
         Ok(state)
     }

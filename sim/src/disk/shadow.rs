@@ -20,6 +20,8 @@ pub struct Log {
     pub entries: BTreeMap<u64, (u64, u32)>,
     /// The state file that it names.
     pub generation: u64,
+    /// That state must not be believed.
+    pub damaged: bool,
 }
 
 impl Log {
@@ -29,7 +31,7 @@ impl Log {
         let hard_state =
             HardState { term: BIRTH_TERM, commit: BIRTH_INDEX, ..HardState::default() };
         let truncated = (BIRTH_INDEX, BIRTH_TERM);
-        Self { hard_state, truncated, entries: BTreeMap::new(), generation: 0 }
+        Self { hard_state, truncated, generation: 0, ..Self::default() }
     }
 
     /// Index of the last entry.
@@ -61,19 +63,23 @@ impl Log {
             Change::Install { hard_state, truncated, generation, .. } => {
                 self.hard_state = hard_state.clone();
                 self.truncated = *truncated;
-                self.generation = *generation;
+                (self.generation, self.damaged) = (*generation, false);
                 if trefoil_core::mutant!(CutOnly) {
                     self.entries = self.entries.split_off(&(truncated.0 + 1));
                 } else {
                     self.entries.clear();
                 }
             }
-            Change::Base { hard_state, truncated, generation, .. } => {
+            Change::Base { hard_state, truncated, generation, damaged, .. } => {
                 self.hard_state = hard_state.clone();
                 self.truncated = *truncated;
-                self.generation = *generation;
+                (self.generation, self.damaged) = (*generation, *damaged);
             }
             Change::Move(_, generation) => self.generation = *generation,
+            Change::Damage(_) => self.damaged = !trefoil_core::mutant!(DamageForgotten),
+            Change::Rebuild(_, generation) => {
+                (self.generation, self.damaged) = (*generation, false);
+            }
             Change::Doubt(..) => {}
         }
     }
@@ -94,6 +100,7 @@ impl Log {
             last_index: self.last(),
             log_bytes: self.entries.values().map(|(_, bytes)| u64::from(*bytes)).sum(),
             uncertain,
+            damaged: self.damaged,
             ..Boot::default()
         }
     }

@@ -13,15 +13,20 @@ use trefoil_core::replica::Boot;
 use trefoil_core::store::{MemoryStore, Store};
 use trefoil_core::{META_SHARD, ShardId};
 use trefoil_proto::internal::v1::Progress;
-use trefoil_server::storage::StateStore;
 use trefoil_server::storage::checkpoint::{Checkpoint, Written};
+use trefoil_server::storage::{StateStore, Unusable};
 
 use super::volume::{FileId, Volume};
+use crate::dice::Dice;
 
 /// Directory of the state files.
 pub const DIRECTORY: &str = "state";
 /// Memory for the pages of one file: all of them.
 const CACHE_BYTES: usize = 8 << 20;
+/// Bytes of a part of a scrub.
+const SCRUB_BYTES: u64 = 64 << 10;
+/// Bits that turn over in a file at once.
+const FLIPS_MAX: u64 = 32;
 /// Room that a checkpoint wants beside what it writes.
 const SPARE_BYTES: u64 = 1 << 20;
 
@@ -167,7 +172,10 @@ fn open_at(
     let backend = Backend { volume: volume.clone(), id };
     // The path is a name in messages: there is nothing below it.
     let store = StateStore::open_on(shard, generation, Path::new(name), backend, CACHE_BYTES);
-    store.map_err(|error| error.to_string())
+    store.map_err(|unusable| match unusable {
+        Unusable::Damaged(damaged) => damaged.unwind(),
+        Unusable::Refused(refusal) => refusal.to_string(),
+    })
 }
 
 fn write(volume: &Volume, shard: ShardId, generation: u64, image: &Image) -> Result<(), String> {
@@ -222,6 +230,7 @@ impl Files {
             Self::Real => {
                 let store = open(volume, shard, generation)?;
                 store.complete(boot).map_err(|error| error.to_string())?;
+                scrub(&store);
                 Ok(State::File(Box::new(store)))
             }
         }
@@ -308,6 +317,23 @@ impl Files {
         }
     }
 
+    /// Bits of a file turn over; says whether there is a file.
+    pub fn flip(&self, volume: &Volume, dice: &mut Dice, shard: ShardId, generation: u64) -> bool {
+        let flips = dice.between_doublings(1, FLIPS_MAX);
+        let name = name(shard, generation);
+        matches!(self, Self::Real) && (0..flips).all(|_| volume.flip_in(dice, &name, 0).is_some())
+    }
+
+    /// A record is again what it was long ago; says whether this kind of state can lose a write.
+    pub fn lose_write(&mut self, shard: ShardId, generation: u64) -> bool {
+        let Self::Memory(files) = self else { return false };
+        let Some(image) = files.get_mut(&(shard, generation)) else { return false };
+        // Of no service, so that no answer depends on it: only a digest can tell.
+        let key = Bytes::from_static(&[0, 0, 0xee, 1]);
+        Rc::make_mut(image).store.put(key, Bytes::from_static(b"old"));
+        true
+    }
+
     /// Removes a file.
     pub fn remove(&mut self, volume: &Volume, shard: ShardId, generation: u64) {
         match self {
@@ -343,6 +369,18 @@ impl Image {
         let key = trefoil_core::key::Key::system(Kind::Progress);
         self.store.put(key.into(), progress.encode_to_vec().into());
         self.progress = *progress;
+    }
+}
+
+/// Looks at all of a file, in parts; damage unwinds.
+fn scrub(store: &StateStore) {
+    let mut last = None;
+    loop {
+        let part = store.file().scrub(last.as_ref(), SCRUB_BYTES);
+        last = part.unwrap_or_else(|damaged| damaged.unwind()).last;
+        if last.is_none() {
+            return;
+        }
     }
 }
 

@@ -39,11 +39,17 @@ pub enum Change {
         generation: u64,
         /// Whether the end of the log is in doubt.
         uncertain: bool,
+        /// Whether the state must not be believed.
+        damaged: bool,
     },
     /// Whether the end of the log is in doubt.
     Doubt(ShardId, bool),
     /// The state is in the file of another generation.
     Move(ShardId, u64),
+    /// The state must not be believed.
+    Damage(ShardId),
+    /// The state of another generation has taken its place.
+    Rebuild(ShardId, u64),
 }
 
 /// Where an entry of a record lies, counted from the begin of the record.
@@ -74,14 +80,16 @@ impl Change {
                 generation: *generation,
             },
             LogWrite::Move { shard, generation } => Self::Move(*shard, *generation),
+            LogWrite::Damage(shard) => Self::Damage(*shard),
+            LogWrite::Rebuild { shard, generation } => Self::Rebuild(*shard, *generation),
         }
     }
 
     /// What a shard has beside entries.
     #[must_use]
     pub fn base(shard: ShardId, log: &Log, uncertain: bool) -> Self {
-        let Log { hard_state, truncated, generation, .. } = log.clone();
-        Self::Base { shard, hard_state, truncated, generation, uncertain }
+        let Log { hard_state, truncated, generation, damaged, .. } = log.clone();
+        Self::Base { shard, hard_state, truncated, generation, uncertain, damaged }
     }
 
     /// Whose log it changes.
@@ -93,6 +101,8 @@ impl Change {
             | Self::Install { shard, .. }
             | Self::Base { shard, .. }
             | Self::Doubt(shard, _)
+            | Self::Damage(shard)
+            | Self::Rebuild(shard, _)
             | Self::Move(shard, _) => *shard,
         }
     }
@@ -134,12 +144,15 @@ impl Change {
             Self::Install { hard_state, truncated, generation, .. } => {
                 words(3, &base(hard_state, *truncated, *generation));
             }
-            Self::Base { hard_state, truncated, generation, uncertain, .. } => {
-                let state = base(hard_state, *truncated, *generation);
+            Self::Base { hard_state, truncated, generation, uncertain, damaged, .. } => {
+                let mut state = base(hard_state, *truncated, *generation).to_vec();
+                state.push(u64::from(*damaged));
                 words(if *uncertain { 5 } else { 4 }, &state);
             }
             Self::Doubt(_, uncertain) => words(6, &[u64::from(*uncertain)]),
             Self::Move(_, generation) => words(7, &[*generation]),
+            Self::Damage(_) => words(8, &[]),
+            Self::Rebuild(_, generation) => words(9, &[*generation]),
         }
     }
 }
@@ -208,11 +221,14 @@ impl<'a> Reader<'a> {
                 if kind == 3 {
                     Change::Install { shard, hard_state, truncated, generation }
                 } else {
-                    Change::Base { shard, hard_state, truncated, generation, uncertain }
+                    let damaged = self.number() != 0;
+                    Change::Base { shard, hard_state, truncated, generation, uncertain, damaged }
                 }
             }
             6 => Change::Doubt(shard, self.number() != 0),
             7 => Change::Move(shard, self.number()),
+            8 => Change::Damage(shard),
+            9 => Change::Rebuild(shard, self.number()),
             other => panic!("no change has the kind {other}"),
         })
     }
