@@ -24,7 +24,8 @@ pub(crate) struct ServeCommand {
 pub(crate) async fn run(command: ServeCommand) -> Result<ExitCode, Failure> {
     let config = command.args.resolve().map_err(|error| Failure::usage(error.to_string()))?;
     let stop = Stop::listen(command.exit_with_stdin)?;
-    server::serve(config, stop.wait()).await.map_err(|exit| Failure::new(exit.to_string()))?;
+    let served = server::serve(config, stop.wait()).await;
+    served.map_err(|exit| Failure::new(exit.to_string()).code(exit.code()))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -6,7 +6,7 @@
 //! threads; the simulator does so in virtual time. Both run this code.
 //!
 //! In reading order: [`limits`], [`slot`] and [`key`] (where state lives), [`store`], [`check`] (what a request may
-//! be), [`machine`] with the services, [`replica`], [`call`].
+//! be), [`machine`] with the services, [`replica`], [`call`], [`member`].
 
 #![deny(clippy::float_arithmetic, clippy::iter_over_hash_type)]
 
@@ -34,6 +34,7 @@ pub mod key;
 pub mod lease;
 pub mod limits;
 pub mod machine;
+pub mod member;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 mod page;

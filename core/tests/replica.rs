@@ -117,6 +117,11 @@ enum Line {
     Damage(NodeId),
     /// A record of a node's state is not what was written, and nobody has noticed.
     LoseWrite(NodeId),
+    /// A node learns that a peer has gone on with an older copy of a directory.
+    Suspect {
+        node: NodeId,
+        peer: NodeId,
+    },
     Transfer {
         node: NodeId,
         #[arg(key)]
@@ -229,6 +234,7 @@ impl goldenscript::Runner for Runner {
             }
             Line::Damage(node) => cluster.damage(*node),
             Line::LoseWrite(node) => cluster.lose_write(*node),
+            Line::Suspect { node, peer } => self.step(*node, Input::Suspect(*peer)),
             Line::Transfer { node, to } => {
                 let call = self.next_call();
                 self.step(*node, Input::Transfer { call, to: *to });
@@ -327,13 +333,15 @@ fn status(cluster: &Cluster) -> String {
     let mut text = String::new();
     for node in cluster.running() {
         let status = cluster.status(node);
-        let mut uncertain = if cluster.is_uncertain(node) { ", uncertain" } else { "" };
-        if status.damaged {
-            uncertain = ", damaged";
-        }
+        let doubt = match status {
+            _ if status.two_histories => ", two histories",
+            _ if status.damaged => ", damaged",
+            _ if cluster.is_uncertain(node) => ", uncertain",
+            _ => "",
+        };
         writeln!(
             text,
-            "n{node} {:?} t{} log {}..{} commit {} applied {} checkpoint {}{uncertain}",
+            "n{node} {:?} t{} log {}..{} commit {} applied {} checkpoint {}{doubt}",
             status.role.role,
             status.role.term,
             status.first_index,

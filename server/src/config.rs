@@ -38,9 +38,15 @@ pub struct ServeArgs {
     #[arg(long, env = "TREFOIL_INITIAL_CLUSTER", value_name = "LIST", value_delimiter = ',')]
     pub initial_cluster: Option<Vec<String>>,
 
-    /// Tells clusters apart: the cluster id is a hash of this word and the members' names. [default: trefoil]
+    /// Tells clusters apart: members that were given another word, or other names, refuse each other. [default: trefoil]
     #[arg(long, env = "TREFOIL_CLUSTER_TOKEN", value_name = "WORD")]
     pub cluster_token: Option<String>,
+
+    /// Form a new cluster with a majority of the members, after 10 s, although others are away. Dangerous: an older
+    /// cluster of the same members that those others still know is lost, and they are refused. Only for members whose
+    /// data directories are empty; it does nothing once a cluster is formed. [default: false]
+    #[arg(long, env = "TREFOIL_FORCE_NEW_CLUSTER", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub force_new_cluster: Option<bool>,
 
     /// Directory of this node's data; made when it is missing.
     #[arg(long, env = "TREFOIL_DATA_DIR", value_name = "DIR")]
@@ -172,7 +178,9 @@ pub struct Config {
     /// Every member, by id.
     pub members: Vec<Member>,
     /// Hash of the token and the members' names.
-    pub cluster_id: [u8; 16],
+    pub setup: [u8; 16],
+    /// Whether a majority may form a new cluster.
+    pub force_new_cluster: bool,
     /// Directory of the data.
     pub data_dir: PathBuf,
     /// Address for clients.
@@ -252,6 +260,7 @@ impl ServeArgs {
             name: self.name.or(file.name),
             initial_cluster: self.initial_cluster.or(file.initial_cluster),
             cluster_token: self.cluster_token.or(file.cluster_token),
+            force_new_cluster: self.force_new_cluster.or(file.force_new_cluster),
             data_dir: self.data_dir.or(file.data_dir),
             listen: self.listen.or(file.listen),
             peer_listen: self.peer_listen.or(file.peer_listen),
@@ -315,7 +324,8 @@ impl ServeArgs {
             ("metrics-listen", self.metrics_listen),
         ];
         Ok(Config {
-            cluster_id: cluster_id(&token, &members),
+            setup: setup(&token, &members),
+            force_new_cluster: self.force_new_cluster.unwrap_or(false),
             name,
             node_id,
             members,
@@ -421,7 +431,7 @@ fn exposed(
 }
 
 /// Addresses are left out, so that a member can move to another address.
-fn cluster_id(token: &str, members: &[Member]) -> [u8; 16] {
+fn setup(token: &str, members: &[Member]) -> [u8; 16] {
     let mut hash = Xxh3::new();
     for text in std::iter::once(token).chain(members.iter().map(|member| member.name.as_str())) {
         hash.update(&(text.len() as u64).to_be_bytes());
@@ -458,10 +468,10 @@ mod tests {
         let one = args().resolve().unwrap();
         let turned = vec!["n1=h:1".to_owned(), "n2=h:2".to_owned()];
         let two = ServeArgs { initial_cluster: Some(turned), ..args() }.resolve().unwrap();
-        assert_eq!((one.node_id, one.cluster_id, one.members), (2, two.cluster_id, two.members));
+        assert_eq!((one.node_id, one.setup, one.members), (2, two.setup, two.members));
         let other =
             ServeArgs { cluster_token: Some("other".to_owned()), ..args() }.resolve().unwrap();
-        assert_ne!(one.cluster_id, other.cluster_id);
+        assert_ne!(one.setup, other.setup);
     }
 
     #[test]

@@ -85,6 +85,7 @@ pub struct Metrics {
     state_damage: IntCounterVec,
     state_damaged: IntGaugeVec,
     state_disputed: IntGaugeVec,
+    two_histories: IntCounter,
     rpc_latency: HistogramVec,
     wal_fsync: Histogram,
     checkpoint: Histogram,
@@ -295,6 +296,7 @@ impl Metrics {
             fences_refused: r.counter("fences_refused_total", "Calls by this node that were refused because a newer holder of their fence's lock was there, or nobody held it under their token.")?,
             raft_role: r.gauges("raft_role", "Role of this node in a shard: 0 follower, 1 candidate, 2 leader.", &["shard"])?,
             raft_current_term: r.gauges("raft_current_term", "Raft term of a shard.", &["shard"])?,
+            two_histories: r.counter("two_histories_total", "Times that a shard stopped on this node since a peer has another history of it: a person must decide.")?,
             state_diverged: r.counter("state_diverged_total", "Times that a peer had another state at the same index: a fault that must be looked into.")?,
             state_damage: r.counters("state_damage_total", "Times that the state of a shard was found damaged on this node: it is rebuilt from a peer.", &["shard"])?,
             state_damaged: r.gauges("state_damaged", "1 while the state of a shard is damaged on this node and not rebuilt.", &["shard"])?,
@@ -471,6 +473,10 @@ impl Observer for Metrics {
 
     fn disputed(&self, shard: ShardId, disputed: bool) {
         self.state_disputed.with_label_values(&[&shard.to_string()]).set(disputed.into());
+    }
+
+    fn two_histories(&self, _: ShardId) {
+        self.two_histories.inc();
     }
 }
 

@@ -19,6 +19,9 @@ use crate::logging;
 use crate::metrics::Metrics;
 use crate::node::{self, FatalError, Handle, Node, StartError};
 
+/// See [`Exit::code`].
+const EXIT_DISK: u8 = 74;
+
 /// Every address of a node, bound.
 #[derive(Debug)]
 pub struct Listeners {
@@ -49,6 +52,20 @@ pub enum Exit {
     /// What was compiled in does not fit together.
     #[error("cannot serve: {0}")]
     Internal(String),
+}
+
+impl Exit {
+    /// The exit code of the process: 74 where the disk, or what is on it, cannot be trusted (EX_IOERR of sysexits.h),
+    /// 1 for the rest.
+    #[must_use]
+    pub fn code(&self) -> u8 {
+        match self {
+            Self::Start(StartError::Damaged(_)) | Self::Failed(FatalError::OlderCopy { .. }) => {
+                EXIT_DISK
+            }
+            _ => 1,
+        }
+    }
 }
 
 impl Listeners {
@@ -166,7 +183,8 @@ async fn start(
         node: config.node_id,
         name: config.name,
         members: members.collect(),
-        cluster_id: config.cluster_id,
+        setup: config.setup,
+        force_new_cluster: config.force_new_cluster,
         shards: config.shards,
         services: config.services.iter().map(|service| service.name().to_owned()).collect(),
         listener,

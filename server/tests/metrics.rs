@@ -85,7 +85,8 @@ fn the_list_is_what_dashboards_know() {
         trefoil_process_resident_memory_bytes
         trefoil_queue_acked_total trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag
         trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_semaphores trefoil_sessions trefoil_sessions_expired_total
-        trefoil_state_damage_total trefoil_state_damaged trefoil_state_disputed trefoil_state_diverged_total trefoil_wal_fsync_seconds trefoil_watch_events_total trefoil_watchers
+        trefoil_state_damage_total trefoil_state_damaged trefoil_state_disputed trefoil_state_diverged_total trefoil_two_histories_total
+        trefoil_wal_fsync_seconds trefoil_watch_events_total trefoil_watchers
         trefoil_watches_ended_total";
     assert_eq!(names, golden.split_whitespace().collect::<Vec<_>>());
 }

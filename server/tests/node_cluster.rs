@@ -193,7 +193,7 @@ async fn all_nodes_stopped_and_started_have_everything() {
 async fn a_node_of_another_cluster_is_kept_out() {
     let mut cluster = Cluster::start(3).await;
     cluster.stop(3).await;
-    let own = std::mem::replace(&mut cluster.cluster_id, *b"another cluster!");
+    let own = std::mem::replace(&mut cluster.setup, *b"another cluster!");
     let elsewhere = cluster.root.path().join("elsewhere");
     let config = cluster.config(3, &elsewhere);
     let observer = Arc::new(trefoil_server::node::Unobserved);
@@ -217,7 +217,7 @@ async fn a_node_of_another_cluster_is_kept_out() {
     assert_eq!(handle.endpoint_of(1), None);
     put(cluster.handle(1), &key_in(1), "v").await.unwrap();
     stranger.stop().await;
-    cluster.cluster_id = own;
+    cluster.setup = own;
     cluster.run(3).unwrap();
     cluster.wait_for_leaders().await;
     assert_eq!(get(cluster.handle(3), &key_in(1)).await.unwrap(), Some("v".to_owned()));
@@ -272,7 +272,7 @@ async fn a_node_with_an_emptied_directory_fails_and_says_so() {
     std::fs::remove_dir_all(cluster.directory(3)).unwrap();
     cluster.run(3).unwrap();
     let failure = timeout(WAIT, cluster.node(3).failed()).await.expect("a peer tells it");
-    assert!(matches!(failure, FatalError::Replaced { peer: 1 | 2 }), "{failure:?}");
+    assert!(matches!(failure, FatalError::Replaced { peer: 1 | 2, .. }), "{failure:?}");
     assert!(failure.to_string().contains("docs/operations.md"));
     let voted = cluster
         .handle(3)
@@ -363,6 +363,9 @@ impl Observer for Recorder {
     fn whole(&self, _: ShardId) {}
     fn disputed(&self, _: ShardId, _: bool) {
         self.note("disputed".to_owned());
+    }
+    fn two_histories(&self, _: ShardId) {
+        self.note("two histories".to_owned());
     }
 }
 

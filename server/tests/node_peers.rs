@@ -21,31 +21,44 @@ use trefoil_core::NodeId;
 use trefoil_proto::internal::v1::peer_service_client::PeerServiceClient;
 use trefoil_proto::internal::v1::snapshot_request::Part;
 use trefoil_proto::internal::v1::{
-    Envelope, Greeting, Manifest, RaftRequest, RaftResponse, Record, SnapshotChunk, SnapshotHead,
-    SnapshotRequest,
+    Envelope, Formation, Greeting, Incarnation, Manifest, Memory, RaftRequest, RaftResponse,
+    Record, SnapshotChunk, SnapshotHead, SnapshotRequest, Standing,
 };
 
 use node_support::{Cluster, WAIT, get, key_in, put, until};
 
 const IMPOSTOR: NodeId = 3;
 
+/// What node 3 would say of itself at another start.
 fn greeting(cluster: &Cluster) -> Greeting {
+    let identity = cluster.identity(IMPOSTOR);
+    let starts = identity.starts().next(99);
+    let members = identity.incarnations.iter();
+    let members =
+        members.map(|(node, incarnation)| Incarnation { node: *node, incarnation: *incarnation });
+    let cluster_id = cluster.handle(1).cluster_id().expect("it is formed").to_vec().into();
+    let standing = Standing {
+        node: IMPOSTOR,
+        starts: starts.count,
+        numbers: starts.numbers,
+        ..Standing::default()
+    };
     Greeting {
-        cluster_id: cluster.cluster_id.to_vec().into(),
+        setup: cluster.setup_on_the_wire().into(),
         from: IMPOSTOR,
         to: 1,
-        incarnation: 99,
+        incarnation: identity.incarnation,
         protocol: 2,
         epoch: 1,
         endpoint: "http://impostor".to_owned(),
-        formed: false,
+        formation: Some(Formation { members: members.collect(), cluster_id }),
+        memory: Some(Memory { standings: vec![standing] }),
     }
 }
 
 async fn two_of_three() -> Cluster {
-    let mut cluster = Cluster::new(3);
-    cluster.run(1).unwrap();
-    cluster.run(2).unwrap();
+    let mut cluster = Cluster::start(3).await;
+    cluster.stop(IMPOSTOR).await;
     cluster.wait_for_leaders().await;
     cluster
 }
@@ -104,9 +117,14 @@ fn fault(status: &Status) -> &str {
 async fn a_greeting_is_checked_before_anything_else() {
     let cluster = two_of_three().await;
     let right = greeting(&cluster);
+    let members = right.formation.clone().unwrap().members;
+    let elsewhere = Formation { members, cluster_id: vec![7; 16].into() };
     let wrong = [
-        ("other-cluster", Greeting { cluster_id: vec![1; 16].into(), ..right.clone() }),
-        ("other-cluster", Greeting { cluster_id: Vec::new().into(), ..right.clone() }),
+        ("other-setup", Greeting { setup: vec![1; 16].into(), ..right.clone() }),
+        ("other-setup", Greeting { setup: Vec::new().into(), ..right.clone() }),
+        ("other-cluster", Greeting { formation: Some(elsewhere), ..right.clone() }),
+        ("behind", Greeting { formation: None, ..right.clone() }),
+        ("older-copy", Greeting { memory: None, ..right.clone() }),
         ("other-protocol", Greeting { protocol: 1, ..right.clone() }),
         ("wrong-node", Greeting { to: 2, ..right.clone() }),
         ("unknown-member", Greeting { from: 4, ..right.clone() }),

@@ -137,7 +137,7 @@ async fn a_rotten_node_stays_out_and_the_others_serve() {
     file.read_exact_at(&mut byte, end - 20).unwrap();
     file.write_all_at(&[!byte[0]], end - 20).unwrap();
     let before = std::fs::read(&path).unwrap();
-    let Err(StartError::Storage(sentence)) = cluster.run(3) else { panic!("it must not start") };
+    let Err(StartError::Damaged(sentence)) = cluster.run(3) else { panic!("it must not start") };
     assert!(sentence.contains(path.to_str().unwrap()), "{sentence}");
     assert!(std::fs::read(&path).unwrap() == before, "nothing is changed");
     put(cluster.handle(1), &key_in(1), "y").await.unwrap();

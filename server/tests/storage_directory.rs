@@ -8,14 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
+use trefoil_core::member::{Incarnations, Stage, Starts};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM};
-use trefoil_server::storage::{DataDirectory, Expected, Refusal};
+use trefoil_server::storage::{DataDirectory, Expected, OpenError};
 
 use self::storage_support::open_node;
 
 fn expected() -> Expected {
     Expected {
-        cluster_id: [7; 16],
+        setup: [7; 16],
         node_id: 2,
         node_name: "b".to_owned(),
         members: BTreeMap::from([(1, "a".to_owned()), (2, "b".to_owned()), (3, "c".to_owned())]),
@@ -25,7 +26,7 @@ fn expected() -> Expected {
 }
 
 fn refusal(path: &Path, expected: &Expected) -> String {
-    let Refusal(sentence) = DataDirectory::open(path, expected).map(drop).unwrap_err();
+    let sentence = DataDirectory::open(path, expected).map(drop).unwrap_err().to_string();
     assert!(!sentence.contains('\n'), "a refusal is one line: {sentence}");
     assert!(sentence.contains(path.to_str().unwrap()), "a refusal names the directory: {sentence}");
     sentence
@@ -61,7 +62,7 @@ fn what_the_configuration_says_otherwise_is_refused() {
     drop(open_node(&path, &expected()).unwrap());
     type Change = fn(&mut Expected);
     let cases: [(&str, Change); 5] = [
-        ("belongs to cluster 0707", |expected| expected.cluster_id = [8; 16]),
+        ("belongs to another cluster, with the members a,b,c", |expected| expected.setup = [8; 16]),
         ("belongs to node b (2), not c (3)", |expected| {
             expected.node_id = 3;
             expected.node_name = "c".to_owned();
@@ -135,13 +136,13 @@ fn somebody_elses_files_are_left_alone() {
 fn a_bootstrap_that_was_interrupted_begins_again() {
     let root = tempfile::tempdir().unwrap();
     let (directory, identity, new) = DataDirectory::open(root.path(), &expected()).unwrap();
-    assert!(new && !identity.formed);
+    assert!(new && !identity.born);
     std::fs::create_dir(root.path().join("state")).unwrap();
     std::fs::write(root.path().join("state/0-1.redb"), "half").unwrap();
     std::fs::write(root.path().join("log.mark"), "half").unwrap();
     drop(directory);
     let disk = open_node(root.path(), &expected()).unwrap();
-    assert!(disk.directory.identity().formed);
+    assert!(disk.directory.identity().born);
     assert_eq!(disk.directory.identity().incarnation, identity.incarnation);
 }
 
@@ -150,7 +151,7 @@ fn nobody_else_looks_in() {
     let root = tempfile::tempdir().unwrap();
     let path = root.path().join("deep/data");
     let mut disk = open_node(&path, &expected()).unwrap();
-    disk.directory.remember_peer(1, 11).unwrap();
+    disk.directory.start(11).unwrap();
     let mut folders = vec![path];
     let mut files = 0;
     while let Some(folder) = folders.pop() {
@@ -179,20 +180,41 @@ fn nobody_else_looks_in() {
 }
 
 #[test]
-fn a_peer_is_known_by_its_first_incarnation() {
+fn what_is_wrong_with_the_disk_is_told_from_what_is_wrong_with_its_use() {
     let root = tempfile::tempdir().unwrap();
+    drop(open_node(root.path(), &expected()).unwrap());
+    let other = Expected { shards: 3, ..expected() };
+    assert!(matches!(open_node(root.path(), &other), Err(OpenError::Misuse(_))));
+    std::fs::write(root.path().join("identity"), "").unwrap();
+    assert!(matches!(open_node(root.path(), &expected()), Err(OpenError::Damaged(_))));
+}
+
+#[test]
+fn a_directory_remembers_its_starts_and_its_way_into_a_cluster() {
+    let root = tempfile::tempdir().unwrap();
+    let members = Incarnations::from([(1, 11), (2, 22), (3, 33)]);
     let mut disk = open_node(root.path(), &expected()).unwrap();
-    assert_eq!(disk.directory.remember_peer(1, 11), Ok(()));
-    assert_eq!(disk.directory.remember_peer(3, 33), Ok(()));
-    assert_eq!(disk.directory.remember_peer(1, 11), Ok(()));
+    assert_eq!(disk.directory.identity().word().stage, Stage::New);
+    for number in 1..=20 {
+        disk.directory.start(number).unwrap();
+    }
+    disk.directory.reach(&Stage::Promised(members.clone())).unwrap();
     drop(disk);
     let mut disk = open_node(root.path(), &expected()).unwrap();
-    assert_eq!(disk.directory.remember_peer(1, 12), Err(11), "it lost its data");
-    assert_eq!(disk.directory.remember_peer(3, 33), Ok(()));
+    let incarnation = disk.directory.identity().incarnation;
+    assert_eq!(disk.directory.identity().word().stage, Stage::Promised(members.clone()));
+    assert_eq!(
+        disk.directory.identity().starts(),
+        Starts { count: 20, numbers: (5..=20).collect() }
+    );
+    // By force it becomes another directory, which has promised nothing.
+    disk.directory.break_promise(7).unwrap();
+    assert_eq!(disk.directory.identity().word().stage, Stage::New);
+    assert_ne!(disk.directory.identity().incarnation, incarnation);
+    let formed = Stage::Formed { cluster: [9; 16], members };
+    disk.directory.reach(&formed).unwrap();
+    disk.directory.break_promise(8).unwrap();
     drop(disk);
-    let peers = root.path().join("peers");
-    let mut text = std::fs::read(&peers).unwrap();
-    text[5] ^= 1;
-    std::fs::write(&peers, text).unwrap();
-    assert!(refusal(root.path(), &expected()).contains("peers is damaged"));
+    let disk = open_node(root.path(), &expected()).unwrap();
+    assert_eq!(disk.directory.identity().word().stage, formed, "a formed one stays what it is");
 }

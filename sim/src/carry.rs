@@ -96,6 +96,11 @@ impl World {
                 }
                 Effect::Role(change) => self.note_role(node, shard, change),
                 Effect::Diverged { .. } if self.lost_write(shard) => {}
+                Effect::TwoHistories { peer, index } => {
+                    let what =
+                        format!("n{node}/s{shard} says that n{peer} has another up to {index}");
+                    self.violations.push(Violation::new("a shard has one history", what));
+                }
                 Effect::Diverged { peer, index } => {
                     let what =
                         format!("n{node}/s{shard} says that n{peer} has another state at {index}");

@@ -182,6 +182,19 @@ impl Node {
         self.process.take().expect("it runs").wait().unwrap()
     }
 
+    /// Waits for an end of its own: the exit code, and the log.
+    pub(crate) async fn ended(&mut self) -> (Option<i32>, String) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.process.as_mut().expect("it runs").try_wait().unwrap() {
+                self.process = None;
+                return (status.code(), std::fs::read_to_string(&self.log).unwrap());
+            }
+            assert!(Instant::now() < deadline, "{} goes on", self.name);
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// SIGSTOP.
     pub(crate) fn pause(&self) {
         self.signal(Signal::STOP);

@@ -256,6 +256,11 @@ impl Replica {
         self.hear_time(&message, time, chain.index);
         let metadata = message.get_snapshot().get_metadata();
         let (index, snapshot_term) = (metadata.index, metadata.term);
+        if self.is_suspect(message.from) && index > self.raft.0.raft.raft_log.committed {
+            // Nothing tells whether it has what is committed here, and it would take its place.
+            self.stop_for(message.from);
+            return self.effects.push(Effect::DiscardSnapshot { generation });
+        }
         let known = self.config.voters.contains(&message.from) && message.to == self.config.node;
         let taken = known && !self.repair.is_restoring() && self.raft.0.step(message).is_ok();
         if taken

@@ -150,6 +150,14 @@ pub enum Effect {
     },
     /// Role, term or leader changed.
     Role(RoleChange),
+    /// A peer has another history of the shard than this replica: entries that were acknowledged are missing on one
+    /// side. This replica has stopped.
+    TwoHistories {
+        /// The peer.
+        peer: NodeId,
+        /// Index up to which this replica knows its own history to be committed.
+        index: u64,
+    },
     /// A peer that applied the same entries has another state: a fault that must be looked into.
     Diverged {
         /// The peer.

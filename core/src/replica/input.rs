@@ -243,6 +243,8 @@ pub enum Input {
         /// Whether it has.
         uncertain: bool,
     },
+    /// A peer has gone on with an older copy of a directory: its history of the shard may be another one.
+    Suspect(NodeId),
     /// Something keeps this node from leading the shard, or no longer does. The room on its disk is told by
     /// [`Input::Pressure`], and what its writes and links take the replica sees itself.
     Obstacle {

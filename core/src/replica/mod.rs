@@ -9,6 +9,7 @@ mod clock;
 mod delivery;
 mod disk;
 mod effect;
+mod histories;
 mod input;
 mod leadership;
 mod log;
@@ -64,6 +65,7 @@ pub struct Replica {
     /// State hashes at recent indexes, ascending.
     chains: VecDeque<Chain>,
     repair: repair::Repair,
+    histories: histories::Histories,
     pressure: Pressure,
     standing: standing::Standing,
     /// Index of the last entry proposed here that moves log time.
@@ -151,6 +153,7 @@ impl Replica {
             reads: Reads::default(),
             chains: VecDeque::new(),
             repair: repair::Repair::new(boot.damaged),
+            histories: histories::Histories::default(),
             pressure: Pressure::default(),
             standing: standing::Standing::default(),
             advance_index: 0,
@@ -165,12 +168,14 @@ impl Replica {
         debug_assert!(now.boot_ms >= self.now.boot_ms, "the boot clock does not go back");
         self.now = now;
         let steps = crate::mutant!(StepInstalling) && matches!(input, Input::Peer(_));
-        if self.ready.is_installing() && !steps {
+        if self.histories.is_stopped() {
+            self.step_while_stopped(input);
+        } else if self.ready.is_installing() && !steps {
             self.step_while_installing(input);
         } else {
             self.take(input);
         }
-        if !self.ready.is_installing() {
+        if !self.ready.is_installing() && !self.histories.is_stopped() {
             self.flush();
         }
         std::mem::take(&mut self.effects)
@@ -214,6 +219,7 @@ impl Replica {
             Input::Digested(digest) => self.digested(digest),
             Input::Unreachable(node) => self.raft.0.report_unreachable(node),
             Input::Uncertain { node, uncertain } => self.peer_is_uncertain(node, uncertain),
+            Input::Suspect(peer) => self.suspect(peer),
             Input::Transfer { call, to } => self.transfer(call, to),
             Input::Pressure(_) | Input::Obstacle { .. } | Input::PeerObstacles { .. } => {
                 self.note_standing(input);
@@ -312,6 +318,12 @@ impl Replica {
         self.peer_wants_state(message.from, wants_state_from);
         if message.term >= self.raft.0.raft.term {
             self.told_to_differ(differs);
+        }
+        if message.get_msg_type() == MessageType::MsgAppend && self.contradicts(&message) {
+            self.stop_for(message.from);
+        }
+        if self.histories.is_stopped() {
+            return;
         }
         match message.get_msg_type() {
             // Never taken from a peer: proposals and reads reach a leader by forwarding, snapshots by their stream.

@@ -266,6 +266,7 @@ impl Replica {
             Input::Uncertain { node, uncertain } => {
                 self.leadership.peer_is_uncertain(node, uncertain)
             }
+            Input::Suspect(peer) => self.suspect(peer),
             Input::Pressure(_) | Input::Obstacle { .. } | Input::PeerObstacles { .. } => {
                 self.note_standing(input);
             }

@@ -258,6 +258,9 @@ impl Replica {
         }
         let ours = self.chains.binary_search_by_key(&chain.index, |chain| chain.index);
         let ours = ours.ok().map(|n| self.chains[n]);
+        if let Some(ours) = ours {
+            self.compare_history(peer, chain, ours.hash == chain.hash);
+        }
         let own_digest = self.repair.digest;
         let known = self.repair.peers.entry(peer).or_default();
         let before = known.differs();

@@ -18,6 +18,8 @@ pub struct Status {
     pub commit_index: u64,
     /// Highest index that the machine has reported as applied.
     pub applied_index: u64,
+    /// Its term.
+    pub applied_term: u64,
     /// Index of the last checkpoint.
     pub checkpoint_index: u64,
     /// Bytes of the entries in the log.
@@ -33,6 +35,8 @@ pub struct Status {
     pub damaged: bool,
     /// It leads, and no majority agrees with its state: everything is refused.
     pub disputed: bool,
+    /// The replica has stopped, since a peer has another history of the shard.
+    pub two_histories: bool,
 }
 
 impl Replica {
@@ -46,6 +50,7 @@ impl Replica {
             last_index: raft.raft_log.last_index(),
             commit_index: raft.raft_log.committed,
             applied_index: self.applied.index,
+            applied_term: self.applied.term,
             checkpoint_index: self.disk.checkpoint_index(),
             log_bytes: raft.store().bytes(),
             log_time_ms: self.clock.read(now),
@@ -53,6 +58,7 @@ impl Replica {
             obstacles: self.obstacles(),
             damaged: self.repair.is_damaged(),
             disputed: self.repair.is_disputed(),
+            two_histories: self.histories.is_stopped(),
         }
     }
 }

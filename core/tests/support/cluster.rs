@@ -496,8 +496,11 @@ impl Cluster {
             Effect::DiscardSnapshot { generation } => {
                 member.received.remove(&generation);
             }
-            Effect::Reply(..) | Effect::Role(_) | Effect::Diverged { .. } | Effect::Disputed(_) => {
-            }
+            Effect::Reply(..)
+            | Effect::Role(_)
+            | Effect::TwoHistories { .. }
+            | Effect::Diverged { .. }
+            | Effect::Disputed(_) => {}
         }
     }
 
@@ -570,6 +573,12 @@ impl Cluster {
                 self.note(
                     node,
                     format_args!("is {:?} of term {}, led by {leader}", role.role, role.term),
+                );
+            }
+            Effect::TwoHistories { peer, index } => {
+                self.note(
+                    node,
+                    format_args!("stops: n{peer} has another history than its own up to {index}"),
                 );
             }
             Effect::Diverged { peer, index } => {

@@ -51,7 +51,7 @@ impl<S: Shards> Api<S> {
     fn header_of(&self, state: Option<&ShardState>) -> ResponseHeader {
         let state = state.copied().unwrap_or_default();
         ResponseHeader {
-            cluster_id: self.cluster_id.clone(),
+            cluster_id: self.cluster_id(),
             node_id: self.shards.node_id(),
             shard: state.shard,
             term: state.status.role.term,

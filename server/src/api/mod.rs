@@ -28,9 +28,8 @@ pub mod unary;
 mod watches;
 
 use std::collections::BTreeSet;
-use std::fmt::Write as _;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rand::random;
@@ -73,7 +72,8 @@ pub struct Api<S> {
     shards: S,
     settings: Settings,
     started: Instant,
-    cluster_id: String,
+    /// In hexadecimal; empty until the cluster is formed.
+    cluster_id: OnceLock<String>,
     authorizer: Authorizer,
     metrics: Arc<Metrics>,
     admission: Arc<Admission>,
@@ -122,15 +122,11 @@ impl<S: Shards> Api<S> {
     /// Puts a front before shards.
     #[must_use]
     pub fn new(shards: S, settings: Settings, metrics: Arc<Metrics>) -> Self {
-        let cluster_id = shards.cluster_id().iter().fold(String::new(), |mut hex, byte| {
-            write!(hex, "{byte:02x}").expect("text grows");
-            hex
-        });
         Self {
             shards,
             settings,
             started: Instant::now(),
-            cluster_id,
+            cluster_id: OnceLock::new(),
             authorizer: authorize,
             metrics,
             admission: Arc::default(),
@@ -427,6 +423,15 @@ impl<S: Shards> Api<S> {
         slot::shard(slot, self.shards.shards())
     }
 
+    /// Id of the cluster in hexadecimal; empty before it is formed.
+    fn cluster_id(&self) -> String {
+        if let Some(id) = self.cluster_id.get() {
+            return id.clone();
+        }
+        let id = self.shards.cluster_id().map(|id| format!("{:032x}", u128::from_be_bytes(id)));
+        id.map(|id| self.cluster_id.get_or_init(|| id).clone()).unwrap_or_default()
+    }
+
     fn decided(&self, answered: Answered) -> Result<Decided, Refusal> {
         let Answered { node: _, shard, position, answer } = answered;
         let answer =
@@ -435,7 +440,7 @@ impl<S: Shards> Api<S> {
             return Err(refusal);
         }
         let header = ResponseHeader {
-            cluster_id: self.cluster_id.clone(),
+            cluster_id: self.cluster_id(),
             node_id: self.shards.node_id(),
             shard,
             term: position.term,

@@ -55,8 +55,8 @@ pub trait Shards: Clone + Send + Sync + 'static {
     /// Every member, by id.
     fn members(&self) -> Vec<Member>;
 
-    /// The cluster.
-    fn cluster_id(&self) -> [u8; 16];
+    /// The cluster; none before it is formed.
+    fn cluster_id(&self) -> Option<[u8; 16]>;
 
     /// This node.
     fn node_id(&self) -> NodeId;
@@ -103,7 +103,7 @@ impl Shards for Handle {
         members.collect()
     }
 
-    fn cluster_id(&self) -> [u8; 16] {
+    fn cluster_id(&self) -> Option<[u8; 16]> {
         Self::cluster_id(self)
     }
 

@@ -129,7 +129,7 @@ impl<S: Shards> Api<S> {
     /// The header of something that this node tells by itself.
     pub(super) fn header(&self, shard: ShardId, tip: Tip) -> ResponseHeader {
         ResponseHeader {
-            cluster_id: self.cluster_id.clone(),
+            cluster_id: self.cluster_id(),
             node_id: self.shards.node_id(),
             shard,
             term: tip.term,

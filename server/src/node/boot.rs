@@ -6,19 +6,20 @@ use std::sync::Arc;
 use slog::{Drain as _, Level, LevelFilter, Logger, error, o, warn};
 use trefoil_core::limits::{MEMBERS_MAX, SHARDS_MAX};
 use trefoil_core::machine::Machine;
+use trefoil_core::member::Standing;
 use trefoil_core::replica::{self, Boot, Replica};
-use trefoil_core::{BIRTH_INDEX, NodeId, ShardId};
+use trefoil_core::{NodeId, ShardId};
 
 use super::applier::{Owned, State};
 use super::{Config, Observer, StartError, clock};
-use crate::storage::{self, DataDirectory, EngineLog, Expected, Recovered, Refusal, evidence};
+use crate::storage::{
+    self, DataDirectory, EngineLog, Expected, OpenError, Recovered, Refusal, evidence,
+};
 
 /// What the disk held.
 #[derive(Debug)]
 pub(super) struct Disk {
     pub(super) directory: DataDirectory,
-    /// This node has never said anything to anybody.
-    pub(super) new: bool,
     pub(super) log: Arc<EngineLog>,
     /// One for each shard, in order.
     pub(super) boots: Vec<Boot>,
@@ -27,9 +28,18 @@ pub(super) struct Disk {
     pub(super) cache_bytes: usize,
 }
 
+impl From<OpenError> for StartError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Misuse(sentence) => Self::Storage(sentence),
+            OpenError::Damaged(sentence) => Self::Damaged(sentence),
+        }
+    }
+}
+
 impl From<Refusal> for StartError {
     fn from(refusal: Refusal) -> Self {
-        Self::Storage(refusal.to_string())
+        Self::Damaged(refusal.0)
     }
 }
 
@@ -60,7 +70,7 @@ pub(super) fn open(
     logger: &Logger,
 ) -> Result<Disk, StartError> {
     let expected = Expected {
-        cluster_id: config.cluster_id,
+        setup: config.setup,
         node_id: config.node,
         node_name: config.name.clone(),
         members: config.members.iter().map(|member| (member.id, member.name.clone())).collect(),
@@ -88,9 +98,26 @@ pub(super) fn open(
     for file in disk.kept {
         warn!(logger, "a damaged state file is kept until somebody removes it"; "file" => %file.display());
     }
-    let newborn = |boot: &Boot| boot.last_index == BIRTH_INDEX && boot.hard_state.vote == 0;
-    let new = boots.iter().all(newborn);
-    Ok(Disk { directory: disk.directory, new, log: Arc::new(disk.log), boots, owned, cache_bytes })
+    let mut directory = disk.directory;
+    if config.force_new_cluster {
+        directory.break_promise(rand::random())?;
+    }
+    // Last: a start that is refused changes nothing.
+    directory.start(rand::random())?;
+    Ok(Disk { directory, log: Arc::new(disk.log), boots, owned, cache_bytes })
+}
+
+/// What this node tells of itself: its starts, and where its logs end.
+pub(super) fn standing(directory: &DataDirectory, boots: &[Boot]) -> Standing {
+    let end = |(shard, boot): (ShardId, &Boot)| {
+        let term = boot.terms.last().map_or(boot.truncated.1, |(_, term)| *term);
+        (!boot.uncertain).then_some((shard, (term, boot.last_index)))
+    };
+    Standing {
+        starts: directory.identity().starts(),
+        ends: (0..).zip(boots).filter_map(end).collect(),
+        ..Standing::default()
+    }
 }
 
 /// The replicas of all shards, in order.
@@ -118,7 +145,7 @@ pub(super) fn replicas(
         let quiet = LevelFilter::new(logger.new(o!("shard" => shard)), Level::Warning);
         let quiet = Logger::root(quiet.fuse(), o!());
         let replica = Replica::new(replica, boot, clock::now(), &quiet);
-        replicas.push(replica.map_err(StartError::Storage)?);
+        replicas.push(replica.map_err(StartError::Damaged)?);
     }
     Ok(replicas)
 }

@@ -104,7 +104,7 @@ impl Handle {
                     moves.mark_unchanged();
                     self.step(shard, &mut call, Event::Look)
                 }
-                Act::End(refusal) => return Err(self.shared.with_endpoint(refusal)),
+                Act::End(refusal) => return Err(self.shared.explain(shard, refusal)),
                 Act::Over => return Err(refusal(Reason::Internal, "the call is over")),
             };
         }
@@ -228,10 +228,10 @@ impl Handle {
         &self.shared.members
     }
 
-    /// Id of the cluster.
+    /// Id of the cluster; none before it is formed.
     #[must_use]
-    pub fn cluster_id(&self) -> [u8; 16] {
-        self.shared.cluster_id
+    pub fn cluster_id(&self) -> Option<[u8; 16]> {
+        self.shared.cluster_id.get().copied()
     }
 
     /// Raft id of this node.

@@ -11,6 +11,7 @@ pub(crate) mod calls;
 pub mod clock;
 mod digests;
 mod files;
+mod formation;
 mod handle;
 mod keeper;
 mod mailbox;
@@ -70,7 +71,9 @@ pub struct Config {
     /// Every member at bootstrap, this node included.
     pub members: Vec<Member>,
     /// Hash of the cluster's token and members.
-    pub cluster_id: [u8; 16],
+    pub setup: [u8; 16],
+    /// Whether a majority of members may form a new cluster.
+    pub force_new_cluster: bool,
     /// Number of data shards.
     pub shards: u32,
     /// Services that the cluster has.
@@ -94,9 +97,12 @@ pub struct Config {
 /// Why a node does not start: one sentence that says what to do.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The data directory is somebody else's, in use, or damaged.
+    /// The data directory is somebody else's, is in use, or may not be used.
     #[error("{0}")]
     Storage(String),
+    /// What the data directory holds is damaged, or not whole.
+    #[error("{0}")]
+    Damaged(String),
     /// The members do not fit.
     #[error("{0}")]
     Members(String),
@@ -113,18 +119,42 @@ pub enum StartError {
 /// Why a node cannot go on: one sentence that says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum FatalError {
-    /// A peer remembers this node with another data directory.
+    /// A peer knows this node by another data directory.
     #[error(
-        "member {peer} knows this node by another data directory: its data was lost or replaced. Restore the directory \
-         with which it joined, or replace this node as docs/operations.md says; it must not vote with an empty one"
+        "member {peer} knows this node by another data directory than {directory}: its data was lost or replaced, and \
+         {what}. Restore the directory with which it joined, or replace this node as docs/operations.md says"
     )]
     Replaced {
         /// The peer that said so.
         peer: NodeId,
+        /// This node's data directory.
+        directory: String,
+        /// What the peer is.
+        what: &'static str,
+    },
+    /// A peer knows more of this node's data directory than the directory does.
+    #[error(
+        "data directory {directory} is an older copy, as member {peer} remembers: {why}. Restore the directory with \
+         which this node stopped last, or replace this node as docs/operations.md says"
+    )]
+    OlderCopy {
+        /// The peer that said so.
+        peer: NodeId,
+        /// This node's data directory.
+        directory: String,
+        /// What it remembers.
+        why: String,
     },
     /// The peer port is served no longer.
     #[error("the peer port cannot be served: {0}")]
     PeerPort(String),
+}
+
+impl FatalError {
+    /// Whether this node is not the member that it says it is: it must be silent at once.
+    pub(crate) fn is_of_identity(&self) -> bool {
+        matches!(self, Self::Replaced { .. } | Self::OlderCopy { .. })
+    }
 }
 
 /// Starts a node from what its data directory holds; an empty one becomes that of a new node. Blocks while the log is
@@ -141,7 +171,6 @@ pub fn start(
     let logger = logger.new(o!("node" => config.node));
     let disk = boot::open(&config, observer.as_ref(), &logger)?;
     let place = Place {
-        cluster_id: config.cluster_id,
         node: config.node,
         members: config.members.clone(),
         shards: config.shards,
@@ -150,14 +179,16 @@ pub fn start(
     };
     let shared = Arc::new(Shared::new(place, observer, logger.clone()));
     let replicas = boot::replicas(&config, &disk.boots, &logger)?;
-    let introductions = Arc::new(Introductions::new(
-        (config.cluster_id, config.node),
-        peers,
-        config.endpoint.clone(),
+    let standing = boot::standing(&disk.directory, &disk.boots);
+    let is_new = disk.directory.identity().cluster_id.is_none();
+    let introductions = Introductions::new(
+        Arc::clone(&shared),
+        (config.setup, peers),
+        standing,
         disk.directory,
-        !disk.new,
-        logger.clone(),
-    ));
+        Arc::clone(&disk.log),
+    );
+    let introductions = Arc::new(introductions);
     let runtime = threads::PeerRuntime::start()?;
     let links =
         Links::new(Arc::clone(&shared), introductions, config.data_dir.clone(), runtime.handle());
@@ -175,9 +206,10 @@ pub fn start(
         root: config.data_dir,
         min_free_bytes: config.min_free_bytes,
         cache_bytes: disk.cache_bytes,
+        force_new_cluster: config.force_new_cluster,
     };
     let threads = threads::Threads::start(parts)?;
-    info!(logger, "the node is started"; "name" => config.name, "shards" => config.shards, "new" => disk.new);
+    info!(logger, "the node is started"; "name" => config.name, "shards" => config.shards, "new" => is_new);
     let handle = Handle { shared, links };
     Ok((Node::new(handle.clone(), threads, runtime), handle))
 }

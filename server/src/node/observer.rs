@@ -63,6 +63,8 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn whole(&self, shard: ShardId);
     /// This node leads a shard about whose state no majority agrees, or one does again.
     fn disputed(&self, shard: ShardId, disputed: bool);
+    /// A shard has stopped, since a peer has another history of it.
+    fn two_histories(&self, shard: ShardId);
 }
 
 /// An observer that looks away.
@@ -82,4 +84,5 @@ impl Observer for Unobserved {
     fn damage(&self, _: ShardId) {}
     fn whole(&self, _: ShardId) {}
     fn disputed(&self, _: ShardId, _: bool) {}
+    fn two_histories(&self, _: ShardId) {}
 }

@@ -128,8 +128,8 @@ impl Replicas {
         replicas
     }
 
-    /// Runs until the inbox is closed.
-    pub(super) fn run(mut self) {
+    /// Runs until the inbox is closed; `held` happened before.
+    pub(super) fn run(mut self, mut held: Vec<Event>) {
         let tick = Duration::from_millis(TICK_MS);
         let mut next_tick = Instant::now();
         loop {
@@ -138,8 +138,16 @@ impl Replicas {
             for (shard, node) in std::mem::take(&mut self.out.unreachable) {
                 turn.of(shard).inputs.push(Input::Unreachable(node));
             }
-            for event in taken.items {
+            for event in held.drain(..).chain(taken.items) {
                 self.sort(event, &mut turn);
+            }
+            if self.shared.is_impostor() {
+                // Not one more word to peers, and no vote: its owner ends the process.
+                if taken.closed {
+                    return;
+                }
+                next_tick = Instant::now() + tick;
+                continue;
             }
             let moment = Instant::now();
             if moment >= next_tick {
@@ -261,6 +269,12 @@ impl Replicas {
             }
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
             Effect::Role(change) => self.note_role(shard, change),
+            Effect::TwoHistories { peer, index } => {
+                error!(self.shared.logger,
+                    "a shard has stopped: a peer has another history of it, so that acknowledged entries are lost on one side";
+                    "shard" => shard, "peer" => peer, "committed" => index);
+                self.shared.observer.two_histories(shard);
+            }
             Effect::Diverged { peer, index } => {
                 error!(self.shared.logger, "a peer applied the same entries to another state";
                     "shard" => shard, "peer" => peer, "index" => index);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use slog::{Logger, crit};
 use tokio::sync::watch;
@@ -38,7 +38,8 @@ pub(super) enum Event {
 
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) cluster_id: [u8; 16],
+    /// Empty until the cluster is formed.
+    pub(crate) cluster_id: OnceLock<[u8; 16]>,
     pub(crate) node: NodeId,
     pub(crate) members: Vec<Member>,
     pub(crate) shards: u32,
@@ -62,7 +63,6 @@ pub(crate) struct Shared {
 /// The identity of a node in its cluster.
 #[derive(Debug)]
 pub(super) struct Place {
-    pub(super) cluster_id: [u8; 16],
     pub(super) node: NodeId,
     pub(super) members: Vec<Member>,
     pub(super) shards: u32,
@@ -72,9 +72,9 @@ pub(super) struct Place {
 
 impl Shared {
     pub(super) fn new(place: Place, observer: Arc<dyn Observer>, logger: Logger) -> Self {
-        let Place { cluster_id, node, members, shards, endpoint, authorizer } = place;
+        let Place { node, members, shards, endpoint, authorizer } = place;
         Self {
-            cluster_id,
+            cluster_id: OnceLock::new(),
             node,
             members,
             shards,
@@ -190,12 +190,28 @@ impl Shared {
         });
     }
 
-    pub(super) fn has_failed(&self) -> bool {
-        self.fatal.borrow().is_some()
+    /// Whether this node is not the member that it says it is.
+    pub(super) fn is_impostor(&self) -> bool {
+        self.fatal.borrow().as_ref().is_some_and(FatalError::is_of_identity)
     }
 
     pub(super) fn failure(&self) -> watch::Receiver<Option<FatalError>> {
         self.fatal.subscribe()
+    }
+
+    /// What this node itself knows of why a shard could not be asked.
+    pub(crate) fn explain(&self, shard: ShardId, mut refusal: Refusal) -> Refusal {
+        if refusal.reason() == Reason::NoQuorum {
+            if self.cluster_id.get().is_none() {
+                "the cluster is not formed yet: that takes every member of --initial-cluster"
+                    .clone_into(&mut refusal.message);
+            } else if self.table.has_two_histories(shard) {
+                "the shard has stopped on this node, since nodes have two histories of it: a person must decide, as \
+                 docs/operations.md says"
+                    .clone_into(&mut refusal.message);
+            }
+        }
+        self.with_endpoint(refusal)
     }
 
     /// A refusal that names a leader says where clients reach it, too.

@@ -98,6 +98,11 @@ impl Table {
         Leadership { leader, term, leaderless_since_ms: row.leaderless_since_ms }
     }
 
+    /// Whether the shard has stopped on this node, since a peer has another history of it.
+    pub(crate) fn has_two_histories(&self, shard: ShardId) -> bool {
+        self.row(shard).is_some_and(|row| row.state.status.two_histories)
+    }
+
     /// Whether this node leads a shard.
     pub(crate) fn leads(&self, shard: ShardId) -> bool {
         self.row(shard).is_some_and(|row| row.state.status.role.role == Role::Leader)

@@ -14,6 +14,7 @@ use super::StartError;
 use super::applier::{Applier, Owned};
 use super::digests;
 use super::files::Files;
+use super::formation;
 use super::keeper::{FullDisk, Keeper};
 use super::mailbox::Mailbox;
 use super::reader;
@@ -26,7 +27,7 @@ use crate::storage::{EngineLog, Reserve};
 
 /// Threads that apply, at most.
 const APPLIERS_MAX: usize = 2;
-/// Longest wait of a new node for its peers' first word.
+/// Longest wait for the first word of peers.
 const HOLD: Duration = Duration::from_secs(1);
 
 /// Longest wait for a file that a stream is reading or writing.
@@ -43,6 +44,7 @@ pub(super) struct Parts {
     pub(super) root: PathBuf,
     pub(super) min_free_bytes: u64,
     pub(super) cache_bytes: usize,
+    pub(super) force_new_cluster: bool,
 }
 
 /// The running threads.
@@ -91,8 +93,8 @@ fn workers() -> Workers {
 
 impl Threads {
     pub(super) fn start(parts: Parts) -> Result<Self, StartError> {
-        let Parts { shared, links, log, mut owned, replicas, root, min_free_bytes, cache_bytes } =
-            parts;
+        let Parts { shared, links, log, mut owned, replicas, root, .. } = parts;
+        let (min_free_bytes, cache_bytes) = (parts.min_free_bytes, parts.cache_bytes);
         let workers = workers();
         let keeper = Arc::new(Mailbox::new("keeper"));
         let reserve = Arc::new(Reserve::open(&root, RESERVE_BYTES));
@@ -167,12 +169,11 @@ impl Threads {
         threads.others.push(spawn("keeper".to_owned(), move || keeper.run())?);
 
         let replicas = Replicas::new(Arc::clone(&shared), replicas, workers, Arc::clone(&links));
+        let force = parts.force_new_cluster;
         let run = move || {
-            // A node with a new directory first hears whether its peers know it by another one.
+            let held = formation::wait(&shared, &links, force);
             links.wait_for_first_words(HOLD);
-            if !shared.has_failed() {
-                replicas.run();
-            }
+            replicas.run(held);
         };
         threads.replicas.push(spawn("replicas".to_owned(), run)?);
         Ok(threads)

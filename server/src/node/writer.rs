@@ -75,6 +75,9 @@ impl Writer {
                 self.log.sync_mark();
             }
             if taken.closed {
+                if let Err(error) = self.log.flush() {
+                    warn!(self.shared.logger, "what waited for the next batch was not written"; "error" => %error);
+                }
                 return;
             }
         }

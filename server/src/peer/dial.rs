@@ -12,8 +12,8 @@ use trefoil_core::NodeId;
 use trefoil_core::limits::{PEER_HEADERS_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
 use trefoil_proto::internal::v1::peer_service_client::PeerServiceClient;
 
-use super::greeting::{Fault, Introductions};
-use crate::node::FatalError;
+use super::greeting::{Fault, Refused};
+use super::introductions::Introductions;
 use crate::node::shared::Shared;
 
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ pub(super) enum Ended {
     /// The peer could not be reached, or hung up.
     Away(String),
     /// The peer refused this node.
-    Refused(Fault),
+    Refused(Refused),
     /// This node refused the peer, and has said so in its log.
     Stranger,
 }
@@ -53,7 +53,7 @@ pub(super) enum Ended {
 impl From<Status> for Ended {
     fn from(status: Status) -> Self {
         match Fault::of(&status) {
-            Some(fault) => Self::Refused(fault),
+            Some(fault) => Self::Refused(Refused { fault, sentence: status.message().to_owned() }),
             None => Self::Away(status.message().to_owned()),
         }
     }
@@ -103,11 +103,16 @@ impl Dialler {
             Ended::Away(reason) => {
                 debug!(self.shared.logger, "no stream to a peer"; "stream" => what, "peer" => self.peer, "reason" => reason);
             }
-            Ended::Refused(Fault::OtherIncarnation) => {
-                self.shared.fail(FatalError::Replaced { peer: self.peer })
-            }
-            Ended::Refused(fault) => {
-                self.introductions.log_once(self.peer, *fault, "a peer refuses this node")
+            Ended::Refused(refused) => {
+                let Refused { fault, sentence } = refused;
+                match self.introductions.verdict(self.peer, *fault, sentence) {
+                    Some(error) => self.shared.fail(error),
+                    // It has what it did not say here when it is dialled again.
+                    None if *fault == Fault::Behind => (),
+                    None => {
+                        self.introductions.log_once(self.peer, refused, "a peer refuses this node");
+                    }
+                }
             }
             Ended::Stranger => (),
         }

@@ -1,21 +1,12 @@
 //! Who speaks to whom: every stream begins with a greeting that is checked before anything else is decoded.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use slog::{Logger, warn};
-use tokio::sync::{Notify, watch};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::{Code, Status};
 use trefoil_core::NodeId;
-use trefoil_proto::internal::v1::Greeting;
-
-use crate::node::clock;
-use crate::storage::DataDirectory;
-
-/// Version of what members say to each other.
-const PROTOCOL: u32 = 2;
+use trefoil_core::member::{Objection, Stale};
 
 /// Where a refused stream says why.
 const FAULT_KEY: &str = "trefoil-peer-fault";
@@ -25,6 +16,9 @@ const FAULT_KEY: &str = "trefoil-peer-fault";
 pub(crate) enum Fault {
     /// No greeting came, or not at once.
     Silent,
+    /// The sender was given other flags.
+    OtherSetup,
+    /// The sender was formed of other directories.
     OtherCluster,
     OtherProtocol,
     /// It was meant for another node.
@@ -32,38 +26,56 @@ pub(crate) enum Fault {
     UnknownMember,
     /// The sender has another data directory than the one it was known by.
     OtherIncarnation,
+    /// The receiver has promised to form a cluster with another directory of the sender.
+    OtherPromise,
+    /// The sender has promised more than it says here.
+    Behind,
+    /// The sender's data directory is an older copy.
+    OlderCopy,
     /// A newer stream of the same sender is there.
     OldStream,
 }
 
 impl Fault {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 11] = [
         Self::Silent,
+        Self::OtherSetup,
         Self::OtherCluster,
         Self::OtherProtocol,
         Self::WrongNode,
         Self::UnknownMember,
         Self::OtherIncarnation,
+        Self::OtherPromise,
+        Self::Behind,
+        Self::OlderCopy,
         Self::OldStream,
     ];
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Silent => "no-greeting",
+            Self::OtherSetup => "other-setup",
             Self::OtherCluster => "other-cluster",
             Self::OtherProtocol => "other-protocol",
             Self::WrongNode => "wrong-node",
             Self::UnknownMember => "unknown-member",
             Self::OtherIncarnation => "other-incarnation",
+            Self::OtherPromise => "other-promise",
+            Self::Behind => "behind",
+            Self::OlderCopy => "older-copy",
             Self::OldStream => "old-stream",
         }
     }
 
-    fn sentence(self) -> &'static str {
+    pub(crate) fn sentence(self) -> &'static str {
         match self {
             Self::Silent => "a stream between nodes begins with a greeting",
+            Self::OtherSetup => {
+                "the sender was given other flags: compare --cluster-token, --initial-cluster, --shards and --services"
+            }
             Self::OtherCluster => {
-                "the sender belongs to another cluster: compare --cluster-token and --initial-cluster"
+                "the sender belongs to another cluster, although its flags are the same: one of the two was formed \
+                 anew, see docs/operations.md"
             }
             Self::OtherProtocol => "the sender speaks another version of the peer protocol",
             Self::WrongNode => {
@@ -73,13 +85,23 @@ impl Fault {
             Self::OtherIncarnation => {
                 "the sender has another data directory than the one it was known by"
             }
+            Self::OtherPromise => {
+                "the cluster was about to be formed with another data directory of the sender: where no member was \
+                 ever formed, empty the directories of all and start them again"
+            }
+            Self::Behind => "the sender has promised more than it says here",
+            Self::OlderCopy => "the data directory of the sender is an older copy",
             Self::OldStream => "a newer stream of the sender is there",
         }
     }
 
     /// The status that refuses a stream.
     pub(crate) fn status(self) -> Status {
-        let mut status = Status::new(Code::FailedPrecondition, self.sentence());
+        Refused::from(self).status()
+    }
+
+    fn status_of(self, sentence: &str) -> Status {
+        let mut status = Status::new(Code::FailedPrecondition, sentence);
         status.metadata_mut().insert(FAULT_KEY, AsciiMetadataValue::from_static(self.name()));
         status
     }
@@ -91,157 +113,41 @@ impl Fault {
     }
 }
 
-/// This node's own introduction, and what it knows of its peers.
-#[derive(Debug)]
-pub(crate) struct Introductions {
-    pub(crate) cluster_id: [u8; 16],
-    pub(crate) node: NodeId,
-    pub(crate) endpoint: String,
-    /// Whether this node has data of an earlier run.
-    pub(crate) formed: bool,
-    incarnation: u64,
-    peers: BTreeMap<NodeId, Notify>,
-    /// None once the node is stopped.
-    directory: Mutex<Option<DataDirectory>>,
-    epoch: AtomicU64,
-    /// Each fault of each peer is logged once.
-    logged: Mutex<BTreeSet<(NodeId, Fault)>>,
-    /// Peers that were dialled at least once, with whatever result.
-    dialled: watch::Sender<BTreeSet<NodeId>>,
-    logger: Logger,
+/// Why a greeting was refused, with what the other side may be told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refused {
+    pub(crate) fault: Fault,
+    pub(crate) sentence: String,
 }
 
-impl Introductions {
-    pub(crate) fn new(
-        (cluster_id, node): ([u8; 16], NodeId),
-        peers: BTreeSet<NodeId>,
-        endpoint: String,
-        directory: DataDirectory,
-        formed: bool,
-        logger: Logger,
-    ) -> Self {
-        Self {
-            cluster_id,
-            node,
-            endpoint,
-            formed,
-            incarnation: directory.identity().incarnation,
-            peers: peers.into_iter().map(|peer| (peer, Notify::new())).collect(),
-            directory: Mutex::new(Some(directory)),
-            // It rises over restarts as long as the wall clock does; a stream that has ended stands in nobody's way.
-            epoch: AtomicU64::new(clock::wall_us()),
-            logged: Mutex::default(),
-            dialled: watch::Sender::default(),
-            logger,
-        }
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Self {
+        Self { fault, sentence: fault.sentence().to_owned() }
     }
+}
 
-    /// The greeting of a new stream.
-    pub(crate) fn greeting(&self, to: NodeId) -> Greeting {
-        Greeting {
-            cluster_id: self.cluster_id.to_vec().into(),
-            from: self.node,
-            to,
-            incarnation: self.incarnation,
-            protocol: PROTOCOL,
-            epoch: self.epoch.fetch_add(1, Ordering::Relaxed) + 1,
-            endpoint: self.endpoint.clone(),
-            formed: self.formed,
-        }
+impl From<Stale> for Refused {
+    fn from(stale: Stale) -> Self {
+        Self { fault: Fault::OlderCopy, sentence: stale.to_string() }
     }
+}
 
-    /// Checks a greeting, and remembers the incarnation of a peer that is met for the first time.
-    pub(crate) async fn check(
-        self: &Arc<Self>,
-        greeting: Option<&Greeting>,
-    ) -> Result<NodeId, Fault> {
-        let Some(greeting) = greeting else { return Err(Fault::Silent) };
-        let checked = self.check_place(greeting);
-        let checked = match checked {
-            Ok(()) => self.check_incarnation(greeting.from, greeting.incarnation).await,
-            Err(fault) => Err(fault),
+impl Refused {
+    /// What an objection to a peer means for it; `formed` tells whether this node belongs to a cluster.
+    pub(crate) fn of_objection(objection: Objection, formed: bool) -> Self {
+        let fault = match objection {
+            Objection::OtherIncarnation if formed => Fault::OtherIncarnation,
+            Objection::OtherIncarnation => Fault::OtherPromise,
+            Objection::OtherCluster => Fault::OtherCluster,
+            Objection::Behind => Fault::Behind,
+            // This node ends.
+            Objection::Replaced { .. } | Objection::Forgotten => Fault::OldStream,
         };
-        match checked {
-            Ok(()) => {
-                if let Some(met) = self.peers.get(&greeting.from) {
-                    met.notify_waiters();
-                }
-                Ok(greeting.from)
-            }
-            Err(fault) => {
-                self.log_once(greeting.from, fault, "refused a peer");
-                Err(fault)
-            }
-        }
+        fault.into()
     }
 
-    fn check_place(&self, greeting: &Greeting) -> Result<(), Fault> {
-        if greeting.protocol != PROTOCOL {
-            Err(Fault::OtherProtocol)
-        } else if greeting.cluster_id[..] != self.cluster_id {
-            Err(Fault::OtherCluster)
-        } else if greeting.to != self.node {
-            Err(Fault::WrongNode)
-        } else if self.peers.contains_key(&greeting.from) {
-            Ok(())
-        } else {
-            Err(Fault::UnknownMember)
-        }
-    }
-
-    async fn check_incarnation(
-        self: &Arc<Self>,
-        peer: NodeId,
-        incarnation: u64,
-    ) -> Result<(), Fault> {
-        let this = Arc::clone(self);
-        // The first meeting is written to disk.
-        let remembered = tokio::task::spawn_blocking(move || {
-            let mut directory = this.directory.lock().unwrap_or_else(PoisonError::into_inner);
-            directory.as_mut().map(|directory| directory.remember_peer(peer, incarnation))
-        });
-        match remembered.await {
-            Ok(Some(Ok(()))) => Ok(()),
-            Ok(Some(Err(_))) => Err(Fault::OtherIncarnation),
-            // The node is stopping.
-            Ok(None) | Err(_) => Err(Fault::OldStream),
-        }
-    }
-
-    /// Lets go of the data directory: another process may have it.
-    pub(crate) fn release(&self) {
-        drop(self.directory.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-
-    /// Logs a fault the first time that it is seen with this peer.
-    pub(crate) fn log_once(&self, peer: NodeId, fault: Fault, what: &'static str) {
-        // Ids of strangers are not remembered one by one.
-        let known = if self.peers.contains_key(&peer) { peer } else { 0 };
-        if self.logged.lock().unwrap_or_else(PoisonError::into_inner).insert((known, fault)) {
-            warn!(self.logger, "{what}"; "peer" => peer, "fault" => fault.name(), "reason" => fault.sentence());
-        }
-    }
-
-    /// Waits until a peer introduces itself.
-    pub(crate) async fn met(&self, peer: NodeId) {
-        match self.peers.get(&peer) {
-            Some(met) => met.notified().await,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// A peer was dialled, with whatever result.
-    pub(crate) fn note_dialled(&self, peer: NodeId) {
-        self.dialled.send_if_modified(|dialled| dialled.insert(peer));
-    }
-
-    /// Waits until every peer was dialled once.
-    pub(crate) async fn all_dialled(&self) {
-        let mut dialled = self.dialled.subscribe();
-        // The sender lives as long as this.
-        drop(
-            dialled.wait_for(|dialled| self.peers.keys().all(|peer| dialled.contains(peer))).await,
-        );
+    pub(crate) fn status(&self) -> Status {
+        self.fault.status_of(&self.sentence)
     }
 }
 

@@ -9,6 +9,7 @@ mod desk;
 mod dial;
 mod forward;
 mod greeting;
+mod introductions;
 pub(crate) mod latency;
 mod queue;
 mod raft;
@@ -38,7 +39,7 @@ use crate::node::work::Answered;
 use crate::storage::snapshot::Reader;
 
 pub(crate) use self::desk::Asked;
-pub(crate) use self::greeting::Introductions;
+pub(crate) use self::introductions::Introductions;
 
 /// The links of this node to its peers.
 #[derive(Debug)]
@@ -129,15 +130,28 @@ impl Links {
         }
     }
 
-    /// A node without a past waits until each peer was dialled once, for so long at most: one that knows this node by
-    /// another directory has then said so. Blocks.
+    /// Waits until each peer was dialled once, for so long at most: one that knows that this node's directory is not
+    /// the one that it was has then said so, before this node votes or acknowledges anything. Blocks.
     pub(crate) fn wait_for_first_words(&self, longest: Duration) {
-        if !self.introductions.formed {
-            let dialled =
-                async { tokio::time::timeout(longest, self.introductions.all_dialled()).await };
-            // What was not heard by then is heard later.
-            drop(self.runtime.block_on(dialled));
-        }
+        let dialled =
+            async { tokio::time::timeout(longest, self.introductions.all_dialled()).await };
+        // What was not heard by then is heard later.
+        drop(self.runtime.block_on(dialled));
+    }
+
+    /// Whether the cluster is formed.
+    pub(crate) fn is_formed(&self) -> bool {
+        self.introductions.is_formed()
+    }
+
+    /// Members without which the cluster cannot be formed, by name.
+    pub(crate) fn missing(&self) -> String {
+        self.introductions.missing()
+    }
+
+    /// From now on a majority may form the cluster.
+    pub(crate) fn force_new_cluster(&self) {
+        self.introductions.force();
     }
 
     /// Queues a Raft message; false when it is dropped.

@@ -1,9 +1,10 @@
 //! The stream of Raft messages to one peer.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use trefoil_core::ShardId;
 use trefoil_core::replica::Input;
@@ -12,8 +13,11 @@ use trefoil_proto::internal::v1::{self as proto, RaftRequest, ShardObstacles, Un
 
 use super::Announced;
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
+use super::introductions::formation_of;
 use super::queue::Queue;
 
+/// Pause between two looks at what is to be told of members.
+const TELL_PAUSE: Duration = Duration::from_millis(200);
 /// Frames on their way to the transport. Few, because a heartbeat waits behind them.
 const FRAMES: usize = 2;
 
@@ -54,7 +58,10 @@ async fn talk(
 ) -> Result<(), Ended> {
     let mut client = dial::connect(&dialler.address).await?;
     let (frames, receiver) = mpsc::channel(FRAMES);
-    let greeting = Some(dialler.introductions.greeting(dialler.peer));
+    let introductions = &dialler.introductions;
+    let mut word = introductions.word();
+    let greeting = Some(introductions.greeting(dialler.peer));
+    let mut told = greeting.as_ref().and_then(|greeting| greeting.memory.clone());
     send(&frames, RaftRequest { greeting, ..RaftRequest::default() }).await?;
     let request = client.raft(ReceiverStream::new(receiver));
     let mut answers = timeout(GREETING_WAIT, request).await??.into_inner();
@@ -64,6 +71,7 @@ async fn talk(
         Ok(peer) if peer == dialler.peer => (),
         _ => return Err(Ended::Stranger),
     }
+    let start = introductions.trusted(dialler.peer);
     let endpoint = theirs.map(|greeting| greeting.endpoint).unwrap_or_default();
     dialler.shared.set_endpoint(dialler.peer, endpoint);
     dialler.note_open("raft");
@@ -71,6 +79,9 @@ async fn talk(
     queue.open();
     dialler.introductions.note_dialled(dialler.peer);
     announced.mark_changed();
+    word.mark_changed();
+    let mut tell = interval(TELL_PAUSE);
+    tell.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let request = tokio::select! {
             answer = answers.message() => match answer? {
@@ -80,6 +91,21 @@ async fn talk(
             },
             // The sender lives as long as the node.
             _ = announced.changed() => announcement(&announced.borrow_and_update()),
+            _ = word.changed() => {
+                let formation = Some(formation_of(&word.borrow_and_update()));
+                RaftRequest { formation, ..RaftRequest::default() }
+            }
+            _ = tell.tick() => {
+                if introductions.trusted(dialler.peer) != start {
+                    return Err(Ended::Stranger);
+                }
+                let memory = Some(introductions.told());
+                if memory == told {
+                    continue;
+                }
+                told.clone_from(&memory);
+                RaftRequest { memory, ..RaftRequest::default() }
+            }
             envelopes = queue.frame() => RaftRequest { envelopes, ..RaftRequest::default() },
         };
         send(&frames, request).await?;

@@ -27,7 +27,8 @@ use super::desk::Desk;
 use super::dial::{
     CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW,
 };
-use super::greeting::{Fault, Introductions, Streams};
+use super::greeting::{Fault, Streams};
+use super::introductions::Introductions;
 use super::receive::Receiver;
 use super::{Announced, accept};
 use crate::node::FatalError;
@@ -76,6 +77,10 @@ type Heard = Arc<Mutex<BTreeMap<NodeId, Announced>>>;
 struct Incoming {
     shared: Arc<Shared>,
     heard: Heard,
+    introductions: Arc<Introductions>,
+    /// The sender's directory, and its start.
+    incarnation: u64,
+    start: u64,
     from: NodeId,
 }
 
@@ -92,7 +97,7 @@ impl Service {
 
     /// The peer that a greeting introduces; its address for clients is noted.
     async fn welcome(&self, greeting: Option<&Greeting>) -> Result<NodeId, Status> {
-        let from = self.introductions.check(greeting).await.map_err(Fault::status)?;
+        let from = self.introductions.check(greeting).await.map_err(|refused| refused.status())?;
         if let Some(greeting) = greeting {
             self.shared.set_endpoint(from, greeting.endpoint.clone());
         }
@@ -118,12 +123,19 @@ impl PeerService for Service {
         let mut stream = request.into_inner();
         let greeting = first(&mut stream).await?.greeting;
         let from = self.welcome(greeting.as_ref()).await?;
-        let epoch = greeting.map_or(0, |greeting| greeting.epoch);
+        let (epoch, incarnation) =
+            greeting.map_or((0, 0), |greeting| (greeting.epoch, greeting.incarnation));
         self.streams.begin(from, epoch).map_err(Fault::status)?;
         let (answers, receiver) = mpsc::channel(1);
         let answer = RaftResponse { greeting: Some(self.introductions.greeting(from)) };
-        let incoming =
-            Incoming { shared: Arc::clone(&self.shared), heard: Arc::clone(&self.heard), from };
+        let incoming = Incoming {
+            shared: Arc::clone(&self.shared),
+            introductions: Arc::clone(&self.introductions),
+            incarnation,
+            start: self.introductions.trusted(from),
+            heard: Arc::clone(&self.heard),
+            from,
+        };
         let streams = Arc::clone(&self.streams);
         tokio::spawn(async move {
             // Whoever does not want the answer ends the stream.
@@ -172,8 +184,11 @@ impl Incoming {
         is_live: impl Fn() -> bool,
     ) -> Result<(), Status> {
         while let Ok(Some(request)) = stream.message().await {
-            if !is_live() {
+            if !is_live() || self.introductions.trusted(self.from) != self.start {
                 return Err(Fault::OldStream.status());
+            }
+            if request.formation.is_some() || request.memory.is_some() {
+                self.hear_of_members(&request).await?;
             }
             if let Some(uncertain) = request.uncertain {
                 self.note_uncertain(uncertain.shards.into_iter().collect());
@@ -193,6 +208,23 @@ impl Incoming {
             }
         }
         Ok(())
+    }
+
+    /// What the peer says of itself and others; a word that changes something is written.
+    async fn hear_of_members(&self, request: &RaftRequest) -> Result<(), Status> {
+        let (formation, memory) = (request.formation.clone(), request.memory.clone());
+        let (introductions, from) = (Arc::clone(&self.introductions), self.from);
+        let incarnation = self.incarnation;
+        let hear =
+            move || introductions.hear(from, formation.as_ref(), memory.as_ref(), incarnation);
+        match tokio::task::spawn_blocking(hear).await {
+            Ok(heard) => heard.map_err(|refused| {
+                self.introductions.log_once(from, &refused, "refused a peer");
+                refused.status()
+            }),
+            // The node is stopping.
+            Err(_) => Err(Fault::OldStream.status()),
+        }
     }
 
     fn note_uncertain(&self, shards: BTreeSet<ShardId>) {

@@ -18,7 +18,7 @@ use trefoil_proto::internal::v1::snapshot_request::Part;
 use trefoil_proto::internal::v1::{SnapshotChunk, SnapshotHead, SnapshotRequest};
 
 use super::dial::{self, Ended};
-use super::greeting::{Fault, Introductions};
+use super::introductions::Introductions;
 use crate::node::clock::Stopwatch;
 use crate::node::observer::PeerOperation;
 use crate::node::shared::Shared;
@@ -180,10 +180,8 @@ fn away(reason: &str) -> Ended {
 fn reason(ended: &Ended) -> &str {
     match ended {
         Ended::Away(reason) => reason,
-        Ended::Refused(Fault::OtherIncarnation) => {
-            "the peer knows this node by another data directory"
-        }
-        Ended::Refused(_) | Ended::Stranger => "the peer refuses this node",
+        Ended::Refused(refused) => refused.fault.sentence(),
+        Ended::Stranger => "the peer is refused",
     }
 }
 

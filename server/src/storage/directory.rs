@@ -1,4 +1,4 @@
-//! The data directory: whose it is, who may use it, and which peers it has met.
+//! The data directory: whose it is, who may use it, and how often it was started.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
@@ -8,16 +8,16 @@ use rustix::fs::Access;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use trefoil_core::NodeId;
+use trefoil_core::member::{Incarnations, Stage, Starts, Word};
 
 use super::durable::{self, make_directory, sync_directory};
-use super::fault::Refusal;
+use super::fault::{OpenError, Refusal};
 
 /// Version of everything in the directory. A node opens no other.
 pub const DIRECTORY_FORMAT: u32 = 2;
 
 const IDENTITY: &str = "identity";
 const LOCK: &str = "LOCK";
-const PEERS: &str = "peers";
 const MARK: &str = "log.mark";
 const LOG: &str = "log";
 const STATE: &str = "state";
@@ -27,7 +27,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
     /// Hash of the cluster's token and members.
-    pub cluster_id: [u8; 16],
+    pub setup: [u8; 16],
     /// Raft id of this node.
     pub node_id: NodeId,
     /// Its name.
@@ -40,13 +40,13 @@ pub struct Expected {
     pub services: BTreeSet<String>,
 }
 
-/// What the directory is. Written once, at bootstrap.
+/// What the directory is. Written at bootstrap, on the way into a cluster, and at each start.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// See [`DIRECTORY_FORMAT`].
     pub format: u32,
     /// Hash of the cluster's token and members, in hexadecimal.
-    pub cluster_id: String,
+    pub setup: String,
     /// Raft id of this node.
     pub node_id: NodeId,
     /// Its name.
@@ -60,13 +60,40 @@ pub struct Identity {
     /// Services that the cluster has.
     pub services: BTreeSet<String>,
     /// Whether log and state were written. Before that the node has said nothing to anybody and may begin again.
-    pub formed: bool,
+    pub born: bool,
+    /// Incarnation of each member, as the node has promised to form a cluster with, or has formed one.
+    #[serde(default)]
+    pub incarnations: Incarnations,
+    /// Id of the cluster, in hexadecimal; none before it is formed.
+    #[serde(default)]
+    pub cluster_id: Option<String>,
+    /// How often the node was started.
+    #[serde(default)]
+    pub starts: u64,
+    /// Random numbers of its last starts, the newest last.
+    #[serde(default)]
+    pub numbers: Vec<u64>,
 }
 
-#[derive(Default, Serialize, Deserialize)]
-struct Peers {
-    /// Incarnation first seen of each member.
-    incarnations: BTreeMap<NodeId, u64>,
+impl Identity {
+    /// What to tell other members of the directory.
+    #[must_use]
+    pub fn word(&self) -> Word {
+        let members = self.incarnations.clone();
+        let cluster = self.cluster_id.as_deref().and_then(unhex);
+        let stage = match cluster {
+            Some(cluster) => Stage::Formed { cluster, members },
+            None if members.is_empty() => Stage::New,
+            None => Stage::Promised(members),
+        };
+        Word { incarnation: self.incarnation, stage }
+    }
+
+    /// The starts so far.
+    #[must_use]
+    pub fn starts(&self) -> Starts {
+        Starts { count: self.starts, numbers: self.numbers.clone() }
+    }
 }
 
 /// A data directory that this process holds alone, until it is dropped.
@@ -74,35 +101,33 @@ struct Peers {
 pub struct DataDirectory {
     path: PathBuf,
     identity: Identity,
-    peers: BTreeMap<NodeId, u64>,
     _lock: File,
 }
 
 impl DataDirectory {
     /// Opens the directory, or makes it where there is nothing yet. `true` means that log and state are still to be
-    /// written, after which [`Self::formed`] must be called.
+    /// written, after which [`Self::born`] must be called.
     ///
     /// # Errors
     /// Refuses a directory that another process holds, that is not what `expected` says, or that is damaged.
-    pub fn open(path: &Path, expected: &Expected) -> Result<(Self, Identity, bool), Refusal> {
+    pub fn open(path: &Path, expected: &Expected) -> Result<(Self, Identity, bool), OpenError> {
         make_directory(path)
-            .map_err(|error| Refusal::io("make the data directory", path, &error))?;
-        let lock = lock(path)?;
-        check_access(path)?;
+            .map_err(|error| Refusal::io("make the data directory", path, &error))
+            .map_err(OpenError::misuse)?;
+        let lock = lock(path).map_err(OpenError::misuse)?;
+        check_access(path).map_err(OpenError::misuse)?;
         let identity = match read_sealed::<Identity>(path, IDENTITY)? {
             Some(identity) => {
-                check(path, &identity, expected)?;
+                check(path, &identity, expected).map_err(OpenError::misuse)?;
                 identity
             }
-            None => create(path, expected)?,
+            None => create(path, expected).map_err(OpenError::misuse)?,
         };
-        let new = !identity.formed;
+        let new = !identity.born;
         if new {
             clear(path)?;
         }
-        let peers = read_sealed::<Peers>(path, PEERS)?.unwrap_or_default().incarnations;
-        let directory =
-            Self { path: path.to_owned(), identity: identity.clone(), peers, _lock: lock };
+        let directory = Self { path: path.to_owned(), identity: identity.clone(), _lock: lock };
         Ok((directory, identity, new))
     }
 
@@ -110,8 +135,52 @@ impl DataDirectory {
     ///
     /// # Errors
     /// When the identity cannot be written.
-    pub fn formed(&mut self) -> Result<(), Refusal> {
-        self.identity.formed = true;
+    pub fn born(&mut self) -> Result<(), Refusal> {
+        self.identity.born = true;
+        self.write()
+    }
+
+    /// Records another start, before the node says anything to anybody.
+    ///
+    /// # Errors
+    /// When the identity cannot be written.
+    pub fn start(&mut self, number: u64) -> Result<(), Refusal> {
+        let starts = self.identity.starts().next(number);
+        (self.identity.starts, self.identity.numbers) = (starts.count, starts.numbers);
+        self.write()
+    }
+
+    /// Records how far the directory is on its way into a cluster.
+    ///
+    /// # Errors
+    /// When the identity cannot be written.
+    pub fn reach(&mut self, stage: &Stage) -> Result<(), Refusal> {
+        match stage {
+            Stage::New => {}
+            Stage::Promised(members) => self.identity.incarnations.clone_from(members),
+            Stage::Formed { cluster, members } => {
+                self.identity.incarnations.clone_from(members);
+                self.identity.cluster_id = Some(hex(*cluster));
+            }
+        }
+        self.write()
+    }
+
+    /// Takes back a promise that was never kept, by becoming another directory: nobody can form a cluster with the
+    /// old one any more. Does nothing where a cluster is formed.
+    ///
+    /// # Errors
+    /// When the identity cannot be written.
+    pub fn break_promise(&mut self, incarnation: u64) -> Result<(), Refusal> {
+        if self.identity.cluster_id.is_some() || self.identity.incarnations.is_empty() {
+            return Ok(());
+        }
+        self.identity.incarnations.clear();
+        self.identity.incarnation = incarnation;
+        self.write()
+    }
+
+    fn write(&self) -> Result<(), Refusal> {
         write_sealed(&self.path, IDENTITY, &self.identity)
     }
 
@@ -125,28 +194,6 @@ impl DataDirectory {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Remembers the incarnation of a peer, durably, when it is met for the first time.
-    ///
-    /// # Errors
-    /// The incarnation known before, when it is another: that peer lost its data and must not take part.
-    ///
-    /// # Panics
-    /// Ends the process when the file cannot be written: the peer could come back as somebody else.
-    pub fn remember_peer(&mut self, peer: NodeId, incarnation: u64) -> Result<(), u64> {
-        match self.peers.get(&peer) {
-            Some(&known) if known == incarnation => Ok(()),
-            Some(&known) => Err(known),
-            None => {
-                self.peers.insert(peer, incarnation);
-                let peers = Peers { incarnations: self.peers.clone() };
-                if let Err(refusal) = write_sealed(&self.path, PEERS, &peers) {
-                    super::fault::die(refusal);
-                }
-                Ok(())
-            }
-        }
     }
 
     /// Directory of the state files in a data directory.
@@ -216,12 +263,11 @@ fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Re
             identity.format
         )));
     }
-    let cluster_id = hex(expected.cluster_id);
-    if identity.cluster_id != cluster_id {
+    if identity.setup != hex(expected.setup) {
+        let names = identity.members.values().cloned().collect::<Vec<_>>().join(",");
         return Err(Refusal(format!(
-            "data directory {path} belongs to cluster {}, not {cluster_id}: \
-             give the --cluster-token and --initial-cluster it was made with, or another --data-dir",
-            identity.cluster_id
+            "data directory {path} belongs to another cluster, with the members {names} and its own token: \
+             give the --cluster-token and --initial-cluster it was made with, or another --data-dir"
         )));
     }
     if identity.node_id != expected.node_id || identity.node_name != expected.node_name {
@@ -269,14 +315,18 @@ fn create(path: &Path, expected: &Expected) -> Result<Identity, Refusal> {
     }
     let identity = Identity {
         format: DIRECTORY_FORMAT,
-        cluster_id: hex(expected.cluster_id),
+        setup: hex(expected.setup),
         node_id: expected.node_id,
         node_name: expected.node_name.clone(),
         incarnation: rand::random(),
         members: expected.members.clone(),
         shards: expected.shards,
         services: expected.services.clone(),
-        formed: false,
+        born: false,
+        incarnations: Incarnations::new(),
+        cluster_id: None,
+        starts: 0,
+        numbers: Vec::new(),
     };
     write_sealed(path, IDENTITY, &identity)?;
     Ok(identity)
@@ -302,6 +352,10 @@ fn hex(id: [u8; 16]) -> String {
     format!("{:032x}", u128::from_be_bytes(id))
 }
 
+fn unhex(text: &str) -> Option<[u8; 16]> {
+    u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
+}
+
 fn write_sealed<T: Serialize>(path: &Path, name: &str, value: &T) -> Result<(), Refusal> {
     let json = serde_json::to_string(value).expect("our own structure is JSON");
     let result = durable::replace(path, name, durable::seal(&json).as_bytes());
@@ -312,15 +366,15 @@ fn write_sealed<T: Serialize>(path: &Path, name: &str, value: &T) -> Result<(), 
 fn read_sealed<T: for<'de> Deserialize<'de>>(
     path: &Path,
     name: &str,
-) -> Result<Option<T>, Refusal> {
+) -> Result<Option<T>, OpenError> {
     let path = path.join(name);
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Refusal::io("read", &path, &error)),
+        Err(error) => return Err(Refusal::io("read", &path, &error).into()),
     };
     let damaged = || {
-        Refusal(format!(
+        OpenError::Damaged(format!(
             "{} is damaged: restore it from a copy, or replace this node by a new one",
             path.display()
         ))
@@ -336,7 +390,7 @@ fn read_sealed<T: for<'de> Deserialize<'de>>(
     if let Some(format) = format
         && format != DIRECTORY_FORMAT
     {
-        return Err(Refusal(format!(
+        return Err(OpenError::Misuse(format!(
             "{} has format {format}, and this binary knows format {DIRECTORY_FORMAT}: run the version that wrote it",
             path.display()
         )));

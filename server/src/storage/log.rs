@@ -29,6 +29,10 @@ const UNCERTAIN: &[u8] = b"uncertain";
 /// There while the state of the shard must not be believed.
 const DAMAGED: &[u8] = b"damaged";
 
+/// Where what is remembered of other members lies: beyond the regions of shards.
+const MEMBERS_REGION: u64 = 1 << 32;
+const MEMORY: &[u8] = b"memory";
+
 /// Generation of the state file with which a shard is born.
 pub const BIRTH_GENERATION: u64 = 1;
 
@@ -83,8 +87,10 @@ pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
 type Votes = BTreeMap<ShardId, (u64, u64)>;
 
 /// What can wait for the next batch.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 enum Pending {
+    /// What is remembered of other members.
+    Remember(Vec<u8>),
     /// Entries of a shard up to an index, whose term is given, are not needed any more.
     Compact(ShardId, u64, u64),
     /// The end of the shard's log is known to be whole.
@@ -233,6 +239,27 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         self.pending().push(Pending::Trust(shard));
     }
 
+    /// Keeps what is remembered of other members: it goes with the next batch, see `trefoil_core::member::memory`.
+    pub fn remember(&self, memory: Vec<u8>) {
+        let mut pending = self.pending();
+        pending.retain(|pending| !matches!(pending, Pending::Remember(_)));
+        pending.push(Pending::Remember(memory));
+    }
+
+    /// What was remembered last; none in a new log.
+    #[must_use]
+    pub fn remembered(&self) -> Option<Vec<u8>> {
+        self.engine.get(MEMBERS_REGION, MEMORY)
+    }
+
+    /// Writes what waits for a batch, where the node ends and none will come.
+    ///
+    /// # Errors
+    /// When there is no space.
+    pub fn flush(&self) -> Result<(), std::io::Error> {
+        if self.pending().is_empty() { Ok(()) } else { self.write(&[]) }
+    }
+
     /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
     #[must_use]
     pub fn cuts(&self) -> Vec<(Queue, Place)> {
@@ -339,13 +366,14 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fill_pending(&self, batch: &mut LogBatch, pending: Pending) {
-        match pending {
+    fn fill_pending(&self, batch: &mut LogBatch, pending: &Pending) {
+        match *pending {
             Pending::Compact(shard, to, term) => {
                 batch.add_command(region(shard), Command::Compact { index: to + 1 });
                 put(batch, region(shard), TRUNCATED, encode_pair((to, term)));
             }
             Pending::Trust(shard) => batch.delete(region(shard), UNCERTAIN.to_vec()),
+            Pending::Remember(ref memory) => put(batch, MEMBERS_REGION, MEMORY, memory.clone()),
         }
     }
 
@@ -382,7 +410,7 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
         let mut batch = LogBatch::with_capacity(2 * writes.len());
         let pending = std::mem::take(&mut *self.pending());
         for pending in &pending {
-            self.fill_pending(&mut batch, *pending);
+            self.fill_pending(&mut batch, pending);
         }
         for write in writes {
             self.fill(&mut batch, write);
@@ -459,7 +487,7 @@ fn region(shard: ShardId) -> u64 {
 }
 
 fn shard_of(region: u64) -> Option<ShardId> {
-    ShardId::try_from(region.checked_sub(1)?).ok()
+    ShardId::try_from(region.checked_sub(1)?).ok().filter(|_| region != MEMBERS_REGION)
 }
 
 fn put(batch: &mut LogBatch, region: u64, key: &[u8], value: Vec<u8>) {

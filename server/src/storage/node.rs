@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use trefoil_core::machine::Machine;
 use trefoil_core::{META_SHARD, ShardId};
 
-use super::fault::Refusal;
+use super::fault::{self, OpenError, Refusal};
 use super::log::BIRTH_GENERATION;
 use super::state::{file_path, remove_other_generations};
 use super::{
-    DataDirectory, EngineLog, Expected, LogStore as _, LogWrite, Recovered, StateStore, Unusable,
-    evidence,
+    DataDirectory, EngineLog, Expected, Identity, LogStore as _, LogWrite, Recovered, StateStore,
+    Unusable, evidence,
 };
 
 /// What a node has on disk. The directory, which is locked, is dropped last.
@@ -31,8 +31,18 @@ pub struct Disk {
 ///
 /// # Errors
 /// One line that says what is wrong and what to do.
-pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk, Refusal> {
-    let (mut directory, identity, new) = DataDirectory::open(path, expected)?;
+pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk, OpenError> {
+    let (directory, identity, new) = DataDirectory::open(path, expected)?;
+    fault::opening(path, || Ok(open_data(path, directory, &identity, new, cache_bytes)?))
+}
+
+fn open_data(
+    path: &Path,
+    mut directory: DataDirectory,
+    identity: &Identity,
+    new: bool,
+    cache_bytes: usize,
+) -> Result<Disk, Refusal> {
     let shards = (META_SHARD..=identity.shards).collect::<Vec<_>>();
     let cache_bytes = cache_bytes / shards.len();
     if new {
@@ -40,7 +50,7 @@ pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk
             give_birth(path, shard, cache_bytes)?;
         }
         EngineLog::create(path, &shards)?;
-        directory.formed()?;
+        directory.born()?;
     }
     let (log, recovered) = EngineLog::open(path, &shards)?;
     let mut open = Vec::with_capacity(shards.len());

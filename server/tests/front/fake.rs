@@ -301,8 +301,8 @@ impl Shards for Fake {
         vec![Member { id: 1, name: "n1".to_owned(), endpoint: Some("http://h:1".to_owned()) }]
     }
 
-    fn cluster_id(&self) -> [u8; 16] {
-        [0xab; 16]
+    fn cluster_id(&self) -> Option<[u8; 16]> {
+        Some([0xab; 16])
     }
 
     fn node_id(&self) -> NodeId {

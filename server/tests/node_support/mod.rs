@@ -22,6 +22,7 @@ use trefoil_server::authorize::{Access, Action, Authorizer, authorize};
 use trefoil_server::node::{
     Answered, Ask, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
 };
+use trefoil_server::storage::Identity;
 
 pub(crate) const SHARDS: u32 = 3;
 pub(crate) const WAIT: Duration = Duration::from_secs(20);
@@ -29,7 +30,7 @@ pub(crate) const WAIT: Duration = Duration::from_secs(20);
 /// Members with their directories; each may run or not.
 pub(crate) struct Cluster {
     pub(crate) root: TempDir,
-    pub(crate) cluster_id: [u8; 16],
+    pub(crate) setup: [u8; 16],
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) tuning: Tuning,
     pub(crate) authorizer: Authorizer,
@@ -55,7 +56,7 @@ impl Cluster {
         let addresses = listeners.iter().map(|listener| listener.local_addr().unwrap()).collect();
         Self {
             root: TempDir::new().unwrap(),
-            cluster_id: *b"a test's cluster",
+            setup: *b"a test's cluster",
             addresses,
             tuning: Tuning::default(),
             authorizer: authorize,
@@ -82,6 +83,18 @@ impl Cluster {
         self.root.path().join(format!("n{id}"))
     }
 
+    /// What the data directory of a stopped node says of itself.
+    pub(crate) fn identity(&self, id: NodeId) -> Identity {
+        let text = std::fs::read_to_string(self.directory(id).join("identity")).unwrap();
+        serde_json::from_str(text.lines().next().unwrap()).unwrap()
+    }
+
+    /// The hash of the flags as greetings have it.
+    pub(crate) fn setup_on_the_wire(&self) -> Vec<u8> {
+        let flags = [&self.setup[..], &SHARDS.to_be_bytes(), b"cache"].concat();
+        xxhash_rust::xxh3::xxh3_128(&flags).to_be_bytes().to_vec()
+    }
+
     pub(crate) fn config(&mut self, id: NodeId, data_dir: &Path) -> Config {
         let member = |(n, address): (usize, &SocketAddr)| Member {
             id: n as u64 + 1,
@@ -97,7 +110,8 @@ impl Cluster {
             node: id,
             name: format!("n{id}"),
             members: self.addresses.iter().enumerate().map(member).collect(),
-            cluster_id: self.cluster_id,
+            setup: self.setup,
+            force_new_cluster: false,
             shards: SHARDS,
             services: BTreeSet::from(["cache".to_owned()]),
             listener,
@@ -108,6 +122,12 @@ impl Cluster {
             authorizer: self.authorizer,
             tuning: self.tuning,
         }
+    }
+
+    /// The configuration of a member at an address that nobody else knows.
+    pub(crate) fn config_elsewhere(&mut self, id: NodeId, data_dir: &Path) -> Config {
+        self.listeners[id as usize - 1] = Some(TcpListener::bind("127.0.0.1:0").unwrap());
+        self.config(id, data_dir)
     }
 
     pub(crate) fn run(&mut self, id: NodeId) -> Result<(), StartError> {

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use raft_engine::env::{DefaultFileSystem, FileSystem, Handle, Permission, WriteExt};
 use trefoil_server::storage::node::Disk;
-use trefoil_server::storage::{Expected, Refusal};
+use trefoil_server::storage::{Expected, OpenError};
 
 type Inner = DefaultFileSystem;
 type InnerHandle = <Inner as FileSystem>::Handle;
@@ -241,7 +241,7 @@ pub fn scratch() -> tempfile::TempDir {
 }
 
 /// Opens the disk of a node as a node does.
-pub fn open_node(path: &Path, expected: &Expected) -> Result<Disk, Refusal> {
+pub fn open_node(path: &Path, expected: &Expected) -> Result<Disk, OpenError> {
     trefoil_server::storage::node::open(path, expected, 1 << 20)
 }
 
