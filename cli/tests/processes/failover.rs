@@ -5,9 +5,14 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
+use tonic::Request;
+use tonic::transport::Channel;
+use trefoil_client::proto::cache::v1::cache_service_client::CacheServiceClient;
+use trefoil_client::proto::common::v1::RequestId;
 use trefoil_client::{Client, Reason};
 
 use crate::proxy::Wires;
+use crate::raw;
 use crate::support::{Cluster, eventually};
 
 /// Between two calls of one caller.
@@ -41,16 +46,28 @@ async fn led_by(client: &Client, cluster: &Cluster, node: usize) -> String {
     unreachable!("there are more keys than shards")
 }
 
-/// Calls through one node that lives on: each its start and its end, and whether it succeeded.
-async fn call(client: Client, key: String, until: Instant) -> Vec<(Instant, Instant, bool)> {
+/// Plain calls through one node that lives on, half of them with a request id: each its start and its end, and whether
+/// it succeeded.
+async fn call(node: Channel, key: String, until: Instant) -> Vec<(Instant, Instant, bool)> {
     let mut calls = JoinSet::new();
-    while Instant::now() < until {
-        let (cache, key) = (client.cache(), key.clone());
+    for n in 1.. {
+        let (mut cache, mut put) = (CacheServiceClient::new(node.clone()), raw::put_request(&key));
+        put.request_id = (n % 2 == 0).then(|| RequestId {
+            client: "failover".to_owned(),
+            sequence: n,
+            first_unacknowledged: 1,
+            attempt: 0,
+        });
         calls.spawn(async move {
+            let mut request = Request::new(put);
+            request.set_timeout(Duration::from_secs(10));
             let began = Instant::now();
-            let is_done = cache.put(key, "again").await.is_ok();
+            let is_done = cache.put(request).await.is_ok();
             (began, Instant::now(), is_done)
         });
+        if Instant::now() >= until {
+            break;
+        }
         sleep(PAUSE).await;
     }
     calls.join_all().await
@@ -68,9 +85,7 @@ async fn fail_over(fault: Fault) -> (Duration, Duration) {
     let leader = cluster.busiest().await;
     let client = cluster.client().await;
     let key = led_by(&client, &cluster, leader).await;
-    let survivor = cluster.nodes[(leader + 1) % 3].endpoint();
-    let through = Client::builder([survivor]).timeout(Duration::from_secs(10)).build().unwrap();
-    through.cache().put(&key, "warm").await.unwrap();
+    let through = raw::channel(&cluster.nodes[(leader + 1) % 3]);
     let began = Instant::now();
     let calls = tokio::spawn(call(through, key, began + WATCHED));
     sleep(Duration::from_millis(500)).await;
@@ -142,7 +157,7 @@ async fn a_node_without_a_quorum_answers_what_waits_and_then_at_once() {
     // The raw call: the client itself would go on asking until its own deadline.
     let ask = async || {
         let began = Instant::now();
-        let refused = crate::raw::put(&cluster.nodes[0], &key, Duration::from_secs(9)).await;
+        let refused = raw::put(&cluster.nodes[0], &key, Duration::from_secs(9)).await;
         (refused.expect_err("nobody could take it"), began.elapsed())
     };
     let (why, after) = ask().await;

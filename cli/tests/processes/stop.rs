@@ -148,7 +148,7 @@ async fn stop_under_load(cluster: &mut Cluster, client: &Client) {
     sleep(Duration::from_millis(700)).await;
     let stopped = Instant::now();
     let process = &mut cluster.nodes[node];
-    let status = tokio::task::block_in_place(|| process.stop());
+    let status = process.stop();
     let exited = Instant::now();
     assert_eq!(status.code(), Some(0));
     let calls = calls.join_all().await.into_iter().flatten().collect::<Vec<_>>();

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use trefoil_core::lease::LeaseId;
-use trefoil_core::limits::{BATCH_BYTES_MAX, DELIVERIES_MAX};
+use trefoil_core::limits::{BATCH_BYTES_MAX, DELIVERIES_MAX, LEADERLESS_MS};
 use trefoil_core::turns::{Group, groups};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
 use trefoil_proto::internal::v1::command::Operation as Command;
@@ -174,9 +174,11 @@ impl<S: Shards> Poll<'_, S> {
         let mut answers = asked.join_all().await;
         answers.sort_by_key(|(place, ..)| *place);
         let mut ready = Vec::new();
+        let mut has_any_answered = false;
         for (_, slot, answer) in answers {
             match answer {
                 Ok((partitions, header)) => {
+                    has_any_answered = true;
                     self.header = Some(header);
                     if !partitions.is_empty() {
                         ready.push(Group { slot, partitions });
@@ -186,7 +188,11 @@ impl<S: Shards> Poll<'_, S> {
                 Err(refusal) => self.unasked = Some(refusal),
             }
         }
-        Ok(ready)
+        // Where no shard has a leader, nothing is worth waiting for.
+        match self.unasked.take_if(|why| why.reason() == Reason::NoQuorum && !has_any_answered) {
+            Some(refusal) => Err(refusal),
+            None => Ok(ready),
+        }
     }
 
     /// Waits for the first shard that has something; none when the time is up.
@@ -202,7 +208,23 @@ impl<S: Shards> Poll<'_, S> {
             (context.ask.deadline, context.fence) = (until, None);
             waiting.spawn(async move { api.await_ready(&catalogue, &group, &context).await });
         }
-        timeout_at(until, waiting.join_next()).await.ok()??.ok()
+        tokio::select! {
+            ready = timeout_at(until, waiting.join_next()) => ready.ok()??.ok(),
+            () = self.deserted(groups) => None,
+        }
+    }
+
+    /// Waits until no shard of these has had a leader for so long that calls for it are refused.
+    async fn deserted(&self, groups: &[Group]) {
+        let has_leader =
+            |group: &Group| self.api.shards.leader(self.api.shard(group.slot)).is_some();
+        let (longest, mut since) = (Duration::from_millis(LEADERLESS_MS), Instant::now());
+        while since.elapsed() < longest {
+            sleep(longest / 4).await;
+            if groups.iter().any(has_leader) {
+                since = Instant::now();
+            }
+        }
     }
 
     /// How many messages are still wanted.
