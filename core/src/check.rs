@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use trefoil_proto::cache::v1 as cache;
 use trefoil_proto::common::v1::{Fence, Reason, RequestId, Value, value};
-use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::internal::v1::{CallName, Refusal};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
 
+use crate::DRAWN_BYTES;
 use crate::limits as l;
 use crate::{lease, page};
 
@@ -158,6 +159,17 @@ pub(crate) fn command_id(id: &RequestId) -> Result<(), Refusal> {
         return Err(invalid("request_id.first_unacknowledged", "at most request_id.sequence"));
     }
     Ok(())
+}
+
+/// Checks the name of a call: a request id, or what was drawn in its place.
+pub(crate) fn call_name(call: Option<&CallName>) -> Result<&CallName, Refusal> {
+    let call = call.ok_or_else(|| invalid("call", "set"))?;
+    match &call.request_id {
+        Some(id) => command_id(id)?,
+        None if call.drawn.len() == DRAWN_BYTES => {}
+        None => return Err(invalid("call", "a request id, or 16 bytes that were drawn")),
+    }
+    Ok(call)
 }
 
 /// Bytes of a value; none where it is missing.

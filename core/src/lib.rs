@@ -51,6 +51,9 @@ pub type ShardId = u32;
 /// Names one call on this node until it is answered.
 pub type CallId = u64;
 
+/// Bytes that a node draws to name a call without request id that waits or acquires.
+pub const DRAWN_BYTES: usize = 16;
+
 /// The shard that holds the catalogue of queues and, later, members and rights.
 pub const META_SHARD: ShardId = 0;
 

@@ -59,6 +59,9 @@ list! {
     DelayForgotten "delay-forgotten": "An expired holder keeps nobody out, lock delay or not.";
     CancelLeavesGrant "cancel-leaves-grant": "A caller that hung up keeps the lock that it got meanwhile.";
     LateCancel "late-cancel": "A cancel of an earlier attempt releases a lock that its client goes on with.";
+    AnyAnonymousCall "any-anonymous-call": "A cancel without request id takes whichever anonymous call of its session it finds (rule 24).";
+    EndedGrantRemembered "ended-grant-remembered": "The retry of an Acquire is told of a grant that is over (rule 27).";
+    ForwardedGrantTrusted "forwarded-grant-trusted": "A grant counts as received by a forwarder that died or hangs (rule 25).";
     LeaderStays "leader-stays": "What a leader proclaimed stays when its lock is gone.";
     LateParty "late-party": "A place at a barrier counts when its wait is over.";
     FenceIgnored "fence-ignored": "A token that was held when it was validated passes whatever mark there is (rule 13).";

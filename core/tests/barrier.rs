@@ -23,7 +23,9 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1 as api;
 
 use self::lock_state::LockState;
-use self::support::{Harness, command, given_token, request_id, show_answer, shown_token};
+use self::support::{
+    Harness, call_name, called, given_token, request_id, show_answer, shown_token,
+};
 
 test_each_path! { in "./core/tests/scripts/barrier" => run }
 
@@ -223,9 +225,8 @@ impl goldenscript::Runner for Runner {
 impl Runner {
     fn entry(&mut self, operations: Vec<(Operation, Option<String>)>) -> String {
         let slot = slot::of_locks("default");
-        let commands = operations
-            .into_iter()
-            .map(|(operation, id)| command(slot, 1, id.as_deref().map(request_id), operation));
+        let commands =
+            operations.into_iter().map(|(operation, id)| called(slot, id.as_deref(), operation));
         let applied = self.harness.apply(commands.collect());
         self.show(&applied)
     }
@@ -330,7 +331,7 @@ fn operation(line: &Line) -> Option<(Operation, Option<String>)> {
                 session_id: *session,
                 name: name.clone(),
                 round: *round,
-                waiter: id.as_deref().map(request_id),
+                call: Some(call_name(id.as_deref(), &format!("{session} {name}"))),
                 unless_tripped: *unless,
             }))
         }
@@ -344,7 +345,8 @@ fn open(ttl_ms: u64) -> Operation {
 }
 
 fn enter(session_id: u64, name: String, parties: u32, wait_ms: u64, id: Option<&str>) -> Operation {
-    let (namespace, request_id) = ("default".to_owned(), id.map(request_id));
+    let request_id = id.filter(|id| !id.starts_with("drawn/")).map(request_id);
+    let namespace = "default".to_owned();
     let enter =
         api::EnterBarrierRequest { namespace, session_id, name, parties, wait_ms, request_id };
     Operation::EnterBarrier(enter)

@@ -25,7 +25,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1 as api;
 
 use self::lock_state::LockState;
-use self::support::{Harness, command};
+use self::support::{Harness, call_name, command};
 
 const NAMESPACE: &str = "default";
 const NAMES: [&str; 2] = ["a", "ab"];
@@ -180,6 +180,7 @@ impl Machines {
                 let withdraw = WithdrawBarrier {
                     namespace,
                     session_id,
+                    call: Some(call_name(None, &format!("{session_id} {name}"))),
                     name,
                     unless_tripped,
                     ..Default::default()

@@ -10,12 +10,12 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, DequeueFrom, Drawn, answer};
 use trefoil_proto::lock::v1 as lock;
 
-fn open(drawn: Option<Drawn>, id: Option<&str>) -> Command {
+fn open(chance: Option<Drawn>, id: Option<&str>) -> Command {
     let namespace = "default".to_owned();
     let open = lock::OpenSessionRequest { namespace, ttl_ms: 1_000, ..Default::default() };
     let operation = Operation::OpenSession(open);
     let command = command(of_locks("default"), 1, id.map(request_id), operation);
-    Command { drawn, ..command }
+    Command { chance, ..command }
 }
 
 fn send(harness: &mut Harness, command: Command) -> answer::Answer {

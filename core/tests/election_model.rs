@@ -22,7 +22,7 @@ use trefoil_proto::internal::v1::{Answer, CancelAcquire, ForceStep, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_state::LockState;
-use self::support::{Harness, command};
+use self::support::{Harness, call_name, command};
 
 const NAMESPACE: &str = "default";
 const ELECTIONS: [&str; 2] = ["a", "ab"];
@@ -288,8 +288,8 @@ impl World {
         self.send(Operation::CancelAcquire(CancelAcquire {
             namespace: NAMESPACE.to_owned(),
             session_id,
+            call: Some(call_name(None, &format!("{session_id} campaigns {name}"))),
             name,
-            mode: LockMode::Exclusive.into(),
             ..CancelAcquire::default()
         }));
     }

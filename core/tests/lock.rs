@@ -26,15 +26,17 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
+use trefoil_proto::internal::v1::{
+    Answer, CallName, CancelAcquire, Command, ForceStep, ReleaseHeld, answer,
+};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_line::{
-    Line, acquire, acquire_all, in_slot, line_id, many, mode_of, open, operation, question,
+    Line, acquire, acquire_all, command_of, in_slot, many, mode_of, open, operation, question,
 };
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
-use self::support::{Harness, command, request_id, show_answer};
+use self::support::{Harness, call_name, command, request_id, show_answer};
 
 test_each_path! { in "./core/tests/scripts/lock" => run }
 
@@ -62,8 +64,7 @@ impl goldenscript::Runner for Runner {
 
     fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         if let Some(operation) = operation(line) {
-            let command = in_slot(operation, line_id(line));
-            return Ok(self.command(command));
+            return Ok(self.command(command_of(line, operation)));
         }
         if let Some(commands) = many(line) {
             return Ok(self.last_of(commands));
@@ -364,15 +365,7 @@ impl Runner {
         for id in ["", "/1", "c/0", "c/1/2", &format!("{long}/1")] {
             commands.push(in_slot(open(1_000), Some(request_id(id))));
         }
-        let waiter = Some(request_id(&format!("{long}/1")));
-        let cancel = CancelAcquire {
-            namespace: "default".to_owned(),
-            session_id: 1,
-            name: "a".to_owned(),
-            waiter,
-            ..CancelAcquire::default()
-        };
-        commands.push(in_slot(Operation::CancelAcquire(cancel), None));
+        commands.extend(unnamed());
         let mut nothing = in_slot(open(1_000), None);
         nothing.operation = None;
         commands.push(nothing);
@@ -487,6 +480,26 @@ impl Runner {
         records.remove(&progress);
         records
     }
+}
+
+/// Cancels and an Acquire that do not say which call they are.
+fn unnamed() -> Vec<Command> {
+    let long = "x".repeat(300);
+    let calls = [
+        None,
+        Some(call_name(Some(&format!("{long}/1")), "")),
+        Some(CallName { drawn: Bytes::from_static(b"short"), ..CallName::default() }),
+    ];
+    let cancel = |call| CancelAcquire {
+        namespace: "default".to_owned(),
+        session_id: 1,
+        name: "a".to_owned(),
+        call,
+        ..CancelAcquire::default()
+    };
+    let cancels = calls.map(|call| in_slot(Operation::CancelAcquire(cancel(call)), None));
+    let acquire = in_slot(acquire(1, "a".to_owned(), 0, LockMode::Exclusive), None);
+    cancels.into_iter().chain([Command { drawn: Bytes::new(), ..acquire }]).collect()
 }
 
 fn waiter_name(command: &Command) -> String {

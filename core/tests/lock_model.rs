@@ -22,10 +22,12 @@ use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId, caller_lost};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, ForceStep, ReleaseHeld, answer};
+use trefoil_proto::internal::v1::{
+    Answer, CallName, CancelAcquire, Command, ForceStep, ReleaseHeld, answer,
+};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat};
+use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat, Settled};
 use self::lock_state::LockState;
 use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, acquire, steps};
 use self::lock_watch::Watcher;
@@ -261,7 +263,6 @@ impl World {
                 namespace: request.namespace,
                 session_id: request.session_id,
                 name: request.name,
-                mode: request.mode,
                 locks: request.locks,
                 ..CancelAcquire::default()
             },
@@ -269,16 +270,18 @@ impl World {
                 namespace: request.namespace,
                 session_id: request.session_id,
                 name: request.name,
-                mode: request.mode,
-                converts: true,
                 ..CancelAcquire::default()
             },
             _ => return,
         };
-        cancel.waiter = self.sent[n].request_id.clone();
-        if let Some(id) = &mut cancel.waiter {
-            id.attempt = id.attempt.saturating_sub(u32::from(is_late));
+        let Command { mut request_id, drawn, .. } = self.sent[n].clone();
+        match &mut request_id {
+            Some(id) => id.attempt = id.attempt.saturating_sub(u32::from(is_late)),
+            // Proposed by whoever knows nothing of later tries.
+            None if is_late => cancel.as_of = self.index.saturating_sub(1),
+            None => {}
         }
+        cancel.call = Some(CallName { request_id, drawn });
         let slot = slot::of_locks(&cancel.namespace);
         self.pending.push(command(slot, 1, None, Operation::CancelAcquire(cancel)));
     }
@@ -314,6 +317,14 @@ impl World {
             }
         });
         let command = command(slot, 1, request_id, operation);
+        // Now and then a node draws for each call; else all of a session for the same locks are one call.
+        let drawn = match &command.drawn {
+            drawn if !drawn.is_empty() && self.sent.len().is_multiple_of(2) => {
+                support::drawn(&self.sent.len().to_string())
+            }
+            drawn => drawn.clone(),
+        };
+        let command = Command { drawn, ..command };
         self.sent.push(command.clone());
         self.pending.push(command);
     }
@@ -394,8 +405,8 @@ impl World {
                 .iter()
                 .find(|(_, waiter)| **waiter == settled.waiter)
                 .map(|(seat, _)| *seat);
-            let place =
-                expected.iter().position(|expected| expected.seat == seat && expected.id == id);
+            let has_id = |of: &Settled| of.id.clone().filter(|id| id.1 > 0) == id;
+            let place = expected.iter().position(|of| of.seat == seat && has_id(of));
             let expected = expected.remove(place.expect("what is settled should be"));
             self.same(&settled.answer, &expected.answer);
             match (expected.seat, expected.answer) {

@@ -20,6 +20,7 @@ use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, PutRequest};
 use trefoil_proto::common::v1::{Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Query, query};
+use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
 
 use self::cluster::Cluster;
 
@@ -94,6 +95,34 @@ enum Line {
         #[arg(key, optional)]
         count: u64,
     },
+    /// A session is opened; they are numbered from 1.
+    Open(NodeId),
+    /// A session wants a lock; another node passed that on.
+    Acquire {
+        node: NodeId,
+        session: u64,
+        #[arg(key, optional)]
+        wait: u64,
+        /// A request id, or what the other node drew, see `call_name`.
+        #[arg(key)]
+        id: String,
+    },
+    Release {
+        node: NodeId,
+        session: u64,
+    },
+    /// The other node asks for the grant that its call was offered.
+    Claim {
+        node: NodeId,
+        call: u64,
+    },
+    /// The other node says that a caller is gone, or is gone itself.
+    HangUp {
+        node: NodeId,
+        call: u64,
+    },
+    /// Grants are taken back that a replica wanted back.
+    TakeBack(NodeId),
     /// The messages under way are lost.
     Lose {
         #[arg(key)]
@@ -166,6 +195,7 @@ struct Runner {
 impl goldenscript::Runner for Runner {
     type Command = Line;
 
+    #[allow(clippy::too_many_lines, reason = "one table")]
     fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
         let sizes = match line {
             Line::Cluster { nodes, cache, log } => Some((nodes, cache, log, None)),
@@ -217,6 +247,42 @@ impl goldenscript::Runner for Runner {
                 let gets = (0..(*count).max(1)).map(|_| get(self.next_call(), key, deadline_ms));
                 let gets = gets.collect();
                 self.step(*node, Input::Read(gets));
+            }
+            Line::Open(node) => {
+                let namespace = DEFAULT_NAMESPACE.to_owned();
+                let open = OpenSessionRequest { namespace, ttl_ms: 600_000, ..Default::default() };
+                self.propose(*node, Operation::OpenSession(open), None);
+            }
+            Line::Acquire { node, session, wait, id } => {
+                let acquire = AcquireRequest {
+                    namespace: DEFAULT_NAMESPACE.to_owned(),
+                    session_id: *session,
+                    name: "lock".to_owned(),
+                    wait_ms: *wait,
+                    ..Default::default()
+                };
+                self.propose(*node, Operation::Acquire(acquire), Some(id));
+            }
+            Line::Release { node, session } => {
+                let release = ReleaseRequest {
+                    namespace: DEFAULT_NAMESPACE.to_owned(),
+                    session_id: *session,
+                    name: "lock".to_owned(),
+                    ..Default::default()
+                };
+                self.propose(*node, Operation::Release(release), None);
+            }
+            Line::Claim { node, call } => self.step(*node, Input::Claim(*call)),
+            Line::HangUp { node, call } => self.step(*node, Input::Cancel(*call)),
+            Line::TakeBack(node) => {
+                let deadline_ms = cluster.now_ms() + PATIENCE_MS;
+                let owed = std::mem::take(&mut cluster.owed).into_iter();
+                let owed = owed.map(|command| {
+                    let (call, forwarded) = (self.next_call(), false);
+                    Proposal { call, command, deadline_ms, forwarded }
+                });
+                let owed = owed.collect();
+                self.step(*node, Input::Propose(owed));
             }
             Line::Lose { to } => cluster.drop_messages(*to),
             Line::LoseEntriesOf(node) => cluster.loses_entries_of = Some(*node),
@@ -273,6 +339,16 @@ impl Runner {
         self.calls
     }
 
+    /// A command of the lock service; one with an id comes by way of another node.
+    fn propose(&mut self, node: NodeId, operation: Operation, id: Option<&String>) {
+        let call = self.next_call();
+        let cluster = self.cluster.as_ref().expect("there is one");
+        let deadline_ms = cluster.now_ms() + PATIENCE_MS;
+        let (slot, forwarded) = (slot::of_locks(DEFAULT_NAMESPACE), id.is_some());
+        let command = support::called(slot, id.map(String::as_str), operation);
+        self.step(node, Input::Propose(vec![Proposal { call, command, deadline_ms, forwarded }]));
+    }
+
     fn step(&mut self, node: NodeId, input: Input) {
         self.cluster.as_mut().expect("there is one").step(node, input);
     }
@@ -299,7 +375,7 @@ fn put(call: u64, key: &str, n: u64, deadline_ms: u64) -> Proposal {
     let namespace = DEFAULT_NAMESPACE.to_owned();
     let request = PutRequest { namespace, key, value, ttl_ms: 0, request_id: None, fence: None };
     let command = support::command(slot, 1, None, Operation::Put(request));
-    Proposal { call, command, deadline_ms }
+    Proposal { call, command, deadline_ms, forwarded: false }
 }
 
 fn delete(call: u64, key: &str, deadline_ms: u64) -> Proposal {
@@ -307,7 +383,7 @@ fn delete(call: u64, key: &str, deadline_ms: u64) -> Proposal {
     let slot = slot::of_cache(&namespace, &key);
     let request = DeleteRequest { namespace, key, ..DeleteRequest::default() };
     let command = support::command(slot, 1, None, Operation::Delete(request));
-    Proposal { call, command, deadline_ms }
+    Proposal { call, command, deadline_ms, forwarded: false }
 }
 
 fn get(call: u64, key: &str, deadline_ms: u64) -> Read {

@@ -30,7 +30,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
-use self::support::{Harness, command, given_token, request_id, show_answer};
+use self::support::{Harness, call_name, called, command, given_token, show_answer};
 
 test_each_path! { in "./core/tests/scripts/semaphore" => run }
 
@@ -342,7 +342,7 @@ impl Runner {
 }
 
 fn in_slot(operation: Operation, id: Option<&str>) -> Command {
-    command(slot::of_locks("default"), 1, id.map(request_id), operation)
+    called(slot::of_locks("default"), id, operation)
 }
 
 fn last(text: &str) -> String {
@@ -421,11 +421,9 @@ fn operation(line: &Line) -> Option<(Operation, Option<&str>)> {
             namespace,
             session_id: *session,
             name: name.clone(),
-            waiter: id.as_deref().map(request_id),
-            mode: LockMode::Shared.into(),
-            converts: false,
-            locks: Vec::new(),
+            call: Some(call_name(id.as_deref(), &format!("{session} {name}"))),
             permits: *permits,
+            ..Default::default()
         }),
         Line::Acquire { session, name, wait } => Operation::Acquire(api::AcquireRequest {
             namespace,

@@ -14,6 +14,7 @@ mod support;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -22,13 +23,13 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{Answer, CancelAcquire, ForceStep, answer};
-use trefoil_proto::lock::v1::{self as api, LockMode};
+use trefoil_proto::internal::v1::{Answer, CallName, CancelAcquire, Command, ForceStep, answer};
+use trefoil_proto::lock::v1 as api;
 
 use self::lock_state::LockState;
 use self::lock_watch::Watcher;
 use self::semaphore_parts::{End, Holder, Seen, Semaphore, Waiter};
-use self::support::{Harness, command};
+use self::support::{Harness, command, drawn};
 
 const NAMESPACE: &str = "default";
 const NAMES: [&str; 2] = ["a", "ab"];
@@ -37,15 +38,45 @@ const PERMITS: u64 = 6;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Set { name: usize, permits: u64 },
-    Delete { name: usize },
-    Take { session: u64, name: usize, permits: u64, wait_ms: u64 },
-    Give { session: u64, name: usize, is_right: bool },
-    Cancel { session: u64, name: usize, permits: u64 },
-    Force { name: usize, which: usize },
-    ReleaseAll { session: u64 },
-    Close { session: u64 },
-    Advance { ms: u64 },
+    Set {
+        name: usize,
+        permits: u64,
+    },
+    Delete {
+        name: usize,
+    },
+    /// `call` tells calls of a session for the same apart.
+    Take {
+        session: u64,
+        name: usize,
+        permits: u64,
+        wait_ms: u64,
+        call: u64,
+    },
+    Give {
+        session: u64,
+        name: usize,
+        is_right: bool,
+    },
+    Cancel {
+        session: u64,
+        name: usize,
+        permits: u64,
+        call: u64,
+    },
+    Force {
+        name: usize,
+        which: usize,
+    },
+    ReleaseAll {
+        session: u64,
+    },
+    Close {
+        session: u64,
+    },
+    Advance {
+        ms: u64,
+    },
     Reopen,
 }
 
@@ -69,13 +100,16 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let step = prop_oneof![
         4 => (name(), 1..=PERMITS).prop_map(|(name, permits)| Step::Set { name, permits }),
         1 => name().prop_map(|name| Step::Delete { name }),
-        20 => (session(), name(), permits(), wait_ms()).prop_map(
-            |(session, name, permits, wait_ms)| Step::Take { session, name, permits, wait_ms }
+        20 => (session(), name(), permits(), wait_ms(), 0..2_u64).prop_map(
+            |(session, name, permits, wait_ms, call)| {
+                Step::Take { session, name, permits, wait_ms, call }
+            }
         ),
         9 => (session(), name(), prop_oneof![4 => Just(true), 1 => Just(false)])
             .prop_map(|(session, name, is_right)| Step::Give { session, name, is_right }),
-        4 => (session(), name(), permits())
-            .prop_map(|(session, name, permits)| Step::Cancel { session, name, permits }),
+        4 => (session(), name(), permits(), 0..2_u64).prop_map(
+            |(session, name, permits, call)| Step::Cancel { session, name, permits, call }
+        ),
         1 => (name(), 0..3_usize).prop_map(|(name, which)| Step::Force { name, which }),
         1 => session().prop_map(|session| Step::ReleaseAll { session }),
         1 => session().prop_map(|session| Step::Close { session }),
@@ -131,11 +165,13 @@ impl World {
         match step {
             Step::Set { name, permits } => self.set(NAMES[name], permits),
             Step::Delete { name } => self.delete(NAMES[name]),
-            Step::Take { session, name, permits, wait_ms } => {
-                self.take(session, NAMES[name], permits, wait_ms);
+            Step::Take { session, name, permits, wait_ms, call } => {
+                self.take(session, NAMES[name], permits, wait_ms, call);
             }
             Step::Give { session, name, is_right } => self.give(session, NAMES[name], is_right),
-            Step::Cancel { session, name, permits } => self.cancel(session, NAMES[name], permits),
+            Step::Cancel { session, name, permits, call } => {
+                self.cancel(session, NAMES[name], (permits, call));
+            }
             Step::Force { name, which } => self.force(NAMES[name], which),
             Step::ReleaseAll { session } => self.release_all(session),
             Step::Close { session } => self.close(session),
@@ -196,15 +232,18 @@ impl World {
         self.settle(&applied, Vec::new());
     }
 
-    fn take(&mut self, session: u64, name: &'static str, permits: u64, wait_ms: u64) {
-        let applied = self.send(Operation::AcquirePermits(api::AcquirePermitsRequest {
+    fn take(&mut self, session: u64, name: &'static str, permits: u64, wait_ms: u64, call: u64) {
+        let take = Operation::AcquirePermits(api::AcquirePermitsRequest {
             namespace: NAMESPACE.to_owned(),
             session_id: session,
             name: name.to_owned(),
             permits,
             wait_ms,
             request_id: None,
-        }));
+        });
+        let drawn = drawn_for(session, name, (permits, call));
+        let take = Command { drawn, ..command(slot::of_locks(NAMESPACE), 1, None, take) };
+        let applied = self.commands(vec![take]);
         self.settle(&applied, Vec::new());
         let now_ms = self.machine.now_ms;
         if !self.open.contains(&session) {
@@ -219,17 +258,13 @@ impl World {
                 seen.other_number += 1;
                 return assert_eq!(refused(&applied), Some(Reason::PermitsHeld));
             }
-            holder.rely();
+            holder.rely((permits, call));
             seen.again += 1;
             return assert_eq!(granted(&answered(&applied)), Some((permits, holder.token)));
         }
-        let same =
-            semaphore.line.iter_mut().find(|of| (of.session, of.permits) == (session, permits));
-        if let Some(waiter) = same {
-            if wait_ms > 0 {
-                waiter.callers += 1;
-                return assert_eq!(applied.outcomes[0], Outcome::Waiting(waiter.id.clone()));
-            }
+        let same = |of: &&Waiter| (of.session, of.permits, of.call) == (session, permits, call);
+        if let Some(waiter) = semaphore.line.iter().find(same) {
+            return assert_eq!(applied.outcomes[0], Outcome::Waiting(waiter.id.clone()));
         } else if permits > semaphore.permits {
             seen.too_many += 1;
             return assert_eq!(refused(&applied), Some(Reason::InvalidField));
@@ -239,7 +274,7 @@ impl World {
             assert!(had == permits && token > self.last_token);
             self.last_token = token;
             seen.granted_at_once += 1;
-            return semaphore.holders.push(Holder::new(session, permits, token, 1));
+            return semaphore.holders.push(Holder::new(session, permits, token, &[call]));
         }
         seen.not_overtaken += u64::from(permits <= room);
         if wait_ms == 0 {
@@ -253,7 +288,7 @@ impl World {
         let Outcome::Waiting(id) = &applied.outcomes[0] else { panic!("it waits: {applied:?}") };
         let (id, deadline_ms) = (id.clone(), now_ms + wait_ms);
         self.names.insert(id.clone(), name);
-        semaphore.line.push(Waiter { id, session, permits, deadline_ms, callers: 1 });
+        semaphore.line.push(Waiter { id, session, permits, deadline_ms, call });
     }
 
     fn give(&mut self, session: u64, name: &'static str, is_right: bool) {
@@ -278,34 +313,29 @@ impl World {
         self.settle(&applied, ended);
     }
 
-    fn cancel(&mut self, session: u64, name: &'static str, permits: u64) {
+    fn cancel(&mut self, session: u64, name: &'static str, call: (u64, u64)) {
         let applied = self.send(Operation::CancelAcquire(CancelAcquire {
             namespace: NAMESPACE.to_owned(),
             session_id: session,
             name: name.to_owned(),
-            mode: LockMode::Shared.into(),
-            permits,
+            permits: call.0,
+            call: Some(CallName { drawn: drawn_for(session, name, call), ..Default::default() }),
             ..CancelAcquire::default()
         }));
         let mut ended = Vec::new();
         if let Some(semaphore) = self.semaphores.get_mut(name) {
-            let same = |of: &Waiter| (of.session, of.permits) == (session, permits);
+            let same = |of: &Waiter| (of.session, of.permits, of.call) == (session, call.0, call.1);
             if let Some(at) = semaphore.line.iter().position(same) {
-                semaphore.line[at].callers -= 1;
-                if semaphore.line[at].callers == 0 {
-                    ended.push((semaphore.line.remove(at).id, End::None));
-                    ended.extend(self.hand_on(name));
-                    self.seen.cancelled_waits += 1;
-                }
-            } else if let Some(at) = semaphore.holders.iter().position(|of| of.session == session)
-                && semaphore.holders[at].permits == permits
-                && semaphore.holders[at].callers > 0
+                ended.push((semaphore.line.remove(at).id, End::None));
+                ended.extend(self.hand_on(name));
+                self.seen.cancelled_waits += 1;
+            } else if let Some(holder) =
+                semaphore.holders.iter_mut().find(|of| of.session == session)
+                && holder.callers.remove(&call)
+                && holder.callers.is_empty()
             {
-                semaphore.holders[at].callers -= 1;
-                if semaphore.holders[at].callers == 0 && !semaphore.holders[at].is_kept {
-                    ended = self.free(name, session);
-                    self.seen.cancelled_grants += 1;
-                }
+                ended = self.free(name, session);
+                self.seen.cancelled_grants += 1;
             }
         }
         self.settle(&applied, ended);
@@ -401,12 +431,12 @@ impl World {
                 break;
             }
             self.seen.handed_on += 1;
-            let mut callers = 0;
+            let mut calls = Vec::new();
             semaphore.line.retain(|waiter| {
                 let is_other = waiter.session != first.session;
                 if !is_other {
                     let same = waiter.permits == first.permits;
-                    callers += if same { waiter.callers } else { 0 };
+                    calls.extend(same.then_some(waiter.call));
                     let end = if same { End::Granted(first.permits) } else { End::HoldsOthers };
                     ended.push((waiter.id.clone(), end));
                 }
@@ -414,7 +444,7 @@ impl World {
             });
             let Waiter { session, permits, .. } = first;
             // Its token is filled in when its caller is told.
-            semaphore.holders.push(Holder::new(session, permits, 0, callers));
+            semaphore.holders.push(Holder::new(session, permits, 0, &calls));
         }
         ended
     }
@@ -496,7 +526,10 @@ impl World {
     fn entry(&mut self, operations: Vec<Operation>) -> Applied {
         let slot = slot::of_locks(NAMESPACE);
         let commands = operations.into_iter().map(|operation| command(slot, 1, None, operation));
-        let commands = commands.collect::<Vec<_>>();
+        self.commands(commands.collect())
+    }
+
+    fn commands(&mut self, commands: Vec<Command>) -> Applied {
         let (applied, twin) = (self.machine.apply(commands.clone()), self.twin.apply(commands));
         assert_eq!(applied, twin, "two machines say the same");
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
@@ -514,6 +547,11 @@ impl World {
         let state = LockState::read(&self.machine.store);
         assert!(state.locks.is_empty() && state.claims.is_empty() && state.waits.is_empty());
     }
+}
+
+/// What was drawn for a call: the permits that it asks for, and what tells it from others for as many.
+fn drawn_for(session: u64, name: &str, (permits, call): (u64, u64)) -> Bytes {
+    drawn(&format!("{session} {name} {permits} {call}"))
 }
 
 fn answered(applied: &Applied) -> answer::Answer {

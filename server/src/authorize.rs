@@ -61,8 +61,12 @@ pub enum Resource<'a> {
 impl<'a> Resource<'a> {
     /// What an Acquire asks for: one lock, or several.
     pub(crate) fn of_acquire(request: &'a AcquireRequest) -> Self {
-        let AcquireRequest { namespace, name, locks, .. } = request;
-        match locks.as_slice() {
+        Self::of_locks(&request.namespace, &request.name, &request.locks)
+    }
+
+    /// Several locks, or one where there are none.
+    pub(crate) fn of_locks(namespace: &'a str, name: &'a str, locks: &'a [LockWish]) -> Self {
+        match locks {
             [] => Self::Lock { namespace, name },
             locks => Self::Locks { namespace, locks },
         }

@@ -189,7 +189,7 @@ async fn a_caller_that_hangs_up_gives_the_place_up() {
     let mut again = request(2);
     again.request_id.as_mut().unwrap().attempt = 1;
     stream.send(7, 0, Operation::EnterBarrier(again)).await;
-    served.fake.logged(|c| matches!(c, Command::WithdrawBarrier(w) if w.waiter == id(2))).await;
+    served.fake.logged(|c| matches!(c, Command::WithdrawBarrier(w) if w.call.as_ref().unwrap().request_id == id(2))).await;
     let second = entered(unary(channel, Operation::EnterBarrier(enter(2, "b", 2, 60_000))).await);
     let reply = stream.reply().await;
     let Some(Outcome::EnterBarrier(first)) = reply.outcome else { panic!("{reply:?}") };

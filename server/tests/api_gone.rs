@@ -84,7 +84,8 @@ async fn a_pipelined_acquire_is_cancelled_by_its_id() {
     stream.calls.send(OpenRequest { calls: Vec::new(), cancel: vec![5] }).await.unwrap();
     let Command::CancelAcquire(cancel) = served.fake.logged(is_cancel).await else { panic!() };
     assert!(begin.elapsed() < Duration::from_secs(1), "who says so need not come back");
-    assert_eq!(cancel.waiter, id(1).map(|id| RequestId { attempt: u32::MAX, ..id }));
+    let named = cancel.call.unwrap().request_id;
+    assert_eq!(named, id(1).map(|id| RequestId { attempt: u32::MAX, ..id }));
     nobody_waits(&served, holder).await;
 }
 

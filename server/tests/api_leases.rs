@@ -81,7 +81,7 @@ async fn what_grants_something_is_drawn_anew_for_each_call() {
     let drawn = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&drawn);
     served.fake.set_fault(move |_, command| {
-        seen.lock().unwrap().extend(command.drawn);
+        seen.lock().unwrap().extend(command.chance);
         None
     });
     unary(&served.channel, Operation::CreateQueue(create_queue("q", 1))).await.unwrap();

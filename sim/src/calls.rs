@@ -6,13 +6,14 @@ use trefoil_core::lease::LeaseId;
 use trefoil_core::slot::{self, MAP_EPOCH};
 use trefoil_core::{META_SHARD, ShardId};
 use trefoil_proto::cache::v1 as cache;
-use trefoil_proto::common::v1::{RequestId, Value, value};
+use trefoil_proto::common::v1::{Value, value};
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{
-    AckLease, Answer, AwaitReady, CancelAcquire, Catalogue, CheckedFence, Command, DequeueFrom,
-    EnqueueTo, FindMark, FindQueue, ForceStep, OpenPartition, Query, ReleaseHeld, TouchFence,
+    AckLease, Answer, AwaitReady, CallName, CancelAcquire, Catalogue, CheckedFence, Command,
+    DequeueFrom, EnqueueTo, FindMark, FindQueue, ForceStep, OpenPartition, Query, ReleaseHeld,
+    TouchFence,
 };
 use trefoil_proto::lock::v1::{self as lock, LockMode};
 use trefoil_proto::queue::v1 as queue;
@@ -211,19 +212,16 @@ impl Router {
 
     /// Takes back an Acquire or a Convert whose caller is gone; none for other actions.
     #[must_use]
-    pub fn cancel(self, action: &Action, waiter: RequestId) -> Option<Request> {
-        let mut cancel = CancelAcquire { waiter: Some(waiter), ..CancelAcquire::default() };
+    pub fn cancel(self, action: &Action, call: CallName) -> Option<Request> {
+        let mut cancel = CancelAcquire { call: Some(call), ..CancelAcquire::default() };
         let (namespace, session) = match action {
-            Action::Acquire { namespace, session, lock, mode, .. }
-            | Action::Convert { namespace, session, lock, mode, .. } => {
+            Action::Acquire { namespace, session, lock, .. }
+            | Action::Convert { namespace, session, lock, .. } => {
                 cancel.name.clone_from(lock);
-                cancel.set_mode(*mode);
-                cancel.converts = matches!(action, Action::Convert { .. });
                 (namespace, session)
             }
             Action::TakePermits { namespace, session, semaphore, permits, .. } => {
                 cancel.name.clone_from(semaphore);
-                cancel.set_mode(LockMode::Shared);
                 cancel.permits = *permits;
                 (namespace, session)
             }

@@ -47,6 +47,8 @@ impl World {
                 Effect::CancelQuery(call) => self.task(node, shard, Task::Cancel(call)),
                 Effect::StepDown { refusal } => self.task(node, shard, Task::StepDown(refusal)),
                 Effect::Reply(call, reply) => self.reply(node, shard, call, reply),
+                Effect::Offer(call) => self.offer(node, call),
+                Effect::TakeBack(command) => self.take_back(node, shard, *command),
                 Effect::Fetch { ticket, first, last, max_bytes } => {
                     let local = Local::Fetched { shard, ticket, first, last, max_bytes };
                     self.soon(5 * MILLISECOND, Event::In(self.process(node), local));
@@ -356,8 +358,9 @@ impl World {
         let ledger = &mut self.shared.ledger;
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
-            if let Some(Operation::CancelAcquire(CancelAcquire { waiter: Some(id), .. })) =
+            if let Some(Operation::CancelAcquire(CancelAcquire { call: Some(call), .. })) =
                 &command.operation
+                && let Some(id) = &call.request_id
             {
                 ledger.taken_back(shard, id);
                 taken_back.push((&id.client, id.sequence));

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use bytes::Bytes;
+use trefoil_core::DRAWN_BYTES;
 use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::machine::needs_chance;
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, Drawn, answer};
+use trefoil_proto::internal::v1::{Answer, CallName, Drawn, answer};
 use trefoil_proto::reason::Retry;
 
 use crate::calls::{Body, Queue, Request, Router, outcome};
@@ -146,6 +148,8 @@ struct Pending {
     step: Step,
     call: Option<usize>,
     id: Option<RequestId>,
+    /// What the node that is asked draws for a call without request id that acquires.
+    drawn: Bytes,
     /// A try may have taken effect unseen.
     ambiguous: bool,
     give_up_at: u64,
@@ -205,8 +209,15 @@ impl Client {
             None => self.begin(now, shared),
             Some(pending) if pending.hang_up_at.is_some_and(|at| at <= now) => {
                 shared.hang_ups += 1;
-                let sent = pending.sent.map(|(node, token)| Todo::Cancel { node, token });
-                sent.into_iter().chain(self.end(now, pending, End::Open, shared)).collect()
+                let mut todo = Vec::new();
+                if let Some((node, token)) = pending.sent {
+                    todo.push(Todo::Cancel { node, token });
+                    if pending.id.is_none() {
+                        todo.extend(Self::clean_up(now, node, &pending, shared));
+                    }
+                }
+                todo.extend(self.end(now, pending, End::Open, shared));
+                todo
             }
             Some(mut pending) => match pending.sent.take() {
                 None => self.send(now, pending, shared),
@@ -295,8 +306,11 @@ impl Client {
         let call = step.action.clone().map(|action| shared.history.begin(self.id, now, action));
         let give_up_at = now + GIVE_UP_US + step.wait_us;
         let hang_up_at = step.hang_up_us.map(|hang_up_us| now + hang_up_us);
+        let is_drawn = id.is_none() && step.action.as_ref().is_some_and(Action::acquires);
+        let drawn = if is_drawn { draw(&mut shared.dice) } else { Bytes::new() };
         let (ambiguous, sent) = (false, None);
-        self.send(now, Pending { step, call, id, ambiguous, give_up_at, hang_up_at, sent }, shared)
+        let pending = Pending { step, call, id, drawn, ambiguous, give_up_at, hang_up_at, sent };
+        self.send(now, pending, shared)
     }
 
     fn send(&mut self, now: u64, mut pending: Pending, shared: &mut Shared) -> Vec<Todo> {
@@ -310,9 +324,10 @@ impl Client {
             Body::Command(command) => {
                 command.agent = node;
                 command.request_id.clone_from(&pending.id);
+                command.drawn.clone_from(&pending.drawn);
                 if command.operation.as_ref().is_some_and(needs_chance) {
                     let dice = &mut shared.dice;
-                    command.drawn = Some(Drawn { high: dice.number(), low: dice.number() });
+                    command.chance = Some(Drawn { high: dice.number(), low: dice.number() });
                 }
             }
             Body::Query(query) => query.agent = node,
@@ -413,7 +428,8 @@ impl Client {
                 // It is told that the client does not want it: no later attempt is to be spared.
                 id.attempt = u32::MAX;
             }
-            let cancel = shared.router.cancel(&action, id);
+            let call = CallName { request_id: Some(id), ..CallName::default() };
+            let cancel = shared.router.cancel(&action, call);
             self.next.extend(cancel.map(|request| Step::unjudged(request, true)));
         }
         // Who reads the final state does not dawdle.
@@ -424,10 +440,19 @@ impl Client {
 
     /// What the service does about a caller that went away without a word: it takes back what that asked for, unless
     /// it has come back by then.
-    fn clean_up(now: u64, node: NodeId, pending: &Pending, shared: &Shared) -> Option<Todo> {
-        let (action, id) = (pending.step.action.as_ref()?, pending.id.clone()?);
-        let request = shared.router.cancel(action, id)?;
-        Some(Todo::CleanUp { at: now + COME_BACK_US, node, request })
+    fn clean_up(now: u64, node: NodeId, pending: &Pending, shared: &mut Shared) -> Vec<Todo> {
+        let (request_id, drawn) = (pending.id.clone(), pending.drawn.clone());
+        let comes_back = request_id.is_some();
+        let Some(action) = &pending.step.action else { return Vec::new() };
+        if !comes_back && drawn.is_empty() {
+            return Vec::new();
+        }
+        let cancel = shared.router.cancel(action, CallName { request_id, drawn });
+        let Some(request) = cancel else { return Vec::new() };
+        // Nobody else can ask again for what the node named. Such a cancel may be applied twice.
+        let times = if comes_back { 1 } else { shared.dice.between(1, 2) };
+        let at = if comes_back { now + COME_BACK_US } else { now };
+        (0..times).map(|_| Todo::CleanUp { at, node, request: request.clone() }).collect()
     }
 
     /// The last try may have taken effect: the next one is another submission.
@@ -443,6 +468,12 @@ impl Client {
         self.timer += 1;
         Todo::Wake { at, timer: self.timer }
     }
+}
+
+fn draw(dice: &mut Dice) -> Bytes {
+    let mut drawn = [0; DRAWN_BYTES];
+    drawn[..8].copy_from_slice(&dice.between(0, u64::MAX - 1).to_be_bytes());
+    Bytes::copy_from_slice(&drawn)
 }
 
 impl Shared {

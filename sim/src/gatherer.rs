@@ -3,7 +3,9 @@
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{Answer, AwaitBarrier, AwaitLatch, WithdrawBarrier, answer};
+use trefoil_proto::internal::v1::{
+    Answer, AwaitBarrier, AwaitLatch, CallName, WithdrawBarrier, answer,
+};
 use trefoil_proto::lock::v1 as lock;
 
 use crate::calls::Request;
@@ -49,9 +51,10 @@ impl Gatherer {
         if let Stage::Waits { round, waiter, asked } = &mut self.stage {
             return if std::mem::replace(asked, true) {
                 let (name, round) = (BARRIER.to_owned(), *round);
-                let (waiter, unless_tripped) = (Some(waiter.clone()), true);
+                let named = CallName { request_id: Some(waiter.clone()), ..CallName::default() };
+                let (call, unless_tripped) = (Some(named), true);
                 let withdraw =
-                    WithdrawBarrier { namespace, session_id, name, round, waiter, unless_tripped };
+                    WithdrawBarrier { namespace, session_id, name, round, call, unless_tripped };
                 command(place.0, Operation::WithdrawBarrier(withdraw), false, shared)
             } else {
                 let (name, round) = (BARRIER.to_owned(), *round);

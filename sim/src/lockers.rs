@@ -20,6 +20,8 @@ const LOCKS: [&str; 3] = ["door", "gate", "hatch"];
 const MODES: [LockMode; 3] = [LockMode::Shared, LockMode::Update, LockMode::Exclusive];
 /// Longest wait for a lock, in ms.
 const WAIT_MS_MAX: u64 = 3_000;
+/// Of a thousand calls that acquire, those without request id.
+const ANONYMOUS: u64 = 250;
 /// Longest lock delay, in ms.
 const DELAY_MS_MAX: u64 = 3_000;
 
@@ -66,6 +68,9 @@ impl Locker {
         {
             let hold = (session, hold.lock.as_str(), hold.token);
             return Wish::Do(gatherer::proclaim(&namespace, hold, unique.to_owned(), shared));
+        }
+        if !self.held.is_empty() && dice.chance(100) {
+            return self.again(session, shared);
         }
         let lock = (*dice.pick(&LOCKS)).to_owned();
         let action = match dice.between(0, 39) {
@@ -115,6 +120,17 @@ impl Locker {
             }
             _ => self.gatherer.told(answer),
         }
+    }
+
+    /// Acquires what it holds once more, without request id, and mostly hangs up: what it holds stays.
+    fn again(&self, session: u64, shared: &mut Shared) -> Wish {
+        let Held { lock, mode, .. } = shared.dice.pick(&self.held).clone();
+        let (namespace, wait_ms) = (self.namespace.clone(), wait(&mut shared.dice));
+        let action = Action::Acquire { namespace, session, lock, mode, wait_ms, delay_ms: None };
+        let request = shared.router.request(&action);
+        let step = anonymous(step(action, request));
+        let soon = shared.dice.chance(700).then(|| shared.dice.between(0, 20) * MILLISECOND);
+        Wish::Do(Step { hang_up_us: soon, ..step })
     }
 
     /// To acquire, convert or release.
@@ -216,6 +232,11 @@ impl Locker {
     }
 }
 
+/// Without request id a call is asked once, whatever becomes of it.
+fn anonymous(step: Step) -> Step {
+    Step { idempotent: false, once: true, ..step }
+}
+
 fn delay(dice: &mut Dice) -> u64 {
     if dice.chance(500) { 0 } else { dice.between(1, DELAY_MS_MAX) }
 }
@@ -228,6 +249,9 @@ pub(crate) fn wait(dice: &mut Dice) -> u64 {
 pub(crate) fn ask(action: Action, shared: &mut Shared) -> Wish {
     let request = shared.router.request(&action);
     let mut step = step(action, request);
+    if step.action.as_ref().is_some_and(Action::acquires) && shared.dice.chance(ANONYMOUS) {
+        step = anonymous(step);
+    }
     if step.wait_us > 0 && shared.dice.chance(150) {
         step.hang_up_us = Some(shared.dice.between(MILLISECOND, step.wait_us));
     }

@@ -1,6 +1,6 @@
 //! A node: its disk, its clocks, and for each shard a replica with the machine that its applier owns.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use raft_proto::eraftpb::HardState;
@@ -134,6 +134,8 @@ pub struct Node {
     pub started_at: u64,
     /// Who waits for an answer of its replicas.
     pub calls: BTreeMap<CallId, Caller>,
+    /// Calls whose grants were claimed by the node in between.
+    pub claimed: BTreeSet<CallId>,
     /// Calls of clients that it carries out.
     pub served: BTreeMap<u64, Served>,
     /// Its streams for calls to its peers.
@@ -184,6 +186,7 @@ impl Node {
             refused: false,
             started_at: 0,
             calls: BTreeMap::new(),
+            claimed: BTreeSet::new(),
             served: BTreeMap::new(),
             streams: BTreeMap::new(),
             alive_at: 0,

@@ -6,9 +6,10 @@ use std::collections::BTreeSet;
 use trefoil_core::call::{Act, Call, Event as Turn, Failure, View, Work, failure, unseen};
 use trefoil_core::call::{propose_by_ms, unreached};
 use trefoil_core::limits::{ANSWER_MARGIN_MS, FORWARD_ALIVE_MS};
+use trefoil_core::machine::is_grant;
 use trefoil_core::replica::{Input, Proposal, Read, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
-use trefoil_proto::internal::v1::{Refusal, answer};
+use trefoil_proto::internal::v1::{Command, Refusal, answer};
 
 use crate::calls::Request;
 use crate::check::Violation;
@@ -20,6 +21,12 @@ use crate::world::{World, trace};
 
 /// How long the ends of a stream take at most to see that it broke.
 const BREAK_US: u64 = 3 * SECOND;
+
+/// In the place of a client: the node itself.
+const ITSELF: u64 = u64::MAX;
+/// How often it tries to take a grant back, and how long each time.
+const TAKE_BACK_TRIES: u64 = 50;
+const TAKE_BACK_US: u64 = 5 * SECOND;
 
 /// A call of a client that a node carries out.
 #[derive(Debug)]
@@ -98,6 +105,10 @@ pub enum Forwarded {
     },
     /// A call is not waited for any more.
     Cancel(u64),
+    /// There is a grant for a call, if its caller is still there.
+    Offer(u64),
+    /// It is.
+    Claim(u64),
     /// The end of a call.
     Reply(u64, Reply),
     /// A sign of life.
@@ -220,7 +231,7 @@ impl World {
             let call = self.node(node).call(caller);
             served.trying = Some(Trying::Here(call));
             self.node(node).served.insert(id, served);
-            self.submit(node, shard, call, work, deadline_ms);
+            self.submit(node, shard, (call, false), work, deadline_ms);
             return true;
         }
         let Some(epoch) = self.open_stream(node, to) else {
@@ -238,11 +249,19 @@ impl World {
         true
     }
 
-    fn submit(&mut self, node: NodeId, shard: ShardId, call: CallId, work: Work, deadline_ms: u64) {
+    /// Asks a replica, for another node or not.
+    fn submit(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        (call, forwarded): (CallId, bool),
+        work: Work,
+        deadline_ms: u64,
+    ) {
         let input = match work {
             Work::Command(command) => {
                 trace!(self, "n{node}/s{shard} call {call}: {:?}", command.operation);
-                Input::Propose(vec![Proposal { call, command, deadline_ms }])
+                Input::Propose(vec![Proposal { call, command, deadline_ms, forwarded }])
             }
             Work::Query(query) => {
                 trace!(self, "n{node}/s{shard} call {call}: {:?}", query.query);
@@ -276,12 +295,36 @@ impl World {
             Asker::Served(id) => self.try_ended(node, id, Trying::Here(call), reply),
             Asker::Peer { process, epoch, id } => {
                 let owner = process.node;
+                let was_claimed = self.node(node).claimed.remove(&call);
                 let stream = self.nodes[&owner].streams.get(&node);
                 if stream.is_some_and(|stream| stream.epoch == epoch) {
                     self.forward(node, owner, owner, Forwarded::Reply(id, reply));
+                } else if is_granted(&reply) && !was_claimed {
+                    let what = format!("n{node} answers call {call} of n{owner}, which is gone");
+                    self.violations
+                        .push(Violation::new("a grant goes to a caller who is there", what));
                 }
             }
         }
+    }
+
+    /// A replica has a grant for a call that another node forwarded, and asks whether its caller is there.
+    pub(crate) fn offer(&mut self, node: NodeId, call: CallId) {
+        let Some(caller) = self.nodes[&node].calls.get(&call) else { return };
+        let Asker::Peer { process, epoch, id } = caller.asker else { return };
+        let stream = self.nodes[&process.node].streams.get(&node);
+        if stream.is_some_and(|stream| stream.epoch == epoch) {
+            self.stats.offers += 1;
+            self.forward(node, process.node, process.node, Forwarded::Offer(id));
+        }
+    }
+
+    /// A node takes a grant back that nobody asked for, and tries that again for a while.
+    pub(crate) fn take_back(&mut self, node: NodeId, shard: ShardId, command: Command) {
+        self.stats.taken_back += 1;
+        trace!(self, "n{node}/s{shard} takes a grant back: {:?}", command.operation);
+        let request = Request { shard, body: Work::Command(command) };
+        self.request(node, (ITSELF, TAKE_BACK_TRIES), TAKE_BACK_US, request);
     }
 
     /// A try of a call has ended.
@@ -310,10 +353,16 @@ impl World {
     }
 
     fn answer(&mut self, node: NodeId, id: u64, served: &Served, reply: Reply) {
-        let Served { client, token, .. } = *served;
+        let Served { client, token, shard, .. } = *served;
         if let Reply::Refused(refusal) = &reply {
             trace!(self, "n{node} ends call {id} with {}", refusal.reason().name());
             self.count(refusal);
+            if client == ITSELF && token > 0 {
+                let request = Request { shard, body: served.call.work().clone() };
+                let (from, patience_us) = ((client, token - 1), TAKE_BACK_US);
+                let event = Event::Request { to: node, from, patience_us, request };
+                return self.at(self.now + SECOND / 5, event);
+            }
         }
         if !self.shared.dice.chance(self.shared.knobs.loss) {
             let delay = self.shared.knobs.delay_us;
@@ -414,7 +463,7 @@ impl World {
                 let floor = self.agreements.applied_index(shard);
                 let asker = Asker::Peer { process: from, epoch, id };
                 let call = self.node(node).call(Caller { asker, shard, floor });
-                self.submit(node, shard, call, work, now_ms + timeout_ms);
+                self.submit(node, shard, (call, true), work, now_ms + timeout_ms);
             }
             Forwarded::Cancel(id) => {
                 let asker = Asker::Peer { process: from, epoch, id };
@@ -432,6 +481,23 @@ impl World {
                 let found = served.find(|(_, served)| served.trying == Some(tried));
                 if let Some(id) = found.map(|(id, _)| *id) {
                     self.try_ended(node, id, tried, reply);
+                }
+            }
+            Forwarded::Offer(id) => {
+                self.hears(from.node, node, epoch, now_ms);
+                let tried = Trying::There { epoch, id };
+                let mut served = self.nodes[&node].served.values();
+                if served.any(|served| served.trying == Some(tried)) {
+                    self.forward(node, from.node, node, Forwarded::Claim(id));
+                }
+            }
+            Forwarded::Claim(id) => {
+                let asker = Asker::Peer { process: from, epoch, id };
+                let mut calls = self.nodes[&node].calls.iter();
+                let found = calls.find(|(_, caller)| caller.asker == asker);
+                if let Some((call, shard)) = found.map(|(call, caller)| (*call, caller.shard)) {
+                    self.node(node).claimed.insert(call);
+                    self.step(node, shard, Input::Claim(call));
                 }
             }
             Forwarded::Alive => self.hears(from.node, node, epoch, now_ms),
@@ -470,6 +536,7 @@ impl World {
         let within_us = if power { BREAK_US } else { 100 * MILLISECOND };
         let at = self.node(node);
         at.calls.clear();
+        at.claimed.clear();
         let (served, streams) = (std::mem::take(&mut at.served), std::mem::take(&mut at.streams));
         for Served { client, token, .. } in served.into_values() {
             let delay = self.shared.knobs.delay_us;
@@ -495,6 +562,10 @@ impl World {
         let event = Event::In(self.process(node), Local::Ended { call, asker, reply });
         self.at(self.now, event);
     }
+}
+
+fn is_granted(reply: &Reply) -> bool {
+    matches!(reply, Reply::Answered(_, answer) if is_grant(answer))
 }
 
 /// Whether a reply is the state machine's own word of this refusal.

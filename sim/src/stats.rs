@@ -112,6 +112,8 @@ stats! {
     not_leader: "Refusals of a node that does not lead.",
     forwarded: "Tries of calls that were forwarded to the node that leads.",
     cancels_forwarded: "Cancels of forwarded calls.",
+    offers: "Grants that were offered to the node that forwarded the call.",
+    taken_back: "Grants that nobody claimed.",
     streams_broken: "Streams for forwarded calls that broke.",
     given_up: "Tries whose leader was given up.",
     node_retries: "Further tries of a call that a node made by itself.",

@@ -11,6 +11,7 @@ mod failover;
 mod faults;
 mod fences;
 mod full_disk;
+mod gone;
 mod line;
 mod lock_run;
 mod proxy;

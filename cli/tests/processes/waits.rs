@@ -11,7 +11,7 @@ use crate::support::{Cluster, eventually, run};
 const WAIT: Duration = Duration::from_secs(60);
 
 /// Which node leads the shard of the namespace's locks.
-async fn leading(client: &Client) -> usize {
+pub(crate) async fn leading(client: &Client) -> usize {
     let header = client.locks().barrier("b").await.unwrap().header.unwrap();
     let nodes = client.cluster().status().await;
     let shards = nodes.into_iter().filter_map(|node| node.status.ok()).flat_map(|node| {

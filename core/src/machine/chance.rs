@@ -14,5 +14,5 @@ pub fn needs_chance(operation: &Operation) -> bool {
 
 /// What was drawn for a command.
 pub(super) fn drawn(command: &Command) -> Result<Drawn, Refusal> {
-    command.drawn.ok_or_else(|| check::invalid("drawn", "set"))
+    command.chance.ok_or_else(|| check::invalid("chance", "set"))
 }

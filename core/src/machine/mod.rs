@@ -41,7 +41,7 @@ pub use self::digest::Digest;
 pub use self::directory::Directory;
 pub use self::event::{Body, Event};
 pub use self::fence::fenced;
-pub use self::lock::caller_lost;
+pub use self::lock::{caller_lost, is_grant, take_back};
 pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
 
 /// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
@@ -354,6 +354,12 @@ impl Machine {
         if let Some(request_id) = &command.request_id
             && let Some(verdict) = requests::recall(scope, request_id)?
         {
+            let verdict = match (verdict, &command.operation) {
+                (Verdict::Answer(answer), Some(operation)) => {
+                    lock::recheck(scope, operation, &lock::call_name(command)?, answer)?
+                }
+                (verdict, _) => verdict,
+            };
             return Ok(self.what_is_left(scope, command, verdict));
         }
         let Some(operation) = &command.operation else {
@@ -362,29 +368,32 @@ impl Machine {
         if let Some(checked) = &command.fence {
             fence::admit(scope, checked)?;
         }
-        let request_id = command.request_id.as_ref();
         match operation {
             Operation::OpenSession(request) => lock::open_session(scope, request, drawn(command)?),
             Operation::KeepAlive(request) => lock::keep_alive(scope, request),
             Operation::CloseSession(request) => lock::close_session(scope, request),
-            Operation::Acquire(request) => lock::acquire(scope, request, request_id),
-            Operation::Convert(request) => lock::convert(scope, request, request_id),
+            Operation::Acquire(request) => lock::acquire(scope, request, lock::call_name(command)?),
+            Operation::Convert(request) => lock::convert(scope, request, lock::call_name(command)?),
             Operation::Release(request) => lock::release(scope, request),
             Operation::ReleaseHeld(request) => lock::release_held(scope, request),
             Operation::ForceStep(request) => lock::force_step(scope, request),
             Operation::RequestRelease(request) => lock::request_release(scope, request),
             Operation::CancelAcquire(request) => lock::cancel_acquire(scope, request),
             Operation::LoseCaller(request) => lock::lose_caller(scope, request),
-            Operation::Campaign(request) => lock::campaign(scope, request, request_id),
+            Operation::Campaign(request) => {
+                lock::campaign(scope, request, lock::call_name(command)?)
+            }
             Operation::Proclaim(request) => lock::proclaim(scope, request),
             Operation::SetPermits(request) => lock::set_permits(scope, request),
             Operation::DeleteSemaphore(request) => lock::delete_semaphore(scope, request),
-            Operation::AcquirePermits(request) => lock::acquire_permits(scope, request, request_id),
+            Operation::AcquirePermits(request) => {
+                lock::acquire_permits(scope, request, lock::call_name(command)?)
+            }
             Operation::ReleasePermits(request) => lock::release_permits(scope, request),
             Operation::SetLatch(request) => lock::set_latch(scope, request),
             Operation::CountDown(request) => lock::count_down(scope, request),
             Operation::DeleteLatch(request) => lock::delete_latch(scope, request),
-            Operation::EnterBarrier(request) => lock::enter_barrier(scope, request),
+            Operation::EnterBarrier(request) => lock::enter_barrier(scope, request, &command.drawn),
             Operation::LeaveBarrier(request) => lock::leave_barrier(scope, request),
             Operation::WithdrawBarrier(request) => lock::withdraw_barrier(scope, request),
             Operation::CreateQueue(request) => {

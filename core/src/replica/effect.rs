@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use raft_proto::eraftpb;
-use trefoil_proto::internal::v1::{Answer, Refusal};
+use trefoil_proto::internal::v1::{Answer, Command, Refusal};
 
 use super::input::{Peer, Read};
 use crate::{CallId, NodeId, Position};
@@ -88,6 +88,11 @@ pub enum Effect {
     },
     /// Answer a caller.
     Reply(CallId, Reply),
+    /// Ask the node that forwarded a call whether its caller is still there to take a grant; `Input::Claim` says so.
+    Offer(CallId),
+    /// Have a grant taken back that nobody asked for: carry out this command at the shard, whoever leads it by now, and try
+    /// again until it is answered.
+    TakeBack(Box<Command>),
     /// Read entries `first..last` from the log, at most `max_bytes` but at least one; answered by `Input::Fetched`.
     Fetch {
         /// Names the request.

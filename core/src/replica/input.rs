@@ -139,6 +139,8 @@ pub struct Proposal {
     pub command: Command,
     /// When the caller gives up, by the clock of [`crate::Now::boot_ms`].
     pub deadline_ms: u64,
+    /// Another node passed it on, and its answer goes there.
+    pub forwarded: bool,
 }
 
 /// A linearizable read.
@@ -164,6 +166,7 @@ pub struct Pressure {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a read that is due is rare, and moved once")]
 pub enum Input {
     /// [`crate::limits::TICK_MS`] have passed.
     Tick,
@@ -175,6 +178,8 @@ pub enum Input {
     Read(Vec<Read>),
     /// A caller went away; a command that was proposed goes on.
     Cancel(CallId),
+    /// The node that forwarded a call asks for the grant that it was offered: its caller is still there.
+    Claim(CallId),
     /// The batch with this number, and all before it, is synced.
     Persisted(u64),
     /// Entries were applied, in order.

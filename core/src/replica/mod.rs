@@ -14,6 +14,7 @@ mod input;
 mod leadership;
 mod log;
 pub mod obstacles;
+mod offers;
 mod pending;
 mod reads;
 mod ready;
@@ -202,6 +203,7 @@ impl Replica {
                 self.reads.cancel(call);
                 self.effects.push(Effect::CancelQuery(call));
             }
+            Input::Claim(call) => self.effects.extend(self.pending.offers.claim(call)),
             Input::Persisted(number) => self.persisted(number),
             Input::Applied(all) => all.into_iter().for_each(|applied| self.take_applied(applied)),
             Input::Due { read, due_ms } => self.take_due(read, due_ms),
@@ -290,7 +292,8 @@ impl Replica {
             self.raft.0.tick();
         }
         self.reads.sweep();
-        self.pending.sweep(self.applied.index);
+        self.pending.sweep(self.applied.index, self.now);
+        self.pending.offers.expire(self.config.node, self.now, &mut self.effects);
         if self.leads() {
             self.pending.propose_lost(self.config.node);
         }
@@ -419,7 +422,7 @@ impl Replica {
             };
             self.effects.push(Effect::Reply(call, Reply::Answered(position, answer)));
         }
-        self.pending.applied(&mut applied, &mut self.effects);
+        self.pending.applied(&mut applied, self.now, &mut self.effects);
         self.reads.time_is(applied.log_time_ms);
         self.applied = Applied { events: Vec::new(), ..applied };
     }
@@ -494,7 +497,7 @@ impl Replica {
             self.advance_index = index;
             self.ready.proposed();
             self.disk.proposed();
-            self.pending.proposed(index, term, &batch);
+            self.pending.proposed(index, term, &batch, &entry.commands);
         }
     }
 

@@ -5,23 +5,32 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Command, Refusal};
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, Refusal};
 
 use super::effect::{Effect, Reply};
 use super::input::Proposal;
+use super::offers::Offers;
 use crate::limits::{ENTRY_BYTES_MAX, ENTRY_COMMANDS_MAX, PROPOSALS_BYTES_MAX, PROPOSALS_MAX};
-use crate::machine::{Applied, Outcome, WaiterId, caller_lost};
+use crate::machine::{Applied, Outcome, WaiterId, caller_lost, is_grant, take_back};
 use crate::slot::MAP_EPOCH;
 use crate::{CallId, NodeId, Now, Position};
 
 /// In the place of a caller who is not there.
-const NOBODY: CallId = 0;
+pub(super) const NOBODY: CallId = 0;
 
 /// Commands of one entry that was proposed.
 #[derive(Debug)]
 struct Proposed {
     term: u64,
-    calls: Vec<CallId>,
+    askers: Vec<Asker>,
+}
+
+/// Who asked for a command.
+#[derive(Clone, Debug)]
+struct Asker {
+    call: CallId,
+    /// What takes back what it gets, where a forwarder stands between: that may die, or hang.
+    take_back: Option<Box<CancelAcquire>>,
 }
 
 /// All commands of this shard whose callers wait here.
@@ -32,7 +41,9 @@ pub(super) struct Pending {
     /// By log index.
     proposed: BTreeMap<u64, Proposed>,
     /// Callers of commands that wait in the state; one command sent twice has two.
-    waiting: BTreeMap<WaiterId, Vec<CallId>>,
+    waiting: BTreeMap<WaiterId, Vec<Asker>>,
+    /// Grants that their forwarders have not asked for yet.
+    pub(super) offers: Offers,
     /// Commands that wait in the state and whose last caller went away, with what was applied then.
     lost: BTreeMap<WaiterId, u64>,
     /// Calls whose callers went away; they are sorted out all together, once a tick.
@@ -182,12 +193,23 @@ impl Pending {
         }
     }
 
-    pub(super) fn proposed(&mut self, index: u64, term: u64, batch: &[Proposal]) {
-        let calls = batch.iter().map(|proposal| proposal.call).collect();
-        if let Some(lost) = self.proposed.insert(index, Proposed { term, calls }) {
+    /// A batch was proposed, with these commands.
+    pub(super) fn proposed(
+        &mut self,
+        index: u64,
+        term: u64,
+        batch: &[Proposal],
+        commands: &[Command],
+    ) {
+        let asker = |(proposal, command): (&Proposal, &Command)| Asker {
+            call: proposal.call,
+            take_back: if proposal.forwarded { take_back(command).map(Box::new) } else { None },
+        };
+        let askers = batch.iter().zip(commands).map(asker).collect();
+        if let Some(lost) = self.proposed.insert(index, Proposed { term, askers }) {
             // Only an entry of a deposed leader can have been at this index, and it is gone for good.
             debug_assert!(lost.term < term, "an index is proposed once in a term");
-            debug_assert!(lost.calls.is_empty(), "calls of an older term are answered before");
+            debug_assert!(lost.askers.is_empty(), "calls of an older term are answered before");
         }
     }
 
@@ -197,7 +219,7 @@ impl Pending {
     }
 
     /// Forgets the calls whose callers went away; `applied` is the applied index.
-    pub(super) fn sweep(&mut self, applied: u64) {
+    pub(super) fn sweep(&mut self, applied: u64, now: Now) {
         let cancelled = std::mem::take(&mut self.cancelled);
         if cancelled.is_empty() {
             return;
@@ -209,19 +231,20 @@ impl Pending {
             }
             !gone
         });
-        for call in self.proposed.values_mut().flat_map(|proposed| &mut proposed.calls) {
-            if cancelled.contains(call) {
-                *call = NOBODY;
+        for asker in self.proposed.values_mut().flat_map(|proposed| &mut proposed.askers) {
+            if cancelled.contains(&asker.call) {
+                asker.call = NOBODY;
             }
         }
         let lost = &mut self.lost;
-        self.waiting.retain(|waiter, calls| {
-            calls.retain(|call| !cancelled.contains(call));
-            if calls.is_empty() {
+        self.waiting.retain(|waiter, askers| {
+            askers.retain(|asker| !cancelled.contains(&asker.call));
+            if askers.is_empty() {
                 lost.insert(waiter.clone(), applied);
             }
-            !calls.is_empty()
+            !askers.is_empty()
         });
+        self.offers.cancel(&cancelled, now);
     }
 
     /// Queues what tells the state that it waits for nobody; what finds no room is queued later.
@@ -234,10 +257,10 @@ impl Pending {
                 map_epoch: MAP_EPOCH,
                 agent,
                 operation: Some(operation),
-                fence: None,
-                drawn: None,
+                ..Command::default()
             };
-            if self.enqueue(Proposal { call: NOBODY, command, deadline_ms: u64::MAX }).is_some() {
+            let (call, deadline_ms, forwarded) = (NOBODY, u64::MAX, false);
+            if self.enqueue(Proposal { call, command, deadline_ms, forwarded }).is_some() {
                 self.lost.insert(waiter, index);
                 return;
             }
@@ -274,13 +297,14 @@ impl Pending {
             effects.push(refuse(proposal.call, not_leader.clone()));
         }
         self.queue_bytes = 0;
-        for call in std::mem::take(&mut self.waiting).into_values().flatten() {
-            effects.push(maybe_applied(call));
+        for asker in std::mem::take(&mut self.waiting).into_values().flatten() {
+            effects.push(maybe_applied(asker.call));
         }
+        effects.extend(self.offers.step_down().into_iter().map(maybe_applied));
         if crate::mutant!(LostTooEarly) {
             let lost = refusal(Reason::Lost, "the leader changed");
             for proposed in std::mem::take(&mut self.proposed).into_values() {
-                effects.extend(proposed.calls.into_iter().map(|call| refuse(call, lost.clone())));
+                effects.extend(proposed.calls().map(|call| refuse(call, lost.clone())));
             }
         }
         self.lost.clear();
@@ -296,27 +320,28 @@ impl Pending {
     /// The log was replaced: what was proposed is not seen any more.
     pub(super) fn forget_proposed(&mut self, effects: &mut Vec<Effect>) {
         for proposed in std::mem::take(&mut self.proposed).into_values() {
-            effects.extend(proposed.calls.into_iter().map(maybe_applied));
+            effects.extend(proposed.calls().map(maybe_applied));
         }
     }
 
     /// An entry was applied: its commands are answered, or were overwritten by another leader's entry.
-    pub(super) fn applied(&mut self, applied: &mut Applied, effects: &mut Vec<Effect>) {
+    pub(super) fn applied(&mut self, applied: &mut Applied, now: Now, effects: &mut Vec<Effect>) {
         let (outcomes, settled) =
             (std::mem::take(&mut applied.outcomes), std::mem::take(&mut applied.settled));
         let Applied { term, index, log_time_ms, .. } = *applied;
         let position = |ordinal| Position { term, index, ordinal, log_time_ms };
         if let Some(proposed) = self.proposed.remove(&applied.index) {
             if proposed.term == applied.term {
-                for (ordinal, (call, outcome)) in
-                    (0..).zip(proposed.calls.into_iter().zip(outcomes))
+                for (ordinal, (asker, outcome)) in
+                    (0..).zip(proposed.askers.into_iter().zip(outcomes))
                 {
                     match outcome {
-                        Outcome::Answered(answer) => effects
-                            .push(Effect::Reply(call, Reply::Answered(position(ordinal), answer))),
-                        Outcome::Waiting(waiter) if call != NOBODY => {
+                        Outcome::Answered(answer) => {
+                            self.answer(asker, position(ordinal), answer, now, effects);
+                        }
+                        Outcome::Waiting(waiter) if asker.call != NOBODY => {
                             self.lost.remove(&waiter);
-                            self.waiting.entry(waiter).or_default().push(call);
+                            self.waiting.entry(waiter).or_default().push(asker);
                         }
                         Outcome::Waiting(waiter) => {
                             if !self.waiting.contains_key(&waiter) {
@@ -328,15 +353,45 @@ impl Pending {
             } else {
                 let lost =
                     refusal(Reason::Lost, "another leader's entry took the place of the command");
-                effects.extend(proposed.calls.into_iter().map(|call| refuse(call, lost.clone())));
+                effects.extend(proposed.calls().map(|call| refuse(call, lost.clone())));
             }
         }
         for settled in settled {
             self.lost.remove(&settled.waiter);
-            for call in self.waiting.remove(&settled.waiter).unwrap_or_default() {
+            // The newest try is the one that its caller waits for: by it what nobody takes is taken back.
+            let mut askers = self.waiting.remove(&settled.waiter).unwrap_or_default();
+            let newest = askers.pop();
+            for Asker { call, .. } in askers {
                 let answer = Reply::Answered(position(u32::MAX), settled.answer.clone());
                 effects.push(Effect::Reply(call, answer));
             }
+            if let Some(asker) = newest {
+                self.answer(asker, position(u32::MAX), settled.answer, now, effects);
+            }
         }
+    }
+
+    /// Answers a call; a grant that a forwarder would have to pass on is offered to it first.
+    fn answer(
+        &mut self,
+        asker: Asker,
+        position: Position,
+        answer: Answer,
+        now: Now,
+        effects: &mut Vec<Effect>,
+    ) {
+        match asker.take_back {
+            Some(take_back) if is_grant(&answer) && !crate::mutant!(ForwardedGrantTrusted) => {
+                let effect = self.offers.make(asker.call, position, answer, *take_back, now);
+                effects.extend(effect);
+            }
+            _ => effects.push(Effect::Reply(asker.call, Reply::Answered(position, answer))),
+        }
+    }
+}
+
+impl Proposed {
+    fn calls(self) -> impl Iterator<Item = CallId> {
+        self.askers.into_iter().map(|asker| asker.call)
     }
 }

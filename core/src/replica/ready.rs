@@ -249,11 +249,15 @@ impl Replica {
             Input::Read(reads) => self.take_reads(reads),
             Input::Due { read, .. } => self.take_reads(vec![read]),
             Input::Transfer { call, to } => self.transfer(call, to),
-            Input::Cancel(call) => self.effects.push(Effect::CancelQuery(call)),
+            Input::Cancel(call) => {
+                self.pending.cancel(call);
+                self.effects.push(Effect::CancelQuery(call));
+            }
+            Input::Claim(call) => self.effects.extend(self.pending.offers.claim(call)),
             Input::Peer(peer) => self.hear_time(&peer.message, peer.time, peer.chain.index),
             Input::Applied(all) => {
                 for mut applied in all {
-                    self.pending.applied(&mut applied, &mut self.effects);
+                    self.pending.applied(&mut applied, self.now, &mut self.effects);
                 }
             }
             Input::SnapshotReceived { generation, .. } => {

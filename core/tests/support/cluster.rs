@@ -12,7 +12,7 @@ use trefoil_core::replica::{
 };
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position, ShardId};
-use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::internal::v1::{Command, Refusal};
 
 use super::show::{show_entries, show_hard_state, show_message};
 
@@ -84,6 +84,8 @@ pub(crate) struct Cluster {
     pub(crate) holds_snapshots: bool,
     pub(crate) loses_entries_of: Option<NodeId>,
     generations: u64,
+    /// What takes grants back.
+    pub(crate) owed: Vec<Command>,
     /// What happened since the last command.
     trace: String,
 }
@@ -116,6 +118,7 @@ impl Cluster {
             holds_snapshots: false,
             loses_entries_of: None,
             generations: 0,
+            owed: Vec::new(),
             trace: String::new(),
         };
         for node in 1..=nodes {
@@ -496,7 +499,9 @@ impl Cluster {
             Effect::DiscardSnapshot { generation } => {
                 member.received.remove(&generation);
             }
+            Effect::TakeBack(command) => self.owed.push(*command),
             Effect::Reply(..)
+            | Effect::Offer(_)
             | Effect::Role(_)
             | Effect::TwoHistories { .. }
             | Effect::Diverged { .. }
@@ -536,6 +541,8 @@ impl Cluster {
             Effect::CancelQuery(call) => self.note(node, format_args!("cancels call {call}")),
             Effect::StepDown { .. } => self.note(node, format_args!("forgets what a leader keeps")),
             Effect::Reply(call, reply) => self.show_reply(node, *call, reply),
+            Effect::Offer(call) => self.note(node, format_args!("offers call {call} a grant")),
+            Effect::TakeBack(_) => self.note(node, format_args!("takes a grant back")),
             Effect::Fetch { first, last, .. } => {
                 self.note(node, format_args!("reads {first}..{} of its log", last - 1));
             }

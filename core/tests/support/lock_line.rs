@@ -8,12 +8,15 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query as Q;
-use trefoil_proto::internal::v1::{CancelAcquire, Command, FindPlace, FindReleaseRequests};
+use trefoil_proto::internal::v1::{
+    CallName, CancelAcquire, Command, FindPlace, FindReleaseRequests,
+};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use crate::support::{command, given_token, request_id};
+use crate::support::{call_name, called, command, given_token, request_id};
 
-/// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed.
+/// A line of a script. `id` is a request id: client/sequence/first_unacknowledged/attempt, from the left as needed. Written as
+/// drawn/text it stands for what the node drew for a call without request id.
 #[derive(goldenscript::Command)]
 pub enum Line {
     Open {
@@ -150,10 +153,11 @@ pub enum Line {
         name: String,
         #[arg(key)]
         id: Option<String>,
-        #[arg(key)]
-        mode: Option<String>,
         #[arg(key, optional)]
         converts: bool,
+        /// Only what no entry after this one has brought.
+        #[arg(key, optional)]
+        as_of: u64,
     },
     /// Nobody is left to take the answer of a wait, so called, as of so many entries ago.
     Lose {
@@ -261,8 +265,6 @@ pub enum Line {
         name: String,
         #[arg(key)]
         id: Option<String>,
-        #[arg(key)]
-        mode: Option<String>,
     },
     /// The same for a call that waits for several locks.
     PlaceAll {
@@ -329,7 +331,7 @@ pub fn operation(line: &Line) -> Option<Operation> {
         Line::CancelAll { session, locks, id } => Operation::CancelAcquire(CancelAcquire {
             namespace,
             session_id: *session,
-            waiter: id.as_deref().map(request_id),
+            call: Some(call_of_all(*session, locks, id.as_deref())),
             locks: wishes(locks),
             ..Default::default()
         }),
@@ -359,16 +361,16 @@ pub fn operation(line: &Line) -> Option<Operation> {
             reason: why.clone(),
             request_id: None,
         }),
-        Line::Cancel { session, name, id, mode, converts } => {
+        Line::Cancel { session, name, id, converts, as_of } => {
+            let converts = if *converts { " converts" } else { "" };
+            let call = call_name(id.as_deref(), &format!("{session}{converts} {name}"));
             Operation::CancelAcquire(CancelAcquire {
                 namespace,
                 session_id: *session,
                 name: name.clone(),
-                waiter: id.as_deref().map(request_id),
-                mode: mode_of(mode.as_deref()).into(),
-                converts: *converts,
-                locks: Vec::new(),
-                permits: 0,
+                call: Some(call),
+                as_of: *as_of,
+                ..Default::default()
             })
         }
         _ => return None,
@@ -402,17 +404,17 @@ pub fn question(line: &Line) -> Option<Q> {
             fencing_token: *token,
         }),
         Line::Leader(name) => Q::Leader(api::LeaderRequest { namespace, name: name.clone() }),
-        Line::Place { session, name, id, mode } => Q::FindPlace(FindPlace {
+        Line::Place { session, name, id } => Q::FindPlace(FindPlace {
             namespace,
             session_id: *session,
             name: name.clone(),
-            waiter: id.as_deref().map(request_id),
-            mode: mode_of(mode.as_deref()).into(),
-            locks: Vec::new(),
+            call: Some(call_name(id.as_deref(), &format!("{session} {name}"))),
+            ..Default::default()
         }),
         Line::PlaceAll { session, locks } => Q::FindPlace(FindPlace {
             namespace,
             session_id: *session,
+            call: Some(call_of_all(*session, locks, None)),
             locks: wishes(locks),
             ..Default::default()
         }),
@@ -426,7 +428,17 @@ pub fn question(line: &Line) -> Option<Q> {
     })
 }
 
-pub fn line_id(line: &Line) -> Option<RequestId> {
+/// The command of a line that stands for one.
+pub fn command_of(line: &Line, operation: Operation) -> Command {
+    called(slot::of_locks("default"), id_text(line), operation)
+}
+
+fn call_of_all(session: u64, locks: &str, id: Option<&str>) -> CallName {
+    let names = wishes(locks).into_iter().map(|wish| wish.name).collect::<Vec<_>>();
+    call_name(id, &format!("{session} {}", names.join(" ")))
+}
+
+fn id_text(line: &Line) -> Option<&str> {
     match line {
         Line::Open { id, .. }
         | Line::Close { id, .. }
@@ -435,7 +447,7 @@ pub fn line_id(line: &Line) -> Option<RequestId> {
         | Line::Proclaim { id, .. }
         | Line::AcquireAll { id, .. }
         | Line::Convert { id, .. }
-        | Line::Release { id, .. } => id.as_deref().map(request_id),
+        | Line::Release { id, .. } => id.as_deref(),
         _ => None,
     }
 }

@@ -12,9 +12,10 @@ mod sessions;
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use trefoil_core::limits::{ACQUIRES_PER_CLAIM_MAX, TERM_GRACE_MS};
 use trefoil_core::machine::Counts;
-use trefoil_proto::common::v1::Reason;
+use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CancelAcquire, Command, ForceStep, LoseCaller, ReleaseHeld};
 use trefoil_proto::lock::v1::{self as api, LockMode};
@@ -23,7 +24,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 pub type Grant = usize;
 /// Names a wait.
 pub type Seat = usize;
-/// Client and sequence; none for a command without request id.
+/// Client and sequence, or what was drawn, with 0; none for a command that has neither.
 pub type Id = Option<(String, u64)>;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -85,7 +86,8 @@ struct Holder {
     mode: LockMode,
     since_ms: u64,
     lock_delay_ms: Option<u64>,
-    relying: Vec<Id>,
+    /// The calls that were answered with it, and the entries that brought them last.
+    relying: Vec<(Id, u64)>,
     is_kept: bool,
 }
 
@@ -100,7 +102,6 @@ struct Wait {
     lock_delay_ms: Option<u64>,
     since_ms: u64,
     deadline_ms: u64,
-    callers: u32,
     /// Index of the entry that brought it last.
     claimed_index: u64,
     /// Since when nobody takes its answer.
@@ -239,13 +240,13 @@ impl Model {
                 }
                 Some(client) => {
                     if let Some((Some(answer), _)) = client.answers.get(&id.sequence) {
-                        return Ok(Outcome::Answer(answer.clone()));
+                        return self.recheck(command, answer.clone());
                     }
                 }
                 None => {}
             }
         }
-        let id = command.request_id.as_ref().map(|id| (id.client.clone(), id.sequence));
+        let id = name_of(command.request_id.as_ref(), &command.drawn);
         match command.operation.as_ref().expect("a command has an operation") {
             Operation::OpenSession(request) => Ok(self.open(request)),
             Operation::KeepAlive(request) => {
@@ -284,7 +285,7 @@ impl Model {
                     && self.admits(&want.name, session, want.mode)
         };
         if wants.iter().all(is_open) {
-            let grants = self.grant_all(session, &wants, lock_delay_ms, &[id]);
+            let grants = self.grant_all(session, &wants, lock_delay_ms, (&id, self.index));
             return Ok(Outcome::Answer(granted(grants, several)));
         }
         let wish = Wish { session, wants, several, id, converts: false, lock_delay_ms };
@@ -318,14 +319,9 @@ impl Model {
         let wanted = wish.wants.iter().filter(|want| !want.held);
         let held = wanted.filter_map(|want| self.holder(&want.name)).next();
         let namespace = wish.wants[0].name.0.clone();
-        let same = self
-            .waits
-            .values_mut()
-            .find(|wait| wait.is(wish.session, &wish.id, wish.converts, wish.several, &wish.wants));
-        if let Some(wait) = same
-            && (wish.id.is_some() || wait_ms > 0)
-        {
-            wait.callers += u32::from(wish.id.is_none());
+        let same =
+            self.waits.values_mut().find(|wait| wait.is(wish.session, &wish.id, &wish.wants));
+        if let Some(wait) = same {
             (wait.claimed_index, wait.lost_ms) = (index, None);
             let seat = wait.seat;
             self.hand_on();
@@ -357,7 +353,6 @@ impl Model {
             lock_delay_ms,
             since_ms,
             deadline_ms,
-            callers: 1,
             claimed_index,
             lost_ms: None,
         };
@@ -439,8 +434,9 @@ impl Model {
 
     fn cancel(&mut self, request: &CancelAcquire) -> Outcome {
         let done = Outcome::Answer(Answer::Done);
-        let id = request.waiter.as_ref().map(|id| (id.client.clone(), id.sequence));
-        if let Some(waiter) = &request.waiter {
+        let call = request.call.as_ref().expect("a cancel names its call");
+        let id = name_of(call.request_id.as_ref(), &call.drawn);
+        if let Some(waiter) = &call.request_id {
             let answers = self.clients.get(&waiter.client).map(|client| &client.answers);
             if answers
                 .and_then(|answers| answers.get(&waiter.sequence))
@@ -449,14 +445,13 @@ impl Model {
                 return done;
             }
         }
-        let several = !request.locks.is_empty();
-        let wants = wants(&request.namespace, &request.name, request.mode(), &request.locks);
-        let session = request.session_id;
-        let same = |wait: &&mut Wait| wait.is(session, &id, request.converts, several, &wants);
-        if let Some(wait) = self.waits.values_mut().find(same) {
-            wait.callers -= 1;
-            let wait = wait.clone();
-            if wait.callers == 0 {
+        let exclusive = LockMode::Exclusive;
+        let wants = wants(&request.namespace, &request.name, exclusive, &request.locks);
+        let (session, as_of) = (request.session_id, request.as_of);
+        let is_meant = |index: u64| as_of == 0 || index <= as_of;
+        let same = |wait: &&Wait| wait.is(session, &id, &wants);
+        if let Some(wait) = self.waits.values().find(same).cloned() {
+            if is_meant(wait.claimed_index) {
                 self.leave(&wait);
                 self.give_up(&wait);
             }
@@ -464,29 +459,37 @@ impl Model {
             return done;
         }
         // Its client goes on with a grant that it has acknowledged.
-        let is_in_use = request.waiter.as_ref().is_some_and(|id| {
+        let is_in_use = call.request_id.as_ref().is_some_and(|id| {
             let floor = self.clients.get(&id.client).map_or(0, |client| client.floor);
             id.attempt < u32::MAX && id.sequence < floor
         });
-        if !request.converts && !is_in_use {
-            self.cancel_grant(session, &wants, &id);
+        if !is_in_use {
+            self.cancel_grant(session, &wants, &id, is_meant);
         }
         done
     }
 
-    fn cancel_grant(&mut self, session: u64, wants: &[Want], id: &Id) {
+    fn cancel_grant(
+        &mut self,
+        session: u64,
+        wants: &[Want],
+        id: &Id,
+        is_meant: impl Fn(u64) -> bool,
+    ) {
         let relied_on = |want: &&Want| {
             let holder = self.locks.get(&want.name).and_then(|lock| lock.held_by(session));
-            holder.is_some_and(|holder| holder.relying.contains(id))
+            holder.is_some_and(|holder| {
+                holder.relying.iter().any(|(other, index)| other == id && is_meant(*index))
+            })
         };
         let names = wants.iter().filter(relied_on).map(|want| want.name.clone());
         let names = names.collect::<Vec<_>>();
-        if names.is_empty() || id.is_none() && names.len() < wants.len() {
+        if names.is_empty() {
             return;
         }
         for name in names {
             let holder = self.lock(&name).holder(session).expect("it is relied on");
-            let place = holder.relying.iter().position(|other| other == id);
+            let place = holder.relying.iter().position(|(other, _)| other == id);
             holder.relying.remove(place.expect("it is relied on"));
             if holder.relying.is_empty() && !holder.is_kept {
                 self.vacate(&name, session);
@@ -559,6 +562,15 @@ impl Model {
 
     fn give_up(&mut self, wait: &Wait) {
         self.settle(Some(wait.seat), &wait.id, Answer::GaveUp(wait.converts));
+    }
+}
+
+/// The name of a call.
+fn name_of(id: Option<&RequestId>, drawn: &Bytes) -> Id {
+    match id {
+        Some(id) => Some((id.client.clone(), id.sequence)),
+        None if drawn.is_empty() => None,
+        None => Some((format!("drawn {drawn:x}"), 0)),
     }
 }
 

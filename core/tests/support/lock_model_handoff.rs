@@ -108,8 +108,8 @@ impl Model {
             } else if wait.several {
                 self.leave(&wait);
                 self.counts.lock_waits.record(self.now_ms - wait.since_ms);
-                let ids = vec![wait.id.clone(); wait.callers as usize];
-                let grants = self.grant_all(wait.session, &wait.wants, wait.lock_delay_ms, &ids);
+                let call = (&wait.id, wait.claimed_index);
+                let grants = self.grant_all(wait.session, &wait.wants, wait.lock_delay_ms, call);
                 self.settle(Some(wait.seat), &wait.id, granted(grants, true));
             } else {
                 self.grant_first(&wait);
@@ -131,13 +131,13 @@ impl Model {
         self.waits.values().filter(stands_first).find(is_over).cloned()
     }
 
-    /// Grants what a session does not hold yet; all who called rely on all of it.
+    /// Grants what a session does not hold yet; the call relies on all of it.
     pub(super) fn grant_all(
         &mut self,
         session: u64,
         wants: &[Want],
         lock_delay_ms: Option<u64>,
-        ids: &[Id],
+        (id, index): (&Id, u64),
     ) -> Vec<(String, Grant)> {
         let mut grants = Vec::new();
         for want in wants {
@@ -145,7 +145,7 @@ impl Model {
                 self.grant(&want.name, session, want.mode, lock_delay_ms);
             }
             let holder = self.lock(&want.name).holder(session).expect("it is held now");
-            ids.iter().for_each(|id| holder.rely(id));
+            holder.rely(id, index);
             grants.push((want.name.1.clone(), holder.grant));
         }
         grants
@@ -179,7 +179,7 @@ impl Model {
                 self.settle(Some(wait.seat), &wait.id, Answer::Converted(grant));
             } else {
                 let holder = self.lock(name).holder(wait.session).expect("granted above");
-                (0..wait.callers).for_each(|_| holder.rely(&wait.id));
+                holder.rely(&wait.id, wait.claimed_index);
                 self.settle(Some(wait.seat), &wait.id, Answer::Granted(grant));
             }
         }
@@ -207,12 +207,11 @@ impl Lock {
 }
 
 impl Holder {
-    pub(super) fn rely(&mut self, id: &Id) {
-        if id.is_some() && self.relying.contains(id) {
-            return;
-        }
-        if self.relying.len() < ACQUIRES_PER_CLAIM_MAX {
-            self.relying.push(id.clone());
+    pub(super) fn rely(&mut self, id: &Id, index: u64) {
+        if let Some(known) = self.relying.iter_mut().find(|(other, _)| other == id) {
+            known.1 = index;
+        } else if self.relying.len() < ACQUIRES_PER_CLAIM_MAX {
+            self.relying.push((id.clone(), index));
         } else {
             self.is_kept = true;
         }
@@ -221,23 +220,11 @@ impl Holder {
 
 impl Wait {
     /// Whether it is the wait of a call.
-    pub(super) fn is(
-        &self,
-        session: u64,
-        id: &Id,
-        converts: bool,
-        several: bool,
-        wants: &[Want],
-    ) -> bool {
-        let said = |wants: &[Want]| {
-            wants.iter().map(|want| (want.name.clone(), want.mode)).collect::<Vec<_>>()
-        };
+    pub(super) fn is(&self, session: u64, id: &Id, wants: &[Want]) -> bool {
         let first = (self.namespace(), self.session);
         first == (wants[0].name.0.as_str(), session)
             && self.want(&wants[0].name).is_some()
             && self.id == *id
-            && (self.converts, self.several) == (converts, several)
-            && (id.is_some() || said(&self.wants) == said(wants))
     }
 
     pub(super) fn want(&self, name: &Name) -> Option<&Want> {

@@ -4,7 +4,10 @@ use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::lock::v1 as api;
 use trefoil_proto::reason::Retry;
 
-use super::{Answer, Grant, Id, Model, Outcome, Ruling, Seat, Session, Settled, Wait};
+use super::{
+    Answer, Command, Grant, Holder, Id, Model, Operation, Outcome, Ruling, Seat, Session, Settled,
+    Wait, name_of, wants,
+};
 
 impl Model {
     pub(super) fn open(&mut self, request: &api::OpenSessionRequest) -> Outcome {
@@ -85,5 +88,59 @@ impl Model {
         client.answers = client.answers.split_off(&client.floor);
         let attempt = client.answers.get(&id.sequence).map_or(0, |kept| kept.1).max(id.attempt);
         client.answers.insert(id.sequence, (answer, attempt));
+    }
+
+    /// A retry is answered as before as long as that is true.
+    pub(super) fn recheck(&mut self, command: &Command, answer: Answer) -> Ruling {
+        let id = name_of(command.request_id.as_ref(), &command.drawn);
+        let living = |namespace: &str, session: u64| {
+            let living = self.sessions.contains_key(&(namespace.to_owned(), session));
+            if living { Ok(()) } else { Err((Reason::SessionExpired, None)) }
+        };
+        match (command.operation.as_ref().expect("a command has an operation"), &answer) {
+            (Operation::Acquire(request), Answer::Granted(_) | Answer::GrantedAll(_)) => {
+                let session = request.session_id;
+                living(&request.namespace, session)?;
+                let wants =
+                    wants(&request.namespace, &request.name, request.mode(), &request.locks);
+                let index = self.index;
+                let mut lasts = true;
+                for want in &wants {
+                    let holder = self.lock(&want.name).holder(session);
+                    let is_same = |holder: &Holder| match &answer {
+                        Answer::Granted(grant) => {
+                            holder.grant == *grant || holder.former == Some(*grant)
+                        }
+                        _ => true,
+                    };
+                    lasts &= holder.is_some_and(|holder| {
+                        holder.relying.iter().any(|(other, _)| *other == id)
+                            || holder.is_kept && is_same(holder)
+                    });
+                }
+                if !lasts {
+                    self.cancel_grant(session, &wants, &id, |_| true);
+                    let holder = wants.iter().find_map(|want| self.holder(&want.name));
+                    return Ok(Outcome::Answer(Answer::Held(holder)));
+                }
+                for want in &wants {
+                    let holder = self.lock(&want.name).holder(session).expect("it lasts");
+                    let known = holder.relying.iter_mut().find(|(other, _)| *other == id);
+                    known.into_iter().for_each(|known| known.1 = index);
+                }
+            }
+            (Operation::Convert(request), Answer::Converted(grant)) => {
+                living(&request.namespace, request.session_id)?;
+                let name = (request.namespace.clone(), request.name.clone());
+                let holder = self.lock(&name).holder(request.session_id);
+                let is_same =
+                    |holder: &Holder| holder.grant == *grant || holder.former == Some(*grant);
+                if !holder.is_some_and(|holder| is_same(holder)) {
+                    return Err((Reason::NotHolder, self.holder(&name)));
+                }
+            }
+            _ => {}
+        }
+        Ok(Outcome::Answer(answer))
     }
 }

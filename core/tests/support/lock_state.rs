@@ -196,7 +196,7 @@ impl LockState {
         let mut waiters = BTreeMap::new();
         for ((namespace, session, ordinal), wait) in &self.waits {
             assert_eq!(wait.session_id, *session);
-            assert!(wait.callers > 0 && !wait.wants.is_empty(), "somebody waits for something");
+            assert!(wait.call.is_some() && !wait.wants.is_empty(), "somebody waits for something");
             assert!(*ordinal <= self.namespaces[namespace].last_ordinal);
             assert!(wait.several || wait.wants.len() == 1 && !wait.wants[0].held);
             assert!(wait.wants.iter().any(|want| !want.held), "somebody waits for something");

@@ -5,16 +5,18 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
+use bytes::Bytes;
 use prost::Message as _;
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, needs_chance};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::store::MemoryStore;
-use trefoil_core::{BIRTH_TERM, CallId, MACHINE_VERSION, ShardId};
+use trefoil_core::{BIRTH_TERM, CallId, DRAWN_BYTES, MACHINE_VERSION, ShardId};
 use trefoil_proto::common::v1::{Fence, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    Answer, CheckedFence, Command, Drawn, Entry, Query, TokenStanding, answer, query,
+    Answer, CallName, CheckedFence, Command, Drawn, Entry, Query, TokenStanding, answer, query,
 };
 
 /// One shard of a cluster with one data shard.
@@ -89,12 +91,12 @@ impl Harness {
         let known = &mut self.opens;
         let mut newest = self.sessions.clone();
         let draw = |command: &mut Command| {
-            let operation = command.operation.as_ref().filter(|_| command.drawn.is_none())?;
+            let operation = command.operation.as_ref().filter(|_| command.chance.is_none())?;
             if !needs_chance(operation) {
                 return None;
             }
             let Operation::OpenSession(open) = operation else {
-                command.drawn = Some(Drawn { high: 1, low: index });
+                command.chance = Some(Drawn { high: 1, low: index });
                 return None;
             };
             let newest = newest.entry(open.namespace.clone()).or_default();
@@ -105,7 +107,7 @@ impl Harness {
                 *newest = low;
             }
             let namespace = open.namespace.clone();
-            command.drawn = Some(Drawn { high: 0, low });
+            command.chance = Some(Drawn { high: 0, low });
             Some(namespace)
         };
         commands.iter_mut().map(draw).collect()
@@ -137,6 +139,43 @@ impl Harness {
     }
 }
 
+/// What a node would have drawn for a call without request id: something else for each text.
+pub fn drawn(text: &str) -> Bytes {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let mut bytes = [0; DRAWN_BYTES];
+    bytes[..8].copy_from_slice(&hasher.finish().to_be_bytes());
+    Bytes::copy_from_slice(&bytes)
+}
+
+/// The name of a call: a request id, what was drawn where that is written as `drawn/text`, or what was drawn for the call that is
+/// described where nothing is written.
+pub fn call_name(id: Option<&str>, call: &str) -> CallName {
+    match id {
+        Some(id) if !id.starts_with("drawn/") => {
+            CallName { request_id: Some(request_id(id)), ..CallName::default() }
+        }
+        id => CallName { drawn: drawn(id.unwrap_or(call)), ..CallName::default() },
+    }
+}
+
+/// How a call is described that waits or acquires: each of its session for the same locks is the same call where nothing
+/// else was drawn for it.
+fn describe(operation: &Operation) -> Option<String> {
+    Some(match operation {
+        Operation::Acquire(r) if !r.locks.is_empty() => {
+            let names = r.locks.iter().map(|wish| wish.name.as_str()).collect::<Vec<_>>();
+            format!("{} {}", r.session_id, names.join(" "))
+        }
+        Operation::Acquire(r) => format!("{} {}", r.session_id, r.name),
+        Operation::Campaign(r) => format!("{} campaigns {}", r.session_id, r.name),
+        Operation::AcquirePermits(r) => format!("{} {}", r.session_id, r.name),
+        Operation::EnterBarrier(r) => format!("{} {}", r.session_id, r.name),
+        Operation::Convert(r) => format!("{} converts {}", r.session_id, r.name),
+        _ => return None,
+    })
+}
+
 /// A command for a slot.
 pub fn command(
     slot: u16,
@@ -144,14 +183,18 @@ pub fn command(
     request_id: Option<RequestId>,
     operation: Operation,
 ) -> Command {
+    let drawn = match (&request_id, describe(&operation)) {
+        (None, Some(call)) => drawn(&call),
+        _ => Bytes::new(),
+    };
     Command {
         request_id,
+        drawn,
         slot: slot.into(),
         map_epoch: MAP_EPOCH,
         agent,
         operation: Some(operation),
-        fence: None,
-        drawn: None,
+        ..Command::default()
     }
 }
 
@@ -170,6 +213,16 @@ pub fn shown_token(token: &str) -> String {
 /// The token that a script means.
 pub fn given_token(last: &str) -> String {
     TOKENS.with_borrow(|tokens| tokens.get(last).cloned()).unwrap_or_else(|| last.to_owned())
+}
+
+/// A command of node 1 by the id that a script writes, see [`call_name`].
+pub fn called(slot: u16, id: Option<&str>, operation: Operation) -> Command {
+    match id {
+        Some(id) if id.starts_with("drawn/") => {
+            Command { drawn: drawn(id), ..command(slot, 1, None, operation) }
+        }
+        id => command(slot, 1, id.map(request_id), operation),
+    }
 }
 
 /// A fence written as `lock/token`, with `/writer`, `/reader` or `/lost` where the lock's shard was asked, and `/index`

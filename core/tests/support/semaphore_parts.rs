@@ -2,7 +2,8 @@
 
 #![allow(unreachable_pub, reason = "a part of a test")]
 
-use trefoil_core::limits::ACQUIRES_PER_CLAIM_MAX;
+use std::collections::BTreeSet;
+
 use trefoil_core::machine::WaiterId;
 
 /// How a call for permits ends.
@@ -22,9 +23,7 @@ pub struct Holder {
     pub permits: u64,
     pub token: u64,
     /// Calls that were answered with it: it is released when all of them were cancelled.
-    pub callers: u64,
-    /// There are more than are remembered: no cancel releases it.
-    pub is_kept: bool,
+    pub callers: BTreeSet<(u64, u64)>,
 }
 
 #[derive(Clone, Debug)]
@@ -33,7 +32,7 @@ pub struct Waiter {
     pub session: u64,
     pub permits: u64,
     pub deadline_ms: u64,
-    pub callers: u64,
+    pub call: u64,
 }
 
 #[derive(Debug, Default)]
@@ -64,16 +63,14 @@ pub struct Seen {
 }
 
 impl Holder {
-    pub fn new(session: u64, permits: u64, token: u64, callers: u64) -> Self {
-        let mut holder = Self { session, permits, token, callers: 0, is_kept: false };
-        (0..callers).for_each(|_| holder.rely());
-        holder
+    pub fn new(session: u64, permits: u64, token: u64, calls: &[u64]) -> Self {
+        let callers = calls.iter().map(|call| (permits, *call)).collect();
+        Self { session, permits, token, callers }
     }
 
-    /// One more call was answered with it.
-    pub fn rely(&mut self) {
-        self.is_kept |= self.callers == ACQUIRES_PER_CLAIM_MAX as u64;
-        self.callers = (self.callers + 1).min(ACQUIRES_PER_CLAIM_MAX as u64);
+    /// A call was answered with it.
+    pub fn rely(&mut self, call: (u64, u64)) {
+        self.callers.insert(call);
     }
 }
 

@@ -10,11 +10,11 @@ use trefoil_core::limits::{CALL_TIMEOUT_MS, PLACE_PAUSE_MS, PLACE_PAUSE_PER_WAIT
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::query::Query;
-use trefoil_proto::internal::v1::{FindPlace, Refusal};
+use trefoil_proto::internal::v1::{CallName, FindPlace, Refusal};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::acquire_stream_response::Step;
 
-use super::lock::Abandoned;
+use super::lock::{Abandoned, name_call};
 use super::told::{Listener, Teller, Told};
 use super::{Api, Context, Decided, Shards, answer_within, other_answer};
 use crate::authorize::{Action, Resource};
@@ -61,13 +61,14 @@ impl<S: Shards> Api<S> {
     async fn acquire_and_tell(
         self: Arc<Self>,
         context: &Context,
-        request: lock::AcquireRequest,
+        mut request: lock::AcquireRequest,
         mut teller: Teller<Response>,
     ) -> Result<(), Refusal> {
-        let mut looks = Looks::new(&self, &request);
+        let call = name_call(request.request_id.take());
+        let mut looks = Looks::new(&self, &request, &call);
         let sent = request.clone();
         let answer = {
-            let mut acquire = pin!(self.acquire(context, request));
+            let mut acquire = pin!(self.acquire_as(context, request, call.clone()));
             loop {
                 let place = tokio::select! {
                     answer = &mut acquire => break answer?,
@@ -78,7 +79,7 @@ impl<S: Shards> Api<S> {
             }
         };
         // A grant that the client did not take is withdrawn.
-        let mut abandoned = answer.acquired.then(|| Abandoned::new(&self, context, &sent));
+        let mut abandoned = answer.acquired.then(|| Abandoned::new(&self, context, &sent, &call));
         teller.say(Response { step: Some(Step::Answer(answer)) }).await?;
         if let Some(abandoned) = &mut abandoned
             && teller.is_taken().await
@@ -90,13 +91,12 @@ impl<S: Shards> Api<S> {
 }
 
 impl<S: Shards> Looks<S> {
-    fn new(api: &Arc<Api<S>>, request: &lock::AcquireRequest) -> Self {
+    fn new(api: &Arc<Api<S>>, request: &lock::AcquireRequest, call: &CallName) -> Self {
         let find = FindPlace {
             namespace: request.namespace.clone(),
             session_id: request.session_id,
             name: request.name.clone(),
-            waiter: request.request_id.clone(),
-            mode: request.mode,
+            call: Some(call.clone()),
             locks: request.locks.clone(),
         };
         let shard = api.shard(slot::of_locks(&find.namespace));

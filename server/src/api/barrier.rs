@@ -6,27 +6,25 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
-use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, ResponseHeader};
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{
-    AwaitBarrier, AwaitLatch, BarrierSeen, LatchSeen, Refusal, WithdrawBarrier,
+    AwaitBarrier, AwaitLatch, BarrierSeen, CallName, LatchSeen, Refusal, WithdrawBarrier,
 };
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::reason::Retry;
 
 use super::background::may_help;
+use super::lock::{name_call, pause_before};
 use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer};
 
 /// Pause before a shard without a leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Time kept back of the caller's deadline to answer that the wait is over.
 const ANSWER_TIME: Duration = Duration::from_millis(50);
-/// How long a caller who is gone may take to ask again, by another node, under the same request id.
-const COME_BACK: Duration = Duration::from_millis(WAITER_CLAIM_MS);
 
 /// A simple command and a simple query of the shard of a namespace.
 macro_rules! passed_on {
@@ -109,12 +107,14 @@ impl<S: Shards> Api<S> {
         let slot = slot::of_locks(&request.namespace);
         let (wait_ms, until) = (request.wait_ms, until(context, request.wait_ms));
         // The first command has the request id; all of them say whose place it is.
-        let mut id = request.request_id.clone();
-        let mut entering = Entering::new(self, context, &request);
+        let named = name_call(request.request_id.clone());
+        let mut call = named.clone();
+        let mut entering = Entering::new(self, context, &request, named);
         loop {
             request.wait_ms = wait_ms.min(remaining_ms(until));
             let command = Command::EnterBarrier(request.clone());
-            let decided = self.command(slot, id.take(), command, &context.ask).await;
+            let first = CallName { request_id: call.request_id.take(), drawn: call.drawn.clone() };
+            let decided = self.called(slot, first, command, &context.ask).await;
             let (header, seen) = barrier_seen(entering.judge(decided)?)?;
             if wait_ms == 0 || seen.inside && seen.tripped {
                 entering.withdraw = None;
@@ -228,13 +228,18 @@ struct Entering<'a, S: Shards> {
 }
 
 impl<'a, S: Shards> Entering<'a, S> {
-    fn new(api: &Arc<Api<S>>, context: &'a Context, request: &lock::EnterBarrierRequest) -> Self {
+    fn new(
+        api: &Arc<Api<S>>,
+        context: &'a Context,
+        request: &lock::EnterBarrierRequest,
+        call: CallName,
+    ) -> Self {
         let withdraw = WithdrawBarrier {
             namespace: request.namespace.clone(),
             session_id: request.session_id,
             name: request.name.clone(),
             round: 0,
-            waiter: request.request_id.clone(),
+            call: Some(call),
             unless_tripped: false,
         };
         Self { api: Arc::clone(api), context, withdraw: Some(withdraw) }
@@ -259,15 +264,7 @@ impl<S: Shards> Drop for Entering<'_, S> {
         let slot = slot::of_locks(&withdraw.namespace);
         let is_told =
             self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed));
-        let pause = match &mut withdraw.waiter {
-            Some(waiter) if is_told => {
-                // No later attempt is to be spared.
-                waiter.attempt = u32::MAX;
-                Duration::ZERO
-            }
-            Some(_) => COME_BACK,
-            None => Duration::ZERO,
-        };
+        let pause = pause_before(withdraw.call.as_mut(), is_told);
         let access = &self.context.ask.access;
         self.api.clean_up(slot, Command::WithdrawBarrier(withdraw), access, pause);
     }

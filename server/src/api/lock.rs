@@ -4,13 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
+use rand::Rng as _;
 use trefoil_core::limits::WAITER_CLAIM_MS;
-use trefoil_core::slot;
-use trefoil_proto::common::v1::Reason;
+use trefoil_core::{DRAWN_BYTES, slot};
+use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
-use trefoil_proto::internal::v1::{CancelAcquire, ForceStep, Refusal, ReleaseHeld};
+use trefoil_proto::internal::v1::{CallName, CancelAcquire, ForceStep, Refusal, ReleaseHeld};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::reason::Retry;
 
@@ -65,10 +67,20 @@ impl<S: Shards> Api<S> {
         context: &Context,
         mut request: lock::AcquireRequest,
     ) -> Result<lock::AcquireResponse, Refusal> {
+        let call = name_call(request.request_id.take());
+        self.acquire_as(context, request, call).await
+    }
+
+    /// The same for a call that has its name already.
+    pub(super) async fn acquire_as(
+        self: &Arc<Self>,
+        context: &Context,
+        request: lock::AcquireRequest,
+        call: CallName,
+    ) -> Result<lock::AcquireResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
-        let mut abandoned = Abandoned::new(self, context, &request);
-        let id = request.request_id.take();
-        let decided = self.command(slot, id, Command::Acquire(request), &context.ask).await;
+        let mut abandoned = Abandoned::new(self, context, &request, &call);
+        let decided = self.called(slot, call, Command::Acquire(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Acquire)
     }
@@ -80,18 +92,16 @@ impl<S: Shards> Api<S> {
         mut request: lock::ConvertRequest,
     ) -> Result<lock::ConvertResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
+        let call = name_call(request.request_id.take());
         let cancel = CancelAcquire {
             namespace: request.namespace.clone(),
             session_id: request.session_id,
             name: request.name.clone(),
-            waiter: id.clone(),
-            mode: request.mode,
-            converts: true,
+            call: Some(call.clone()),
             ..CancelAcquire::default()
         };
         let mut abandoned = Abandoned::of(self, context, cancel);
-        let decided = self.command(slot, id, Command::Convert(request), &context.ask).await;
+        let decided = self.called(slot, call, Command::Convert(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Convert)
     }
@@ -245,6 +255,30 @@ impl<S: Shards> Api<S> {
     }
 }
 
+/// Names a call that waits or acquires: by its request id, or by what is drawn where it has none. Its waiter and its grant know
+/// it by that, whichever of its tries made them, and its cancel means it alone.
+pub(super) fn name_call(request_id: Option<RequestId>) -> CallName {
+    if request_id.is_some() {
+        return CallName { request_id, drawn: Bytes::new() };
+    }
+    let drawn = rand::rng().random::<[u8; DRAWN_BYTES]>();
+    CallName { request_id, drawn: Bytes::copy_from_slice(&drawn) }
+}
+
+/// How long the cancel of a call waits: one that has a request id may come back, unless its caller said that it does not
+/// want it. Nobody else can ask for what this node named.
+pub(super) fn pause_before(call: Option<&mut CallName>, is_told: bool) -> Duration {
+    match call.and_then(|call| call.request_id.as_mut()) {
+        Some(id) if is_told => {
+            // No later attempt is to be spared.
+            id.attempt = u32::MAX;
+            Duration::ZERO
+        }
+        Some(_) => COME_BACK,
+        None => Duration::ZERO,
+    }
+}
+
 /// An Acquire or a Convert whose end the caller has not seen. Dropped in that state, it is cancelled.
 pub(super) struct Abandoned<'a, S: Shards> {
     api: Arc<Api<S>>,
@@ -263,14 +297,13 @@ impl<'a, S: Shards> Abandoned<'a, S> {
         api: &Arc<Api<S>>,
         context: &'a Context,
         request: &lock::AcquireRequest,
+        call: &CallName,
     ) -> Self {
         let cancel = CancelAcquire {
             namespace: request.namespace.clone(),
             session_id: request.session_id,
             name: request.name.clone(),
-            waiter: request.request_id.clone(),
-            mode: request.mode,
-            converts: false,
+            call: Some(call.clone()),
             locks: request.locks.clone(),
             ..CancelAcquire::default()
         };
@@ -303,16 +336,7 @@ impl<S: Shards> Drop for Abandoned<'_, S> {
     fn drop(&mut self) {
         let Some(mut cancel) = self.cancel.take() else { return };
         let slot = slot::of_locks(&cancel.namespace);
-        let is_told = self.is_told();
-        let pause = match &mut cancel.waiter {
-            Some(waiter) if is_told => {
-                // No later attempt is to be spared.
-                waiter.attempt = u32::MAX;
-                Duration::ZERO
-            }
-            Some(_) => COME_BACK,
-            None => Duration::ZERO,
-        };
+        let pause = pause_before(cancel.call.as_mut(), self.is_told());
         let access = &self.context.ask.access;
         self.api.clean_up(slot, Command::CancelAcquire(cancel), access, pause);
     }

@@ -41,7 +41,7 @@ use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
 use trefoil_proto::internal::v1::{
-    CheckedFence, Command, Drawn, Query, Refusal, answer, command, query,
+    CallName, CheckedFence, Command, Drawn, Query, Refusal, answer, command, query,
 };
 pub use trefoil_proto::pipeline::v1::reply::Outcome;
 
@@ -381,6 +381,19 @@ impl<S: Shards> Api<S> {
         self.send(slot, request_id, operation, None, ask).await
     }
 
+    /// The same for a call that waits or acquires, by the name that all its commands say.
+    async fn called(
+        &self,
+        slot: u16,
+        call: CallName,
+        operation: command::Operation,
+        ask: &Ask,
+    ) -> Result<Decided, Refusal> {
+        let command = self.compose(slot, call.request_id, operation);
+        let command = Command { drawn: call.drawn, ..command };
+        self.decided(self.shards.command(self.shard(slot), command, ask).await?)
+    }
+
     async fn send(
         &self,
         slot: u16,
@@ -389,17 +402,26 @@ impl<S: Shards> Api<S> {
         fence: Option<CheckedFence>,
         ask: &Ask,
     ) -> Result<Decided, Refusal> {
-        let drawn = needs_chance(&operation).then(|| Drawn { high: random(), low: random() });
-        let command = Command {
+        let command = Command { fence, ..self.compose(slot, request_id, operation) };
+        self.decided(self.shards.command(self.shard(slot), command, ask).await?)
+    }
+
+    fn compose(
+        &self,
+        slot: u16,
+        request_id: Option<RequestId>,
+        operation: command::Operation,
+    ) -> Command {
+        let chance = needs_chance(&operation).then(|| Drawn { high: random(), low: random() });
+        Command {
             request_id,
             slot: slot.into(),
             map_epoch: MAP_EPOCH,
             agent: self.shards.node_id(),
             operation: Some(operation),
-            fence,
-            drawn,
-        };
-        self.decided(self.shards.command(self.shard(slot), command, ask).await?)
+            chance,
+            ..Command::default()
+        }
     }
 
     /// Asks the shard of a slot.

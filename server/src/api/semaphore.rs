@@ -9,7 +9,7 @@ use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
 
 use super::barrier::passed_on;
-use super::lock::Abandoned;
+use super::lock::{Abandoned, name_call};
 use super::{Api, Context, Shards, expect_answer};
 
 passed_on! {
@@ -28,18 +28,17 @@ impl<S: Shards> Api<S> {
         mut request: lock::AcquirePermitsRequest,
     ) -> Result<lock::AcquirePermitsResponse, Refusal> {
         let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
+        let call = name_call(request.request_id.take());
         let cancel = CancelAcquire {
             namespace: request.namespace.clone(),
             session_id: request.session_id,
             name: request.name.clone(),
-            waiter: id.clone(),
-            mode: lock::LockMode::Shared.into(),
+            call: Some(call.clone()),
             permits: request.permits,
             ..CancelAcquire::default()
         };
         let mut abandoned = Abandoned::of(self, context, cancel);
-        let decided = self.command(slot, id, Command::AcquirePermits(request), &context.ask).await;
+        let decided = self.called(slot, call, Command::AcquirePermits(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, AcquirePermits)
     }

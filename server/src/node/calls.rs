@@ -102,6 +102,13 @@ impl Calls {
         self.stripe(id).remove(&id).is_some()
     }
 
+    /// Asks the node that forwarded a call whether its caller is still there.
+    pub(crate) fn offer(&self, id: CallId) {
+        if let Some(Waiter::Peer(asked)) = self.stripe(id).get(&id) {
+            asked.offer();
+        }
+    }
+
     /// Answers a call. One that is closed, or answered before, is none any more.
     pub(crate) fn answer(&self, id: CallId, reply: Reply) {
         let waiter = self.stripe(id).remove(&id);

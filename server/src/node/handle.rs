@@ -5,13 +5,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
+use slog::warn;
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use trefoil_core::call::{
     Act, Call, Event, Failure, View, Work, failure, propose_by_ms, unreached, unseen,
 };
 use trefoil_core::replica::{Input, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
 use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Access, Command, Query, Refusal};
 
 use super::calls::Waiter;
@@ -19,9 +22,13 @@ use super::shared::Shared;
 use super::table::ShardState;
 use super::work::{Answered, Ask, open_reply, refusal, share};
 use super::{Member, clock};
+use crate::authorize::{Action, Principal, Resource, access};
 use crate::peer::Links;
 use crate::watch::Feeds;
 
+/// How long it is tried to take a grant back.
+const TAKE_BACK_WAIT: Duration = Duration::from_secs(30);
+const TAKE_BACK_PAUSE: Duration = Duration::from_millis(200);
 /// Longest time that a leader takes to hand over.
 const TRANSFER_WAIT: Duration = Duration::from_secs(3);
 
@@ -60,6 +67,24 @@ impl Handle {
         ask: &Ask,
     ) -> Result<Answered, Refusal> {
         self.call(shard, Work::Command(command), ask).await
+    }
+
+    /// Takes a grant back for this node, which nobody asked for; what cannot be taken back in time goes with its session.
+    pub(super) async fn take_back(&self, shard: ShardId, command: Command) {
+        let Some(Operation::CancelAcquire(cancel)) = &command.operation else { return };
+        let resource = Resource::of_locks(&cancel.namespace, &cancel.name, &cancel.locks);
+        let access = access(&Principal { address: None }, Action::UseLock, resource);
+        let ask = Ask { access: Arc::new(access), deadline: Instant::now() + TAKE_BACK_WAIT };
+        while let Err(refusal) = self.command(shard, command.clone(), &ask).await {
+            if self.shared.closed_since_ms().is_some()
+                || Instant::now() + TAKE_BACK_PAUSE >= ask.deadline
+            {
+                warn!(self.shared.logger, "a grant that nobody asked for stays until its session ends";
+                    "shard" => shard, "reason" => refusal.reason().name());
+                return;
+            }
+            tokio::time::sleep(TAKE_BACK_PAUSE).await;
+        }
     }
 
     /// Asks a linearizable query. Dropping the future gives it up.

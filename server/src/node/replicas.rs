@@ -8,13 +8,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use slog::{error, info};
+use slog::{debug, error, info};
 use trefoil_core::limits::TICK_MS;
 use trefoil_core::replica::{Effect, Input, Peer, Proposal, Read, Replica, Role, RoleChange};
 use trefoil_core::{NodeId, Now, ShardId};
+use trefoil_proto::internal::v1::Command;
 
 use super::applier::{self, Incoming, Task};
 use super::clock;
+use super::handle::Handle;
 use super::mailbox::Mailbox;
 use super::reader;
 use super::shared::{Event, Shared};
@@ -268,6 +270,8 @@ impl Replicas {
                 self.workers.files.send(super::files::Job::Discard { shard, generation });
             }
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
+            Effect::Offer(call) => self.shared.calls.offer(call),
+            Effect::TakeBack(command) => self.take_back(shard, *command),
             Effect::Role(change) => self.note_role(shard, change),
             Effect::TwoHistories { peer, index } => {
                 error!(self.shared.logger,
@@ -291,6 +295,13 @@ impl Replicas {
             info!(self.shared.logger, "a majority agrees about the state of a shard again"; "shard" => shard);
         }
         self.shared.observer.disputed(shard, disputed);
+    }
+
+    /// Takes a grant back that nobody asked for, wherever the shard is led by now.
+    fn take_back(&self, shard: ShardId, command: Command) {
+        debug!(self.shared.logger, "takes a grant back"; "shard" => shard);
+        let handle = Handle { shared: Arc::clone(&self.shared), links: Arc::clone(&self.links) };
+        self.links.spawn(async move { handle.take_back(shard, command).await });
     }
 
     fn note_role(&self, shard: ShardId, change: RoleChange) {

@@ -141,10 +141,11 @@ impl Shared {
         if self.closed_since_ms().is_some() {
             return Err(refusal(Reason::Stopping, "the node is stopping"));
         }
+        let forwarded = matches!(waiter, Waiter::Peer(_));
         let call = self.calls.open(waiter);
         let event = match work {
             Work::Command(command) => {
-                Event::Propose(shard, Proposal { call, command, deadline_ms })
+                Event::Propose(shard, Proposal { call, command, deadline_ms, forwarded })
             }
             Work::Query(query) => Event::Read(shard, Read { call, query, deadline_ms }),
         };

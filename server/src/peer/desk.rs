@@ -13,7 +13,7 @@ use trefoil_core::call::Work;
 use trefoil_core::limits::{
     FORWARD_ALIVE_MS, FORWARD_CALLS_MAX, FORWARD_REPLY_BYTES_MAX, PEER_FRAME_BYTES_MAX,
 };
-use trefoil_core::replica::Reply;
+use trefoil_core::replica::{Input, Reply};
 use trefoil_core::{CallId, ShardId};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
@@ -65,6 +65,14 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
+    /// Asks whether the caller is still there to take a grant.
+    pub(crate) fn offer(&self) {
+        let (bytes, size) = (Arc::clone(&self.desk.bytes), 0);
+        let reply = ForwardReply { id: self.id, offer: true, ..ForwardReply::default() };
+        // There is room for an offer and an answer of every call that is open; the stream may be gone.
+        drop(self.desk.replies.try_send(Outgoing { reply, size, bytes, _permit: None }));
+    }
+
     pub(crate) fn answer(self, reply: Reply) {
         let Self { desk, id, is_command, permit } = self;
         desk.lock().remove(&id);
@@ -80,8 +88,8 @@ impl Desk {
         shared: Arc<Shared>,
         calls: Streaming<ForwardRequest>,
     ) -> mpsc::Receiver<Result<ForwardResponse, Status>> {
-        // Refusals that were not asked of a replica find room too.
-        let (sender, replies) = mpsc::channel(2 * FORWARD_CALLS_MAX);
+        // Offers, and refusals that were not asked of a replica, find room too.
+        let (sender, replies) = mpsc::channel(3 * FORWARD_CALLS_MAX);
         let (frames, receiver) = mpsc::channel(FRAMES);
         let bytes = Arc::default();
         let desk = Arc::new(Self { shared, replies: sender, open: Mutex::default(), bytes });
@@ -111,6 +119,12 @@ impl Desk {
                     if self.replies.send(outgoing).await.is_err() {
                         return;
                     }
+                }
+            }
+            for id in request.claims {
+                let offered = self.lock().get(&id).copied();
+                if let Some((shard, call)) = offered {
+                    self.shared.tell(shard, Input::Claim(call));
                 }
             }
             for id in request.cancel {
@@ -234,6 +248,7 @@ fn encode(id: u64, reply: Reply) -> ForwardReply {
             log_time_ms: position.log_time_ms,
             answer: Some(answer),
             ordinal: position.ordinal,
+            offer: false,
         },
         Reply::Refused(refusal) => {
             ForwardReply { id, answer: Some(refusal.into()), ..ForwardReply::default() }

@@ -49,6 +49,7 @@ struct State {
 enum Item {
     Call(Box<ForwardCall>),
     Cancel(u64),
+    Claim(u64),
 }
 
 /// How a forwarded call ended.
@@ -171,6 +172,17 @@ impl Forward {
         self.lock().stream = Some(stream);
     }
 
+    /// The leader has a grant for a call: asks for it where the caller is still there.
+    fn offered(&self, id: u64) {
+        let state = self.lock();
+        if state.waiting.contains_key(&id)
+            && let Some(stream) = &state.stream
+        {
+            // Where there is no room, the leader takes the grant back and the call is tried again.
+            drop(stream.try_send(Item::Claim(id)));
+        }
+    }
+
     fn end(&self, id: u64, end: End) {
         let waiting = self.lock().take(id);
         if let Some(sender) = waiting {
@@ -275,7 +287,11 @@ async fn talk(
                 let Some(answer) = answer? else { return Ok(()) };
                 forward.hears();
                 for reply in answer.replies {
-                    forward.end(reply.id, End::Reply(Box::new(reply)));
+                    if reply.offer {
+                        forward.offered(reply.id);
+                    } else {
+                        forward.end(reply.id, End::Reply(Box::new(reply)));
+                    }
                 }
             }
             next = next(&frames, items) => {
@@ -300,7 +316,7 @@ fn frame(first: Item, items: &mut mpsc::Receiver<Item>) -> ForwardRequest {
     let mut request = ForwardRequest::default();
     let mut bytes = put(&mut request, first);
     while bytes < PEER_FRAME_BYTES_MAX
-        && request.calls.len() + request.cancel.len() < FRAME_CALLS
+        && request.calls.len() + request.cancel.len() + request.claims.len() < FRAME_CALLS
         && let Ok(item) = items.try_recv()
     {
         bytes += put(&mut request, item);
@@ -317,6 +333,10 @@ fn put(request: &mut ForwardRequest, item: Item) -> usize {
         }
         Item::Cancel(id) => {
             request.cancel.push(id);
+            size_of::<u64>()
+        }
+        Item::Claim(id) => {
+            request.claims.push(id);
             size_of::<u64>()
         }
     }
@@ -373,6 +393,24 @@ mod tests {
         assert_eq!(reason(sent.await.unwrap()), (Reason::MaybeApplied, Failure::Unknown));
         assert_eq!(reason(read.await.unwrap()), (Reason::NotLeader, Failure::Definite));
         assert_eq!(reason(unsent.await.unwrap()), (Reason::NotLeader, Failure::Definite));
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_asked_for_only_where_its_caller_is_still_there() {
+        let forward = Arc::new(Forward::default());
+        let mut items = open_stream(&forward);
+        let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let Some(Item::Call(call)) = items.recv().await else { panic!("a call is sent") };
+            ids.push(call.id);
+        }
+        dropped.abort();
+        let Some(Item::Cancel(cancelled)) = items.recv().await else { panic!("a cancel is sent") };
+        ids.iter().for_each(|id| forward.offered(*id));
+        let Some(Item::Claim(claimed)) = items.recv().await else { panic!("a claim is sent") };
+        assert!(claimed != cancelled && ids.contains(&claimed));
+        assert!(items.is_empty() && !kept.is_finished(), "the answer comes after the claim");
     }
 
     #[tokio::test]

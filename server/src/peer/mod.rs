@@ -154,6 +154,11 @@ impl Links {
         self.introductions.force();
     }
 
+    /// Has work of this node done beside everything else.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(work));
+    }
+
     /// Queues a Raft message; false when it is dropped.
     #[must_use]
     pub(crate) fn send(&self, shard: ShardId, peer: Box<Peer>) -> bool {

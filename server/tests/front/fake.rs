@@ -215,7 +215,7 @@ impl Shards for Fake {
             let mut sessions = self.sessions.lock().unwrap();
             let newest = sessions.entry(open.namespace.clone()).or_default();
             *newest += 1;
-            command.drawn = Some(Drawn { high: 0, low: *newest });
+            command.chance = Some(Drawn { high: 0, low: *newest });
         }
         let (sender, receiver) = oneshot::channel();
         {

@@ -217,8 +217,8 @@ pub(crate) fn put_command(
             request_id,
             fence: None,
         })),
-        fence: None,
-        drawn: Some(Drawn { high: rand::random(), low: rand::random() }),
+        chance: Some(Drawn { high: rand::random(), low: rand::random() }),
+        ..Command::default()
     }
 }
 

@@ -165,7 +165,10 @@ impl Barriers {
     ) -> Option<&'static str> {
         let name = (withdraw.namespace.clone(), withdraw.name.clone());
         let member = self.rounds.get(&name)?.members.get(&withdraw.session_id)?;
-        if seen.inside || member.call != id_of(withdraw.waiter.as_ref()) {
+        if seen.inside
+            || member.call
+                != id_of(withdraw.call.as_ref().and_then(|call| call.request_id.as_ref()))
+        {
             return None;
         }
         self.out(name, withdraw.session_id, seen, grants)

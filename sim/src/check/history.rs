@@ -88,6 +88,18 @@ impl Action {
         self.wait_ms() > 0
     }
 
+    /// Whether it takes a lock or permits, or waits for that.
+    #[must_use]
+    pub fn acquires(&self) -> bool {
+        matches!(
+            self,
+            Self::Acquire { .. }
+                | Self::AcquireAll { .. }
+                | Self::Convert { .. }
+                | Self::TakePermits { .. }
+        )
+    }
+
     /// How long it waits at most; 0 for what does not.
     #[must_use]
     pub fn wait_ms(&self) -> u64 {

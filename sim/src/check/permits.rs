@@ -6,8 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use trefoil_core::limits::ACQUIRES_PER_CLAIM_MAX;
-use trefoil_core::machine::{Applied, Body, Outcome};
+use trefoil_core::machine::{Applied, Body, Outcome, WaiterId};
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
@@ -63,7 +64,9 @@ pub struct Permits {
     /// Changes of permits that were carried out: they are not again.
     done: BTreeSet<Id>,
     /// Calls that wait.
-    waiting: BTreeSet<Id>,
+    waiting: BTreeMap<WaiterId, Id>,
+    /// The entry that brought each call last.
+    brought: BTreeMap<Id, u64>,
     /// Calls that were taken back, and got nothing by then.
     cancelled: BTreeSet<Id>,
     /// The newest attempt of each call in the log.
@@ -71,8 +74,15 @@ pub struct Permits {
     /// Lowest sequence of each client that it has not acknowledged.
     floors: BTreeMap<String, u64>,
     found: Vec<Violation>,
+    /// The entry that is applied.
+    index: u64,
     /// Grants after a wait.
     pub handed_on: u64,
+}
+
+/// The name of a call: what was drawn stands with 0.
+fn call_of(id: Option<&RequestId>, drawn: &Bytes) -> Option<Id> {
+    id_of(id).or_else(|| (!drawn.is_empty()).then(|| (format!("{drawn:x}"), 0)))
 }
 
 fn id_of(id: Option<&RequestId>) -> Option<Id> {
@@ -87,6 +97,7 @@ impl Permits {
         applied: &Applied,
         over_since: impl Fn(&str, u64) -> Option<u64>,
     ) -> Vec<Violation> {
+        self.index = applied.index;
         self.resize(commands, &applied.outcomes);
         let mut granted = BTreeSet::new();
         for event in &applied.events {
@@ -103,9 +114,7 @@ impl Permits {
         }
         for settled in &applied.settled {
             let id = id_of(settled.request_id.as_ref());
-            if let Some(id) = &id {
-                self.waiting.remove(id);
-            }
+            let id = self.waiting.remove(&settled.waiter).or(id);
             self.told(id.as_ref(), &settled.answer, &mut granted, &before);
         }
         for token in granted {
@@ -187,7 +196,7 @@ impl Permits {
         before: &BTreeSet<Id>,
         gone: &mut Vec<(Name, u64)>,
     ) {
-        let id = id_of(command.request_id.as_ref());
+        let id = call_of(command.request_id.as_ref(), &command.drawn);
         let answer = match outcome {
             Outcome::Answered(answer) => Some(answer),
             Outcome::Waiting(_) => None,
@@ -197,14 +206,19 @@ impl Permits {
         }
         match &command.operation {
             Some(Operation::AcquirePermits(_)) => {
+                self.brought.extend(id.clone().map(|id| (id, self.index)));
                 if let (Some(id), Some(full)) = (&id, &command.request_id) {
                     let attempt = self.attempts.entry(id.clone()).or_default();
                     *attempt = full.attempt.max(*attempt);
                 }
-                match (answer, &id) {
-                    (Some(answer), id) => self.told(id.as_ref(), answer, granted, before),
-                    (None, Some(id)) => drop(self.waiting.insert(id.clone())),
-                    (None, None) => {}
+                match (outcome, id) {
+                    (Outcome::Answered(answer), id) => {
+                        self.told(id.as_ref(), answer, granted, before);
+                    }
+                    (Outcome::Waiting(waiter), Some(id)) => {
+                        self.waiting.insert(waiter.clone(), id);
+                    }
+                    (Outcome::Waiting(_), None) => {}
                 }
             }
             Some(Operation::CancelAcquire(cancel)) if cancel.permits > 0 => {
@@ -249,16 +263,27 @@ impl Permits {
 
     /// The caller of a call is gone: it waits no more, and what it alone got is let go, which is answered.
     fn cancel(&mut self, cancel: &CancelAcquire) -> Option<(Name, u64)> {
-        let (full, id) = (cancel.waiter.as_ref()?, id_of(cancel.waiter.as_ref())?);
-        if self.attempts.get(&id).is_some_and(|newest| *newest > full.attempt) {
+        let call = cancel.call.as_ref()?;
+        let id = call_of(call.request_id.as_ref(), &call.drawn)?;
+        let is_late =
+            |full: &RequestId| self.attempts.get(&id).is_some_and(|newest| *newest > full.attempt);
+        let is_in_use = |full: &RequestId| {
+            let floor = self.floors.get(&full.client).copied().unwrap_or_default();
+            full.attempt < u32::MAX && full.sequence < floor
+        };
+        let full = call.request_id.as_ref();
+        if full.is_some_and(is_late)
+            || cancel.as_of > 0 && self.brought.get(&id) > Some(&cancel.as_of)
+        {
             return None;
         }
-        if self.waiting.remove(&id) {
+        let waits = self.waiting.iter().find(|(_, waiting)| **waiting == id);
+        if let Some(waiter) = waits.map(|(waiter, _)| waiter.clone()) {
+            self.waiting.remove(&waiter);
             self.cancelled.insert(id);
             return None;
         }
-        let floor = self.floors.get(&full.client).copied().unwrap_or_default();
-        if full.attempt < u32::MAX && full.sequence < floor {
+        if full.is_some_and(is_in_use) {
             return None;
         }
         let name = (cancel.namespace.clone(), cancel.name.clone());

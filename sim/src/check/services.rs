@@ -40,6 +40,7 @@ impl Services {
         is_here: impl Fn(&str) -> bool,
     ) -> Vec<Violation> {
         let (outcomes, settled) = (&applied.outcomes, &applied.settled);
+        self.grants.at(applied.index);
         let mut found = self.grants.applied(commands, outcomes, settled, times, is_here);
         self.leaders.applied(commands, outcomes, settled);
         found.extend(self.latches.applied(commands, outcomes));

@@ -1,7 +1,6 @@
 //! Acquire, and how a call begins to wait.
 
-use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Refusal, Wait, Waiter, Want, answer};
+use trefoil_proto::internal::v1::{CallName, Refusal, Wait, Waiter, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Ruling, Scope, Verdict, timers};
@@ -10,7 +9,7 @@ use super::place::timer_rest;
 use super::several::wanted;
 use super::{
     Space, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached, mode_of,
-    refuse_at, stripped,
+    refuse_at,
 };
 use crate::check;
 use crate::key::Kind;
@@ -26,8 +25,7 @@ pub(super) struct Call {
     pub(super) wants: Vec<Want>,
     pub(super) several: bool,
     pub(super) wait_ms: u64,
-    /// Client and sequence alone.
-    pub(super) id: Option<RequestId>,
+    pub(super) name: CallName,
     pub(super) converts: bool,
     /// The lock delay of the grant, where the call says one.
     pub(super) lock_delay_ms: Option<u64>,
@@ -36,7 +34,7 @@ pub(super) struct Call {
 pub(in super::super) fn acquire(
     scope: &mut Scope<'_>,
     request: &api::AcquireRequest,
-    id: Option<&RequestId>,
+    name: CallName,
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
     let several = !request.locks.is_empty();
@@ -45,7 +43,7 @@ pub(in super::super) fn acquire(
         wants: wants_of(&request.name, request.mode, &request.locks)?,
         several,
         wait_ms: request.wait_ms,
-        id: stripped(id),
+        name,
         converts: false,
         lock_delay_ms: request.lock_delay_ms,
     };
@@ -81,12 +79,13 @@ pub(super) fn wants_of(
 impl Space<'_, '_> {
     fn acquire_one(&mut self, call: Call) -> Ruling {
         let (name, mode) = (&call.wants[0].name, call.wants[0].mode());
+        let index = self.scope.index;
         if let Some(hold) = self.claim(call.session_id, name).hold {
             if hold.mode() < mode {
                 return Err(convert_needed(&hold));
             }
             self.change_claim(call.session_id, name, |claim| {
-                claim.hold.as_mut().map(|hold| rely(hold, call.id.as_ref()))
+                claim.hold.as_mut().map(|hold| rely(hold, &call.name, index))
             });
             return Ok(Verdict::Answer(granted(&hold)));
         }
@@ -94,7 +93,7 @@ impl Space<'_, '_> {
             self.may_claim(&call)?;
             let hold = self.grant(name, call.session_id, mode, |hold| {
                 hold.lock_delay_ms = call.lock_delay_ms;
-                rely(hold, call.id.as_ref());
+                rely(hold, &call.name, index);
             });
             return Ok(Verdict::Answer(granted(&hold)));
         }
@@ -122,18 +121,14 @@ impl Space<'_, '_> {
     fn enqueue(&mut self, call: Call) -> Ruling {
         let ordinals = self.claim(call.session_id, &call.wants[0].name).ordinals;
         if let Some((ordinal, wait)) = self.wait_of(&ordinals, &call) {
-            if !self.has_passed(&wait) && (call.id.is_some() || call.wait_ms > 0) {
+            if !self.has_passed(&wait) {
                 self.attach(ordinal, wait);
                 return Ok(Verdict::Wait(self.waiter_id(call.session_id, ordinal)));
             }
-            if self.has_passed(&wait) {
-                self.time_out(ordinal, &wait);
-                let answer = self.not_got(&wait);
-                self.settle(ordinal, &wait, answer.clone());
-                if call.id.is_some() {
-                    return Ok(Verdict::Answer(answer));
-                }
-            }
+            self.time_out(ordinal, &wait);
+            let answer = self.not_got(&wait);
+            self.settle(ordinal, &wait, answer.clone());
+            return Ok(Verdict::Answer(answer));
         }
         let permits = call.wants[0].permits;
         if call.wait_ms == 0 {
@@ -173,11 +168,9 @@ impl Space<'_, '_> {
         self.may_wait_beside(call)
     }
 
-    /// Where the same call waits already. A call without request id is the same as any other that wants the same.
+    /// Where the same call waits already.
     pub(super) fn wait_of(&self, ordinals: &[u64], call: &Call) -> Option<(u64, Wait)> {
-        let same =
-            |wait: &Wait| is_call(wait, call.id.as_ref(), call.converts, call.several, &call.wants);
-        self.waits(call.session_id, ordinals).find(|(_, wait)| same(wait))
+        self.waits(call.session_id, ordinals).find(|(_, wait)| is_of(wait, call))
     }
 
     /// The waits of these ordinals.
@@ -194,11 +187,8 @@ impl Space<'_, '_> {
         })
     }
 
-    /// One more call waits where another does already. A retry that has a request id is the same call again.
+    /// A call that waits was sent again.
     fn attach(&mut self, ordinal: u64, mut wait: Wait) {
-        if wait.request_id.is_none() {
-            wait.callers = wait.callers.saturating_add(1);
-        }
         (wait.claimed_term, wait.claimed_index) = (self.scope.term, self.scope.index);
         wait.lost_at_ms = 0;
         self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
@@ -265,9 +255,8 @@ impl Call {
     fn into_wait(self, scope: &Scope<'_>) -> Wait {
         Wait {
             session_id: self.session_id,
-            request_id: self.id,
+            call: Some(self.name),
             deadline_ms: scope.now_ms.saturating_add(self.wait_ms),
-            callers: 1,
             claimed_term: scope.term,
             claimed_index: scope.index,
             lost_at_ms: 0,
@@ -281,19 +270,15 @@ impl Call {
     }
 }
 
-/// Whether a wait is that of a call. Without request ids it is where both want the same.
-pub(super) fn is_call(
-    wait: &Wait,
-    id: Option<&RequestId>,
-    converts: bool,
-    several: bool,
-    wants: &[Want],
-) -> bool {
-    let what = |want: &Want| (want.name.clone(), want.mode, want.permits);
-    let same = |(one, other): (&Want, &Want)| what(one) == what(other);
-    wait.request_id.as_ref() == id
-        && wait.converts == converts
-        && wait.several == several
-        && (id.is_some()
-            || wait.wants.len() == wants.len() && wait.wants.iter().zip(wants).all(same))
+/// Whether a wait is that of a call.
+fn is_of(wait: &Wait, call: &Call) -> bool {
+    let is_named = wait.call.as_ref() == Some(&call.name);
+    // The mutant: whatever wants the same is the same call.
+    let same = |(one, other): (&Want, &Want)| one.name == other.name && one.mode == other.mode;
+    let is_alike = crate::mutant!(AnyAnonymousCall)
+        && call.name.request_id.is_none()
+        && wait.call.as_ref().is_some_and(|name| name.request_id.is_none())
+        && wait.converts == call.converts
+        && wait.wants.iter().zip(&call.wants).all(same);
+    is_named || is_alike
 }

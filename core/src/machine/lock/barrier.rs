@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
-    AwaitBarrier, Barrier, BarrierSeen, Entered, Party, Refusal, WithdrawBarrier, answer,
+    AwaitBarrier, Barrier, BarrierSeen, CallName, Entered, Party, Refusal, WithdrawBarrier, answer,
 };
 use trefoil_proto::lock::v1 as api;
 
@@ -24,7 +24,11 @@ const LISTED_MAX: u32 = 100;
 pub(in super::super) fn enter_barrier(
     scope: &mut Scope<'_>,
     request: &api::EnterBarrierRequest,
+    drawn: &Bytes,
 ) -> Ruling {
+    // The first command of a call alone has its request id: what they all say names the call.
+    let named = CallName { request_id: request.request_id.clone(), drawn: drawn.clone() };
+    let call = stripped(check::call_name(Some(&named))?);
     let mut space = Space::checked(scope, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("parties", request.parties.into(), 1, BARRIER_PARTIES_MAX.into())?;
@@ -57,8 +61,7 @@ pub(in super::super) fn enter_barrier(
         space.begin_round(&mut barrier)?;
     }
     let deadline_ms = space.scope.now_ms.saturating_add(request.wait_ms);
-    let party =
-        Party { session_id: id, deadline_ms, waiter: stripped(request.request_id.as_ref()) };
+    let party = Party { session_id: id, deadline_ms, call: Some(call) };
     match barrier.inside.iter_mut().find(|party| party.session_id == id) {
         Some(known) => *known = party,
         None => barrier.inside.push(party),
@@ -103,17 +106,15 @@ pub(in super::super) fn withdraw_barrier(
     request: &WithdrawBarrier,
 ) -> Ruling {
     check_name("name", &request.name)?;
-    let mut is_meant = true;
-    if let Some(waiter) = &request.waiter {
-        check::command_id(waiter)?;
-        // Where the same call was sent again meanwhile that one still waits, or is in.
-        is_meant = requests::newest_attempt(scope, waiter) <= waiter.attempt;
-    }
+    let named = check::call_name(request.call.as_ref())?;
+    // Where the same call was sent again meanwhile that one still waits, or is in.
+    let newest = |id| requests::newest_attempt(scope, id) <= id.attempt;
+    let mut is_meant = named.request_id.as_ref().is_none_or(newest);
     let mut space = Space::checked(scope, &request.namespace)?;
     let barrier = space.barrier(&request.name).unwrap_or_default();
     is_meant &= request.round == 0 || request.round == barrier.round;
-    let waiter = stripped(request.waiter.as_ref());
-    let is_of = |party: &Party| party.session_id == request.session_id && party.waiter == waiter;
+    let call = Some(stripped(named));
+    let is_of = |party: &Party| party.session_id == request.session_id && party.call == call;
     if !is_meant || !barrier.inside.iter().any(is_of) {
         let seen = BarrierSeen { inside: false, ..show(&barrier, request.session_id) };
         return Ok(Verdict::Answer(answer::Answer::BarrierSeen(seen)));

@@ -1,43 +1,47 @@
-//! What becomes of a call whose caller is gone.
+//! What becomes of a call whose caller is gone. A cancel names the one call that it is about: applied twice, or before its
+//! call, it does nothing.
 
-use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Acquirer, CancelAcquire, LoseCaller, Wait, Want};
+use trefoil_proto::internal::v1::{
+    Acquirer, CallName, CancelAcquire, LoseCaller, Wait, Want, answer,
+};
 use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{Ruling, Scope, done, requests};
-use super::acquire::{is_call, wants_of};
+use super::acquire::wants_of;
 use super::{Space, stripped};
 use crate::check;
 
 /// The caller of an Acquire or a Convert is gone. This is no sign of life of its session, so it renews nothing.
 pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAcquire) -> Ruling {
-    let mut wants = wants_of(&request.name, request.mode, &request.locks)?;
+    let mut wants = wants_of(&request.name, 0, &request.locks)?;
     let several = !request.locks.is_empty();
     wants[0].permits = request.permits;
-    if let Some(waiter) = &request.waiter {
-        check::command_id(waiter)?;
-    }
-    if let Some(id) = &request.waiter
-        && requests::newest_attempt(scope, id) > id.attempt
-    {
+    let named = check::call_name(request.call.as_ref())?;
+    let id = named.request_id.as_ref();
+    if id.is_some_and(|id| requests::newest_attempt(scope, id) > id.attempt) {
         // The same call was sent again meanwhile: that one still wants the lock, or has it.
         return Ok(done());
     }
     // Nobody knows any more which attempt was answered with the grant; its client goes on with it, unless the cancel
     // says that no attempt is wanted.
-    let is_in_use = request.waiter.as_ref().is_some_and(|id| {
+    let is_in_use = id.is_some_and(|id| {
         !crate::mutant!(LateCancel) && id.attempt < u32::MAX && requests::is_acknowledged(scope, id)
     });
     let mut space = Space::checked(scope, &request.namespace)?;
-    let id = stripped(request.waiter.as_ref());
-    let session_id = request.session_id;
-    let same = |wait: &Wait| is_call(wait, id.as_ref(), request.converts, several, &wants);
+    let (call, session_id) = (stripped(named), request.session_id);
+    let as_of = if request.as_of == 0 { u64::MAX } else { request.as_of };
     let ordinals = space.claim(session_id, &wants[0].name).ordinals;
-    let found = space.waits(session_id, &ordinals).find(|(_, wait)| same(wait));
+    let mut waits = space.waits(session_id, &ordinals);
+    let found = waits.find(|(_, wait)| is_named(wait.call.as_ref(), &call));
+    drop(waits);
     if let Some((ordinal, wait)) = found {
-        space.cancel_wait(ordinal, wait);
-    } else if !request.converts && !is_in_use {
-        space.cancel_grant(session_id, several, &wants, id);
+        if wait.claimed_index <= as_of {
+            space.leave(ordinal, &wait);
+            let answer = space.not_got(&wait);
+            space.settle(ordinal, &wait, answer);
+        }
+    } else if !is_in_use {
+        space.cancel_grant(session_id, several, &wants, &call, as_of);
     }
     // A lock may have waited for the caller who is gone.
     wants.iter().for_each(|want| space.hand_on(&want.name));
@@ -60,35 +64,24 @@ pub(in super::super) fn lose_caller(scope: &mut Scope<'_>, request: &LoseCaller)
 }
 
 impl Space<'_, '_> {
-    fn cancel_wait(&mut self, ordinal: u64, mut wait: Wait) {
-        if wait.callers > 1 {
-            wait.callers -= 1;
-            self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
-        } else {
-            self.leave(ordinal, &wait);
-            let answer = self.not_got(&wait);
-            self.settle(ordinal, &wait, answer);
-        }
-    }
-
-    /// Releases what no other Acquire was answered with.
-    fn cancel_grant(
+    /// Releases what no other Acquire was answered with, unless the call was brought by an entry after `as_of`.
+    pub(super) fn cancel_grant(
         &mut self,
         session_id: u64,
         several: bool,
         wants: &[Want],
-        id: Option<RequestId>,
+        call: &CallName,
+        as_of: u64,
     ) {
-        let relies = |acquirer: &Acquirer| acquirer.request_id == id;
+        let relies = |acquirer: &Acquirer| {
+            is_named(acquirer.call.as_ref(), call) && acquirer.claimed_index <= as_of
+        };
         let relied_on = |want: &&Want| {
             let hold = self.claim(session_id, &want.name).hold;
-            hold.is_some_and(|hold| {
-                hold.permits == want.permits && hold.acquirers.iter().any(relies)
-            })
+            hold.is_some_and(|hold| hold.acquirers.iter().any(relies))
         };
         let names = wants.iter().filter(relied_on).map(|want| &want.name).collect::<Vec<_>>();
-        // Without request id the acquire of all is one that got all.
-        if names.is_empty() || id.is_none() && names.len() < wants.len() {
+        if names.is_empty() {
             return;
         }
         for name in names {
@@ -104,8 +97,20 @@ impl Space<'_, '_> {
         }
         wants.iter().for_each(|want| self.hand_on(&want.name));
         // A retry must not be told that it has the lock. No call waits under ordinal 0.
-        let wait = Wait { request_id: id, several, wants: wants.to_vec(), ..Wait::default() };
+        let call = Some(call.clone());
+        let wait = Wait { call, several, wants: wants.to_vec(), ..Wait::default() };
         let answer = self.not_got(&wait);
         self.settle(0, &wait, answer);
     }
+
+    /// The answer of an Acquire that has nothing of what it asked for.
+    pub(super) fn nothing_got(&mut self, several: bool, wants: Vec<Want>) -> answer::Answer {
+        self.not_got(&Wait { several, wants, ..Wait::default() })
+    }
+}
+
+fn is_named(one: Option<&CallName>, call: &CallName) -> bool {
+    let is_anonymous = |name: &CallName| name.request_id.is_none();
+    one == Some(call)
+        || crate::mutant!(AnyAnonymousCall) && is_anonymous(call) && one.is_some_and(is_anonymous)
 }

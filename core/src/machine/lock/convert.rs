@@ -1,19 +1,18 @@
 //! Convert: another mode for a lock that is held, without letting it go.
 
-use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Hold, Want};
+use trefoil_proto::internal::v1::{CallName, Hold, Want};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Ruling, Scope, Verdict};
 use super::acquire::Call;
 use super::place::converts;
-use super::{Space, check_name, convert_needed, converted, mode_of, names_grant, stripped};
+use super::{Space, check_name, convert_needed, converted, mode_of, names_grant};
 use crate::store::prefix_end;
 
 pub(in super::super) fn convert(
     scope: &mut Scope<'_>,
     request: &api::ConvertRequest,
-    id: Option<&RequestId>,
+    call: CallName,
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
     check_name("name", &request.name)?;
@@ -24,7 +23,7 @@ pub(in super::super) fn convert(
         wants: vec![Want { name: name.clone(), mode: mode.into(), ..Want::default() }],
         several: false,
         wait_ms: request.wait_ms,
-        id: stripped(id),
+        name: call,
         converts: true,
         lock_delay_ms: None,
     };

@@ -2,8 +2,8 @@
 //! the entry that grants the lock proclaims it.
 
 use prost::Message as _;
-use trefoil_proto::common::v1::{RequestId, Value};
-use trefoil_proto::internal::v1::{Hold, Proclaimed, Refusal, Wait, answer};
+use trefoil_proto::common::v1::Value;
+use trefoil_proto::internal::v1::{CallName, Hold, Proclaimed, Refusal, Wait, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{QueryOutcome, Ruling, Scope, Verdict};
@@ -20,7 +20,7 @@ use crate::store::Store;
 pub(in super::super) fn campaign(
     scope: &mut Scope<'_>,
     request: &api::CampaignRequest,
-    id: Option<&RequestId>,
+    name: CallName,
 ) -> Ruling {
     check::proclaimed(request.value.as_ref())?;
     let call = api::AcquireRequest {
@@ -32,7 +32,7 @@ pub(in super::super) fn campaign(
         lock_delay_ms: request.lock_delay_ms,
         ..api::AcquireRequest::default()
     };
-    let verdict = acquire(scope, &call, id)?;
+    let verdict = acquire(scope, &call, name)?;
     let mut space = Space::new(scope, &request.namespace);
     match &verdict {
         Verdict::Wait(waiter) => {

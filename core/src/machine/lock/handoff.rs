@@ -1,8 +1,9 @@
 //! How a lock passes from one session to the next, and how a wait ends.
 
 use bytes::{Buf as _, Bytes};
-use trefoil_proto::common::v1::RequestId;
-use trefoil_proto::internal::v1::{Acquirer, Answer, Hold, Holder, Lock, Wait, Waiter, answer};
+use trefoil_proto::internal::v1::{
+    Acquirer, Answer, CallName, Hold, Holder, Lock, Wait, Waiter, answer,
+};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{Scope, Settled, timers};
@@ -393,7 +394,7 @@ impl Space<'_, '_> {
                 hold.lock_delay_ms = wait.lock_delay_ms;
                 hold.permits = permits;
                 for (_, wait, _) in waits.iter().filter(fits) {
-                    (0..wait.callers).for_each(|_| rely(hold, wait.request_id.as_ref()));
+                    rely_on(hold, wait);
                 }
             })
         };
@@ -482,20 +483,22 @@ impl Space<'_, '_> {
     /// Answers a call that waited, or changes what a retry of it is answered.
     pub(super) fn settle(&mut self, ordinal: u64, wait: &Wait, answer: impl Into<Answer>) {
         let waiter = self.waiter_id(wait.session_id, ordinal);
-        let request_id = wait.request_id.clone();
+        let request_id = wait.call.as_ref().and_then(|call| call.request_id.clone());
         self.scope.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
     }
 }
 
-/// One more Acquire was answered with a grant.
-pub(super) fn rely(hold: &mut Hold, id: Option<&RequestId>) {
-    let is_known =
-        id.is_some() && hold.acquirers.iter().any(|other| other.request_id.as_ref() == id);
-    if is_known {
-        return;
-    }
-    if hold.acquirers.len() < ACQUIRES_PER_CLAIM_MAX {
-        hold.acquirers.push(Acquirer { request_id: id.cloned() });
+/// A call that waited is answered with a grant.
+pub(super) fn rely_on(hold: &mut Hold, wait: &Wait) {
+    rely(hold, wait.call.as_ref().expect("a wait is that of a call"), wait.claimed_index);
+}
+
+/// An Acquire is answered with a grant, perhaps once more.
+pub(super) fn rely(hold: &mut Hold, call: &CallName, index: u64) {
+    if let Some(known) = hold.acquirers.iter_mut().find(|other| other.call.as_ref() == Some(call)) {
+        known.claimed_index = index;
+    } else if hold.acquirers.len() < ACQUIRES_PER_CLAIM_MAX {
+        hold.acquirers.push(Acquirer { call: Some(call.clone()), claimed_index: index });
     } else {
         hold.kept = true;
     }

@@ -3,10 +3,11 @@
 use trefoil_proto::internal::v1::{Claim, FindPlace, Place, Refusal, answer};
 
 use super::super::{QueryOutcome, answered};
-use super::acquire::{is_call, wants_of};
+use super::acquire::wants_of;
 use super::several::wanted;
 use super::stripped;
 use super::view::View;
+use crate::check;
 use crate::limits::WAITERS_COUNTED_MAX;
 use crate::store::Store;
 
@@ -23,13 +24,12 @@ pub(in super::super) fn find_place(
 
 fn count(view: &View<'_, impl Store>, request: &FindPlace) -> Result<Place, Refusal> {
     view.checked()?;
-    let wants = wants_of(&request.name, request.mode, &request.locks)?;
-    let several = !request.locks.is_empty();
-    let id = stripped(request.waiter.as_ref());
+    let wants = wants_of(&request.name, 0, &request.locks)?;
+    let call = stripped(check::call_name(request.call.as_ref())?);
     let (session_id, first) = (request.session_id, &wants[0].name);
     let claim = view.get::<Claim>(view.place.claim(session_id, first).bytes()).unwrap_or_default();
     let mut waits = claim.ordinals.into_iter().map(|at| (at, view.wait(session_id, at)));
-    let found = waits.find(|(_, wait)| is_call(wait, id.as_ref(), false, several, &wants));
+    let found = waits.find(|(_, wait)| wait.call.as_ref() == Some(&call));
     let Some((ordinal, wait)) = found else {
         return Ok(Place { name: first.clone(), ..Place::default() });
     };

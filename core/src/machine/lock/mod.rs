@@ -18,6 +18,7 @@ mod line;
 mod place;
 mod release;
 mod request;
+mod retry;
 mod semaphore;
 mod session;
 mod several;
@@ -30,7 +31,8 @@ use prost::Message;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
-    Claim, Hold, Lock, LockNamespace, LoseCaller, Refusal, Session, Wait, answer,
+    Answer, CallName, CancelAcquire, Claim, Command, Hold, Lock, LockNamespace, LoseCaller,
+    Refusal, Session, Wait, answer,
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
@@ -50,6 +52,7 @@ pub(super) use self::line::find_place;
 use self::place::{Place, number_of};
 pub(super) use self::release::{release, release_held};
 pub(super) use self::request::{find_release_requests, request_release};
+pub(super) use self::retry::recheck;
 use self::semaphore::permits_granted;
 pub(super) use self::semaphore::{
     acquire_permits, delete_semaphore, describe_semaphore, list_semaphores, release_permits,
@@ -204,6 +207,53 @@ pub fn caller_lost(waiter: &WaiterId, index: u64) -> (u16, Operation) {
     (slot, Operation::LoseCaller(LoseCaller { namespace, session_id, ordinal, index }))
 }
 
+/// Takes back what a command may get that acquires, unless it was sent again after an index that is still to be filled
+/// in; none for other commands.
+#[must_use]
+pub fn take_back(command: &Command) -> Option<CancelAcquire> {
+    let cancel = match command.operation.as_ref()? {
+        Operation::Acquire(request) => CancelAcquire {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            locks: request.locks.clone(),
+            ..CancelAcquire::default()
+        },
+        Operation::Campaign(request) => CancelAcquire {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            ..CancelAcquire::default()
+        },
+        Operation::AcquirePermits(request) => CancelAcquire {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            permits: request.permits.max(1),
+            ..CancelAcquire::default()
+        },
+        _ => return None,
+    };
+    let call = CallName { request_id: command.request_id.clone(), drawn: command.drawn.clone() };
+    Some(CancelAcquire { call: Some(call), ..cancel })
+}
+
+/// Whether an answer is a grant that [`take_back`] takes back.
+#[must_use]
+pub fn is_grant(answer: &Answer) -> bool {
+    match &answer.answer {
+        Some(answer::Answer::Acquire(response)) => response.acquired,
+        Some(answer::Answer::AcquirePermits(response)) => response.acquired,
+        _ => false,
+    }
+}
+
+/// The name of a command's call, by which its wait and its grant know it.
+pub(super) fn call_name(command: &Command) -> Result<CallName, Refusal> {
+    let call = CallName { request_id: command.request_id.clone(), drawn: command.drawn.clone() };
+    check::call_name(Some(&call)).map(stripped)
+}
+
 /// Whether two sessions cannot hold a lock at the same time.
 fn conflict(one: LockMode, other: LockMode) -> bool {
     use LockMode::{Shared, Update};
@@ -270,13 +320,14 @@ fn check_name(field: &str, name: &str) -> Result<(), Refusal> {
     check::text(field, name, 1, NAME_BYTES_MAX)
 }
 
-/// A request id as waits and grants know it: the same for each retry.
-fn stripped(id: Option<&RequestId>) -> Option<RequestId> {
-    id.map(|id| RequestId {
+/// A call as waits and grants know it: the same for each retry.
+fn stripped(call: &CallName) -> CallName {
+    let id = |id: &RequestId| RequestId {
         client: id.client.clone(),
         sequence: id.sequence,
         ..RequestId::default()
-    })
+    };
+    CallName { request_id: call.request_id.as_ref().map(id), drawn: call.drawn.clone() }
 }
 
 fn session_expired() -> Refusal {

@@ -4,15 +4,15 @@
 //! The permits of a session that is over count until it is swept away, or until somebody whom they keep out finds it to be the
 //! oldest holder: who is dead never blocks for longer than the sweep takes, and nothing here looks at all holders at once.
 
-use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Hold, Lock, Refusal, Want, answer};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{CallName, Hold, Lock, Refusal, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{QueryOutcome, Ruling, Scope, Verdict, refuse, refuse_with};
 use super::acquire::Call;
 use super::handoff::rely;
 use super::view::{View, end};
-use super::{Space, check_name, granted, is_in_use, names_grant, stripped};
+use super::{Space, check_name, granted, is_in_use, names_grant};
 use crate::check;
 use crate::limits::{PAGE_ITEMS_MAX, SEMAPHORE_PERMITS_MAX};
 use crate::store::Store;
@@ -72,7 +72,7 @@ pub(in super::super) fn delete_semaphore(
 pub(in super::super) fn acquire_permits(
     scope: &mut Scope<'_>,
     request: &api::AcquirePermitsRequest,
-    id: Option<&RequestId>,
+    call: CallName,
 ) -> Ruling {
     let mut space = Space::checked(scope, &request.namespace)?;
     check_name("name", &request.name)?;
@@ -82,7 +82,7 @@ pub(in super::super) fn acquire_permits(
         wants: vec![Want { name, mode: LockMode::Shared.into(), permits, ..Want::default() }],
         several: false,
         wait_ms: request.wait_ms,
-        id: stripped(id),
+        name: call,
         converts: false,
         lock_delay_ms: None,
     };
@@ -167,12 +167,13 @@ impl Space<'_, '_> {
 
     fn take_permits(&mut self, name: &str, permits: u64, call: Call) -> Ruling {
         let claim = self.claim(call.session_id, name);
+        let index = self.scope.index;
         if let Some(hold) = claim.hold {
             if hold.permits != permits {
                 return Err(permits_held(&hold));
             }
             self.change_claim(call.session_id, name, |claim| {
-                claim.hold.as_mut().map(|hold| rely(hold, call.id.as_ref()))
+                claim.hold.as_mut().map(|hold| rely(hold, &call.name, index))
             });
             return Ok(Verdict::Answer(granted(&hold)));
         }
@@ -185,7 +186,7 @@ impl Space<'_, '_> {
             self.may_claim(&call)?;
             let hold = self.grant(name, call.session_id, LockMode::Shared, |hold| {
                 hold.permits = permits;
-                rely(hold, call.id.as_ref());
+                rely(hold, &call.name, index);
             });
             return Ok(Verdict::Answer(granted(&hold)));
         }

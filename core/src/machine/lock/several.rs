@@ -11,7 +11,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::refuse_with;
 use super::acquire::Call;
-use super::handoff::rely;
+use super::handoff::rely_on;
 use super::{Space, convert_needed, is_wanted};
 
 impl Space<'_, '_> {
@@ -38,12 +38,10 @@ impl Space<'_, '_> {
         })
     }
 
-    /// Grants all locks that the session does not hold, in the order of the request. `callers` rely on all of them.
+    /// Grants all locks that the session does not hold, in the order of the request. The call relies on all of them.
     pub(super) fn grant_all(&mut self, wait: &Wait) -> answer::Answer {
-        let (session_id, callers) = (wait.session_id, wait.callers);
-        let rely_all = |hold: &mut Hold| {
-            (0..callers).for_each(|_| rely(hold, wait.request_id.as_ref()));
-        };
+        let session_id = wait.session_id;
+        let rely_all = |hold: &mut Hold| rely_on(hold, wait);
         let mut grants = Vec::new();
         for want in &wait.wants {
             let hold = if want.held {

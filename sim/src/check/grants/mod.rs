@@ -9,11 +9,12 @@ mod read;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use trefoil_core::machine::{Outcome, Settled, WaiterId};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Answer, Command};
+use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command};
 use trefoil_proto::lock::v1::{AcquireRequest, ConvertRequest, LockGrant, LockMode, LockWish};
 
 use self::ends::namespace_of;
@@ -27,17 +28,29 @@ const DELAYED: &str = "a lock delay keeps out whom its holder kept out";
 const FIFO: &str = "nobody overtakes who waits for a lock";
 const RISE: &str = "tokens of a lock rise with its grants";
 const TOGETHER: &str = "a grant is of the entry that tells it, of several locks for all of them";
+const LASTS: &str = "a retry is told of a grant as long as it lasts";
 const CANCELLED: &str = "what was cancelled is granted nothing";
 const EARLY: &str = "a session lives for its TTL";
 const GAP: &str = "who converts holds the lock";
 const MODE: &str = "all that was asked for is granted, each in its mode or a stronger one";
 
-/// Client and sequence.
+/// Client and sequence, or what was drawn, with 0.
 type Id = (String, u64);
 /// (namespace, lock).
 type Name = (String, String);
 /// (namespace, session).
 type Owner = (String, u64);
+
+/// The name of the call of a command.
+fn call_of(id: Option<&RequestId>, drawn: &Bytes) -> Option<Id> {
+    id_of(id).or_else(|| (!drawn.is_empty()).then(|| (format!("{drawn:x}"), 0)))
+}
+
+/// The call that a cancel is about.
+fn cancelled(cancel: &CancelAcquire) -> Option<Id> {
+    let call = cancel.call.as_ref()?;
+    call_of(call.request_id.as_ref(), &call.drawn)
+}
 
 fn id_of(id: Option<&RequestId>) -> Option<Id> {
     id.map(|id| (id.client.clone(), id.sequence))
@@ -62,8 +75,8 @@ struct Hold {
     /// It was cancelled when its session may have been over: it may be gone, or live on with a session that was not seen
     /// to be over.
     may_be_gone: bool,
-    /// Calls that were answered with it.
-    relying: BTreeSet<Option<Id>>,
+    /// Calls that were answered with it, and the entries that brought them last.
+    relying: BTreeMap<Option<Id>, u64>,
 }
 
 /// A call that waits.
@@ -71,6 +84,8 @@ struct Hold {
 struct Waiting {
     session: u64,
     id: Option<Id>,
+    /// The entry that brought it last.
+    brought_at: u64,
     namespace: String,
     /// Its locks: of several in the order of the request.
     wants: Vec<(String, LockMode)>,
@@ -115,6 +130,8 @@ pub struct Grants {
     /// Grants of the entry, each with those who waited before it.
     overtaken: Vec<(Name, String, BTreeSet<WaiterId>)>,
     found: Vec<Violation>,
+    /// The entry that is applied.
+    index: u64,
     /// Grants that a lock delay outlived.
     pub delays: u64,
 }
@@ -128,11 +145,18 @@ struct Got<'a> {
     token: u64,
     mode: LockMode,
     converts: bool,
+    /// The entry that brought the call last.
+    brought_at: u64,
     /// The wait that ended.
     waiter: Option<&'a WaiterId>,
 }
 
 impl Grants {
+    /// The next entry is this one.
+    pub fn at(&mut self, index: u64) {
+        self.index = index;
+    }
+
     /// An entry was applied; `settled` are the waits that it ended, in order.
     pub fn applied(
         &mut self,
@@ -208,8 +232,8 @@ impl Grants {
             }
             // One of another call need not have met the grant, unless it takes what is converted; a late one does nothing.
             (Operation::CancelAcquire(cancel), _) => {
-                let wants = wants(&cancel.name, cancel.mode(), &cancel.locks);
-                let is_same = wait.id == id_of(cancel.waiter.as_ref());
+                let wants = wants(&cancel.name, LockMode::Exclusive, &cancel.locks);
+                let is_same = wait.id == cancelled(cancel);
                 own(cancel.session_id)
                     && wants.iter().any(|(lock, _)| is_for(lock))
                     && (is_same || wait.converts)
@@ -230,7 +254,7 @@ impl Grants {
         outcome: &Outcome,
         times: Times,
     ) {
-        let id = id_of(command.request_id.as_ref());
+        let id = call_of(command.request_id.as_ref(), &command.drawn);
         let answer = match outcome {
             Outcome::Answered(answer) => Some(answer),
             Outcome::Waiting(_) => None,
@@ -246,6 +270,7 @@ impl Grants {
                 if self.cancelled.contains(id) && again.is_some() {
                     self.found.push(Violation::new(CANCELLED, format!("{full:?}: {answer:?}")));
                 }
+                self.told_again(operation, id, answer);
                 return;
             }
             if answer.is_some() {
@@ -344,6 +369,7 @@ impl Grants {
             wants: wants(&acquire.name, acquire.mode(), &acquire.locks),
             converts: false,
             delay_ms: acquire.lock_delay_ms,
+            brought_at: self.index,
         };
         self.asked(wait, outcome, times);
     }
@@ -362,6 +388,7 @@ impl Grants {
             wants: vec![(convert.name.clone(), convert.mode())],
             converts: true,
             delay_ms: None,
+            brought_at: self.index,
         };
         self.asked(wait, outcome, times);
     }
@@ -379,7 +406,8 @@ impl Grants {
 
     /// A call waits in the order of each of its locks; one that was sent again has the places that it had.
     fn join(&mut self, waiter: &WaiterId, wait: Waiting) {
-        if self.waits.contains_key(waiter) {
+        if let Some(known) = self.waits.get_mut(waiter) {
+            known.brought_at = wait.brought_at;
             return;
         }
         let Waiting { session, converts, .. } = wait;
@@ -432,10 +460,12 @@ impl Grants {
         if grants.len() != wait.wants.len() || !grants.iter().zip(&wait.wants).all(fits) {
             self.found.push(Violation::new(MODE, format!("{answer:?} for {wait:?}")));
         }
-        let Waiting { session, id, delay_ms, converts, .. } = wait.clone();
+        let Waiting { session, id, delay_ms, converts, brought_at, .. } = wait.clone();
         for (lock, token, mode) in grants {
             let (name, id) = ((wait.namespace.clone(), lock), id.clone());
-            self.got(&Got { name, session, id, delay_ms, token, mode, converts, waiter }, times);
+            let got =
+                Got { name, session, id, delay_ms, token, mode, converts, waiter, brought_at };
+            self.got(&got, times);
         }
     }
 
@@ -445,7 +475,7 @@ impl Grants {
         let own = lock.holds.iter_mut().find(|hold| hold.session == got.session);
         if let Some(hold) = own.filter(|hold| hold.token == got.token) {
             if !got.converts {
-                hold.relying.insert(got.id.clone());
+                hold.relying.insert(got.id.clone(), got.brought_at);
             }
             return;
         }
@@ -470,7 +500,7 @@ impl Grants {
             mode: got.mode,
             delay_ms: got.delay_ms,
             may_be_gone: false,
-            relying: BTreeSet::from([got.id.clone()]),
+            relying: BTreeMap::from([(got.id.clone(), got.brought_at)]),
         });
         lock.holds.push(Hold { token: got.token, mode: got.mode, ..hold });
     }

@@ -1,6 +1,6 @@
 //! Logs that break a rule.
 
-use trefoil_proto::internal::v1::{CancelAcquire, Done, Refusal};
+use trefoil_proto::internal::v1::{CallName, CancelAcquire, Done, Refusal};
 use trefoil_proto::lock::v1::{self as api, ReleaseRequest};
 
 use super::*;
@@ -12,6 +12,10 @@ const NAMESPACE: &str = "n";
 struct Log {
     grants: Grants,
     found: Vec<Violation>,
+}
+
+fn named(id: (u64, u32)) -> Option<CallName> {
+    Some(CallName { request_id: Some(request_id(id)), ..CallName::default() })
 }
 
 fn request_id(id: (u64, u32)) -> RequestId {
@@ -130,7 +134,7 @@ impl Log {
             namespace: NAMESPACE.to_owned(),
             session_id: session,
             name: "l".to_owned(),
-            waiter: Some(request_id(id)),
+            call: named(id),
             ..Default::default()
         };
         self.entry(at, Operation::CancelAcquire(cancel), None, done(), &[]);
@@ -342,7 +346,7 @@ fn who_waits_for_several_locks_stands_in_each_order() {
     let cancel = CancelAcquire {
         namespace: NAMESPACE.to_owned(),
         session_id: 2,
-        waiter: Some(request_id((7, 0))),
+        call: named((7, 0)),
         locks: both(),
         ..Default::default()
     };
@@ -393,10 +397,14 @@ fn a_cancel_that_does_nothing_need_not_have_met_a_grant() {
         log.acquire(20, 2, Shared, 102, Outcome::Waiting(waiter(1)));
         log.grants.attempts.insert(("c".to_owned(), 102), 1);
         let cancel = |session_id, id| {
-            let waiter = Some(request_id(id));
             let (namespace, name) = (NAMESPACE.to_owned(), "l".to_owned());
-            let cancel =
-                CancelAcquire { namespace, session_id, name, waiter, ..CancelAcquire::default() };
+            let cancel = CancelAcquire {
+                namespace,
+                session_id,
+                name,
+                call: named(id),
+                ..CancelAcquire::default()
+            };
             let operation = Some(Operation::CancelAcquire(cancel));
             Command { operation, ..Command::default() }
         };

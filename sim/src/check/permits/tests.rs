@@ -1,6 +1,7 @@
 //! Good logs of a semaphore pass; each broken one is found.
 
 use trefoil_core::machine::{Event, Settled, WaiterId};
+use trefoil_proto::internal::v1::CallName;
 use trefoil_proto::lock::v1 as api;
 
 use super::*;
@@ -78,7 +79,7 @@ impl Log {
             namespace: NAMESPACE.to_owned(),
             session_id,
             name: "s".to_owned(),
-            waiter: Some(id(session_id)),
+            call: Some(CallName { request_id: Some(id(session_id)), ..CallName::default() }),
             permits,
             ..CancelAcquire::default()
         };

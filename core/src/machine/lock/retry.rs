@@ -1,0 +1,76 @@
+//! What a retry of a call is told that was answered with a grant: the answer that is remembered, as long as that is true.
+
+use trefoil_proto::internal::v1::command::Operation;
+use trefoil_proto::internal::v1::{CallName, Hold, Want, answer};
+
+use super::super::{Ruling, Scope, Verdict};
+use super::acquire::wants_of;
+use super::handoff::rely;
+use super::{Space, names_grant};
+
+/// Looks whether a remembered grant lasts, and notes that its call was brought once more. An Acquire whose grant is over
+/// got nothing, and what is left of several locks goes with it; a Convert is one of somebody who does not hold the lock.
+pub(in super::super) fn recheck(
+    scope: &mut Scope<'_>,
+    operation: &Operation,
+    call: &CallName,
+    remembered: answer::Answer,
+) -> Ruling {
+    use answer::Answer as A;
+    let (namespace, session_id, name, locks, token) = match (operation, &remembered) {
+        (Operation::Acquire(r), A::Acquire(got)) if got.acquired => {
+            (&r.namespace, r.session_id, &r.name, r.locks.as_slice(), got.fencing_token)
+        }
+        (Operation::Campaign(r), A::Acquire(got)) if got.acquired => {
+            (&r.namespace, r.session_id, &r.name, [].as_slice(), got.fencing_token)
+        }
+        (Operation::AcquirePermits(r), A::AcquirePermits(got)) if got.acquired => {
+            (&r.namespace, r.session_id, &r.name, [].as_slice(), got.fencing_token)
+        }
+        (Operation::Convert(r), A::Convert(got)) if got.converted => {
+            let mut space = Space::checked(scope, &r.namespace)?;
+            space.living(r.session_id)?;
+            let hold = space.claim(r.session_id, &r.name).hold;
+            let lasts = hold.is_some_and(|hold| names_grant(&hold, got.fencing_token));
+            return if lasts {
+                Ok(Verdict::Answer(remembered))
+            } else {
+                Err(space.not_holder(&r.name))
+            };
+        }
+        _ => return Ok(Verdict::Answer(remembered)),
+    };
+    let mut wants = wants_of(name, 0, locks)?;
+    if let A::AcquirePermits(got) = &remembered {
+        wants[0].permits = got.permits;
+    }
+    let mut space = Space::checked(scope, namespace)?;
+    space.living(session_id)?;
+    wants.iter().for_each(|want| space.tidy(&want.name));
+    let lasts = |want: &Want| {
+        let hold = space.claim(session_id, &want.name).hold;
+        // One that is not listed any more is known by its token; of several locks none was told alone.
+        let is_kept = |hold: &Hold| hold.kept && (token == 0 || names_grant(hold, token));
+        hold.is_some_and(|hold| relies(&hold, call) || is_kept(&hold))
+    };
+    if wants.iter().all(lasts) || crate::mutant!(EndedGrantRemembered) {
+        let index = space.scope.index;
+        for want in &wants {
+            space.change_claim(session_id, &want.name, |claim| {
+                claim
+                    .hold
+                    .as_mut()
+                    .filter(|hold| relies(hold, call))
+                    .map(|hold| rely(hold, call, index))
+            });
+        }
+        return Ok(Verdict::Answer(remembered));
+    }
+    space.cancel_grant(session_id, !locks.is_empty(), &wants, call, u64::MAX);
+    let answer = space.nothing_got(!locks.is_empty(), wants);
+    Ok(Verdict::Answer(answer))
+}
+
+fn relies(hold: &Hold, call: &CallName) -> bool {
+    hold.acquirers.iter().any(|acquirer| acquirer.call.as_ref() == Some(call))
+}
