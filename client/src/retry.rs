@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::pipeline::v1::reply;
-use trefoil_proto::reason::Retry;
+use trefoil_proto::reason::{Effect, Retry};
 
 use crate::boot::BootInstant;
 use crate::client::Inner;
@@ -175,12 +175,11 @@ impl Course {
             self.last = Some(error);
             return if again { Ok(self.backoff()) } else { Err(self.end()) };
         };
-        let ends = reason.row().retry == Retry::Never
-            || matches!(reason, Reason::LimitReached | Reason::DiskFull);
-        if reason.row().retry == Retry::WithRequestId {
+        let row = reason.row();
+        if row.effect == Effect::Unknown {
             self.attempt += 1;
         }
-        if matches!(reason, Reason::NotLeader | Reason::Stopping | Reason::NoQuorum) {
+        if row.retry == Retry::Elsewhere {
             self.hint = hint(inner, node, &error);
             inner.refresh();
         }
@@ -189,7 +188,10 @@ impl Course {
             self.avoid.push(Arc::clone(node));
         }
         self.last = Some(error);
-        if ends { Err(self.end()) } else { Ok(self.backoff()) }
+        match row.retry {
+            Retry::Never | Retry::Later => Err(self.end()),
+            Retry::Freely | Retry::Elsewhere | Retry::WithRequestId => Ok(self.backoff()),
+        }
     }
 
     pub(crate) async fn pause(&mut self, pause: Duration) -> Result<(), Error> {
@@ -212,20 +214,11 @@ impl Course {
     /// What the caller is told.
     fn end(&mut self) -> Error {
         let last = self.last.take().unwrap_or_else(|| late(self.timeout));
-        if self.mutation && self.attempt > 0 && !decides(&last) {
+        if self.mutation && self.attempt > 0 && last.effect() != Effect::NoTry {
             Error::MaybeApplied { last: Box::new(last) }
         } else {
             last
         }
-    }
-}
-
-/// Whether a refusal is the state machine's own, and so holds for every try of the same request id.
-fn decides(error: &Error) -> bool {
-    match error.reason() {
-        Some(Reason::RequestForgotten) | None => false,
-        Some(Reason::LimitReached) => true,
-        Some(reason) => reason.row().retry == Retry::Never,
     }
 }
 

@@ -58,6 +58,9 @@ list! {
     UpdateBesideUpdate "update-beside-update": "Two sessions hold a lock in mode UPDATE.";
     DelayForgotten "delay-forgotten": "An expired holder keeps nobody out, lock delay or not.";
     CancelLeavesGrant "cancel-leaves-grant": "A caller that hung up keeps the lock that it got meanwhile.";
+    AnyOperation "any-operation": "A request id that is used again for another operation is given the answer of the first.";
+    ForgottenRetry "forgotten-retry": "A retry of a forgotten client is executed, whatever its first try may have done.";
+    RetryPosition "retry-position": "A retry is told where it stands itself, not where its first try was decided.";
     LateCancel "late-cancel": "A cancel of an earlier attempt releases a lock that its client goes on with.";
     AnyAnonymousCall "any-anonymous-call": "A cancel without request id takes whichever anonymous call of its session it finds (rule 24).";
     EndedGrantRemembered "ended-grant-remembered": "The retry of an Acquire is told of a grant that is over (rule 27).";

@@ -97,6 +97,13 @@ impl goldenscript::Runner for Runner {
                 String::new()
             }
             "records" => books::dump(&self.0.store),
+            name @ ("asks" | "tried" | "recalled") => {
+                let mut numbers = Vec::new();
+                while let Some(number) = args.next_pos() {
+                    numbers.push(number.parse()?);
+                }
+                self.0.request_line(name, &numbers).ok_or("numbers")?
+            }
             name => return Err(format!("no command {name}").into()),
         };
         args.reject_next()?;

@@ -59,6 +59,7 @@ impl Node {
             leader: self.leader,
             term: self.term,
             leaderless_since_ms: self.leaderless_since_ms,
+            applied_log_time_ms: self.now_ms / 2,
             stopping_since_ms: self.stopping_since_ms,
             heard_ms: &|_| heard_ms,
             jitter: 1_000,
@@ -88,9 +89,11 @@ impl Node {
         (self.leader, self.term) = (leader, term);
     }
 
-    fn attempt(&self) -> Option<u32> {
+    /// By the client, by the node, and what was applied before the node's first.
+    fn attempts(&self) -> Option<(u32, u32, u64)> {
         let Work::Command(command) = self.call.work() else { return None };
-        command.request_id.as_ref().map(|id| id.attempt)
+        let attempt = command.request_id.as_ref()?.attempt;
+        Some((attempt, command.node_attempt, command.not_before_ms))
     }
 }
 
@@ -122,12 +125,16 @@ fn an_unseen_end_is_told_or_tried_again_under_the_request_id_alone() {
     let mut node = Node::new(put(true));
     node.look();
     assert_eq!(node.fails(Reason::MaybeApplied, Failure::Unknown), Act::Wait(1_010));
-    assert_eq!(node.attempt(), Some(1));
+    assert_eq!(node.attempts(), Some((0, 1, 500)), "and what was applied here before the first");
     assert_eq!(node.look_at(1_010), Act::Try(2));
-    for hides in [Reason::DeadlinePassed, Reason::Overloaded, Reason::RequestForgotten] {
+    for hides in [Reason::DeadlinePassed, Reason::Overloaded, Reason::LimitReached] {
         let mut node = Node { call: node.call.clone(), ..Node::new(put(true)) };
         assert_eq!(reason(node.fails(hides, Failure::Final)), Reason::MaybeApplied, "{hides:?}");
     }
+    // It says itself that nobody knows, and that no retry can help.
+    let mut forgotten = Node { call: node.call.clone(), ..Node::new(put(true)) };
+    let end = forgotten.fails(Reason::RequestForgotten, Failure::Final);
+    assert_eq!(reason(end), Reason::RequestForgotten);
     assert_eq!(reason(node.fails(Reason::NotHolder, Failure::Final)), Reason::NotHolder);
 }
 

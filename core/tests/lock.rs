@@ -99,6 +99,11 @@ impl goldenscript::Runner for Runner {
                 self.harness.machine = Machine::open(&self.harness.store, 1, 1);
                 String::new()
             }
+            Line::Asks(what) => self.harness.request_line("asks", &[*what]).ok_or("a number")?,
+            Line::Tried { times, not_before } => {
+                self.harness.request_line("tried", &[*times, *not_before]).ok_or("numbers")?
+            }
+            Line::Recalled => self.harness.request_line("recalled", &[]).ok_or("nothing")?,
             Line::Crowd { name, count, ttl, wait, mode } => {
                 let mode = mode_of(mode.as_deref());
                 self.crowd(*count, *ttl, |id| acquire(id, name.clone(), *wait, mode))

@@ -148,6 +148,9 @@ impl goldenscript::Runner for Runner {
                 books::dump(&self.meta.store),
                 books::dump(&self.data.store)
             ),
+            name @ ("asks" | "tried" | "recalled") => {
+                self.data.request_line(name, &args.rest()?).ok_or("numbers")?
+            }
             _ => self.partition(&command.name, &mut args)?,
         };
         args.0.reject_next()?;

@@ -7,6 +7,7 @@ mod front;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use tonic::Code;
 use tonic::transport::Channel;
 use trefoil_proto::cluster::v1::{
     self as api, NamespaceSettings, QueueCreation, UnknownNamespaces,
@@ -99,6 +100,34 @@ async fn a_shard_that_cannot_answer_is_told_later() {
     delete(channel, "a").await.unwrap();
     assert_eq!(get(channel, "a").await.unwrap_err(), Reason::UnknownNamespace);
     assert!(refusals.load(Ordering::Relaxed) > 6);
+}
+
+#[tokio::test]
+async fn a_decision_that_other_shards_refuse_is_told_as_done_in_part() {
+    let served = usual().await;
+    let (channel, fake) = (&served.channel, &served.fake);
+    fake.set_fault(|_, command| match &command.operation {
+        Some(Command::ConfigureNamespace(_) | Command::ConfigureNamespacePolicy(_)) => {
+            Some(Reason::PermissionDenied)
+        }
+        _ => None,
+    });
+    let name = "a".to_owned();
+    let create = api::CreateNamespaceRequest { name: name.clone(), ..Default::default() };
+    let policy = api::SetNamespacePolicyRequest {
+        unknown: UnknownNamespaces::Refused.into(),
+        ..Default::default()
+    };
+    let delete = api::DeleteNamespaceRequest { name, ..Default::default() };
+    for operation in [
+        Operation::CreateNamespace(create),
+        Operation::SetNamespacePolicy(policy),
+        Operation::DeleteNamespace(delete),
+    ] {
+        let (code, refusal) = refused(unary(channel, operation).await);
+        assert_eq!((code, refusal.reason()), (Code::Aborted, Reason::PartlyApplied));
+        assert_eq!(refusal.metadata["cause"], "PERMISSION_DENIED");
+    }
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ fn shard() -> ShardId {
 async fn command(handle: &Handle, action: Action, name: &str, operation: Operation) -> Answered {
     let (namespace, name) = (NAMESPACE.to_owned(), name.to_owned());
     let access = Access { action: action.into(), namespace, name, ..Access::default() };
-    let ask = Ask { access: access.into(), deadline: Instant::now() + WAIT };
+    let ask = Ask { access: access.into(), deadline: Instant::now() + WAIT, fingerprint: 0 };
     let command = Command {
         slot: slot::of_locks(NAMESPACE).into(),
         map_epoch: slot::MAP_EPOCH,

@@ -6,7 +6,6 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::MessageType;
-use trefoil_core::call::is_idempotent;
 use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::replica::{
     ApplyRange, Effect, Input, Peer, PersistBatch, Read, Reply, Role, RoleChange,
@@ -368,14 +367,15 @@ impl World {
             let plain = self.agreements.plain.applied(shard, (index, ordinal), command);
             self.stats.plain += u64::from(plain == Ok(true));
             self.violations.extend(plain.err());
-            let Some(id) = &command.request_id else { continue };
             let answer = match outcome {
                 Outcome::Answered(answer) => Some(answer),
                 Outcome::Waiting(_) => None,
             };
-            let again = command.operation.as_ref().is_some_and(is_idempotent);
+            let recalled = applied.recalled.iter().find(|(recalled, _)| *recalled == ordinal);
+            let recalled = recalled.map(|(_, first)| *first);
             let place = (index, ordinal);
-            self.violations.extend(ledger.applied(shard, place, id, answer, again).err());
+            let found = ledger.applied(shard, place, command, answer, recalled);
+            self.violations.extend(found.err());
         }
         for settled in &applied.settled {
             if let Some(id) = &settled.request_id {
@@ -383,7 +383,9 @@ impl World {
                 if taken_back.contains(&(&id.client, id.sequence)) {
                     ledger.taken_back(shard, id);
                 }
-                self.violations.extend(ledger.answered(shard, id, &settled.answer).err());
+                let place = (index, u32::MAX);
+                let found = ledger.answered(shard, place, id, &settled.answer);
+                self.violations.extend(found.err());
             }
         }
     }

@@ -3,19 +3,21 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use prost::Message as _;
 use trefoil_core::DRAWN_BYTES;
 use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::machine::needs_chance;
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, CallName, Drawn, answer};
-use trefoil_proto::reason::Retry;
+use trefoil_proto::internal::v1::{Answer, CallName, CheckedFence, Command, Drawn, answer};
+use trefoil_proto::reason::{Effect, Retry};
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calls::{Body, Queue, Request, Router, outcome};
 use crate::check::Violation;
 use crate::check::history::{Action, End, History, Place};
-use crate::check::requests::{Ledger, NODE_ATTEMPTS, is_forgotten};
+use crate::check::requests::{Ledger, is_forgotten};
 use crate::dice::Dice;
 use crate::knobs::{Knobs, MILLISECOND, SECOND};
 use crate::roles::{Role, Wish};
@@ -56,6 +58,10 @@ pub struct Shared {
     pub calls_answered: u64,
     /// Retries under a request id.
     pub retries: u64,
+    /// Request ids that a client used again for something else.
+    pub reused_ids: u64,
+    /// Retries that a client made when it may have been forgotten.
+    pub late_retries: u64,
     /// Calls that a client hung up on.
     pub hang_ups: u64,
 }
@@ -132,13 +138,16 @@ pub struct Step {
     pub once: bool,
     /// When the client hangs up because it no longer wants what it asked for: so long after it asked.
     pub hang_up_us: Option<u64>,
+    /// The request id of the call before, which it should not use.
+    pub reuses: Option<RequestId>,
 }
 
 impl Step {
     /// A step that is not judged.
     #[must_use]
     pub fn unjudged(request: Request, idempotent: bool) -> Self {
-        Self { action: None, request, idempotent, wait_us: 0, once: false, hang_up_us: None }
+        let (action, wait_us, once, hang_up_us, reuses) = (None, 0, false, None, None);
+        Self { action, request, idempotent, wait_us, once, hang_up_us, reuses }
     }
 }
 
@@ -150,6 +159,8 @@ struct Pending {
     id: Option<RequestId>,
     /// What the node that is asked draws for a call without request id that acquires.
     drawn: Bytes,
+    /// What is asked under the id.
+    fingerprint: u64,
     /// A try may have taken effect unseen.
     ambiguous: bool,
     give_up_at: u64,
@@ -261,15 +272,14 @@ impl Client {
                 {
                     self.leaders.insert(shard, leader);
                 }
-                match refusal.reason().row().retry {
-                    Retry::Freely => shared.definite(&pending),
-                    Retry::WithRequestId => Self::may_have_happened(&mut pending, shared),
-                    Retry::Never => {
-                        let what = format!("{:?} was refused: {refusal:?}", pending.step.request);
-                        shared
-                            .violations
-                            .push(Violation::new("clients send only good requests", what));
-                    }
+                let row = refusal.reason().row();
+                match row.effect {
+                    Effect::NoTry | Effect::NotThisTry => shared.definite(&pending),
+                    Effect::Unknown => Self::may_have_happened(&mut pending, shared),
+                }
+                if row.retry == Retry::Never {
+                    let what = format!("{:?} was refused: {refusal:?}", pending.step.request);
+                    shared.violations.push(Violation::new("clients send only good requests", what));
                 }
                 self.again(now, pending, refusal.reason(), shared)
             }
@@ -296,20 +306,23 @@ impl Client {
             Wish::Do(step) => step,
             Wish::Rest(rest_us) => return vec![self.set_timer(now + rest_us)],
         };
-        self.sequence += 1;
+        self.sequence += u64::from(step.reuses.is_none());
         let id = step.idempotent.then(|| RequestId {
             client: format!("client-{}", self.id),
             sequence: self.sequence,
             first_unacknowledged: self.sequence,
             attempt: 0,
         });
+        let id = step.reuses.clone().or(id);
+        let fingerprint = fingerprint(&step.request);
         let call = step.action.clone().map(|action| shared.history.begin(self.id, now, action));
         let give_up_at = now + GIVE_UP_US + step.wait_us;
         let hang_up_at = step.hang_up_us.map(|hang_up_us| now + hang_up_us);
         let is_drawn = id.is_none() && step.action.as_ref().is_some_and(Action::acquires);
         let drawn = if is_drawn { draw(&mut shared.dice) } else { Bytes::new() };
         let (ambiguous, sent) = (false, None);
-        let pending = Pending { step, call, id, drawn, ambiguous, give_up_at, hang_up_at, sent };
+        let pending =
+            Pending { step, call, id, drawn, fingerprint, ambiguous, give_up_at, hang_up_at, sent };
         self.send(now, pending, shared)
     }
 
@@ -329,6 +342,7 @@ impl Client {
                     let dice = &mut shared.dice;
                     command.chance = Some(Drawn { high: dice.number(), low: dice.number() });
                 }
+                command.fingerprint = pending.id.as_ref().map_or(0, |_| pending.fingerprint);
             }
             Body::Query(query) => query.agent = node,
         }
@@ -349,7 +363,7 @@ impl Client {
     fn again(
         &mut self,
         now: u64,
-        pending: Pending,
+        mut pending: Pending,
         reason: Reason,
         shared: &mut Shared,
     ) -> Vec<Todo> {
@@ -357,7 +371,15 @@ impl Client {
             let end = if pending.ambiguous { End::Open } else { End::NotDone(reason) };
             return self.end(now, pending, end, shared);
         }
-        let pause = shared.dice.between(10, 200) * MILLISECOND;
+        let mut pause = shared.dice.between(10, 200) * MILLISECOND;
+        let is_late = pending.ambiguous && shared.dice.chance(shared.knobs.dawdlers);
+        if is_late {
+            // The shard may have forgotten by then that it was asked before.
+            let idle = shared.knobs.disk.request_client_idle_ms * MILLISECOND;
+            pause += idle + shared.dice.between(0, idle);
+            pending.give_up_at = pending.give_up_at.max(now + pause + GIVE_UP_US);
+            shared.late_retries += 1;
+        }
         self.pending = Some(pending);
         vec![self.set_timer(now + pause)]
     }
@@ -374,6 +396,12 @@ impl Client {
         if let Some(answer::Answer::Refusal(refusal)) = &answer.answer {
             let takes = matches!(pending.step.action, Some(Action::TakePermits { .. }));
             match refusal.reason() {
+                // It stands for another call, or did.
+                Reason::InvalidField | Reason::RequestForgotten
+                    if pending.step.reuses.is_some() =>
+                {
+                    return self.end(now, pending, End::Open, shared);
+                }
                 // More than the semaphore has by now.
                 Reason::InvalidField if takes => {}
                 // Whether an earlier try took effect is unknown.
@@ -393,8 +421,8 @@ impl Client {
                 _ => {}
             }
         }
-        let waits = pending.step.action.as_ref().is_some_and(Action::waits);
-        if let (Some(id), false, false) = (&pending.id, waits, is_forgotten(&answer)) {
+        if let (Some(id), None, false) = (&pending.id, &pending.step.reuses, is_forgotten(&answer))
+        {
             shared.ledger.told(shard, id, Some(position));
         }
         let Some(action) = &pending.step.action else {
@@ -402,17 +430,20 @@ impl Client {
             pending.ambiguous = false;
             return self.end(now, pending, End::Open, shared);
         };
-        // A call without a request id has its effect where its answer says, or earlier and again there.
-        let exact = !pending.ambiguous || pending.id.is_none();
         let outcome = outcome(answer);
         self.role.learned(action, &outcome);
-        self.end(now, pending, End::Answered(Place { shard, position, exact }, outcome), shared)
+        self.end(
+            now,
+            pending,
+            End::Answered(Place { shard, position, exact: true }, outcome),
+            shared,
+        )
     }
 
     fn end(&mut self, now: u64, pending: Pending, end: End, shared: &mut Shared) -> Vec<Todo> {
-        let unseen = end == End::Open;
+        let (unseen, is_answered) = (end == End::Open, matches!(end, End::Answered(..)));
         self.ended += 1;
-        shared.calls_answered += u64::from(matches!(end, End::Answered(..)));
+        shared.calls_answered += u64::from(is_answered);
         if let Some(call) = pending.call {
             // A read whose end was not seen changed nothing.
             let harmless = unseen && pending.step.action.as_ref().is_some_and(Action::is_read);
@@ -422,6 +453,17 @@ impl Client {
                 if harmless { End::NotDone(Reason::NoQuorum) } else { end },
             );
             shared.calls_open += u64::from(unseen);
+        }
+        if let (Some(id), None, Body::Command(_)) =
+            (&pending.id, &pending.step.reuses, &pending.step.request.body)
+            && is_answered
+            && shared.dice.chance(30)
+        {
+            let (key, value) = (format!("reused-{}", self.id), "another".to_owned());
+            let request = shared.router.request(&Action::Put { key, value, ttl_ms: 0 });
+            let step = Step { reuses: Some(id.clone()), ..Step::unjudged(request, true) };
+            self.next.push_front(step);
+            shared.reused_ids += 1;
         }
         if let (true, Some(mut id), Some(action)) = (unseen, pending.id, pending.step.action) {
             if pending.hang_up_at.is_some() {
@@ -459,7 +501,7 @@ impl Client {
     fn may_have_happened(pending: &mut Pending, shared: &mut Shared) {
         pending.ambiguous = true;
         if let Some(id) = &mut pending.id {
-            id.attempt += NODE_ATTEMPTS;
+            id.attempt += 1;
             shared.retries += 1;
         }
     }
@@ -474,6 +516,15 @@ fn draw(dice: &mut Dice) -> Bytes {
     let mut drawn = [0; DRAWN_BYTES];
     drawn[..8].copy_from_slice(&dice.between(0, u64::MAX - 1).to_be_bytes());
     Bytes::copy_from_slice(&drawn)
+}
+
+/// What a request asks for, as the service would say it of a client's call.
+fn fingerprint(request: &Request) -> u64 {
+    let Body::Command(Command { operation, fence, .. }) = &request.body else { return 0 };
+    let fence = fence.as_ref().and_then(|checked| checked.fence.clone());
+    let fence = fence.map(|fence| CheckedFence { fence: Some(fence), ..CheckedFence::default() });
+    let asked = Command { operation: operation.clone(), fence, ..Command::default() };
+    xxh3_64(&asked.encode_to_vec())
 }
 
 impl Shared {

@@ -33,6 +33,8 @@ pub struct Knobs {
     pub partitions: u32,
     /// Longest pause of a client between two calls.
     pub think_us: u64,
+    /// Clients that ask again under their request id only when they may have been forgotten.
+    pub dawdlers: u64,
 
     /// Longest delay of a message.
     pub delay_us: u64,
@@ -194,6 +196,9 @@ impl Knobs {
         let (replay, broken_streams, slow_links) =
             (sometimes(300, 20), sometimes(500, 500), sometimes(400, 300));
         let drift_per_mille = sometimes(500, 100);
+        // Wrong wall clocks can make log time jump by more than an idle client is known.
+        let forgets = !wrong_wall_clocks && dice.chance(250);
+        let idle_ms = if forgets { dice.between(8_000, 15_000) } else { 0 };
         Self {
             nodes,
             shards: u32::try_from(dice.between(1, 2)).expect("a small number"),
@@ -202,6 +207,7 @@ impl Knobs {
             keys: dice.between(2, 8),
             partitions: u32::try_from(dice.between(1, 3)).expect("a small number"),
             think_us: dice.between_doublings(50, 1_000) * MILLISECOND,
+            dawdlers: if forgets { dice.between(10, 100) } else { 0 },
             delay_us: dice.between_doublings(1, 64) * MILLISECOND,
             loss,
             duplication,
@@ -220,6 +226,7 @@ impl Knobs {
             disk: Options {
                 segment_bytes: dice.between_doublings(4 << 10, 64 << 10),
                 real_state: dice.chance(REAL_STATE_PER_MILLE),
+                request_client_idle_ms: idle_ms,
             },
             tuning: Tuning {
                 checkpoint_log_bytes: dice.between_doublings(256, 1 << 20),

@@ -232,6 +232,9 @@ impl World {
         self.stats.answered = self.shared.history.answered().count() as u64;
         self.stats.open = self.shared.calls_open;
         self.stats.retries = self.shared.retries;
+        self.stats.reused_ids = self.shared.reused_ids;
+        self.stats.late_retries = self.shared.late_retries;
+        self.stats.others_refused = self.shared.ledger.others_refused;
         self.stats.hang_ups = self.shared.hang_ups;
         let services = &self.agreements.services;
         self.stats.delays = services.grants.delays;

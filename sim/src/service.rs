@@ -174,6 +174,7 @@ impl World {
                 leader: host.role.leader,
                 term: host.role.term,
                 leaderless_since_ms: host.leaderless_since_ms,
+                applied_log_time_ms: host.machine.progress().log_time_ms,
                 stopping_since_ms: None,
                 heard_ms: &|peer| streams.get(&peer).map_or(0, |stream| stream.heard_ms),
                 jitter,
@@ -226,7 +227,7 @@ impl World {
         self.stats.node_retries += u64::from(served.tries > 0);
         served.tries += 1;
         if to == node {
-            let floor = self.agreements.applied_index(shard);
+            let floor = self.floor(shard, &work);
             let caller = Caller { asker: Asker::Served(id), shard, floor };
             let call = self.node(node).call(caller);
             served.trying = Some(Trying::Here(call));
@@ -247,6 +248,13 @@ impl World {
         let timeout_ms = deadline_ms.saturating_sub(now_ms);
         self.forward(node, to, node, Forwarded::Call { id: name, shard, timeout_ms, work });
         true
+    }
+
+    /// Where the answer to a try stands at the earliest: a retry is told where an earlier try was decided.
+    fn floor(&self, shard: ShardId, work: &Work) -> u64 {
+        let is_retry = matches!(work, Work::Command(Command { request_id: Some(id), node_attempt, .. })
+            if id.attempt > 0 || *node_attempt > 0);
+        if is_retry { 0 } else { self.agreements.applied_index(shard) }
     }
 
     /// Asks a replica, for another node or not.
@@ -460,7 +468,7 @@ impl World {
         let now_ms = self.nodes[&node].clocks(self.now).boot_ms;
         match message {
             Forwarded::Call { id, shard, timeout_ms, work } => {
-                let floor = self.agreements.applied_index(shard);
+                let floor = self.floor(shard, &work);
                 let asker = Asker::Peer { process: from, epoch, id };
                 let call = self.node(node).call(Caller { asker, shard, floor });
                 self.submit(node, shard, (call, true), work, now_ms + timeout_ms);

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What a thousand seeds must have met at least; of everything else once.
-const FLOORS: [(&str, u64); 24] = [
+const FLOORS: [(&str, u64); 26] = [
     ("forwarded", 50_000),
     ("given_up", 500),
     ("node_retries", 2_000),
@@ -14,6 +14,8 @@ const FLOORS: [(&str, u64); 24] = [
     ("torn_tails", 50),
     ("dedup_hits", 1_000),
     ("expired_after_change", 50),
+    ("others_refused", 1_000),
+    ("late_retries", 100),
     ("full_disks", 50),
     ("sync_errors", 50),
     ("shared_grants", 5_000),
@@ -107,6 +109,9 @@ stats! {
     answered: "Calls that were answered.",
     open: "Calls whose end was not seen.",
     retries: "Retries under a request id.",
+    reused_ids: "Request ids that a client used again for something else.",
+    others_refused: "Other operations that were refused under a request id.",
+    late_retries: "Retries that a client made when it may have been forgotten.",
     maybe_applied: "Refusals that leave the end open.",
     lost_proposals: "Proposals that another leader's entry replaced.",
     not_leader: "Refusals of a node that does not lead.",

@@ -168,6 +168,8 @@ impl World {
             calls_open: 0,
             calls_answered: 0,
             retries: 0,
+            reused_ids: 0,
+            late_retries: 0,
             hang_ups: 0,
             knobs,
         };

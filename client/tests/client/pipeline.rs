@@ -141,6 +141,36 @@ async fn a_retry_that_was_forgotten_is_told_as_maybe_applied() {
 }
 
 #[tokio::test]
+async fn a_first_try_that_a_shard_forgot_is_told_as_maybe_applied() {
+    for reason in [Reason::RequestForgotten, Reason::PartlyApplied] {
+        let fake = Fake::answering(move |_| Some(refusal(reason, &[])));
+        let client = Client::connect([fake.endpoint()]).await.unwrap();
+        // The node had tried it more than once.
+        let error = client.cache().put("k", "v").await.unwrap_err();
+        assert_eq!(error.reason(), Some(reason));
+        assert!(!error.has_no_side_effects() && !error.is_retryable(), "{error}");
+        assert!(matches!(error, Error::MaybeApplied { .. }), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_that_is_not_kept_says_nothing_of_an_earlier_try() {
+    let mut fake = Fake::silent();
+    let client = Client::connect([fake.endpoint()]).await.unwrap();
+    for reason in [Reason::LimitReached, Reason::PermissionDenied, Reason::DiskFull] {
+        let cache = client.cache();
+        let put = tokio::spawn(async move { cache.put("k", "v").await });
+        let (stream, call) = fake.call().await;
+        fake.reply(stream, call.id, refusal(Reason::MaybeApplied, &[])).await;
+        let (stream, call) = fake.call().await;
+        fake.reply(stream, call.id, refusal(reason, &[])).await;
+        let error = put.await.unwrap().unwrap_err();
+        assert!(matches!(error, Error::MaybeApplied { .. }), "{error}");
+        assert!(!error.has_no_side_effects(), "{error}");
+    }
+}
+
+#[tokio::test]
 async fn definite_refusals_are_retried_as_first_tries_and_final_ones_are_not() {
     let mut fake = Fake::silent();
     let client = Client::connect([fake.endpoint()]).await.unwrap();

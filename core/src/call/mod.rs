@@ -11,6 +11,7 @@ use std::fmt;
 
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::reason::Effect;
 
 use self::work::refusal;
 pub use self::work::{Failure, Work, failure, is_idempotent, unseen};
@@ -35,6 +36,8 @@ pub struct View<'a> {
     pub term: u64,
     /// Since when no leader is known; nothing where one is.
     pub leaderless_since_ms: u64,
+    /// Log time of the last entry that the shard's replica on this node has applied.
+    pub applied_log_time_ms: u64,
     /// Since when the node takes no calls any more.
     pub stopping_since_ms: Option<u64>,
     /// When a node gave its last sign of life on the link for calls to it.
@@ -104,6 +107,8 @@ pub struct Call {
     pause_ms: u64,
     /// What to say of the last try whose end was not seen.
     unseen: Option<Refusal>,
+    /// What was applied here before the first try: none of them is applied earlier.
+    not_before_ms: Option<u64>,
     /// The leader that the last refusal named, and the term that was known here then.
     hint: Option<(NodeId, u64)>,
     /// A hint was followed without a pause: the next one is not.
@@ -139,6 +144,7 @@ impl Call {
             rest: None,
             pause_ms: l::CALL_PAUSE_MS_MIN,
             unseen: None,
+            not_before_ms: None,
             hint: None,
             was_hinted: false,
             silent: None,
@@ -217,7 +223,7 @@ impl Call {
                 return Act::End(why);
             }
             Failure::Unknown => {
-                self.work.count_attempt();
+                self.work.count_attempt(self.not_before_ms.unwrap_or_default());
                 self.unseen = Some(why);
             }
             Failure::Definite => {
@@ -252,6 +258,7 @@ impl Call {
             return Act::Wait(until_ms.min(self.answer_by_ms));
         }
         (self.hint, self.rest) = (None, None);
+        self.not_before_ms.get_or_insert(view.applied_log_time_ms);
         let begun_ms = view.now_ms;
         self.trying = Some(Try { to, term: view.term, begun_ms, replaced_ms: None });
         Act::Try(to)
@@ -279,16 +286,11 @@ impl Call {
         Act::End(self.unseen.take().unwrap_or(why))
     }
 
-    /// What to say of a call whose last try ended for good, after one whose end was not seen: that the last one was
-    /// refused before the state saw it, or because the state knows no earlier one, says nothing about the first.
+    /// What to say of a call whose last try ended for good, after one whose end was not seen: a refusal of the last one
+    /// alone says nothing about the first.
     fn final_word(&mut self, why: Refusal) -> Refusal {
-        match why.reason() {
-            Reason::DeadlinePassed
-            | Reason::Overloaded
-            | Reason::DiskFull
-            | Reason::RequestForgotten
-                if !crate::mutant!(UnseenHidden) =>
-            {
+        match why.reason().row().effect {
+            Effect::NotThisTry if !crate::mutant!(UnseenHidden) => {
                 self.unseen.take().unwrap_or(why)
             }
             _ => why,

@@ -4,6 +4,7 @@ use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Query, Refusal};
+use trefoil_proto::reason::{Effect, Retry};
 
 /// A command or a query.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,14 +43,14 @@ impl Work {
         command.request_id.is_some() || command.operation.as_ref().is_some_and(is_idempotent)
     }
 
-    /// Marks the next try as one more, so that a shard that does not know the client does not execute it. Not where
-    /// that does no harm: the cancel of an Acquire goes by the attempt that its client made.
-    pub fn count_attempt(&mut self) {
-        if let Self::Command(Command { request_id: Some(id), operation: Some(operation), .. }) =
-            self
-            && !is_idempotent(operation)
+    /// Marks the next try as one more, and says what was applied before the first one, so that the shard executes it
+    /// only where it can tell that none was before. The attempt of the request id is the client's own count.
+    pub fn count_attempt(&mut self, not_before_ms: u64) {
+        if let Self::Command(command) = self
+            && command.request_id.is_some()
         {
-            id.attempt = id.attempt.saturating_add(1);
+            command.node_attempt = command.node_attempt.saturating_add(1);
+            command.not_before_ms = not_before_ms;
         }
     }
 
@@ -117,9 +118,10 @@ pub fn is_idempotent(operation: &Operation) -> bool {
 /// What a refusal that no state machine decided says about the try.
 #[must_use]
 pub fn failure(reason: Reason) -> Failure {
-    match reason {
-        Reason::NotLeader | Reason::NoQuorum | Reason::Lost | Reason::Stopping => Failure::Definite,
-        Reason::MaybeApplied => Failure::Unknown,
+    let row = reason.row();
+    match (row.effect, row.retry) {
+        (Effect::Unknown, Retry::WithRequestId) => Failure::Unknown,
+        (_, Retry::Elsewhere) => Failure::Definite,
         _ => Failure::Final,
     }
 }
@@ -140,9 +142,13 @@ mod tests {
         Command { operation: Some(operation), ..Command::default() }
     }
 
-    fn attempt(work: &Work) -> Option<u32> {
-        let Work::Command(Command { request_id: Some(id), .. }) = work else { return None };
-        Some(id.attempt)
+    /// By the client, by the node, and what was applied before the node's first.
+    fn attempts(work: &Work) -> Option<(u32, u32, u64)> {
+        let Work::Command(Command { request_id: Some(id), node_attempt, not_before_ms, .. }) = work
+        else {
+            return None;
+        };
+        Some((id.attempt, *node_attempt, *not_before_ms))
     }
 
     #[test]
@@ -153,13 +159,14 @@ mod tests {
             Some(RequestId { client: "c".to_owned(), sequence: 1, ..RequestId::default() });
         let mut named = Work::Command(Command { request_id, ..put });
         assert!(named.is_repeatable());
-        named.count_attempt();
-        assert_eq!(attempt(&named), Some(1));
-        let request_id = Some(RequestId { sequence: 1, ..RequestId::default() });
-        let acquire = command(Operation::Acquire(AcquireRequest::default()));
-        let mut acquire = Work::Command(Command { request_id, ..acquire });
-        acquire.count_attempt();
-        assert_eq!(attempt(&acquire), Some(0));
+        named.count_attempt(500);
+        assert_eq!(attempts(&named), Some((0, 1, 500)));
+        named.count_attempt(500);
+        assert_eq!(attempts(&named), Some((0, 2, 500)));
+        let mut acquire = Work::Command(command(Operation::Acquire(AcquireRequest::default())));
+        assert!(acquire.is_repeatable());
+        acquire.count_attempt(500);
+        assert_eq!(acquire, Work::Command(command(Operation::Acquire(AcquireRequest::default()))));
         let renewal = Work::Command(command(Operation::KeepAlive(KeepAliveRequest::default())));
         assert!(renewal.is_repeatable());
         assert!(Work::Query(Query::default()).is_repeatable());
@@ -170,5 +177,6 @@ mod tests {
         assert_eq!(failure(Reason::MaybeApplied), Failure::Unknown);
         assert_eq!(failure(Reason::DeadlinePassed), Failure::Final);
         assert_eq!(failure(Reason::Stopping), Failure::Definite);
+        assert_eq!(failure(Reason::RequestForgotten), Failure::Final);
     }
 }

@@ -31,7 +31,7 @@ use trefoil_proto::internal::v1::{
 
 use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
-use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, ShardId, limits, slot};
+use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, Position, ShardId, limits, slot};
 
 pub use self::catalogue::QUEUE_CREATION;
 use self::chance::drawn;
@@ -81,6 +81,8 @@ pub struct Applied {
     pub wall_ms: u64,
     /// One outcome for each command, in order.
     pub outcomes: Vec<Outcome>,
+    /// Outcomes that are answers of earlier tries: which, and where they were decided.
+    pub recalled: Vec<(u32, Position)>,
     /// Waiting commands that ended.
     pub settled: Vec<Settled>,
     /// Long polls that ended.
@@ -128,6 +130,7 @@ struct Scope<'a> {
     /// Node that the client spoke to.
     agent: u64,
     namespaces: namespace_copy::Policy,
+    requests: requests::Horizon,
     output: Output,
 }
 
@@ -146,6 +149,8 @@ struct Output {
     /// Change of what there is of locks.
     locks: measure::Changes,
     namespaces: namespace_copy::Changes,
+    /// When a request client that is forgotten was last seen, in log time.
+    forgotten_seen_at_ms: Option<u64>,
     /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
     lines: Vec<(Bytes, Option<u64>)>,
 }
@@ -191,7 +196,18 @@ pub struct Machine {
 impl Machine {
     /// Writes the state that every shard is born with, the same on all nodes.
     pub fn bootstrap(store: &mut impl Store) {
-        let progress = Progress { index: BIRTH_INDEX, term: BIRTH_TERM, ..Progress::default() };
+        Self::bootstrap_forgetful(store, 0);
+    }
+
+    /// The same, where request clients are forgotten after another time than [`limits::REQUEST_CLIENT_IDLE_MS`], in ms
+    /// of log time. All nodes must be born with the same.
+    pub fn bootstrap_forgetful(store: &mut impl Store, request_client_idle_ms: u64) {
+        let progress = Progress {
+            index: BIRTH_INDEX,
+            term: BIRTH_TERM,
+            request_client_idle_ms,
+            ..Progress::default()
+        };
         store.put(Key::system(Kind::Progress).into(), progress.encode_to_vec().into());
     }
 
@@ -287,6 +303,7 @@ impl Machine {
             slot,
             agent,
             namespaces: (&self.progress).into(),
+            requests: (&self.progress).into(),
             output: Output::default(),
         }
     }
@@ -322,8 +339,21 @@ impl Machine {
         let Ok(slot) = u16::try_from(command.slot) else {
             return refused(refuse(Reason::StaleMap, "the slot is beyond the map"));
         };
+        let ordinal = u32::try_from(applied.outcomes.len()).unwrap_or(u32::MAX);
         let mut scope = self.scope(store, slot, command.agent);
-        let outcome = match self.rule(&mut scope, command) {
+        let mut recalled = None;
+        let ruling = match self.admit(&scope, command) {
+            Ok(None) => self.rule(&mut scope, command),
+            Ok(Some((answer, position))) => {
+                let ruling = lock::recheck(&mut scope, command, answer.clone());
+                let stands = matches!(&ruling, Ok(Verdict::Answer(found)) if *found == answer);
+                recalled = stands.then_some(position);
+                ruling.map(|verdict| self.what_is_left(&scope, command, verdict))
+            }
+            // It is no answer to what the request id stands for, if that is known.
+            Err(refusal) => return refused(refusal),
+        };
+        let outcome = match ruling {
             Ok(Verdict::Answer(answer)) => Outcome::Answered(answer.into()),
             Ok(Verdict::Wait(waiter)) => Outcome::Waiting(waiter),
             Err(refusal) => {
@@ -337,31 +367,38 @@ impl Machine {
             Some(request_id) if queue::took_nothing(&outcome) => {
                 requests::meet(&mut scope, request_id);
             }
-            Some(request_id) => requests::remember(&mut scope, request_id, &outcome),
+            Some(_) => {
+                let position = recalled.unwrap_or_else(|| requests::here(&scope, ordinal));
+                requests::remember(&mut scope, command, &outcome, position);
+                if recalled.is_some() && !crate::mutant!(RetryPosition) {
+                    applied.recalled.push((ordinal, position));
+                }
+            }
             None => {}
         }
         self.finish(scope, applied);
         outcome
     }
 
-    fn rule(&self, scope: &mut Scope<'_>, command: &Command) -> Ruling {
+    /// Whether a command belongs here and is to be carried out; else what it was answered before, and where.
+    fn admit(
+        &self,
+        scope: &Scope<'_>,
+        command: &Command,
+    ) -> Result<Option<(answer::Answer, Position)>, Refusal> {
         if command.map_epoch != slot::MAP_EPOCH {
             return Err(refuse(Reason::StaleMap, "the command was routed by another slot map"));
         }
         if self.shard != slot::shard(scope.slot, self.shards) {
             return Err(refuse(Reason::StaleMap, "the slot lives on another shard"));
         }
-        if let Some(request_id) = &command.request_id
-            && let Some(verdict) = requests::recall(scope, request_id)?
-        {
-            let verdict = match (verdict, &command.operation) {
-                (Verdict::Answer(answer), Some(operation)) => {
-                    lock::recheck(scope, operation, &lock::call_name(command)?, answer)?
-                }
-                (verdict, _) => verdict,
-            };
-            return Ok(self.what_is_left(scope, command, verdict));
+        match &command.request_id {
+            Some(id) => requests::recall(scope, command, id),
+            None => Ok(None),
         }
+    }
+
+    fn rule(&self, scope: &mut Scope<'_>, command: &Command) -> Ruling {
         let Some(operation) = &command.operation else {
             return Err(refuse(Reason::InvalidField, "the command names no operation"));
         };
@@ -453,6 +490,10 @@ impl Machine {
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
         output.locks.apply(&mut self.progress);
         output.namespaces.apply(&mut self.progress);
+        if let Some(seen_at_ms) = output.forgotten_seen_at_ms {
+            let known_from_ms = &mut self.progress.requests_known_from_ms;
+            *known_from_ms = (*known_from_ms).max(seen_at_ms.saturating_add(1));
+        }
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
         applied.events.extend(output.events);

@@ -4,25 +4,51 @@
 
 use bytes::Bytes;
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, Refusal, RequestAnswer, RequestClient, answer};
-use trefoil_proto::reason::Retry;
+use trefoil_proto::internal::v1::{
+    Answer, Command, Progress, Refusal, RequestAnswer, RequestClient, answer,
+};
+use trefoil_proto::reason::Effect;
 
-use super::{Outcome, Scope, Verdict, queue, refuse, timers};
+use super::{Outcome, Scope, queue, refuse, refuse_with, timers};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{decode, prefix_end};
+use crate::{Position, check};
 
-/// The remembered answer; none when the command is to be executed.
-pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict>, Refusal> {
+/// How far the memory of a shard reaches.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Horizon {
+    /// Whoever was seen at this log time or later is known.
+    known_from_ms: u64,
+    /// How long a client is known after it was last seen.
+    idle_ms: u64,
+}
+
+impl From<&Progress> for Horizon {
+    fn from(progress: &Progress) -> Self {
+        let idle_ms = match progress.request_client_idle_ms {
+            0 => REQUEST_CLIENT_IDLE_MS,
+            idle_ms => idle_ms,
+        };
+        Self { known_from_ms: progress.requests_known_from_ms, idle_ms }
+    }
+}
+
+/// The remembered answer, and where it was decided; none when the command is to be executed.
+pub(super) fn recall(
+    scope: &Scope<'_>,
+    command: &Command,
+    id: &RequestId,
+) -> Result<Option<(answer::Answer, Position)>, Refusal> {
     check::command_id(id)?;
     if crate::mutant!(NoDedup) {
         return Ok(None);
     }
     let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
-        if id.attempt > 0 {
+        if may_be_forgotten(scope, command, id) {
             return Err(refuse(
                 Reason::RequestForgotten,
                 "a retry of a client that is not known here",
@@ -34,16 +60,76 @@ pub(super) fn recall(scope: &Scope<'_>, id: &RequestId) -> Result<Option<Verdict
         return Err(refuse(Reason::RequestForgotten, "the sequence is below first_unacknowledged"));
     }
     match scope.txn.get_message::<RequestAnswer>(answer_key(id).bytes()) {
-        Some(RequestAnswer { answer: Some(Answer { answer: Some(answer) }), .. }) => {
-            Ok(Some(Verdict::Answer(answer)))
+        Some(record)
+            if record.fingerprint != command.fingerprint && !crate::mutant!(AnyOperation) =>
+        {
+            Err(refuse_with(
+                Reason::InvalidField,
+                "the request id was used for another operation: give each its own sequence",
+                [
+                    ("field", "request_id".to_owned()),
+                    ("limit", "one operation for each sequence".to_owned()),
+                ],
+            ))
         }
-        // It waits: the service finds the waiter again.
-        Some(_) => Ok(None),
+        Some(record) => {
+            let decided = decided(&record);
+            // Without an answer it waits: the service finds the waiter again.
+            Ok(record.answer.and_then(|answer| answer.answer).map(|answer| (answer, decided)))
+        }
         None if client.open >= REQUESTS_OPEN_MAX && !frees_any(scope, id) => Err(refuse(
             Reason::TooManyOpenRequests,
             "too many unacknowledged requests: raise first_unacknowledged",
         )),
         None => Ok(None),
+    }
+}
+
+/// Whether a try of an unknown client may have been applied before, and its answer forgotten with the client.
+///
+/// Let a try of the command have been applied and kept its answer, at log time `t`. Then its client was seen at `t`
+/// (`remember`, `meet` and `settle` say so in the same entry), and log time and `seen_at_ms` never go back. A client
+/// that is unknown now was forgotten since, by `client_due`, which raised `known_from_ms` above its last `seen_at_ms`,
+/// hence above `t`. So where `t >= known_from_ms` for every try that there can have been, none was applied: this one is
+/// the first.
+///
+/// `not_before_ms` is such a bound for the tries of one node. It is the log time of an entry that the node had applied
+/// before it tried at all; a committed entry is in the log of every leader after it, and a leader stamps no entry below
+/// the one before it. Nothing is known of when a client tried first that says itself that this is a retry: then the
+/// bound is 0, and the retry is executed only while nobody was ever forgotten.
+///
+/// A first try needs no proof. That it is one says who asks: deadlines are shorter than a client is known by far.
+fn may_be_forgotten(scope: &Scope<'_>, command: &Command, id: &RequestId) -> bool {
+    if id.attempt == 0 && command.node_attempt == 0 || crate::mutant!(ForgottenRetry) {
+        return false;
+    }
+    let not_before_ms = if id.attempt > 0 { 0 } else { command.not_before_ms };
+    not_before_ms < scope.requests.known_from_ms
+}
+
+/// The position of a command in the entry that is being applied.
+pub(super) fn here(scope: &Scope<'_>, ordinal: u32) -> Position {
+    Position { term: scope.term, index: scope.index, ordinal, log_time_ms: scope.now_ms }
+}
+
+fn decided(record: &RequestAnswer) -> Position {
+    Position {
+        term: record.decided_term,
+        index: record.decided_index,
+        ordinal: record.decided_ordinal,
+        log_time_ms: record.decided_at_ms,
+    }
+}
+
+/// The same record with an answer, decided there.
+fn answered(record: RequestAnswer, answer: Answer, at: Position) -> RequestAnswer {
+    RequestAnswer {
+        answer: Some(answer),
+        decided_term: at.term,
+        decided_index: at.index,
+        decided_ordinal: at.ordinal,
+        decided_at_ms: at.log_time_ms,
+        ..record
     }
 }
 
@@ -61,11 +147,14 @@ pub(super) fn is_acknowledged(scope: &Scope<'_>, id: &RequestId) -> bool {
     client.is_some_and(|client| id.sequence < client.first_unacknowledged)
 }
 
-/// Remembers how a command ended, and forgets what the client has acknowledged.
-pub(super) fn remember(scope: &mut Scope<'_>, id: &RequestId, outcome: &Outcome) {
-    if check::command_id(id).is_err() {
-        return;
-    }
+/// Remembers how a command ended and where, and forgets what the client has acknowledged.
+pub(super) fn remember(
+    scope: &mut Scope<'_>,
+    command: &Command,
+    outcome: &Outcome,
+    position: Position,
+) {
+    let Some(id) = &command.request_id else { return };
     let answer = match outcome {
         Outcome::Answered(answer) if keeps_no_answer(answer) => return,
         Outcome::Answered(answer) => Some(answer.clone()),
@@ -87,7 +176,13 @@ pub(super) fn remember(scope: &mut Scope<'_>, id: &RequestId, outcome: &Outcome)
     }
     let was_waiting = before.as_ref().is_some_and(waits);
     let attempt = before.map_or(0, |record| record.attempt).max(id.attempt);
-    let record = RequestAnswer { answer, slot: scope.slot.into(), attempt };
+    let fingerprint = command.fingerprint;
+    let slot = scope.slot.into();
+    let waiting = RequestAnswer { slot, attempt, fingerprint, ..RequestAnswer::default() };
+    let record = match answer {
+        Some(answer) => answered(waiting, answer, position),
+        None => waiting,
+    };
     client.waiting =
         (client.waiting + u32::from(waits(&record))).saturating_sub(u32::from(was_waiting));
     scope.txn.put_message(answer_key(id), &record);
@@ -111,7 +206,7 @@ pub(super) fn settle(scope: &mut Scope<'_>) {
         let Some(id) = &settled.request_id else { continue };
         let (key, client_key) = (answer_key(id), client_key(&id.client));
         // The client may have acknowledged it meanwhile.
-        let Some(mut record) = scope.txn.get_message::<RequestAnswer>(key.bytes()) else {
+        let Some(record) = scope.txn.get_message::<RequestAnswer>(key.bytes()) else {
             continue;
         };
         if waits(&record)
@@ -122,7 +217,8 @@ pub(super) fn settle(scope: &mut Scope<'_>) {
             client.seen_at_ms = scope.now_ms;
             scope.txn.put_message(client_key, &client);
         }
-        record.answer = Some(settled.answer.clone());
+        // It was a timer, or a command that had another place in the entry.
+        let record = answered(record, settled.answer.clone(), here(scope, u32::MAX));
         scope.txn.put_message(key, &record);
     }
 }
@@ -136,7 +232,7 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
     if client.waiting > 0 {
         return watch_idle(scope, name, scope.now_ms);
     }
-    if scope.now_ms < client.seen_at_ms.saturating_add(REQUEST_CLIENT_IDLE_MS) {
+    if scope.now_ms < client.seen_at_ms.saturating_add(scope.requests.idle_ms) {
         return watch_idle(scope, name, client.seen_at_ms);
     }
     // Until the last step, what was forgotten by the steps before must not be executed again.
@@ -144,6 +240,7 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
     forget(scope, name, &mut client, &prefix_end(answers_key(name).bytes()));
     if client.open == 0 {
         scope.txn.delete(client_key(name));
+        scope.output.forgotten_seen_at_ms = Some(client.seen_at_ms);
     } else {
         scope.txn.put_message(client_key(name), &client);
         watch_idle(scope, name, client.seen_at_ms);
@@ -153,10 +250,7 @@ pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
 /// Refusals that a retry may outlive: remembering them would hide the answer of the first try, or of a later one.
 fn keeps_no_answer(answer: &Answer) -> bool {
     match &answer.answer {
-        Some(answer::Answer::Refusal(refusal)) => {
-            let reason = refusal.reason();
-            reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
-        }
+        Some(answer::Answer::Refusal(refusal)) => refusal.reason().row().effect != Effect::NoTry,
         // A long poll asks again under the same id until there is something.
         Some(answer::Answer::Dequeue(response)) => queue::is_nothing(response),
         _ => false,
@@ -184,7 +278,7 @@ fn forget(scope: &mut Scope<'_>, name: &str, client: &mut RequestClient, end: &[
 }
 
 fn watch_idle(scope: &mut Scope<'_>, name: &str, seen_at_ms: u64) {
-    let due = seen_at_ms.saturating_add(REQUEST_CLIENT_IDLE_MS).max(scope.now_ms.saturating_add(1));
+    let due = seen_at_ms.saturating_add(scope.requests.idle_ms).max(scope.now_ms.saturating_add(1));
     let slot = std::mem::replace(&mut scope.slot, SYSTEM_SLOT);
     timers::set(scope, due, Kind::RequestClient, name.as_bytes());
     scope.slot = slot;

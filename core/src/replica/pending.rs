@@ -252,7 +252,6 @@ impl Pending {
         while let Some((waiter, index)) = self.lost.pop_first() {
             let (slot, operation) = caller_lost(&waiter, index);
             let command = Command {
-                request_id: None,
                 slot: slot.into(),
                 map_epoch: MAP_EPOCH,
                 agent,
@@ -329,7 +328,12 @@ impl Pending {
         let (outcomes, settled) =
             (std::mem::take(&mut applied.outcomes), std::mem::take(&mut applied.settled));
         let Applied { term, index, log_time_ms, .. } = *applied;
-        let position = |ordinal| Position { term, index, ordinal, log_time_ms };
+        let recalled = std::mem::take(&mut applied.recalled);
+        // A retry is told where its first try was decided.
+        let position = |ordinal| {
+            let of_first = recalled.iter().find(|(place, _)| *place == ordinal);
+            of_first.map_or(Position { term, index, ordinal, log_time_ms }, |(_, first)| *first)
+        };
         if let Some(proposed) = self.proposed.remove(&applied.index) {
             if proposed.term == applied.term {
                 for (ordinal, (asker, outcome)) in

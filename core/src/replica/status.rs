@@ -26,6 +26,8 @@ pub struct Status {
     pub log_bytes: u64,
     /// Estimate of log time in ms.
     pub log_time_ms: u64,
+    /// Log time of the last applied entry in ms: no command that is tried from now on is applied earlier.
+    pub applied_log_time_ms: u64,
     /// A bad tail of the log was cut off and the replica has not caught up since: it abstains from elections while
     /// the others are a majority.
     pub uncertain: bool,
@@ -54,6 +56,7 @@ impl Replica {
             checkpoint_index: self.disk.checkpoint_index(),
             log_bytes: raft.store().bytes(),
             log_time_ms: self.clock.read(now),
+            applied_log_time_ms: self.applied.log_time_ms,
             uncertain: self.is_uncertain(),
             obstacles: self.obstacles(),
             damaged: self.repair.is_damaged(),

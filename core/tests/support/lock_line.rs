@@ -232,6 +232,15 @@ pub enum Line {
     NewTerm,
     /// The machine is opened again from its store.
     Reopen,
+    /// What clients ask for from now on under their request ids.
+    Asks(u64),
+    /// Tries that their node made before, and what that had applied before the first.
+    Tried {
+        times: u64,
+        not_before: u64,
+    },
+    /// Where the remembered answers of the last entry were decided.
+    Recalled,
     /// As if the namespace had so many sessions, locks or waits.
     Pretend {
         #[arg(key, optional)]

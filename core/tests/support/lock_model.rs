@@ -234,7 +234,6 @@ impl Model {
     fn rule(&mut self, command: &Command) -> Ruling {
         if let Some(id) = &command.request_id {
             match self.clients.get(&id.client) {
-                None if id.attempt > 0 => return Err((Reason::RequestForgotten, None)),
                 Some(client) if id.sequence < client.floor => {
                     return Err((Reason::RequestForgotten, None));
                 }

@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::lock::v1 as api;
-use trefoil_proto::reason::Retry;
+use trefoil_proto::reason::Effect;
 
 use super::{
     Answer, Command, Grant, Holder, Id, Model, Operation, Outcome, Ruling, Seat, Session, Settled,
@@ -75,9 +75,7 @@ impl Model {
 
     pub(super) fn remember(&mut self, id: &RequestId, outcome: &Outcome) {
         let answer = match outcome {
-            Outcome::Answer(Answer::Refused(reason, _))
-                if *reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely =>
-            {
+            Outcome::Answer(Answer::Refused(reason, _)) if reason.row().effect != Effect::NoTry => {
                 return;
             }
             Outcome::Answer(answer) => Some(answer.clone()),

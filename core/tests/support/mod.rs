@@ -12,7 +12,7 @@ use prost::Message as _;
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, needs_chance};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::store::MemoryStore;
-use trefoil_core::{BIRTH_TERM, CallId, DRAWN_BYTES, MACHINE_VERSION, ShardId};
+use trefoil_core::{BIRTH_TERM, CallId, DRAWN_BYTES, MACHINE_VERSION, Position, ShardId};
 use trefoil_proto::common::v1::{Fence, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{
@@ -26,6 +26,12 @@ pub struct Harness {
     pub store: MemoryStore,
     pub term: u64,
     pub now_ms: u64,
+    /// What the client asks for from now on under its request ids.
+    pub asks: u64,
+    /// Tries that its node made before, and what that had applied before the first of them.
+    pub tried: (u32, u64),
+    /// Answers of the last entry that were remembered ones.
+    pub recalled: Vec<(u32, Position)>,
     calls: CallId,
     /// The newest session of each namespace: what is drawn for them counts, so that tests can name them.
     sessions: BTreeMap<String, u64>,
@@ -36,12 +42,19 @@ pub struct Harness {
 impl Harness {
     /// A newborn shard whose first term has begun and outlived its grace. `shard` 1 holds every slot, 0 is the meta shard.
     pub fn new(shard: ShardId) -> Self {
+        Self::forgetful(shard, 0)
+    }
+
+    /// One that forgets idle request clients after so many ms.
+    pub fn forgetful(shard: ShardId, idle_ms: u64) -> Self {
         let mut store = MemoryStore::default();
-        Machine::bootstrap(&mut store);
+        Machine::bootstrap_forgetful(&mut store, idle_ms);
         let machine = Machine::open(&store, shard, 1);
-        let (sessions, opens) = (BTreeMap::new(), BTreeSet::new());
         let (term, now_ms, calls) = (BIRTH_TERM, 0, 0);
-        let mut harness = Self { machine, store, term, now_ms, calls, sessions, opens };
+        let (asks, tried, recalled) = (0, (0, 0), Vec::new());
+        let (sessions, opens) = (BTreeMap::new(), BTreeSet::new());
+        let mut harness =
+            Self { machine, store, term, now_ms, asks, tried, recalled, calls, sessions, opens };
         harness.new_term();
         harness.advance(10_000);
         harness
@@ -72,7 +85,11 @@ impl Harness {
     }
 
     /// The same without chance where the commands have none.
-    pub fn apply_as_it_is(&mut self, commands: Vec<Command>) -> Applied {
+    pub fn apply_as_it_is(&mut self, mut commands: Vec<Command>) -> Applied {
+        for command in commands.iter_mut().filter(|command| command.request_id.is_some()) {
+            command.fingerprint = self.asks;
+            (command.node_attempt, command.not_before_ms) = self.tried;
+        }
         let index = self.machine.progress().index + 1;
         let entry = Entry {
             log_time_ms: self.now_ms,
@@ -82,7 +99,29 @@ impl Harness {
             commands,
             digest_point: false,
         };
-        self.machine.apply(&mut self.store, index, self.term, &entry.encode_to_vec())
+        let applied = self.machine.apply(&mut self.store, index, self.term, &entry.encode_to_vec());
+        self.recalled.clone_from(&applied.recalled);
+        applied
+    }
+
+    /// A line of a script about request ids: `asks N`, `tried TIMES NOT_BEFORE_MS`, or `recalled`.
+    pub fn request_line(&mut self, name: &str, numbers: &[u64]) -> Option<String> {
+        match (name, numbers) {
+            ("asks", [asks]) => self.asks = *asks,
+            ("tried", [times, not_before_ms]) => {
+                self.tried = (u32::try_from(*times).expect("a few tries"), *not_before_ms);
+            }
+            ("recalled", []) => {
+                let places = self.recalled.iter().map(|(ordinal, first)| {
+                    let Position { term, index, ordinal: of, log_time_ms } = first;
+                    let of = if *of == u32::MAX { "end".to_owned() } else { of.to_string() };
+                    format!("command {ordinal} at {index}.{of} of term {term}, {log_time_ms} ms\n")
+                });
+                return Some(places.collect());
+            }
+            _ => return None,
+        }
+        Some(String::new())
     }
 
     /// Draws what the commands need, as a node does, and says for which namespaces they open sessions.

@@ -15,8 +15,9 @@ use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::acquire_stream_response::Step;
 
 use super::lock::{Abandoned, name_call};
+use super::operation::Operation;
 use super::told::{Listener, Teller, Told};
-use super::{Api, Context, Decided, Shards, answer_within, other_answer};
+use super::{Api, Context, Decided, Shards, answer_within, fingerprint, other_answer};
 use crate::authorize::{Action, Resource};
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
@@ -49,6 +50,7 @@ impl<S: Shards> Api<S> {
         let mut ask = self.begin(&listener, Action::UseLock, resource)?;
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + acquire.wait_ms);
         ask.deadline = Instant::now() + answer_within(listener.timeout, longest);
+        ask.fingerprint = fingerprint::of(&mut Operation::Acquire(acquire.clone()));
         let waiting = self.admission.wait(&listener.permit)?;
         let context = Context { ask, cancelled: None, fence: None };
         let api = Arc::clone(self);

@@ -54,7 +54,8 @@ impl<S: Shards> Api<S> {
         let (api, access) = (Arc::clone(self), Arc::clone(access));
         self.background.spawn(async move {
             sleep(pause).await;
-            let ask = Ask { access, deadline: Instant::now() + CLEAN_UP_TIMEOUT };
+            let deadline = Instant::now() + CLEAN_UP_TIMEOUT;
+            let ask = Ask { access, deadline, fingerprint: 0 };
             while let Err(refusal) = api.command(slot, None, operation.clone(), &ask).await {
                 if !may_help(&refusal) || Instant::now() + RETRY_PAUSE >= ask.deadline {
                     return;

@@ -15,11 +15,11 @@ use trefoil_proto::internal::v1::{
     AwaitBarrier, AwaitLatch, BarrierSeen, CallName, LatchSeen, Refusal, WithdrawBarrier,
 };
 use trefoil_proto::lock::v1 as lock;
-use trefoil_proto::reason::Retry;
+use trefoil_proto::reason::{Effect, Retry};
 
 use super::background::may_help;
 use super::lock::{name_call, pause_before};
-use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer};
+use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, partly};
 
 /// Pause before a shard without a leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -110,12 +110,16 @@ impl<S: Shards> Api<S> {
         let named = name_call(request.request_id.clone());
         let mut call = named.clone();
         let mut entering = Entering::new(self, context, &request, named);
+        let mut goes_on = false;
         loop {
             request.wait_ms = wait_ms.min(remaining_ms(until));
             let command = Command::EnterBarrier(request.clone());
             let first = CallName { request_id: call.request_id.take(), drawn: call.drawn.clone() };
             let decided = self.called(slot, first, command, &context.ask).await;
-            let (header, seen) = barrier_seen(entering.judge(decided)?)?;
+            let decided =
+                entering.judge(decided).map_err(|why| if goes_on { unended(why) } else { why })?;
+            let (header, seen) = barrier_seen(decided)?;
+            goes_on = true;
             if wait_ms == 0 || seen.inside && seen.tripped {
                 entering.withdraw = None;
                 return Ok(entered(header, &seen));
@@ -132,7 +136,7 @@ impl<S: Shards> Api<S> {
             let query = Query::AwaitBarrier(await_barrier);
             match timeout_at(until, self.parked(slot, query, context, until)).await {
                 Ok(decided) => {
-                    let (header, moved) = barrier_seen(decided?)?;
+                    let (header, moved) = barrier_seen(decided.map_err(unended)?)?;
                     if seen.inside {
                         entering.withdraw = None;
                         return Ok(entered(header, &moved));
@@ -145,7 +149,8 @@ impl<S: Shards> Api<S> {
                         ..entering.withdraw.clone().unwrap_or_default()
                     };
                     let withdraw = Command::WithdrawBarrier(withdraw);
-                    let decided = self.command(slot, None, withdraw, &context.ask).await?;
+                    let decided = self.command(slot, None, withdraw, &context.ask).await;
+                    let decided = decided.map_err(unended)?;
                     entering.withdraw = None;
                     let (header, seen) = barrier_seen(decided)?;
                     return Ok(entered(header, &seen));
@@ -175,15 +180,15 @@ impl<S: Shards> Api<S> {
                 wait: true,
             };
             let query = Query::AwaitBarrier(await_barrier.clone());
-            seen = barrier_seen(
-                match timeout_at(until, self.parked(slot, query, context, until)).await {
-                    Ok(decided) => decided?,
-                    Err(_) => {
-                        await_barrier.wait = false;
-                        self.query(slot, Query::AwaitBarrier(await_barrier), &context.ask).await?
-                    }
-                },
-            )?;
+            let decided = match timeout_at(until, self.parked(slot, query, context, until)).await {
+                Ok(decided) => decided,
+                Err(_) => {
+                    await_barrier.wait = false;
+                    self.query(slot, Query::AwaitBarrier(await_barrier), &context.ask).await
+                }
+            };
+            // It has left, whoever else has.
+            seen = barrier_seen(decided.map_err(unended)?)?;
         }
         let (header, BarrierSeen { present, over, .. }) = seen;
         Ok(lock::LeaveBarrierResponse { header: Some(header), all_left: over, present })
@@ -220,6 +225,11 @@ impl<S: Shards> Api<S> {
     }
 }
 
+/// How a call ended that had entered or left before. What is refused for good says what became of that.
+fn unended(why: Refusal) -> Refusal {
+    if why.reason().row().retry == Retry::Never { why } else { partly(&why) }
+}
+
 /// An EnterBarrier whose end the caller has not seen. Dropped in that state, its place is given up.
 struct Entering<'a, S: Shards> {
     api: Arc<Api<S>>,
@@ -247,10 +257,10 @@ impl<'a, S: Shards> Entering<'a, S> {
 
     /// The command ended. Where that was a refusal after which nothing can have stayed, nothing is given up.
     fn judge(&mut self, decided: Result<Decided, Refusal>) -> Result<Decided, Refusal> {
-        let is_open = decided.as_ref().err().is_none_or(|refusal| {
-            refusal.reason() == Reason::DeadlinePassed
-                || refusal.reason().row().retry == Retry::WithRequestId
-        });
+        let is_open = decided
+            .as_ref()
+            .err()
+            .is_none_or(|refusal| refusal.reason().row().effect == Effect::Unknown);
         if !is_open {
             self.withdraw = None;
         }

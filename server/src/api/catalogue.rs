@@ -13,8 +13,9 @@ use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{Catalogue, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
+use trefoil_proto::reason::Effect;
 
-use super::{Api, Ask, Context, Shards, expect_answer, other_answer};
+use super::{Api, Ask, Context, Shards, expect_answer, other_answer, refusal};
 
 /// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
 #[derive(Debug, Default)]
@@ -131,6 +132,10 @@ impl<S: Shards> Api<S> {
             fence: None,
         };
         match self.fenced(SYSTEM_SLOT, None, Command::CreateQueue(request), context).await {
+            // Nothing was stored yet, whether or not there is a queue.
+            Err(refusal) if refusal.reason().row().effect == Effect::Unknown => {
+                Err(self::refusal(Reason::NoQuorum, "whether the queue was created was not seen"))
+            }
             // Somebody else was faster.
             Err(refusal) if refusal.reason() != Reason::QueueExists => Err(refusal),
             _ => self.find_queue(namespace, queue, &context.ask).await,

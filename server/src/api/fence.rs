@@ -19,6 +19,7 @@ use trefoil_proto::internal::v1::{
     Access, CheckedFence, FindMark, Refusal, TokenStanding, TouchFence, answer,
 };
 use trefoil_proto::lock::v1::{LockMode, ValidateTokenRequest};
+use trefoil_proto::reason::{Effect, Retry};
 
 use super::operation::{self, Operation};
 use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, refusal};
@@ -158,7 +159,7 @@ impl<S: Shards> Api<S> {
                 match self.fenced(slot, None, touch, context).await {
                     Ok(_) => {}
                     // A read has no end that may have been missed.
-                    Err(refusal) if refusal.reason() == Reason::MaybeApplied => {
+                    Err(refusal) if refusal.reason().row().effect == Effect::Unknown => {
                         return Err(unasked(&refusal));
                     }
                     Err(refusal) => return Err(refusal),
@@ -236,7 +237,7 @@ impl<S: Shards> Api<S> {
         self.metrics.fence_validations.inc();
         let slot = slot::of_locks(&namespace);
         let query = ValidateTokenRequest { namespace, name: lock, fencing_token: token };
-        let ask = Ask { access: Arc::clone(&shown.access), deadline: ask.deadline };
+        let ask = Ask { access: Arc::clone(&shown.access), ..ask.clone() };
         let said = self.query(slot, Query::ValidateToken(query), &ask).await;
         let said = expect_answer!(said.map_err(|refusal| unasked(&refusal))?, ValidateToken)?;
         checked.holder_token = said.holder_token;
@@ -273,11 +274,10 @@ fn unknown() -> Refusal {
 
 /// The lock's shard did not answer, and nothing was done. Its leader is none of the caller's business.
 fn unasked(refusal: &Refusal) -> Refusal {
-    match refusal.reason() {
-        Reason::NotLeader | Reason::NoQuorum | Reason::MaybeApplied => self::refusal(
-            Reason::NoQuorum,
-            "the shard of the fence's lock did not say whether the token is held",
-        ),
-        _ => refusal.clone(),
+    let row = refusal.reason().row();
+    if row.effect == Effect::Unknown || row.retry == Retry::Elsewhere {
+        let message = "the shard of the fence's lock did not say whether the token is held";
+        return self::refusal(Reason::NoQuorum, message);
     }
+    refusal.clone()
 }

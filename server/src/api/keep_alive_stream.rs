@@ -205,7 +205,7 @@ impl<S: Shards> Keeper<S> {
 
     fn ask(&self) -> Ask {
         let deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
-        Ask { access: Arc::clone(&self.access), deadline }
+        Ask { access: Arc::clone(&self.access), deadline, fingerprint: 0 }
     }
 
     async fn renewed(&mut self, sent: Instant, renewed: Renewed) -> Result<bool, Refusal> {

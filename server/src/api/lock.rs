@@ -8,15 +8,15 @@ use bytes::Bytes;
 use rand::Rng as _;
 use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::{DRAWN_BYTES, slot};
-use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{CallName, CancelAcquire, ForceStep, Refusal, ReleaseHeld};
 use trefoil_proto::lock::v1 as lock;
-use trefoil_proto::reason::Retry;
+use trefoil_proto::reason::Effect;
 
-use super::{Api, Context, Decided, Shards, expect_answer, other_answer};
+use super::{Api, Context, Decided, Shards, expect_answer, other_answer, partly};
 
 /// How long a caller who is gone may take to ask again, by another node, under the same request id. A clean-up that
 /// comes later than the retry does nothing.
@@ -133,14 +133,14 @@ impl<S: Shards> Api<S> {
             session_id: request.session_id,
             ..ReleaseHeld::default()
         };
-        let mut released = 0;
+        let (mut released, mut goes_on) = (0, false);
         loop {
             let command = Command::ReleaseHeld(batch.clone());
-            let Decided { header, answer } =
-                self.command(slot, id.take(), command, &context.ask).await?;
+            let decided = self.command(slot, id.take(), command, &context.ask).await;
+            let Decided { header, answer } = decided.map_err(|why| went_on(why, goes_on))?;
             let Answer::ReleasedHeld(done) = answer else { return Err(other_answer()) };
             released += done.released;
-            (batch.after, batch.up_to_token) = (done.after, done.up_to_token);
+            (batch.after, batch.up_to_token, goes_on) = (done.after, done.up_to_token, true);
             if batch.after.is_empty() {
                 return Ok(lock::ReleaseAllResponse { header: Some(header), released });
             }
@@ -157,14 +157,14 @@ impl<S: Shards> Api<S> {
         let mut id = request.request_id;
         let lock::ForceReleaseRequest { namespace, name, fencing_token, .. } = request;
         let mut step = ForceStep { namespace, name, fencing_token, token: 0 };
-        let mut released = 0;
+        let (mut released, mut goes_on) = (0, false);
         loop {
             let command = Command::ForceStep(step.clone());
-            let Decided { header, answer } =
-                self.command(slot, id.take(), command, &context.ask).await?;
+            let decided = self.command(slot, id.take(), command, &context.ask).await;
+            let Decided { header, answer } = decided.map_err(|why| went_on(why, goes_on))?;
             let Answer::ForcedStep(done) = answer else { return Err(other_answer()) };
             released += done.released;
-            step.token = done.token;
+            (step.token, goes_on) = (done.token, true);
             if !done.more {
                 let (header, fencing_token) = (Some(header), done.token);
                 return Ok(lock::ForceReleaseResponse { header, released, fencing_token });
@@ -279,6 +279,11 @@ pub(super) fn pause_before(call: Option<&mut CallName>, is_told: bool) -> Durati
     }
 }
 
+/// How a step of a call ended that has several: after the first one something is done already.
+fn went_on(why: Refusal, goes_on: bool) -> Refusal {
+    if goes_on { partly(&why) } else { why }
+}
+
 /// An Acquire or a Convert whose end the caller has not seen. Dropped in that state, it is cancelled.
 pub(super) struct Abandoned<'a, S: Shards> {
     api: Arc<Api<S>>,
@@ -317,10 +322,8 @@ impl<'a, S: Shards> Abandoned<'a, S> {
 
     /// The command ended. Only an end that leaves open whether it waits or holds is followed by a cancellation.
     pub(super) fn judge(&mut self, refusal: Option<&Refusal>) {
-        let open_ended = refusal.is_some_and(|refusal| {
-            refusal.reason() == Reason::DeadlinePassed
-                || refusal.reason().row().retry == Retry::WithRequestId
-        });
+        let open_ended =
+            refusal.is_some_and(|refusal| refusal.reason().row().effect == Effect::Unknown);
         if !open_ended {
             self.cancel = None;
         }

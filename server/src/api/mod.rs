@@ -12,6 +12,7 @@ mod cluster;
 mod dequeue;
 mod election;
 mod fence;
+mod fingerprint;
 mod keep_alive_stream;
 mod lock;
 pub mod method;
@@ -44,6 +45,7 @@ use trefoil_proto::internal::v1::{
     CallName, CheckedFence, Command, Drawn, Query, Refusal, answer, command, query,
 };
 pub use trefoil_proto::pipeline::v1::reply::Outcome;
+use trefoil_proto::reason::{Effect, Retry};
 
 use self::background::Background;
 use self::catalogue::Catalogues;
@@ -196,8 +198,10 @@ impl<S: Shards> Api<S> {
         let deadline = Instant::now() + answer_within(caller.timeout, longest);
         let access = Arc::new(access(&caller.principal, facts.action, facts.resource));
         let wait_ms = facts.wait_ms;
+        let fingerprint = fingerprint::of(&mut operation);
         let fence = self.shown(&caller.principal, &mut operation)?;
-        let context = Context { ask: Ask { access, deadline }, fence, cancelled: caller.cancelled };
+        let ask = Ask { access, deadline, fingerprint };
+        let context = Context { ask, fence, cancelled: caller.cancelled };
         if wait_ms == 0 {
             let outcome = self.dispatch(&context, operation).await;
             drop(caller.permit);
@@ -389,7 +393,7 @@ impl<S: Shards> Api<S> {
         operation: command::Operation,
         ask: &Ask,
     ) -> Result<Decided, Refusal> {
-        let command = self.compose(slot, call.request_id, operation);
+        let command = self.compose(slot, call.request_id, operation, ask);
         let command = Command { drawn: call.drawn, ..command };
         self.decided(self.shards.command(self.shard(slot), command, ask).await?)
     }
@@ -402,7 +406,7 @@ impl<S: Shards> Api<S> {
         fence: Option<CheckedFence>,
         ask: &Ask,
     ) -> Result<Decided, Refusal> {
-        let command = Command { fence, ..self.compose(slot, request_id, operation) };
+        let command = Command { fence, ..self.compose(slot, request_id, operation, ask) };
         self.decided(self.shards.command(self.shard(slot), command, ask).await?)
     }
 
@@ -411,7 +415,9 @@ impl<S: Shards> Api<S> {
         slot: u16,
         request_id: Option<RequestId>,
         operation: command::Operation,
+        ask: &Ask,
     ) -> Command {
+        let fingerprint = request_id.as_ref().map_or(0, |_| ask.fingerprint);
         let chance = needs_chance(&operation).then(|| Drawn { high: random(), low: random() });
         Command {
             request_id,
@@ -419,6 +425,7 @@ impl<S: Shards> Api<S> {
             map_epoch: MAP_EPOCH,
             agent: self.shards.node_id(),
             operation: Some(operation),
+            fingerprint,
             chance,
             ..Command::default()
         }
@@ -500,6 +507,22 @@ macro_rules! expect_answer {
     }};
 }
 use expect_answer;
+
+/// What to say of a call of which a part is done, or may be, when the rest was refused.
+fn partly(cause: &Refusal) -> Refusal {
+    let row = cause.reason().row();
+    let (reason, message) = match (row.effect, row.retry) {
+        // It says already that nobody knows.
+        (Effect::Unknown, _) => return cause.clone(),
+        (_, Retry::Never) => {
+            (Reason::PartlyApplied, "a part of the call may be done, and the rest was refused")
+        }
+        _ => (Reason::MaybeApplied, "a part of the call may be done"),
+    };
+    let mut partly = refusal(reason, format!("{message}: {}", cause.message));
+    partly.metadata.insert("cause".to_owned(), cause.reason().name().to_owned());
+    partly
+}
 
 fn other_answer() -> Refusal {
     refusal(Reason::Internal, "a shard answered another question")

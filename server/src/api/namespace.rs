@@ -21,7 +21,7 @@ use trefoil_proto::internal::v1::{
 };
 
 use super::background::may_help;
-use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, refusal};
+use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, partly, refusal};
 
 /// How long the other shards are told of a decision, whatever becomes of the caller.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,7 +42,8 @@ impl<S: Shards> Api<S> {
             CreateNamespace
         )?;
         let decided = created.namespace.ok_or_else(other_answer)?;
-        created.namespace = Some(self.tell_shards(context, decided).await?);
+        let told = self.tell_shards(context, decided).await;
+        created.namespace = Some(told.map_err(|why| partly(&why))?);
         Ok(created)
     }
 
@@ -54,7 +55,8 @@ impl<S: Shards> Api<S> {
         let id = request.request_id.take();
         let command = Command::UpdateNamespace(request);
         let (header, decided) = self.change(id, command, &context.ask).await?;
-        let namespace = Some(self.tell_shards(context, decided).await?);
+        let told = self.tell_shards(context, decided).await;
+        let namespace = Some(told.map_err(|why| partly(&why))?);
         Ok(cluster::UpdateNamespaceResponse { header: Some(header), namespace })
     }
 
@@ -138,7 +140,7 @@ impl<S: Shards> Api<S> {
             let command = Command::ConfigureNamespacePolicy(configure);
             api.configure(&access, shards.collect(), &command).await
         });
-        told.await.map_err(|_| ended_early())??;
+        told.await.map_err(|_| ended_early())?.map_err(|why| partly(&why))?;
         Ok(set)
     }
 
@@ -202,14 +204,14 @@ impl<S: Shards> Api<S> {
                     return Err(refusal(Reason::NamespaceChanged, message));
                 }
                 Err(refused) if refused.reason() == Reason::NamespaceInUse => {
-                    let kept = self.renew(access, &decided).await?;
-                    self.tell_all(access, kept).await?;
+                    let kept = self.renew(access, &decided).await.map_err(|why| partly(&why))?;
+                    self.tell_all(access, kept).await.map_err(|why| partly(&why))?;
                     return Err(refused);
                 }
-                Err(refused) => return Err(refused),
+                Err(refused) => return Err(partly(&refused)),
             }
         }
-        self.forget(access, &decided).await
+        self.forget(access, &decided).await.map_err(|why| partly(&why))
     }
 
     /// The last step of a removal.
@@ -266,7 +268,8 @@ impl<S: Shards> Api<S> {
         command: Command,
         access: &Arc<Access>,
     ) -> Result<Answer, Refusal> {
-        let ask = Ask { access: Arc::clone(access), deadline: Instant::now() + TELL_TIMEOUT };
+        let deadline = Instant::now() + TELL_TIMEOUT;
+        let ask = Ask { access: Arc::clone(access), deadline, fingerprint: 0 };
         loop {
             match self.command(slot, None, command.clone(), &ask).await {
                 Ok(decided) => return Ok(decided.answer),

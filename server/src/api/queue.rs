@@ -11,10 +11,10 @@ use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{Catalogue, EnqueueTo, OpenPartition, Refusal};
 use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
-use trefoil_proto::reason::Retry;
+use trefoil_proto::reason::{Effect, Retry};
 
 use super::catalogue::Known;
-use super::{Api, Context, Shards, expect_answer, refusal};
+use super::{Api, Context, Shards, expect_answer, other_answer, partly, refusal};
 
 /// What of a batch goes to one partition.
 struct Part {
@@ -34,7 +34,7 @@ impl<S: Shards> Api<S> {
         let EnqueueRequest { namespace, queue, messages, request_id, fence: _ } = request;
         let known = self.find_or_create_queue(&namespace, &queue, context).await?;
         let catalogue = known.catalogue;
-        let mut message_ids = vec![String::new(); messages.len()];
+        let mut message_ids = vec![None; messages.len()];
         let mut parts = self.parts(&known, messages, request_id.as_ref());
         let ends = if parts.len() == 1 {
             let part = parts.remove(0);
@@ -51,23 +51,27 @@ impl<S: Shards> Api<S> {
             }
             running.join_all().await
         };
-        let mut header = None;
+        let mut headers = BTreeMap::new();
         let mut refusals = Vec::new();
         for (places, end) in ends {
             match end {
                 Ok(stored) => {
-                    header = stored.header;
+                    headers.insert(places.first().copied(), stored.header);
                     for (place, id) in places.into_iter().zip(stored.message_ids) {
-                        message_ids[place] = id;
+                        message_ids[place] = Some(id);
                     }
                 }
                 Err(refusal) => refusals.push(self.heed(&namespace, &queue, refusal)),
             }
         }
-        match judge(refusals, header.is_some()) {
-            Some(refusal) => Err(refusal),
-            None => Ok(EnqueueResponse { header, message_ids }),
+        if let Some(refusal) = judge(refusals, !headers.is_empty()) {
+            return Err(refusal);
         }
+        // That of the first message, so that a retry has the same.
+        let header = headers.into_values().next().flatten();
+        let message_ids =
+            message_ids.into_iter().collect::<Option<_>>().ok_or_else(other_answer)?;
+        Ok(EnqueueResponse { header, message_ids })
     }
 
     /// Sorts a batch by partition. A retry must sort alike, so what has no key goes where the request id says.
@@ -120,7 +124,7 @@ impl<S: Shards> Api<S> {
                 });
                 // To open it again is no error, so an open end is none either: what follows shows it.
                 match self.fenced(slot, None, open, context).await {
-                    Err(refusal) if refusal.reason() != Reason::MaybeApplied => {
+                    Err(refusal) if refusal.reason().row().effect != Effect::Unknown => {
                         return Err(refusal);
                     }
                     _ => self.fenced(slot, request_id, command, context).await?,
@@ -161,22 +165,14 @@ fn derived(id: &RequestId, count: u32) -> RequestId {
 
 /// How a batch ended whose parts were refused like this; none when none was.
 fn judge(refusals: Vec<Refusal>, some_stored: bool) -> Option<Refusal> {
-    // No retry can help once a shard has forgotten the request.
-    let forgotten =
-        refusals.iter().position(|refusal| refusal.reason() == Reason::RequestForgotten);
-    let open_ended =
-        refusals.iter().any(|refusal| refusal.reason().row().retry == Retry::WithRequestId);
-    let mut refusals = refusals;
-    let first = match forgotten {
-        Some(place) => return Some(refusals.swap_remove(place)),
-        None => refusals.into_iter().next()?,
-    };
-    if !some_stored && !open_ended {
-        return Some(first);
-    }
-    let mut partly = refusal(Reason::MaybeApplied, "a part of the batch may have been stored");
-    partly.metadata.insert("cause".to_owned(), first.reason().name().to_owned());
-    Some(partly)
+    let row = |refusal: &Refusal| refusal.reason().row();
+    let open_ended = refusals.iter().any(|refusal| row(refusal).effect == Effect::Unknown);
+    // Where no retry of one part can help, none of the batch can: that is what there is to say.
+    let worst = refusals.into_iter().min_by_key(|refusal| {
+        let row = row(refusal);
+        (row.retry != Retry::Never, row.effect != Effect::Unknown)
+    })?;
+    Some(if some_stored || open_ended { partly(&worst) } else { worst })
 }
 
 #[cfg(test)]
@@ -201,6 +197,13 @@ mod tests {
         assert_eq!(judge(open, false).unwrap().reason(), Reason::MaybeApplied);
         let forgotten = vec![refused(Reason::MaybeApplied), refused(Reason::RequestForgotten)];
         assert_eq!(judge(forgotten, true).unwrap().reason(), Reason::RequestForgotten);
+        let for_good = vec![refused(Reason::Overloaded), refused(Reason::Fenced)];
+        assert_eq!(judge(for_good.clone(), false).unwrap().reason(), Reason::Fenced);
+        let partly = judge(for_good, true).unwrap();
+        assert_eq!(
+            (partly.reason(), partly.metadata["cause"].as_str()),
+            (Reason::PartlyApplied, "FENCED")
+        );
     }
 
     #[test]

@@ -87,7 +87,7 @@ impl<S: Shards> Api<S> {
         let longest = Duration::from_millis(CALL_TIMEOUT_MS);
         let left = answer_within(listener.timeout, longest);
         let access = Arc::new(access(&listener.principal, action, resource));
-        Ok(Ask { access, deadline: Instant::now() + left })
+        Ok(Ask { access, deadline: Instant::now() + left, fingerprint: 0 })
     }
 
     /// A stream of what a task tells. The task's end is the stream's.

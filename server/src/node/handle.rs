@@ -170,6 +170,7 @@ impl Handle {
             leader: known.leader,
             term: known.term,
             leaderless_since_ms: known.leaderless_since_ms,
+            applied_log_time_ms: known.applied_log_time_ms,
             stopping_since_ms: self.shared.closed_since_ms(),
             heard_ms: &|node| self.links.heard_ms(node),
             jitter: if event == Event::Look { 0 } else { rand::rng().random_range(0..=1_000) },

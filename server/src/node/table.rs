@@ -28,6 +28,8 @@ pub(crate) struct Leadership {
     pub(crate) term: u64,
     /// By the boot clock; nothing where a leader is known.
     pub(crate) leaderless_since_ms: u64,
+    /// Of the last entry that this node has applied.
+    pub(crate) applied_log_time_ms: u64,
 }
 
 #[derive(Debug)]
@@ -94,8 +96,10 @@ impl Table {
     /// Who leads a shard, as far as this node knows.
     pub(crate) fn leadership(&self, shard: ShardId) -> Leadership {
         let Some(row) = self.row(shard) else { return Leadership::default() };
-        let RoleChange { leader, term, .. } = row.state.status.role;
-        Leadership { leader, term, leaderless_since_ms: row.leaderless_since_ms }
+        let Status { role: RoleChange { leader, term, .. }, applied_log_time_ms, .. } =
+            row.state.status;
+        let leaderless_since_ms = row.leaderless_since_ms;
+        Leadership { leader, term, leaderless_since_ms, applied_log_time_ms }
     }
 
     /// Whether the shard has stopped on this node, since a peer has another history of it.

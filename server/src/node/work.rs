@@ -30,6 +30,8 @@ pub struct Ask {
     pub access: Arc<Access>,
     /// When the caller gives up.
     pub deadline: Instant,
+    /// What the caller asked for, where it has a request id; else 0.
+    pub fingerprint: u64,
 }
 
 /// Which calls in flight a call counts against.

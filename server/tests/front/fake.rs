@@ -222,9 +222,11 @@ impl Shards for Fake {
             let mut state = self.shard(shard);
             self.log.lock().unwrap().push(operation);
             let applied = state.apply(self.now_ms(), vec![command]);
+            let recalled = applied.recalled.first().map(|(_, first)| *first);
             match applied.outcomes.into_iter().next().expect("one outcome for one command") {
                 Outcome::Answered(answer) => {
-                    sender.send((self.position(&state), answer)).expect("the receiver is here");
+                    let position = recalled.unwrap_or_else(|| self.position(&state));
+                    sender.send((position, answer)).expect("the receiver is here");
                 }
                 Outcome::Waiting(waiter) => {
                     state.waiting.insert(waiter, sender);

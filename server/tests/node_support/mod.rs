@@ -241,7 +241,7 @@ pub(crate) fn ask(action: Action, key: &str, wait: Duration) -> Ask {
         name: key.to_owned(),
         ..Access::default()
     };
-    Ask { access: access.into(), deadline: Instant::now() + wait }
+    Ask { access: access.into(), deadline: Instant::now() + wait, fingerprint: 0 }
 }
 
 pub(crate) async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answered, Refusal> {

@@ -1,74 +1,119 @@
 //! Request ids against the applied log: each submission took effect as its end says, and once.
 //!
-//! A submission is a request id with its attempt. It is sent again only after a definite refusal, so it stands in the
-//! log at most once, unless doing it twice is doing it once; a retry after an unknown end is another submission. Those
-//! that a node makes by itself follow in number on that of its client, whose own are further apart.
+//! A submission is a request id with its attempt, and the attempt of the node. It is sent again only after a definite
+//! refusal, so it stands in the log at most once; a retry after an unknown end is another submission. A request id
+//! stands for the operation that had an effect under it first: any other is refused.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use trefoil_core::{Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, answer};
+use trefoil_proto::internal::v1::{Answer, Command, answer};
 use trefoil_proto::lock::v1::OpenSessionResponse;
 use trefoil_proto::queue::v1::{Delivery, DequeueResponse};
-use trefoil_proto::reason::Retry;
+use trefoil_proto::reason;
 
 use super::Violation;
 
 const TWICE: &str = "a submission stands in the log once";
 const UNDONE: &str = "what was refused before the state machine is not in the log";
-const PLACED: &str = "an answered submission stands in the log where its reply says";
+const PLACED: &str = "a request is answered with the place of its effect, first try or not";
 const SAME: &str = "a request id has one effect and one answer";
-
-/// Attempts that a node may count by itself between two of its client.
-pub const NODE_ATTEMPTS: u32 = 1_000;
+const OTHER: &str = "a request id stands for one operation";
 
 /// (shard, client, sequence).
 type Request = (ShardId, String, u64);
+/// (index, ordinal).
+type Spot = (u64, u32);
+
+/// The effect of a request, as far as it is known.
+#[derive(Clone, Debug)]
+struct Effect {
+    /// What was asked for.
+    fingerprint: u64,
+    /// What it was answered; none while it waits.
+    answer: Option<Answer>,
+    /// Where it was answered last: a cancel answers again.
+    places: Vec<Spot>,
+}
 
 /// What the log and the clients say of every request id.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
-    /// (index, ordinal) of each submission in the log.
-    applied: BTreeMap<(Request, u32), BTreeSet<(u64, u32)>>,
-    /// The first remembered answer of each request.
-    answers: BTreeMap<Request, Answer>,
+    /// Where each submission stands in the log: by the attempts of its client and of its node.
+    applied: BTreeMap<(Request, u32, u32), Spot>,
+    effects: BTreeMap<Request, Effect>,
     /// Ends that clients were told: the position, or none for a definite refusal.
-    told: BTreeMap<(Request, u32), Option<(u64, u32)>>,
+    told: BTreeMap<(Request, u32), Option<Spot>>,
     /// Retries that were given a remembered answer.
     pub hits: u64,
+    /// Other operations that were refused under a request id.
+    pub others_refused: u64,
 }
 
 impl Ledger {
-    /// A command was applied, seen for the first time on any node. The answer is missing while it waits.
-    /// `is_idempotent` says that doing it twice is doing it once.
+    /// A command was applied, seen for the first time on any node. The answer is missing while it waits; `recalled` is
+    /// where it was decided, when it is that of an earlier try.
     ///
     /// # Errors
-    /// When it stands in the log twice, or answers otherwise than it did before.
+    /// When it stands in the log twice, or is answered otherwise than it should.
     pub fn applied(
         &mut self,
         shard: ShardId,
-        place: (u64, u32),
-        id: &RequestId,
+        place: Spot,
+        command: &Command,
         answer: Option<&Answer>,
-        is_idempotent: bool,
+        recalled: Option<Position>,
     ) -> Result<(), Violation> {
-        if answer.is_some_and(is_forgotten) {
+        let Some(id) = &command.request_id else { return Ok(()) };
+        let request = (shard, id.client.clone(), id.sequence);
+        let effect = self.effects.get(&request);
+        let is_other = effect.is_some_and(|effect| effect.fingerprint != command.fingerprint);
+        if let Some(answer) = answer.filter(|answer| is_forgotten(answer)) {
+            if is_reuse(answer) {
+                self.others_refused += 1;
+                if !is_other {
+                    let what = format!("{id:?} on shard {shard} was refused, and {effect:?}");
+                    return Err(Violation::new(OTHER, what));
+                }
+            }
             // Not remembered and without effect: the same submission may come again.
             return Ok(());
         }
-        let request = (shard, id.client.clone(), id.sequence);
+        if is_other {
+            let what = format!("{id:?} on shard {shard} was answered {answer:?}, and {effect:?}");
+            return Err(Violation::new(OTHER, what));
+        }
+        let decided = recalled.map_or(place, |first| (first.index, first.ordinal));
+        if recalled.is_some() {
+            self.hits += 1;
+            let is_known = effect.is_some_and(|effect| match effect.answer {
+                Some(_) => effect.places.last() == Some(&decided),
+                // Perhaps a cancel took nothing back.
+                None => effect.places.contains(&decided),
+            });
+            // What this entry itself settled is told after its commands.
+            if !is_known && decided != (place.0, u32::MAX) {
+                let what =
+                    format!("{id:?} on shard {shard} is said to stand at {decided:?}: {effect:?}");
+                return Err(Violation::new(PLACED, what));
+            }
+        }
+        self.effects.entry(request.clone()).or_insert_with(|| Effect {
+            fingerprint: command.fingerprint,
+            answer: None,
+            places: Vec::new(),
+        });
         if let Some(answer) = answer {
-            self.hits += u64::from(self.answers.contains_key(&request));
-            self.answered(shard, id, answer)?;
+            self.answered(shard, decided, id, answer)?;
         }
-        let places = self.applied.entry((request, id.attempt)).or_default();
-        if !places.is_empty() && !is_idempotent {
-            let what = format!("{id:?} at {places:?} and at {place:?} of shard {shard}");
-            return Err(Violation::new(TWICE, what));
+        match self.applied.insert((request, id.attempt, command.node_attempt), place) {
+            Some(other) => Err(Violation::new(
+                TWICE,
+                format!("{id:?} at {other:?} and at {place:?} of shard {shard}"),
+            )),
+            None => Ok(()),
         }
-        places.insert(place);
-        Ok(())
     }
 
     /// A request was answered by the state machine, at once or after a wait.
@@ -78,30 +123,38 @@ impl Ledger {
     pub fn answered(
         &mut self,
         shard: ShardId,
+        place: Spot,
         id: &RequestId,
         answer: &Answer,
     ) -> Result<(), Violation> {
-        if is_forgotten(answer) {
+        let request = (shard, id.client.clone(), id.sequence);
+        let Some(effect) = self.effects.get_mut(&request).filter(|_| !is_forgotten(answer)) else {
             return Ok(());
-        }
-        let first = self
-            .answers
-            .entry((shard, id.client.clone(), id.sequence))
-            .or_insert_with(|| answer.clone());
-        if agrees(first, answer) {
-            return Ok(());
-        }
-        if is_grant(first) && !is_grant(answer) {
+        };
+        match &effect.answer {
+            Some(first) if agrees(first, answer) => {}
             // It is over: whoever judges locks knows whether that is so. From now on it stays over.
-            *first = answer.clone();
-            return Ok(());
+            Some(first) if is_grant(first) && !is_grant(answer) => {
+                effect.answer = Some(answer.clone());
+                effect.places.push(place);
+            }
+            Some(first) => {
+                let what = format!("{id:?} on shard {shard}: {first:?}, then {answer:?}");
+                return Err(Violation::new(SAME, what));
+            }
+            None => {
+                effect.answer = Some(answer.clone());
+                effect.places.push(place);
+            }
         }
-        Err(Violation::new(SAME, format!("{id:?} on shard {shard}: {first:?}, then {answer:?}")))
+        Ok(())
     }
 
     /// The effect of a request was taken back by another: it may be answered otherwise from now on.
     pub fn taken_back(&mut self, shard: ShardId, id: &RequestId) {
-        self.answers.remove(&(shard, id.client.clone(), id.sequence));
+        if let Some(effect) = self.effects.get_mut(&(shard, id.client.clone(), id.sequence)) {
+            effect.answer = None;
+        }
     }
 
     /// A client sends a submission, possibly again after a definite refusal: what it was told before is void.
@@ -109,8 +162,8 @@ impl Ledger {
         self.told.remove(&((shard, id.client.clone(), id.sequence), id.attempt));
     }
 
-    /// A client was told the end of a submission: a position when it was answered by its own command, none when it
-    /// was definitely refused before the state machine.
+    /// A client was told the end of a submission: the position of its effect when it was answered, none when it was
+    /// definitely refused before the state machine.
     pub fn told(&mut self, shard: ShardId, id: &RequestId, position: Option<Position>) {
         let place = position.map(|position| (position.index, position.ordinal));
         self.told.insert(((shard, id.client.clone(), id.sequence), id.attempt), place);
@@ -121,20 +174,19 @@ impl Ledger {
     pub fn check(&self) -> Vec<Violation> {
         let mut found = Vec::new();
         for ((request, attempt), told) in &self.told {
-            let last = attempt.saturating_add(NODE_ATTEMPTS - 1);
-            let tries = self.applied.range((request.clone(), *attempt)..=(request.clone(), last));
-            let places = tries.flat_map(|(_, places)| places).collect::<Vec<_>>();
-            match told {
-                Some(told) if !places.contains(&told) => {
-                    let what =
-                        format!("{request:?} {attempt} was told {told:?} and stands at {places:?}");
-                    found.push(Violation::new(PLACED, what));
-                }
-                None if !places.is_empty() => {
-                    let what = format!("{request:?} {attempt} was applied at {places:?}");
+            let from = (request.clone(), *attempt, 0);
+            let mut tries = self.applied.range(from..=(request.clone(), *attempt, u32::MAX));
+            let Some(told) = told else {
+                if let Some((_, place)) = tries.next() {
+                    let what = format!("{request:?}, attempt {attempt}, was applied at {place:?}");
                     found.push(Violation::new(UNDONE, what));
                 }
-                _ => {}
+                continue;
+            };
+            let effect = self.effects.get(request);
+            if tries.next().is_none() || effect.is_none_or(|effect| !effect.places.contains(told)) {
+                let what = format!("{request:?}, attempt {attempt}, was told {told:?}: {effect:?}");
+                found.push(Violation::new(PLACED, what));
             }
         }
         found
@@ -174,13 +226,19 @@ fn is_grant(answer: &Answer) -> bool {
     }
 }
 
+/// Whether something was refused because its request id stands for another operation.
+fn is_reuse(answer: &Answer) -> bool {
+    let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return false };
+    let field = refusal.metadata.get("field").map(String::as_str);
+    refusal.reason() == Reason::InvalidField && field == Some("request_id")
+}
+
 /// Answers that are not remembered, because they changed nothing and a later try may be answered otherwise.
 #[must_use]
 pub fn is_forgotten(answer: &Answer) -> bool {
     match &answer.answer {
         Some(answer::Answer::Refusal(refusal)) => {
-            let reason = refusal.reason();
-            reason == Reason::RequestForgotten || reason.row().retry == Retry::Freely
+            refusal.reason().row().effect != reason::Effect::NoTry || is_reuse(answer)
         }
         Some(answer::Answer::Dequeue(response)) => {
             response.deliveries.is_empty() && response.leases_over == 0
@@ -200,8 +258,17 @@ mod tests {
         RequestId { client: "c".to_owned(), sequence: 1, first_unacknowledged: 1, attempt }
     }
 
+    fn asks(fingerprint: u64, attempt: u32) -> Command {
+        Command { request_id: Some(id(attempt)), fingerprint, ..Command::default() }
+    }
+
     fn done() -> Answer {
         answer::Answer::Done(Done {}).into()
+    }
+
+    fn refused(reason: Reason, field: &str) -> Answer {
+        let metadata = [("field".to_owned(), field.to_owned())].into();
+        Refusal { reason: reason.into(), metadata, ..Refusal::default() }.into()
     }
 
     fn at(index: u64) -> Option<Position> {
@@ -211,49 +278,67 @@ mod tests {
     #[test]
     fn one_effect_and_its_retry_pass() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done()), false), Ok(()));
-        assert_eq!(ledger.applied(1, (12, 0), &id(1), Some(&done()), false), Ok(()));
-        let forgotten = Refusal { reason: Reason::RequestForgotten.into(), ..Refusal::default() };
-        assert_eq!(ledger.applied(1, (13, 0), &id(2), Some(&forgotten.into()), false), Ok(()));
-        ledger.told(1, &id(1), at(12));
+        assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), Some(&done()), None), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &asks(7, 1), Some(&done()), at(11)), Ok(()));
+        let again = Command { node_attempt: 1, ..asks(7, 1) };
+        assert_eq!(ledger.applied(1, (13, 0), &again, Some(&done()), at(11)), Ok(()));
+        let forgotten = refused(Reason::RequestForgotten, "");
+        assert_eq!(ledger.applied(1, (14, 0), &asks(7, 2), Some(&forgotten), None), Ok(()));
+        let other = refused(Reason::InvalidField, "request_id");
+        assert_eq!(ledger.applied(1, (15, 0), &asks(8, 0), Some(&other), None), Ok(()));
+        ledger.told(1, &id(1), at(11));
         ledger.told(1, &id(3), None);
         assert_eq!(ledger.check(), []);
+        assert_eq!((ledger.hits, ledger.others_refused), (2, 1));
+    }
+
+    #[test]
+    fn a_call_that_waited_has_the_place_of_its_end() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), None, None), Ok(()));
+        assert_eq!(ledger.answered(1, (12, u32::MAX), &id(0), &done()), Ok(()));
+        ledger.told(
+            1,
+            &id(0),
+            Some(Position { index: 12, ordinal: u32::MAX, ..Position::default() }),
+        );
+        assert_eq!(ledger.check(), []);
+        ledger.told(1, &id(0), at(11));
+        assert_eq!(ledger.check()[0].invariant, PLACED);
     }
 
     #[test]
     fn a_submission_that_stands_twice_is_found() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), None, false), Ok(()));
-        assert_eq!(ledger.applied(1, (12, 0), &id(0), None, false).unwrap_err().invariant, TWICE);
-    }
-
-    #[test]
-    fn what_may_be_repeated_and_what_a_node_tried_again_passes() {
-        let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), None, true), Ok(()));
-        assert_eq!(ledger.applied(1, (12, 0), &id(0), None, true), Ok(()));
-        assert_eq!(ledger.applied(1, (13, 0), &id(7), Some(&done()), false), Ok(()));
-        ledger.told(1, &id(0), at(13));
-        assert_eq!(ledger.check(), []);
-        ledger.told(1, &id(0), None);
-        assert_eq!(ledger.check()[0].invariant, UNDONE);
+        assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), None, None), Ok(()));
+        let twice = ledger.applied(1, (12, 0), &asks(7, 0), None, None);
+        assert_eq!(twice.unwrap_err().invariant, TWICE);
     }
 
     #[test]
     fn a_second_effect_is_found() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done()), false), Ok(()));
+        assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), Some(&done()), None), Ok(()));
         let other = answer::Answer::Release(ReleaseResponse { header: None }).into();
-        assert_eq!(
-            ledger.applied(1, (12, 0), &id(1), Some(&other), false).unwrap_err().invariant,
-            SAME
-        );
+        let second = ledger.applied(1, (12, 0), &asks(7, 1), Some(&other), None);
+        assert_eq!(second.unwrap_err().invariant, SAME);
+    }
+
+    #[test]
+    fn an_answer_to_something_else_is_found_and_so_is_a_refusal_of_the_same() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), None, None), Ok(()));
+        let answered = ledger.applied(1, (12, 0), &asks(8, 0), Some(&done()), None);
+        assert_eq!(answered.unwrap_err().invariant, OTHER);
+        let other = refused(Reason::InvalidField, "request_id");
+        let refused = ledger.applied(1, (13, 0), &asks(7, 1), Some(&other), None);
+        assert_eq!(refused.unwrap_err().invariant, OTHER);
     }
 
     #[test]
     fn a_refusal_that_was_applied_is_found() {
         let mut ledger = Ledger::default();
-        assert_eq!(ledger.applied(1, (11, 0), &id(0), Some(&done()), false), Ok(()));
+        assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), Some(&done()), None), Ok(()));
         ledger.told(1, &id(0), None);
         assert_eq!(ledger.check()[0].invariant, UNDONE);
     }
@@ -263,7 +348,9 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.told(1, &id(0), at(11));
         assert_eq!(ledger.check()[0].invariant, PLACED);
-        assert_eq!(ledger.applied(1, (12, 0), &id(0), Some(&done()), false), Ok(()));
+        assert_eq!(ledger.applied(1, (12, 0), &asks(7, 0), Some(&done()), None), Ok(()));
         assert_eq!(ledger.check()[0].invariant, PLACED);
+        let moved = ledger.applied(1, (13, 0), &asks(7, 1), Some(&done()), at(13));
+        assert_eq!(moved.unwrap_err().invariant, PLACED);
     }
 }

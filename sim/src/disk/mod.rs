@@ -46,6 +46,8 @@ pub struct Options {
     pub segment_bytes: u64,
     /// Whether state files are the real ones.
     pub real_state: bool,
+    /// How long the state that is on a new disk knows an idle request client; 0 for the limit.
+    pub request_client_idle_ms: u64,
 }
 
 /// What a start finds of each shard; no state where that is damaged.
@@ -99,7 +101,7 @@ impl Disk {
         let volume = Volume::default();
         SimLog::create(&volume, shards.clone(), 1);
         Self {
-            files: Files::new(&volume, shards.clone(), options.real_state),
+            files: Files::new(&volume, shards.clone(), options),
             volume,
             rotten: false,
             tail_rotten: false,
@@ -460,7 +462,8 @@ mod tests {
 
     use super::*;
 
-    const OPTIONS: Options = Options { segment_bytes: 4_000, real_state: false };
+    const OPTIONS: Options =
+        Options { segment_bytes: 4_000, real_state: false, request_client_idle_ms: 0 };
 
     fn batch(first: u64, last: u64, term: u64) -> Write {
         let entry = |index| Entry { index, term, data: vec![7; 50].into(), ..Entry::default() };

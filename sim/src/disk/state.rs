@@ -16,6 +16,7 @@ use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::checkpoint::{Checkpoint, Written};
 use trefoil_server::storage::{StateStore, Unusable};
 
+use super::Options;
 use super::volume::{FileId, Volume};
 use crate::dice::Dice;
 
@@ -42,9 +43,9 @@ pub struct Image {
 impl Image {
     /// The state with which every shard is born.
     #[must_use]
-    pub fn newborn() -> Self {
+    pub fn newborn(request_client_idle_ms: u64) -> Self {
         let mut store = MemoryStore::default();
-        Machine::bootstrap(&mut store);
+        Machine::bootstrap_forgetful(&mut store, request_client_idle_ms);
         let progress = *Machine::open(&store, META_SHARD, 1).progress();
         Self { store, progress }
     }
@@ -196,9 +197,9 @@ impl Files {
     /// # Panics
     /// When the disk of a node that is being set up fails.
     #[must_use]
-    pub fn new(volume: &Volume, shards: impl Iterator<Item = ShardId>, real: bool) -> Self {
-        let newborn = Rc::new(Image::newborn());
-        if real {
+    pub fn new(volume: &Volume, shards: impl Iterator<Item = ShardId>, options: Options) -> Self {
+        let newborn = Rc::new(Image::newborn(options.request_client_idle_ms));
+        if options.real_state {
             for shard in shards {
                 write(volume, shard, 0, &newborn).expect("a new disk works");
             }

@@ -1,22 +1,23 @@
 //! What a retry of a call is told that was answered with a grant: the answer that is remembered, as long as that is true.
 
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{CallName, Hold, Want, answer};
+use trefoil_proto::internal::v1::{CallName, Command, Hold, Want, answer};
 
 use super::super::{Ruling, Scope, Verdict};
 use super::acquire::wants_of;
 use super::handoff::rely;
-use super::{Space, names_grant};
+use super::{Space, call_name, names_grant};
 
 /// Looks whether a remembered grant lasts, and notes that its call was brought once more. An Acquire whose grant is over
 /// got nothing, and what is left of several locks goes with it; a Convert is one of somebody who does not hold the lock.
 pub(in super::super) fn recheck(
     scope: &mut Scope<'_>,
-    operation: &Operation,
-    call: &CallName,
+    command: &Command,
     remembered: answer::Answer,
 ) -> Ruling {
     use answer::Answer as A;
+    let Some(operation) = &command.operation else { return Ok(Verdict::Answer(remembered)) };
+    let call = &call_name(command)?;
     let (namespace, session_id, name, locks, token) = match (operation, &remembered) {
         (Operation::Acquire(r), A::Acquire(got)) if got.acquired => {
             (&r.namespace, r.session_id, &r.name, r.locks.as_slice(), got.fencing_token)
