@@ -65,7 +65,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 43] = [
+pub const ALL: [Reason; 44] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,

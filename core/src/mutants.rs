@@ -106,8 +106,6 @@ list! {
     TornRefused "torn-refused": "A torn tail keeps a node from starting (etcd #14098).";
     CutOnly "cut-only": "Installing a snapshot cuts the log and leaves a conflicting end (rule 1).";
     GapOnFull "gap-on-full": "On a full disk a batch is dropped and the next is written (rule 18).";
-    FormedWithoutAll "formed-without-all": "A majority of emptied nodes forms a fresh cluster (rule 31).";
-    OldCopyAccepted "old-copy-accepted": "An older copy of a data directory takes part (rule 31).";
     TailTrusted "tail-trusted": "A restart trusts what the last process wrote and did not sync.";
     UnverifiedBlock "unverified-block": "Blocks of a state file are believed without a look at their checksums (rule 30).";
 }

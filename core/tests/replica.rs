@@ -19,7 +19,7 @@ use trefoil_core::slot::{self, MAP_EPOCH};
 use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, PutRequest};
 use trefoil_proto::common::v1::{Value, value};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Query, query};
+use trefoil_proto::internal::v1::{Drawn, Query, query};
 use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
 
 use self::cluster::Cluster;
@@ -33,7 +33,8 @@ const ROUNDS_MAX: usize = 100;
 const PATIENCE_MS: u64 = 60_000;
 
 fn run(path: &Path) {
-    goldenscript::run(&mut Runner { cluster: None, calls: 0 }, path).expect("the script runs");
+    goldenscript::run(&mut Runner { cluster: None, calls: 0, sessions: 0 }, path)
+        .expect("the script runs");
 }
 
 /// A line of a script.
@@ -190,6 +191,7 @@ enum Line {
 struct Runner {
     cluster: Option<Cluster>,
     calls: u64,
+    sessions: u64,
 }
 
 impl goldenscript::Runner for Runner {
@@ -197,21 +199,8 @@ impl goldenscript::Runner for Runner {
 
     #[allow(clippy::too_many_lines, reason = "one table")]
     fn run(&mut self, line: &Line, _: &goldenscript::Context) -> Result<String, Box<dyn Error>> {
-        let sizes = match line {
-            Line::Cluster { nodes, cache, log } => Some((nodes, cache, log, None)),
-            Line::Ready { nodes, cache, log, digest } => Some((nodes, cache, log, *digest)),
-            _ => None,
-        };
-        if let Some((nodes, cache, log, digest)) = sizes {
-            let standard = Tuning::default();
-            let tuning = Tuning {
-                log_cache_bytes: cache.unwrap_or(standard.log_cache_bytes),
-                log_bytes_max: log.unwrap_or(standard.log_bytes_max),
-                digest_entries: digest.unwrap_or(standard.digest_entries),
-                digest_age_ms: if digest.is_some() { 0 } else { standard.digest_age_ms },
-                ..standard
-            };
-            self.cluster = Some(Cluster::new(*nodes, tuning));
+        if let Some((nodes, tuning)) = sizes(line) {
+            self.cluster = Some(Cluster::new(nodes, tuning));
         }
         let cluster = self.cluster.as_mut().ok_or("a script begins with a cluster")?;
         match line {
@@ -333,6 +322,24 @@ impl goldenscript::Runner for Runner {
     }
 }
 
+/// The cluster that a line asks for.
+fn sizes(line: &Line) -> Option<(u64, Tuning)> {
+    let (nodes, cache, log, digest) = match line {
+        Line::Cluster { nodes, cache, log } => (nodes, cache, log, None),
+        Line::Ready { nodes, cache, log, digest } => (nodes, cache, log, *digest),
+        _ => return None,
+    };
+    let standard = Tuning::default();
+    let tuning = Tuning {
+        log_cache_bytes: cache.unwrap_or(standard.log_cache_bytes),
+        log_bytes_max: log.unwrap_or(standard.log_bytes_max),
+        digest_entries: digest.unwrap_or(standard.digest_entries),
+        digest_age_ms: if digest.is_some() { 0 } else { standard.digest_age_ms },
+        ..standard
+    };
+    Some((*nodes, tuning))
+}
+
 impl Runner {
     fn next_call(&mut self) -> u64 {
         self.calls += 1;
@@ -345,7 +352,11 @@ impl Runner {
         let cluster = self.cluster.as_ref().expect("there is one");
         let deadline_ms = cluster.now_ms() + PATIENCE_MS;
         let (slot, forwarded) = (slot::of_locks(DEFAULT_NAMESPACE), id.is_some());
-        let command = support::called(slot, id.map(String::as_str), operation);
+        let mut command = support::called(slot, id.map(String::as_str), operation);
+        if matches!(command.operation, Some(Operation::OpenSession(_))) {
+            self.sessions += 1;
+            command.chance = Some(Drawn { high: 0, low: self.sessions });
+        }
         self.step(node, Input::Propose(vec![Proposal { call, command, deadline_ms, forwarded }]));
     }
 

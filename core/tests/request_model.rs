@@ -19,6 +19,9 @@ use trefoil_proto::internal::v1::{Answer, Command, answer};
 /// Log time after which an idle client is forgotten here.
 const IDLE_MS: u64 = 1_000;
 
+/// Sequences that a client uses before it is unknown.
+const SEQUENCES: u64 = 6;
+
 /// Client and sequence.
 type Id = (u8, u64);
 
@@ -29,6 +32,11 @@ enum Step {
         id: Id,
         asks: u64,
         floor: u64,
+    },
+    /// The same, and the first try is lost on its way.
+    Lose {
+        id: Id,
+        asks: u64,
     },
     /// It asks again, without knowing what became of its tries.
     AskAgain {
@@ -46,11 +54,12 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let id = || (0..3_u8, 1..6_u64);
+    let id = || (0..3_u8, 1..SEQUENCES);
     let floor = || prop_oneof![4 => Just(0), 1 => 0..6_u64];
     let earlier = prop_oneof![2 => Just(0), 1 => 0..2 * IDLE_MS];
     prop_oneof![
         8 => (id(), 1..4_u64, floor()).prop_map(|(id, asks, floor)| Step::Ask { id, asks, floor }),
+        4 => (id(), 1..4_u64).prop_map(|(id, asks)| Step::Lose { id, asks }),
         6 => (id(), floor()).prop_map(|(id, floor)| Step::AskAgain { id, floor }),
         6 => (id(), earlier).prop_map(|(id, earlier_ms)| Step::TryAgain { id, earlier_ms }),
         5 => (0..IDLE_MS / 2).prop_map(Step::Advance),
@@ -71,6 +80,9 @@ struct Kept {
 struct Client {
     seen_at_ms: u64,
     floor: u64,
+    /// By which sequence it became known, and who had been forgotten by then.
+    first: u64,
+    known_from_ms: u64,
     kept: BTreeMap<u64, Kept>,
 }
 
@@ -83,6 +95,8 @@ struct World {
     /// What had an effect.
     effects: BTreeMap<(Id, u64), Position>,
     clients: BTreeMap<u8, Client>,
+    /// Above which the sequences of each client are by now.
+    base: BTreeMap<u8, u64>,
     known_from_ms: u64,
     /// Answers that were given again, other operations that were refused, retries that were executed, and forgotten.
     seen: [u64; 4],
@@ -97,26 +111,48 @@ impl World {
             since_ms: BTreeMap::new(),
             effects: BTreeMap::new(),
             clients: BTreeMap::new(),
+            base: BTreeMap::new(),
             known_from_ms: 0,
             seen: [0; 4],
         }
     }
 
+    /// Sequences and floors as they are sent: those since the client was unknown, or those before.
+    fn numbered(&self, (name, sequence): Id, floor: u64, before: bool) -> (Id, u64) {
+        let base = self.base.get(&name).copied().unwrap_or_default();
+        let base = if before { base.saturating_sub(SEQUENCES) } else { base };
+        ((name, base + sequence), if floor > 0 { base + floor } else { 0 })
+    }
+
     fn step(&mut self, step: &Step) {
         match *step {
             Step::Ask { id, asks, floor } => {
+                // Who comes back after a while goes on with higher sequences.
+                if !self.clients.contains_key(&id.0) {
+                    *self.base.entry(id.0).or_default() += SEQUENCES;
+                }
+                let (id, floor) = self.numbered(id, floor, false);
                 self.asked.insert(id, asks);
                 // A client that has asked for this before knows that it does so again.
                 let is_again = self.since_ms.contains_key(&(id, asks));
                 self.since_ms.entry((id, asks)).or_insert(self.harness.now_ms);
                 self.send(id, asks, floor, u32::from(is_again), (0, 0));
             }
+            Step::Lose { id, asks } => {
+                let (id, _) = self.numbered(id, 0, false);
+                if !self.asked.contains_key(&id) {
+                    self.asked.insert(id, asks);
+                    self.since_ms.insert((id, asks), self.harness.now_ms);
+                }
+            }
             Step::AskAgain { id, floor } => {
+                let (id, floor) = self.numbered(id, floor, id.1 % 2 == 1);
                 if let Some(&asks) = self.asked.get(&id) {
                     self.send(id, asks, floor, 1, (0, 0));
                 }
             }
             Step::TryAgain { id, earlier_ms } => {
+                let (id, _) = self.numbered(id, 0, earlier_ms % 2 == 1);
                 if let Some(&asks) = self.asked.get(&id) {
                     let not_before_ms = self.since_ms[&(id, asks)].saturating_sub(earlier_ms);
                     self.send(id, asks, 0, 0, (1, not_before_ms));
@@ -197,12 +233,17 @@ impl World {
             if is_retry && since_ms < self.known_from_ms {
                 return assert_eq!(reason(answer), Some(Reason::RequestForgotten));
             }
-            return self.keep(request_id, name, asks, answer, told);
+            return self.keep((request_id, tried.0), name, asks, answer, told);
         };
         if sequence < client.floor {
             return assert_eq!(reason(answer), Some(Reason::RequestForgotten));
         }
+        let since_ms = if request_id.attempt > 0 { 0 } else { tried.1 };
+        let is_retry = request_id.attempt > 0 || tried.0 > 0;
         match client.kept.get(&sequence).cloned() {
+            None if is_retry && sequence < client.first && since_ms < client.known_from_ms => {
+                assert_eq!(reason(answer), Some(Reason::RequestForgotten));
+            }
             Some(kept) if kept.asks != asks => {
                 assert_eq!(reason(answer), Some(Reason::InvalidField));
                 let Some(answer::Answer::Refusal(refusal)) = &answer.answer else { return };
@@ -214,15 +255,26 @@ impl World {
                     (&kept.answer, kept.at),
                     "the first answer, and its place"
                 );
-                self.keep(request_id, name, asks, answer, told);
+                self.keep((request_id, tried.0), name, asks, answer, told);
             }
-            None => self.keep(request_id, name, asks, answer, told),
+            None => self.keep((request_id, tried.0), name, asks, answer, told),
         }
     }
 
-    fn keep(&mut self, id: &RequestId, name: u8, asks: u64, answer: &Answer, at: Position) {
+    fn keep(
+        &mut self,
+        (id, tried): (&RequestId, u32),
+        name: u8,
+        asks: u64,
+        answer: &Answer,
+        at: Position,
+    ) {
         assert_eq!(reason(answer), None, "{id:?} is executed, or was");
-        let client = self.clients.entry(name).or_default();
+        let is_first = id.attempt == 0 && tried == 0;
+        let first = if is_first { id.sequence } else { u64::MAX };
+        let known_from_ms = self.known_from_ms;
+        let newborn = || Client { first, known_from_ms, ..Client::default() };
+        let client = self.clients.entry(name).or_insert_with(newborn);
         client.seen_at_ms = self.harness.now_ms;
         client.floor = client.floor.max(id.first_unacknowledged);
         client.kept = client.kept.split_off(&client.floor);

@@ -110,7 +110,13 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
             Outcome::Enqueue(r) => clear(&mut r.header),
             Outcome::Dequeue(r) => {
                 clear(&mut r.header);
-                r.deliveries.iter_mut().for_each(|delivery| delivery.enqueued_at_ms = 0);
+                r.waited_ms = 0;
+                for delivery in &mut r.deliveries {
+                    // Its end is drawn.
+                    let end = delivery.lease_id.rfind('-').expect("a lease id has parts");
+                    delivery.lease_id.truncate(end);
+                    delivery.enqueued_at_ms = 0;
+                }
             }
             Outcome::Ack(r) => clear(&mut r.header),
             Outcome::Put(r) => clear(&mut r.header),

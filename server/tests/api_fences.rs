@@ -227,7 +227,7 @@ async fn a_bad_fence_names_its_field() {
                 fence: fence.clone(),
                 ..dequeue("q", 1, 0)
             }),
-            Operation::Ack(queue::AckRequest { fence: fence.clone(), ..ack("q", "0-1-1") }),
+            Operation::Ack(queue::AckRequest { fence: fence.clone(), ..ack("q", &no_lease()) }),
             Operation::Put(cache::PutRequest { fence: fence.clone(), ..put("k", "v") }),
             Operation::Get(cache::GetRequest { fence: fence.clone(), ..get("k") }),
             Operation::Delete(cache::DeleteRequest { fence: fence.clone(), ..delete("k") }),

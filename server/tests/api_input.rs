@@ -316,7 +316,7 @@ async fn what_is_not_there_is_said_to_be_missing() {
             Reason::UnknownQueue,
         ),
         (Operation::Dequeue(dequeue("q", 1, 0)), Code::NotFound, Reason::UnknownQueue),
-        (Operation::Ack(ack("q", "0-1-1")), Code::NotFound, Reason::UnknownQueue),
+        (Operation::Ack(ack("q", &no_lease())), Code::NotFound, Reason::UnknownQueue),
     ];
     for (operation, code, reason) in missing {
         let (found, refusal) = refused(call(operation).await);
@@ -326,8 +326,7 @@ async fn what_is_not_there_is_said_to_be_missing() {
     let (code, refusal) = refused(call(Operation::CreateQueue(create_queue("q", 3))).await);
     assert_eq!((code, refusal.reason()), (Code::AlreadyExists, Reason::QueueExists));
     assert_eq!(refusal.metadata["partitions"], "2");
-    let guess = format!("1-1-1-{}", "0".repeat(32));
-    let (code, refusal) = refused(call(Operation::Ack(ack("q", &guess))).await);
+    let (code, refusal) = refused(call(Operation::Ack(ack("q", &no_lease()))).await);
     assert_eq!((code, refusal.reason()), (Code::InvalidArgument, Reason::InvalidField));
 }
 

@@ -60,7 +60,8 @@ async fn call(served: &Served, operation: Operation) {
 /// After an entry of the shard of the default namespace's locks.
 fn at(served: &Served, index: u64) -> Option<WatchPosition> {
     let (slot, shards) = (slot::of_locks("default"), served.fake.shards());
-    let cluster_id = served.fake.cluster_id().iter().map(|byte| format!("{byte:02x}")).collect();
+    let cluster_id = served.fake.cluster_id().expect("a cluster has an id");
+    let cluster_id = cluster_id.iter().map(|byte| format!("{byte:02x}")).collect();
     Some(WatchPosition { index, ordinal: None, shard: slot::shard(slot, shards), cluster_id })
 }
 

@@ -82,21 +82,15 @@ impl World {
                     trace!(self, "n{node}/s{shard} takes the state {index}@{term} for its own");
                     self.task(node, shard, Task::Restore(generation));
                 }
-                Effect::Outvoted { index } => {
-                    trace!(self, "n{node}/s{shard} is outvoted at {index}");
-                    self.stats.outvoted += 1;
-                    self.lose_state(node, shard);
-                }
-                Effect::Disputed(disputed) => {
-                    trace!(self, "n{node}/s{shard} knows no majority: {disputed}");
-                    self.stats.disputed += u64::from(disputed);
-                }
+                Effect::Outvoted { index } => self.outvoted(node, shard, index),
+                Effect::Disputed(disputed) => self.dispute(node, shard, disputed),
                 Effect::DiscardSnapshot { generation } => {
                     self.stats.snapshots_discarded += 1;
                     self.node(node).disk.discard(shard, generation);
                 }
                 Effect::Role(change) => self.note_role(node, shard, change),
-                Effect::Diverged { .. } if self.lost_write(shard) => {}
+                // An old message may tell of a state that has been replaced.
+                Effect::Diverged { .. } if self.stats.writes_lost > 0 => {}
                 Effect::TwoHistories { peer, index } => {
                     let what =
                         format!("n{node}/s{shard} says that n{peer} has another up to {index}");

@@ -125,7 +125,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Crash,
         Self::PowerLoss,
         Self::CrashAll,

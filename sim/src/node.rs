@@ -310,7 +310,7 @@ pub struct Setup {
 
 /// A state in the place of a damaged one.
 fn nobodys() -> State {
-    State::Memory(Image::newborn().store)
+    State::Memory(Image::newborn(0).store)
 }
 
 impl Host {

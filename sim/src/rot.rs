@@ -57,6 +57,19 @@ impl World {
         self.nodes.values().any(|node| node.disk.rot_of(shard) == Some(Rot::Old))
     }
 
+    /// A majority has another state.
+    pub(crate) fn outvoted(&mut self, node: NodeId, shard: ShardId, index: u64) {
+        trace!(self, "n{node}/s{shard} is outvoted at {index}");
+        self.stats.outvoted += 1;
+        self.lose_state(node, shard);
+    }
+
+    /// A leader knows no majority that agrees with it, or knows one again.
+    pub(crate) fn dispute(&mut self, node: NodeId, shard: ShardId, disputed: bool) {
+        trace!(self, "n{node}/s{shard} knows no majority: {disputed}");
+        self.stats.disputed += u64::from(disputed);
+    }
+
     /// Whether a node is not to be relied on because of the state of any shard.
     pub(crate) fn is_spoilt(&self, node: NodeId) -> bool {
         let at = &self.nodes[&node];

@@ -12,6 +12,7 @@ use trefoil_client::proto::lock::v1::{
     AcquireRequest, AcquireResponse, DescribeLockRequest, OpenSessionRequest, ReleaseRequest,
 };
 
+use crate::raw;
 use crate::support::{Cluster, eventually};
 use crate::waits::leading;
 
@@ -33,8 +34,8 @@ async fn places(cluster: &Cluster, client: &Client) -> (usize, usize, usize) {
     (leader, others.next().unwrap(), others.next().unwrap())
 }
 
-async fn locks(cluster: &Cluster, node: usize) -> Locks {
-    LockServiceClient::connect(cluster.nodes[node].endpoint()).await.unwrap()
+fn locks(cluster: &Cluster, node: usize) -> Locks {
+    LockServiceClient::new(raw::channel(&cluster.nodes[node]))
 }
 
 async fn open(locks: &mut Locks) -> u64 {
@@ -83,11 +84,11 @@ struct Line {
 
 impl Line {
     async fn form(cluster: &Cluster, leader: usize, by: usize) -> Self {
-        let (mut leader, by) = (locks(cluster, leader).await, locks(cluster, by).await);
+        let (mut leader, by) = (locks(cluster, leader), locks(cluster, by));
         let (holder, first, next) =
             (open(&mut leader).await, open(&mut leader).await, open(&mut leader).await);
         assert!(leader.acquire(request(holder, 0)).await.unwrap().into_inner().acquired);
-        let mut stands = async |count| {
+        let stands = async |count| {
             eventually("a call waits", async || waiters(&mut leader.clone()).await == count).await;
         };
         let first = acquiring(&by, first, 60_000);
@@ -157,7 +158,7 @@ async fn a_living_holder_keeps_its_lock_whatever_other_calls_of_it_are_hung_up()
     for _ in 0..rounds() {
         let client = cluster.client().await;
         let (leader, by, _) = places(&cluster, &client).await;
-        let (mut leader, mut by) = (locks(&cluster, leader).await, locks(&cluster, by).await);
+        let (mut leader, mut by) = (locks(&cluster, leader), locks(&cluster, by));
         let (holder, rival) = (open(&mut leader).await, open(&mut leader).await);
         let got = by.acquire(request(holder, 0)).await.unwrap().into_inner();
         assert!(got.acquired);
@@ -177,7 +178,7 @@ async fn each_call_of_a_session_waits_for_as_long_as_it_says() {
     let cluster = Cluster::start().await;
     let client = cluster.client().await;
     let (leader, by, _) = places(&cluster, &client).await;
-    let (mut leader, by) = (locks(&cluster, leader).await, locks(&cluster, by).await);
+    let (mut leader, by) = (locks(&cluster, leader), locks(&cluster, by));
     let (holder, waiter) = (open(&mut leader).await, open(&mut leader).await);
     assert!(leader.acquire(request(holder, 0)).await.unwrap().into_inner().acquired);
     let since = Instant::now();

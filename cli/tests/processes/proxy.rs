@@ -3,17 +3,12 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::Instant;
-
-/// How long something waits before it is looked at again.
-const LOOK: Duration = Duration::from_millis(20);
 
 /// The proxies of a cluster. Dropped, they end.
 pub(crate) struct Wires {
@@ -74,9 +69,8 @@ async fn serve(
         let cut = cut.clone();
         tokio::spawn(async move {
             let Ok(there) = TcpStream::connect(target).await else { return };
-            let is_cut = move || {
-                cut.borrow().is_some_and(|process| owns(process, dialler) || owns(process, target))
-            };
+            let is_cut =
+                move || cut.borrow().map(|process| owns(process, dialler) || owns(process, target));
             let ((read, write), (read_there, write_there)) =
                 (stream.into_split(), there.into_split());
             tokio::join!(
@@ -87,17 +81,14 @@ async fn serve(
     }
 }
 
-/// Carries bytes one way; those of a wire that is cut stay where they are.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_cut: impl Fn() -> bool) {
+/// Carries bytes one way; those of a wire that is cut stay where they are. Whose sockets they are is looked at once.
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_cut: impl Fn() -> Option<bool>) {
     let mut bytes = vec![0; 64 << 10];
-    let (mut verdict, mut judged) = (false, Instant::now());
+    let mut verdict = None;
     loop {
         let Ok(count) = from.read(&mut bytes).await else { return };
-        // Whose socket it is costs a look at all of the process.
-        if judged.elapsed() > LOOK {
-            (verdict, judged) = (is_cut(), Instant::now());
-        }
-        if verdict {
+        verdict = verdict.or_else(&is_cut);
+        if verdict == Some(true) {
             std::future::pending::<()>().await;
         }
         if count == 0 || to.write_all(&bytes[..count]).await.is_err() {

@@ -348,12 +348,12 @@ impl Machine {
                 let ruling = lock::recheck(&mut scope, command, answer.clone());
                 let stands = matches!(&ruling, Ok(Verdict::Answer(found)) if *found == answer);
                 recalled = stands.then_some(position);
-                ruling.map(|verdict| self.what_is_left(&scope, command, verdict))
+                ruling
             }
             // It is no answer to what the request id stands for, if that is known.
             Err(refusal) => return refused(refusal),
         };
-        let outcome = match ruling {
+        let mut outcome = match ruling {
             Ok(Verdict::Answer(answer)) => Outcome::Answered(answer.into()),
             Ok(Verdict::Wait(waiter)) => Outcome::Waiting(waiter),
             Err(refusal) => {
@@ -365,13 +365,16 @@ impl Machine {
         };
         match &command.request_id {
             Some(request_id) if queue::took_nothing(&outcome) => {
-                requests::meet(&mut scope, request_id);
+                requests::meet(&mut scope, command, request_id);
             }
             Some(_) => {
                 let position = recalled.unwrap_or_else(|| requests::here(&scope, ordinal));
                 requests::remember(&mut scope, command, &outcome, position);
-                if recalled.is_some() && !crate::mutant!(RetryPosition) {
-                    applied.recalled.push((ordinal, position));
+                if recalled.is_some() {
+                    outcome = self.what_is_left(&scope, command, outcome);
+                    if !crate::mutant!(RetryPosition) {
+                        applied.recalled.push((ordinal, position));
+                    }
                 }
             }
             None => {}
@@ -460,8 +463,10 @@ impl Machine {
     }
 
     /// A remembered answer that promises time tells what is left of it.
-    fn what_is_left(&self, scope: &Scope<'_>, command: &Command, verdict: Verdict) -> Verdict {
-        let Verdict::Answer(mut answer) = verdict else { return verdict };
+    fn what_is_left(&self, scope: &Scope<'_>, command: &Command, outcome: Outcome) -> Outcome {
+        let Outcome::Answered(Answer { answer: Some(mut answer) }) = outcome else {
+            return outcome;
+        };
         match (&mut answer, &command.operation) {
             (answer::Answer::Dequeue(response), _) => {
                 queue::what_is_left(scope, response, self.shards);
@@ -471,7 +476,7 @@ impl Machine {
             }
             _ => {}
         }
-        Verdict::Answer(answer)
+        Outcome::Answered(answer.into())
     }
 
     /// Makes the writes of a scope, and what it says, permanent.

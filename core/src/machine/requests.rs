@@ -10,7 +10,6 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::reason::Effect;
 
 use super::{Outcome, Scope, queue, refuse, refuse_with, timers};
-use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
@@ -48,11 +47,8 @@ pub(super) fn recall(
     }
     let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
-        if may_be_forgotten(scope, command, id) {
-            return Err(refuse(
-                Reason::RequestForgotten,
-                "a retry of a client that is not known here",
-            ));
+        if may_be_forgotten(scope.requests.known_from_ms, command, id) {
+            return Err(forgotten());
         }
         return Ok(None);
     };
@@ -77,6 +73,12 @@ pub(super) fn recall(
             // Without an answer it waits: the service finds the waiter again.
             Ok(record.answer.and_then(|answer| answer.answer).map(|answer| (answer, decided)))
         }
+        // The client came back after it was forgotten, and this may be a retry from before that.
+        None if id.sequence < client.first_sequence
+            && may_be_forgotten(client.known_from_ms, command, id) =>
+        {
+            Err(forgotten())
+        }
         None if client.open >= REQUESTS_OPEN_MAX && !frees_any(scope, id) => Err(refuse(
             Reason::TooManyOpenRequests,
             "too many unacknowledged requests: raise first_unacknowledged",
@@ -85,7 +87,20 @@ pub(super) fn recall(
     }
 }
 
+fn forgotten() -> Refusal {
+    refuse(Reason::RequestForgotten, "a retry of a client that is not known here")
+}
+
+/// A client that becomes known by a command.
+fn newborn(scope: &mut Scope<'_>, command: &Command, id: &RequestId) -> RequestClient {
+    watch_idle(scope, &id.client, scope.now_ms);
+    let first_sequence = if is_first(command, id) { id.sequence } else { u64::MAX };
+    let known_from_ms = scope.requests.known_from_ms;
+    RequestClient { first_sequence, known_from_ms, ..RequestClient::default() }
+}
+
 /// Whether a try of an unknown client may have been applied before, and its answer forgotten with the client.
+/// `known_from_ms` is above the time at which any client was seen last that was forgotten.
 ///
 /// Let a try of the command have been applied and kept its answer, at log time `t`. Then its client was seen at `t`
 /// (`remember`, `meet` and `settle` say so in the same entry), and log time and `seen_at_ms` never go back. A client
@@ -98,13 +113,18 @@ pub(super) fn recall(
 /// the one before it. Nothing is known of when a client tried first that says itself that this is a retry: then the
 /// bound is 0, and the retry is executed only while nobody was ever forgotten.
 ///
-/// A first try needs no proof. That it is one says who asks: deadlines are shorter than a client is known by far.
-fn may_be_forgotten(scope: &Scope<'_>, command: &Command, id: &RequestId) -> bool {
-    if id.attempt == 0 && command.node_attempt == 0 || crate::mutant!(ForgottenRetry) {
+/// A first try needs no proof. That it is one says who asks: deadlines are shorter than a client is known by far. For the same
+/// reason a client that is known again was forgotten with lower sequences than the one by which it came back.
+fn may_be_forgotten(known_from_ms: u64, command: &Command, id: &RequestId) -> bool {
+    if is_first(command, id) || crate::mutant!(ForgottenRetry) {
         return false;
     }
     let not_before_ms = if id.attempt > 0 { 0 } else { command.not_before_ms };
-    not_before_ms < scope.requests.known_from_ms
+    not_before_ms < known_from_ms
+}
+
+fn is_first(command: &Command, id: &RequestId) -> bool {
+    id.attempt == 0 && command.node_attempt == 0
 }
 
 /// The position of a command in the entry that is being applied.
@@ -161,10 +181,7 @@ pub(super) fn remember(
         Outcome::Waiting(_) => None,
     };
     let known = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
-    if known.is_none() {
-        watch_idle(scope, &id.client, scope.now_ms);
-    }
-    let mut client = known.unwrap_or_default();
+    let mut client = known.unwrap_or_else(|| newborn(scope, command, id));
     client.seen_at_ms = scope.now_ms;
     client.first_unacknowledged = client.first_unacknowledged.max(id.first_unacknowledged);
     let end = answers_key(&id.client).u64(client.first_unacknowledged);
@@ -190,12 +207,10 @@ pub(super) fn remember(
 }
 
 /// Knows a client from now on, with no answer to keep: its retry is executed.
-pub(super) fn meet(scope: &mut Scope<'_>, id: &RequestId) {
+pub(super) fn meet(scope: &mut Scope<'_>, command: &Command, id: &RequestId) {
     let known = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
-    if known.is_none() {
-        watch_idle(scope, &id.client, scope.now_ms);
-    }
-    let client = RequestClient { seen_at_ms: scope.now_ms, ..known.unwrap_or_default() };
+    let known = known.unwrap_or_else(|| newborn(scope, command, id));
+    let client = RequestClient { seen_at_ms: scope.now_ms, ..known };
     scope.txn.put_message(client_key(&id.client), &client);
 }
 

@@ -222,8 +222,7 @@ impl Formation {
             _ => None,
         });
         let enough = self.heard.len() + 1 == self.members.len()
-            || ((self.forced || crate::mutant!(FormedWithoutAll))
-                && self.heard.len() + 1 > self.members.len() / 2);
+            || (self.forced && self.heard.len() + 1 > self.members.len() / 2);
         let set = match promised.next() {
             Some(set) => set.clone(),
             None if enough => {

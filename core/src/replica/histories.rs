@@ -9,7 +9,7 @@
 
 use std::collections::BTreeMap;
 
-use raft_proto::eraftpb::Message;
+use raft_proto::eraftpb::{Message, MessageType};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
@@ -52,8 +52,16 @@ impl Replica {
         }
     }
 
+    /// Whether this replica has stopped, or does since a message contradicts what it has.
+    pub(super) fn stops_for(&mut self, message: &Message) -> bool {
+        if message.get_msg_type() == MessageType::MsgAppend && self.contradicts(message) {
+            self.stop_for(message.from);
+        }
+        self.histories.stopped
+    }
+
     /// Whether an append of a leader contradicts what is, or for a suspected one may be, acknowledged.
-    pub(super) fn contradicts(&self, message: &Message) -> bool {
+    fn contradicts(&self, message: &Message) -> bool {
         let raft = &self.raft.0.raft;
         let is_suspect = self.is_suspect(message.from);
         let kept = if is_suspect { raft.raft_log.last_index() } else { raft.raft_log.committed };
@@ -93,7 +101,7 @@ impl Replica {
             Input::Cancel(call) => self.effects.push(Effect::CancelQuery(call)),
             Input::Applied(all) => {
                 for mut applied in all {
-                    self.pending.applied(&mut applied, &mut self.effects);
+                    self.pending.applied(&mut applied, self.now, &mut self.effects);
                 }
             }
             Input::SnapshotReceived { generation, .. } => {

@@ -319,14 +319,11 @@ impl Replica {
         self.leadership.heard(message.from, self.now);
         self.compare(message.from, chain, digest);
         self.peer_wants_state(message.from, wants_state_from);
-        if message.term >= self.raft.0.raft.term {
-            self.told_to_differ(differs);
-        }
-        if message.get_msg_type() == MessageType::MsgAppend && self.contradicts(&message) {
-            self.stop_for(message.from);
-        }
-        if self.histories.is_stopped() {
+        if self.stops_for(&message) {
             return;
+        }
+        if message.term >= self.raft.0.raft.term {
+            self.told_to_differ(message.from, differs);
         }
         match message.get_msg_type() {
             // Never taken from a peer: proposals and reads reach a leader by forwarding, snapshots by their stream.

@@ -280,11 +280,17 @@ impl Replica {
         }
     }
 
-    /// A leader of this term says that this replica's state is not that of a majority.
-    pub(super) fn told_to_differ(&mut self, said: Chain) {
+    /// A leader of this term says that this replica's state is not that of a majority. One that may have lost what is here
+    /// has no say in that.
+    pub(super) fn told_to_differ(&mut self, by: NodeId, said: Chain) {
         let is_ours = said.index > 0
             && (self.repair.digest == said || self.chains.binary_search(&said).is_ok());
-        if is_ours && !self.repair.damaged && !self.leads() {
+        if !is_ours || self.repair.damaged || self.leads() {
+            return;
+        }
+        if self.is_suspect(by) {
+            self.stop_for(by);
+        } else {
             self.outvoted(said.index);
         }
     }

@@ -14,7 +14,7 @@ use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueR
 use trefoil_proto::reason::{Effect, Retry};
 
 use super::catalogue::Known;
-use super::{Api, Context, Shards, expect_answer, other_answer, partly, refusal};
+use super::{Api, Context, Shards, expect_answer, other_answer, partly};
 
 /// What of a batch goes to one partition.
 struct Part {
@@ -177,6 +177,7 @@ fn judge(refusals: Vec<Refusal>, some_stored: bool) -> Option<Refusal> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::refusal;
     use super::*;
 
     fn refused(reason: Reason) -> Refusal {

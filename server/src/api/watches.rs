@@ -111,8 +111,9 @@ impl<S: Shards> Api<S> {
         let Some(WatchPosition { index, ordinal, shard, cluster_id }) = after else {
             return Ok(Cursor::after(now));
         };
-        if cluster_id != self.cluster_id {
-            let limit = format_args!("{}, the cluster that is asked", self.cluster_id);
+        let own = self.cluster_id();
+        if cluster_id != own {
+            let limit = format_args!("{own}, the cluster that is asked");
             return Err(invalid("after.cluster_id", limit));
         }
         if shard != here {
@@ -177,7 +178,7 @@ impl<S: Shards, R: Send + 'static> Watch<S, R> {
             None => self.api.shards.feeds().tip(self.shard),
         };
         let header = self.api.header(self.shard, Tip { index: position.index, ..tip });
-        let cluster_id = self.api.cluster_id.clone();
+        let cluster_id = self.api.cluster_id();
         let Cursor { index, ordinal } = position;
         let position = WatchPosition { index, ordinal, shard: self.shard, cluster_id };
         (self.respond)(header, seen, position)

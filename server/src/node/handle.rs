@@ -74,7 +74,8 @@ impl Handle {
         let Some(Operation::CancelAcquire(cancel)) = &command.operation else { return };
         let resource = Resource::of_locks(&cancel.namespace, &cancel.name, &cancel.locks);
         let access = access(&Principal { address: None }, Action::UseLock, resource);
-        let ask = Ask { access: Arc::new(access), deadline: Instant::now() + TAKE_BACK_WAIT };
+        let deadline = Instant::now() + TAKE_BACK_WAIT;
+        let ask = Ask { access: Arc::new(access), deadline, fingerprint: 0 };
         while let Err(refusal) = self.command(shard, command.clone(), &ask).await {
             if self.shared.closed_since_ms().is_some()
                 || Instant::now() + TAKE_BACK_PAUSE >= ask.deadline

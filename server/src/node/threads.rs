@@ -79,6 +79,11 @@ fn spawn(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandl
     spawned.map_err(|error| StartError::System { what: "a thread", error })
 }
 
+fn digester(shared: &Arc<Shared>, workers: &Workers) -> Result<JoinHandle<()>, StartError> {
+    let (shared, jobs) = (Arc::clone(shared), Arc::clone(&workers.digests));
+    spawn("digests".to_owned(), move || digests::run(&shared, &jobs))
+}
+
 fn workers() -> Workers {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let applier = |_| Arc::new(Mailbox::new("applier"));
@@ -105,7 +110,7 @@ impl Threads {
             keeper: Arc::clone(&keeper),
             replicas: Vec::new(),
             writers: Vec::new(),
-            others: Vec::new(),
+            others: vec![digester(&shared, &workers)?],
         };
 
         let whole = owned.iter().filter_map(|(shard, owned)| {
@@ -152,10 +157,6 @@ impl Threads {
             scrub: Scrub::new(state_files),
         };
         threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
-
-        let (of_digests, jobs) = (Arc::clone(&shared), Arc::clone(&workers.digests));
-        let digest = move || digests::run(&of_digests, &jobs);
-        threads.others.push(spawn("digests".to_owned(), digest)?);
 
         let keeper = Keeper {
             shared: Arc::clone(&shared),

@@ -75,7 +75,8 @@ impl Writer {
                 self.log.sync_mark();
             }
             if taken.closed {
-                if let Err(error) = self.log.flush() {
+                // No batch will come with which it could go.
+                if let Err(error) = self.log.write(&[]) {
                     warn!(self.shared.logger, "what waited for the next batch was not written"; "error" => %error);
                 }
                 return;

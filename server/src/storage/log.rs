@@ -252,14 +252,6 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         self.engine.get(MEMBERS_REGION, MEMORY)
     }
 
-    /// Writes what waits for a batch, where the node ends and none will come.
-    ///
-    /// # Errors
-    /// When there is no space.
-    pub fn flush(&self) -> Result<(), std::io::Error> {
-        if self.pending().is_empty() { Ok(()) } else { self.write(&[]) }
-    }
-
     /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
     #[must_use]
     pub fn cuts(&self) -> Vec<(Queue, Place)> {
