@@ -32,6 +32,7 @@ struct Runner(Harness);
 impl goldenscript::Runner for Runner {
     type Command = goldenscript::Command;
 
+    #[allow(clippy::too_many_lines, reason = "one table")]
     fn run(
         &mut self,
         script: &goldenscript::Command,

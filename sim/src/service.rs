@@ -250,11 +250,11 @@ impl World {
         true
     }
 
-    /// Where the answer to a try stands at the earliest: a retry is told where an earlier try was decided.
+    /// Where the answer to a try stands at the earliest: a remembered one where it was decided first, also for a first
+    /// try that comes late.
     fn floor(&self, shard: ShardId, work: &Work) -> u64 {
-        let is_retry = matches!(work, Work::Command(Command { request_id: Some(id), node_attempt, .. })
-            if id.attempt > 0 || *node_attempt > 0);
-        if is_retry { 0 } else { self.agreements.applied_index(shard) }
+        let may_be_remembered = matches!(work, Work::Command(Command { request_id: Some(_), .. }));
+        if may_be_remembered { 0 } else { self.agreements.applied_index(shard) }
     }
 
     /// Asks a replica, for another node or not.

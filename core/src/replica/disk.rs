@@ -256,7 +256,8 @@ impl Replica {
         self.hear_time(&message, time, chain.index);
         let metadata = message.get_snapshot().get_metadata();
         let (index, snapshot_term) = (metadata.index, metadata.term);
-        if self.is_suspect(message.from) && index > self.raft.0.raft.raft_log.committed {
+        let replaces = index > self.raft.0.raft.raft_log.committed || self.repair.is_damaged();
+        if self.is_suspect(message.from) && replaces {
             // Nothing tells whether it has what is committed here, and it would take its place.
             self.stop_for(message.from);
             return self.effects.push(Effect::DiscardSnapshot { generation });

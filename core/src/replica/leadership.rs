@@ -180,8 +180,10 @@ impl Replica {
                 let pause = if self.is_pressed() { ELECTION_MS_MAX } else { l::LEADER_BALANCE_MS };
                 self.leadership.hand_over_at_ms = now_ms + pause;
                 if self.is_narrow() {
-                    // It would wait for what does not arrive.
-                    self.let_campaign(better);
+                    // A transfer would wait for what does not arrive. One that cannot win would only raise the term.
+                    if self.can_win(better) {
+                        self.let_campaign(better);
+                    }
                 } else {
                     self.transfer(0, Some(better));
                 }

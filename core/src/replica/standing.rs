@@ -128,6 +128,13 @@ impl Replica {
             && !self.standing.link.is_late(peer, self.now.boot_ms)
     }
 
+    /// Whether a majority has no more than a peer, as far as this leader knows; it has more itself.
+    pub(super) fn can_win(&self, peer: NodeId) -> bool {
+        let matched = |peer| self.raft.0.raft.prs().get(peer).map_or(0, |known| known.matched);
+        let voters = self.others().filter(|other| matched(*other) <= matched(peer)).count();
+        voters > self.config.voters.len() / 2
+    }
+
     /// The peer that should lead rather than any other, of those that what keeps them harms less than this.
     pub(super) fn best_peer(&self, harm: Harm, may_lag: bool) -> Option<NodeId> {
         let matched =

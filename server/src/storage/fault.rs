@@ -63,34 +63,6 @@ impl From<Refusal> for OpenError {
     }
 }
 
-/// Opens what is in a data directory. A library that panics over a damaged file ends in a sentence of ours: as an error
-/// where panics unwind, and where they end the process, in its last words.
-pub(crate) fn opening<T>(
-    path: &std::path::Path,
-    open: impl FnOnce() -> Result<T, OpenError>,
-) -> Result<T, OpenError> {
-    let sentence = |panic: &str| {
-        format!(
-            "{} is damaged where nothing was expected ({panic}): replace this node by a new one",
-            path.display()
-        )
-    };
-    if cfg!(panic = "abort") {
-        let before = std::panic::take_hook();
-        let said = sentence("a library gave up");
-        std::panic::set_hook(Box::new(move |panic| die(format_args!("{said}: {panic}"))));
-        let opened = open();
-        std::panic::set_hook(before);
-        return opened;
-    }
-    let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(open));
-    opened.unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(OpenError::Damaged(sentence(text.unwrap_or("a library gave up"))))
-    })
-}
-
 /// What to do about an error, where its kind tells; it follows the error in a sentence.
 pub(crate) fn remedy(error: &std::io::Error) -> String {
     match error.kind() {

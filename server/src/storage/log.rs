@@ -18,6 +18,7 @@ use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 use super::fault::{Refusal, die, is_no_space};
 use super::files::{Guard, Guarded};
 use super::mark::{self, Mark, Place, Queue};
+use super::regions::{MEMBERS_REGION, region, shard_of};
 use super::{DataDirectory, LogStore, LogWrite, Recovered, durable};
 
 /// Keys of a shard beside its entries.
@@ -29,8 +30,6 @@ const UNCERTAIN: &[u8] = b"uncertain";
 /// There while the state of the shard must not be believed.
 const DAMAGED: &[u8] = b"damaged";
 
-/// Where what is remembered of other members lies: beyond the regions of shards.
-const MEMBERS_REGION: u64 = 1 << 32;
 const MEMORY: &[u8] = b"memory";
 
 /// Generation of the state file with which a shard is born.
@@ -247,7 +246,6 @@ impl<F: FileSystem + 'static> EngineLog<F> {
     }
 
     /// What was remembered last; none in a new log.
-    #[must_use]
     pub fn remembered(&self) -> Option<Vec<u8>> {
         self.engine.get(MEMBERS_REGION, MEMORY)
     }
@@ -471,15 +469,6 @@ fn note_votes(votes: &mut Votes, writes: &[LogWrite]) -> bool {
         }
     }
     is_new
-}
-
-/// raft-engine keeps 0 for itself.
-fn region(shard: ShardId) -> u64 {
-    u64::from(shard) + 1
-}
-
-fn shard_of(region: u64) -> Option<ShardId> {
-    ShardId::try_from(region.checked_sub(1)?).ok().filter(|_| region != MEMBERS_REGION)
 }
 
 fn put(batch: &mut LogBatch, region: u64, key: &[u8], value: Vec<u8>) {

@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use trefoil_core::machine::Machine;
 use trefoil_core::{META_SHARD, ShardId};
 
-use super::fault::{self, OpenError, Refusal};
+use super::fault::{OpenError, Refusal};
 use super::log::BIRTH_GENERATION;
 use super::state::{file_path, remove_other_generations};
 use super::{
-    DataDirectory, EngineLog, Expected, Identity, LogStore as _, LogWrite, Recovered, StateStore,
-    Unusable, evidence,
+    DataDirectory, EngineLog, Expected, LogStore as _, LogWrite, Recovered, StateStore, Unusable,
+    evidence,
 };
 
 /// What a node has on disk. The directory, which is locked, is dropped last.
@@ -32,17 +32,7 @@ pub struct Disk {
 /// # Errors
 /// One line that says what is wrong and what to do.
 pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk, OpenError> {
-    let (directory, identity, new) = DataDirectory::open(path, expected)?;
-    fault::opening(path, || Ok(open_data(path, directory, &identity, new, cache_bytes)?))
-}
-
-fn open_data(
-    path: &Path,
-    mut directory: DataDirectory,
-    identity: &Identity,
-    new: bool,
-    cache_bytes: usize,
-) -> Result<Disk, Refusal> {
+    let (mut directory, identity, new) = DataDirectory::open(path, expected)?;
     let shards = (META_SHARD..=identity.shards).collect::<Vec<_>>();
     let cache_bytes = cache_bytes / shards.len();
     if new {
@@ -59,7 +49,7 @@ fn open_data(
         let store = match open_state(path, &mut recovered, cache_bytes) {
             // Nobody else has what it held.
             Err(Unusable::Damaged(damaged)) if identity.members.len() == 1 => {
-                return Err(damaged.into());
+                return Err(Refusal::from(damaged).into());
             }
             Err(Unusable::Damaged(damaged)) => {
                 log.write(&[LogWrite::Damage(recovered.shard)]).map_err(|error| {
@@ -68,7 +58,7 @@ fn open_data(
                 recovered.damage = Some(damaged.to_string());
                 None
             }
-            Err(Unusable::Refused(refusal)) => return Err(refusal),
+            Err(Unusable::Refused(refusal)) => return Err(refusal.into()),
             Ok(store) => store,
         };
         if store.is_none() {
