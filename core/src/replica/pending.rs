@@ -365,9 +365,13 @@ impl Pending {
             // The newest try is the one that its caller waits for: by it what nobody takes is taken back.
             let mut askers = self.waiting.remove(&settled.waiter).unwrap_or_default();
             let newest = askers.pop();
-            for Asker { call, .. } in askers {
-                let answer = Reply::Answered(position(u32::MAX), settled.answer.clone());
-                effects.push(Effect::Reply(call, answer));
+            for Asker { call, take_back } in askers {
+                let is_superseded = take_back.is_some() && is_grant(&settled.answer);
+                effects.push(if is_superseded && !crate::mutant!(ForwardedGrantTrusted) {
+                    refuse(call, refusal(Reason::MaybeApplied, "the call was sent again meanwhile"))
+                } else {
+                    Effect::Reply(call, Reply::Answered(position(u32::MAX), settled.answer.clone()))
+                });
             }
             if let Some(asker) = newest {
                 self.answer(asker, position(u32::MAX), settled.answer, now, effects);
