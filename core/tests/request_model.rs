@@ -4,6 +4,7 @@
 mod support;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -140,8 +141,8 @@ impl World {
             }
             Step::Lose { id, asks } => {
                 let (id, _) = self.numbered(id, 0, false);
-                if !self.asked.contains_key(&id) {
-                    self.asked.insert(id, asks);
+                if let Entry::Vacant(unasked) = self.asked.entry(id) {
+                    unasked.insert(asks);
                     self.since_ms.insert((id, asks), self.harness.now_ms);
                 }
             }

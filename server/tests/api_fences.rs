@@ -193,7 +193,7 @@ async fn a_batch_that_one_shard_refuses_says_that_a_part_may_be_stored() {
     let new = grant(&channel, session(&channel).await, lock::LockMode::Exclusive).await;
     unary(&channel, batch(new, 0..1)).await.unwrap();
     let (code, refusal) = refused(unary(&channel, batch(old, 0..40)).await);
-    assert_eq!((code, refusal.reason()), (Code::Aborted, Reason::MaybeApplied));
+    assert_eq!((code, refusal.reason()), (Code::Aborted, Reason::PartlyApplied));
     assert_eq!(refusal.metadata["cause"], "FENCED");
     unary(&channel, batch(new, 0..40)).await.unwrap();
     assert_fenced(unary(&channel, batch(old, 0..40)).await, old);

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout};
 use trefoil_core::machine::{Body, Event};
 use trefoil_core::{BIRTH_INDEX, ShardId, slot};
 use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Command, answer};
+use trefoil_proto::internal::v1::{Command, Drawn, answer};
 use trefoil_proto::lock::v1::{self as lock, LockEventKind};
 use trefoil_server::authorize::{Access, Action};
 use trefoil_server::node::{Answered, Ask, Handle};
@@ -31,6 +31,7 @@ async fn command(handle: &Handle, action: Action, name: &str, operation: Operati
     let command = Command {
         slot: slot::of_locks(NAMESPACE).into(),
         map_epoch: slot::MAP_EPOCH,
+        chance: Some(Drawn { high: rand::random(), low: rand::random() }),
         operation: Some(operation),
         ..Command::default()
     };

@@ -6,7 +6,7 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::MessageType;
-use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Counts, Outcome, QueryOutcome};
 use trefoil_core::replica::{
     ApplyRange, Effect, Input, Peer, PersistBatch, Read, Reply, Role, RoleChange,
 };
@@ -92,20 +92,26 @@ impl World {
                 // An old message may tell of a state that has been replaced.
                 Effect::Diverged { .. } if self.stats.writes_lost > 0 => {}
                 Effect::TwoHistories { peer, index } => {
-                    let what =
-                        format!("n{node}/s{shard} says that n{peer} has another up to {index}");
-                    self.violations.push(Violation::new("a shard has one history", what));
+                    self.says(node, shard, ("a shard has one history", peer), index);
                 }
                 Effect::Diverged { peer, index } => {
-                    let what =
-                        format!("n{node}/s{shard} says that n{peer} has another state at {index}");
-                    self.violations.push(Violation::new(
-                        "replicas have the same state at the same index",
-                        what,
-                    ));
+                    let promise = "replicas have the same state at the same index";
+                    self.says(node, shard, (promise, peer), index);
                 }
             }
         }
+    }
+
+    /// A replica says of another that a promise is broken.
+    fn says(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        (promise, peer): (&'static str, NodeId),
+        index: u64,
+    ) {
+        let what = format!("n{node}/s{shard} says that n{peer} has another one at {index}");
+        self.violations.push(Violation::new(promise, what));
     }
 
     fn note_role(&mut self, node: NodeId, shard: ShardId, change: RoleChange) {
@@ -301,6 +307,17 @@ impl World {
         self.step(node, shard, Input::Applied(all));
     }
 
+    fn tally(&mut self, counts: &Counts) {
+        self.stats.grants += counts.locks_acquired;
+        self.stats.permits_taken += counts.permits_acquired;
+        self.stats.conversions += counts.locks_converted;
+        self.stats.deadlocks += counts.deadlocks;
+        self.stats.forced += counts.locks_forced;
+        self.stats.sessions_expired += counts.sessions_expired;
+        self.stats.leases_expired += counts.leases_expired;
+        self.stats.cache_expired += counts.cache_expired;
+    }
+
     /// Compares an entry and its effect with what other nodes had, and tells the ledger of it once.
     fn saw_applied(
         &mut self,
@@ -327,15 +344,7 @@ impl World {
         let grace_until_ms = agreements.expiry.grace_until_ms(shard, applied.term, now_ms);
         let times = Times { now_ms, grace_until_ms };
         self.saw_time(shard, data, applied);
-        let counts = &applied.counts;
-        self.stats.grants += counts.locks_acquired;
-        self.stats.permits_taken += counts.permits_acquired;
-        self.stats.conversions += counts.locks_converted;
-        self.stats.deadlocks += counts.deadlocks;
-        self.stats.forced += counts.locks_forced;
-        self.stats.sessions_expired += counts.sessions_expired;
-        self.stats.leases_expired += counts.leases_expired;
-        self.stats.cache_expired += counts.cache_expired;
+        self.tally(&applied.counts);
         let Ok(entry) = Entry::decode(&data[..]) else { return };
         if let Some(lives) = lives {
             self.violations.extend(lives.check(&entry, applied, times));

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use prost::Message as _;
 use trefoil_core::DRAWN_BYTES;
+use trefoil_core::call::is_idempotent;
 use trefoil_core::limits::WAITER_CLAIM_MS;
 use trefoil_core::machine::needs_chance;
 use trefoil_core::replica::Reply;
@@ -432,12 +433,11 @@ impl Client {
         };
         let outcome = outcome(answer);
         self.role.learned(action, &outcome);
-        self.end(
-            now,
-            pending,
-            End::Answered(Place { shard, position, exact: true }, outcome),
-            shared,
-        )
+        // Without an id what is tried again by its node is told where the last try stands.
+        let again = |command: &Command| command.operation.as_ref().is_some_and(is_idempotent);
+        let is_tried_again = matches!(&pending.step.request.body, Body::Command(c) if again(c));
+        let exact = pending.id.is_some() || !is_tried_again;
+        self.end(now, pending, End::Answered(Place { shard, position, exact }, outcome), shared)
     }
 
     fn end(&mut self, now: u64, pending: Pending, end: End, shared: &mut Shared) -> Vec<Todo> {

@@ -138,6 +138,8 @@ impl Network {
     /// From now on so many bytes of appends in a second leave a node to each other one; none is no limit.
     pub fn narrow(&mut self, node: NodeId, rate: Option<u64>) {
         self.left.retain(|link, _| link.0 != node);
+        // What waits for the link as it was does not hold up what is sent on it from now on.
+        self.busy.retain(|(from, _, lane), _| *from != node || *lane != Lane::Bulk);
         match rate {
             Some(rate) => self.narrow.insert(node, rate),
             None => self.narrow.remove(&node),
@@ -168,6 +170,7 @@ impl Network {
         self.slow.clear();
         self.narrow.clear();
         self.left.clear();
+        self.busy.retain(|(_, _, lane), _| *lane != Lane::Bulk);
     }
 
     /// From now on nothing happens to links between these nodes.

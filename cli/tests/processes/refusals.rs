@@ -115,7 +115,7 @@ async fn an_older_copy_is_refused_with_74_and_two_emptied_nodes_wait_for_the_thi
     cluster.ready().await;
     let client = cluster.client().await;
     for n in 0..20 {
-        client.cache().put(&format!("key-{n}"), "v").await.unwrap();
+        client.cache().put(format!("key-{n}"), "v").await.unwrap();
     }
     assert_eq!(cluster.nodes[1].stop().code(), Some(0));
     let newest = own.with_extension("newest");

@@ -85,6 +85,36 @@ impl std::fmt::Debug for RawNodeDebug {
 /// Hashes of states that are remembered to be compared with what peers say.
 const CHAINS_KEPT: usize = 1_024;
 
+/// How raft is to behave.
+fn raft_config(config: &Config, boot: &Boot) -> raft::Config {
+    let (applied, _) = boot.applied;
+    raft::Config {
+        id: config.node,
+        election_tick: l::ELECTION_TICKS_MIN,
+        min_election_tick: l::ELECTION_TICKS_MIN,
+        max_election_tick: l::ELECTION_TICKS_MAX,
+        heartbeat_tick: l::HEARTBEAT_TICKS,
+        applied: if crate::mutant!(AppliedIsCommit) {
+            applied.max(boot.hard_state.commit)
+        } else {
+            applied
+        },
+        max_size_per_msg: 1 << 20,
+        max_inflight_msgs: 256,
+        check_quorum: !crate::mutant!(NoCheckQuorum),
+        pre_vote: !crate::mutant!(NoPreVote),
+        read_only_option: if crate::mutant!(LeaseRead) {
+            raft::ReadOnlyOption::LeaseBased
+        } else {
+            raft::ReadOnlyOption::Safe
+        },
+        batch_append: true,
+        max_uncommitted_size: l::UNCOMMITTED_BYTES_MAX,
+        max_committed_size_per_ready: 16 << 20,
+        ..raft::Config::default()
+    }
+}
+
 impl Replica {
     /// Starts from what the disk holds.
     ///
@@ -100,31 +130,6 @@ impl Replica {
                 boot.last_index
             ));
         }
-        let raft_config = raft::Config {
-            id: config.node,
-            election_tick: l::ELECTION_TICKS_MIN,
-            min_election_tick: l::ELECTION_TICKS_MIN,
-            max_election_tick: l::ELECTION_TICKS_MAX,
-            heartbeat_tick: l::HEARTBEAT_TICKS,
-            applied: if crate::mutant!(AppliedIsCommit) {
-                applied.max(boot.hard_state.commit)
-            } else {
-                applied
-            },
-            max_size_per_msg: 1 << 20,
-            max_inflight_msgs: 256,
-            check_quorum: !crate::mutant!(NoCheckQuorum),
-            pre_vote: !crate::mutant!(NoPreVote),
-            read_only_option: if crate::mutant!(LeaseRead) {
-                raft::ReadOnlyOption::LeaseBased
-            } else {
-                raft::ReadOnlyOption::Safe
-            },
-            batch_append: true,
-            max_uncommitted_size: l::UNCOMMITTED_BYTES_MAX,
-            max_committed_size_per_ready: 16 << 20,
-            ..raft::Config::default()
-        };
         let log = Log::new(boot, &config.voters);
         if log.term_at(applied) != Some(applied_term) {
             return Err(format!(
@@ -132,7 +137,8 @@ impl Replica {
                 config.shard
             ));
         }
-        let raft = RawNode::new(&raft_config, log, logger).map_err(|error| error.to_string())?;
+        let raft = RawNode::new(&raft_config(&config, boot), log, logger)
+            .map_err(|error| error.to_string())?;
         let mut replica = Self {
             clock: LogClock::new(boot.log_time_ms, boot.wall_ms, now),
             leadership: leadership::Leadership::new(&config, boot),

@@ -515,6 +515,7 @@ impl Cluster {
         writeln!(self.trace, "n{node} {what}").expect("text grows");
     }
 
+    #[allow(clippy::too_many_lines, reason = "one table")]
     fn show(&mut self, node: NodeId, effect: &Effect) {
         match effect {
             Effect::Send(peer) => {

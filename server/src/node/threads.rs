@@ -84,6 +84,21 @@ fn digester(shared: &Arc<Shared>, workers: &Workers) -> Result<JoinHandle<()>, S
     spawn("digests".to_owned(), move || digests::run(&shared, &jobs))
 }
 
+fn log_reader(
+    shared: &Arc<Shared>,
+    log: &Arc<EngineLog>,
+    workers: &Workers,
+) -> Result<JoinHandle<()>, StartError> {
+    let (shared, log, jobs) = (Arc::clone(shared), Arc::clone(log), Arc::clone(&workers.reader));
+    spawn("log-reader".to_owned(), move || reader::run(&shared, &log, &jobs))
+}
+
+/// Reads what is in the state files that are whole.
+fn scrub_of(owned: &BTreeMap<ShardId, Owned>) -> Scrub {
+    let file = |owned: &Owned| Some(owned.state.as_ref()?.store.file().clone());
+    Scrub::new(owned.iter().filter_map(|(shard, owned)| Some((*shard, file(owned)?))).collect())
+}
+
 fn workers() -> Workers {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let applier = |_| Arc::new(Mailbox::new("applier"));
@@ -113,10 +128,7 @@ impl Threads {
             others: vec![digester(&shared, &workers)?],
         };
 
-        let whole = owned.iter().filter_map(|(shard, owned)| {
-            Some((*shard, owned.state.as_ref()?.store.file().clone()))
-        });
-        let state_files = whole.collect();
+        let scrub = scrub_of(&owned);
         for (n, jobs) in workers.appliers.iter().enumerate() {
             let applier = Applier {
                 shared: Arc::clone(&shared),
@@ -141,10 +153,7 @@ impl Threads {
         };
         threads.writers.push(spawn("log-writer".to_owned(), move || writer.run())?);
 
-        let (reader_shared, reader_log, jobs) =
-            (Arc::clone(&shared), Arc::clone(&log), Arc::clone(&workers.reader));
-        let read = move || reader::run(&reader_shared, &reader_log, &jobs);
-        threads.others.push(spawn("log-reader".to_owned(), read)?);
+        threads.others.push(log_reader(&shared, &log, &workers)?);
 
         let (jobs, root_of_files) = (Arc::clone(&workers.files), root.clone());
         let files = Files {
@@ -154,7 +163,7 @@ impl Threads {
             jobs,
             workers: workers.clone(),
             full,
-            scrub: Scrub::new(state_files),
+            scrub,
         };
         threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
 

@@ -197,7 +197,7 @@ impl Introductions {
         let from = greeting.from;
         let formation = greeting.formation.clone().unwrap_or_default();
         let word = word_of(greeting.incarnation, &formation);
-        let told = Memory::of_proto(greeting.memory.as_ref().unwrap_or(&proto::Memory::default()));
+        let told = Memory::of_proto(&greeting.memory.clone().unwrap_or_default());
         let mut state = self.lock();
         if state.directory.is_none() {
             return Err(Fault::OldStream.into());

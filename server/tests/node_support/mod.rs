@@ -245,7 +245,10 @@ pub(crate) fn ask(action: Action, key: &str, wait: Duration) -> Ask {
 }
 
 pub(crate) async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answered, Refusal> {
-    let command = put_command(handle, key, text, None);
+    // Under an id of its own, so that a node may try it again when a leader changes.
+    let client = format!("put-{:016x}", rand::random::<u64>());
+    let request_id = RequestId { client, sequence: 1, ..RequestId::default() };
+    let command = put_command(handle, key, text, Some(request_id));
     handle.command(shard_of(key), command, &ask(Action::WriteValue, key, WAIT)).await
 }
 
