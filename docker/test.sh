@@ -265,7 +265,7 @@ check_refusals() {
     sleep 0.5
   done
   line=$(docker logs --tail 1 "$id" 2>&1)
-  [[ $line == *'belongs to cluster'* ]] || fail "another cluster's volume: $line"
+  [[ $line == *'belongs to another cluster'* ]] || fail "another cluster's volume: $line"
   say "five restarts, then no more: $line"
 }
 
