@@ -24,6 +24,10 @@ pub(crate) fn reason(status: &Status) -> Option<Reason> {
 
 /// Whether a call never left, since nobody listens any more.
 pub(crate) fn was_not_sent(status: &Status) -> bool {
+    // Whether it is refused, or reset where it waited to be accepted: no call was on it yet.
+    if status.message() == "tcp connect error" {
+        return true;
+    }
     let mut source: Option<&dyn std::error::Error> = Some(status);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
