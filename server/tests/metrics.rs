@@ -84,7 +84,8 @@ fn the_list_is_what_dashboards_know() {
         trefoil_permits_released_total trefoil_permits_timeouts_total trefoil_permits_wait_seconds trefoil_pipeline_streams
         trefoil_process_resident_memory_bytes
         trefoil_queue_acked_total trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag
-        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds trefoil_semaphores trefoil_sessions trefoil_sessions_expired_total
+        trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds
+        trefoil_scrub_bytes_total trefoil_scrub_finished_timestamp_seconds trefoil_semaphores trefoil_sessions trefoil_sessions_expired_total
         trefoil_state_damage_total trefoil_state_damaged trefoil_state_disputed trefoil_state_diverged_total trefoil_two_histories_total
         trefoil_wal_fsync_seconds trefoil_watch_events_total trefoil_watchers
         trefoil_watches_ended_total";
@@ -97,7 +98,8 @@ fn names_and_help_follow_the_rules_of_prometheus() {
         let (name, kind) = (family.name(), kind(&family));
         assert!(family.help().ends_with('.'), "{name} has no sentence of help");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
-        assert_eq!(name.ends_with("_seconds"), kind == "histogram", "{name} is a {kind}");
+        let is_duration = name.ends_with("_seconds") && !name.ends_with("_timestamp_seconds");
+        assert_eq!(is_duration, kind == "histogram", "{name} is a {kind}");
     }
 }
 
