@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use trefoil_core::NodeId;
 use trefoil_server::node::FatalError;
 
@@ -32,7 +32,11 @@ async fn failure(cluster: &Cluster, id: NodeId) -> FatalError {
 
 async fn write(cluster: &Cluster, by: NodeId, text: &str) {
     for shard in 1..=SHARDS {
-        put(cluster.handle(by), &key_in(shard), text).await.unwrap();
+        let deadline = Instant::now() + WAIT;
+        // Twice is once; a leader may change on a busy machine.
+        while let Err(refusal) = put(cluster.handle(by), &key_in(shard), text).await {
+            assert!(Instant::now() < deadline, "shard {shard}: {refusal:?}");
+        }
     }
 }
 

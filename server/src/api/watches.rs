@@ -108,10 +108,14 @@ impl<S: Shards> Api<S> {
         after: Option<WatchPosition>,
         now: u64,
     ) -> Result<Cursor, Refusal> {
+        let own = self.cluster_id();
+        if own.is_empty() {
+            // A position that is told must name the cluster.
+            return Err(refusal(Reason::NoQuorum, "the cluster is not formed yet"));
+        }
         let Some(WatchPosition { index, ordinal, shard, cluster_id }) = after else {
             return Ok(Cursor::after(now));
         };
-        let own = self.cluster_id();
         if cluster_id != own {
             let limit = format_args!("{own}, the cluster that is asked");
             return Err(invalid("after.cluster_id", limit));

@@ -197,15 +197,16 @@ impl Introductions {
         let from = greeting.from;
         let formation = greeting.formation.clone().unwrap_or_default();
         let word = word_of(greeting.incarnation, &formation);
-        let told = Memory::of_proto(&greeting.memory.clone().unwrap_or_default());
+        let told = greeting.memory.as_ref().map(Memory::of_proto).unwrap_or_default();
         let mut state = self.lock();
         if state.directory.is_none() {
             return Err(Fault::OldStream.into());
         }
         self.hear_word(&mut state, from, &word)?;
         let said = told.peers.get(&from).cloned().unwrap_or_default();
+        let before = state.memory.encode();
         state.memory.meet(from, &said)?;
-        self.learn(&mut state, from, &told);
+        self.learn(&mut state, from, &told, &before);
         Ok(())
     }
 
@@ -225,7 +226,8 @@ impl Introductions {
             self.hear_word(&mut state, from, &word_of(incarnation, formation))?;
         }
         if let Some(memory) = memory {
-            self.learn(&mut state, from, &Memory::of_proto(memory));
+            let before = state.memory.encode();
+            self.learn(&mut state, from, &Memory::of_proto(memory), &before);
         }
         Ok(())
     }
@@ -300,8 +302,8 @@ impl Introductions {
         });
     }
 
-    fn learn(&self, state: &mut State, from: NodeId, told: &Memory) {
-        let before = state.memory.encode();
+    /// Takes what a peer that is accepted tells, and keeps the memory where it is not what it was `before`.
+    fn learn(&self, state: &mut State, from: NodeId, told: &Memory, before: &[u8]) {
         for (peer, stale) in state.memory.learn(self.shared.node, from, told) {
             error!(self.shared.logger,
                 "an older copy of a data directory has taken part: shards may have two histories";
