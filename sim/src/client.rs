@@ -17,7 +17,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calls::{Body, Queue, Request, Router, outcome};
 use crate::check::Violation;
-use crate::check::history::{Action, End, History, Place};
+use crate::check::history::{Action, End, History, Outcome, Place};
 use crate::check::requests::{Ledger, is_forgotten};
 use crate::dice::Dice;
 use crate::knobs::{Knobs, MILLISECOND, SECOND};
@@ -436,7 +436,9 @@ impl Client {
         // Without an id what is tried again by its node is told where the last try stands.
         let again = |command: &Command| command.operation.as_ref().is_some_and(is_idempotent);
         let is_tried_again = matches!(&pending.step.request.body, Body::Command(c) if again(c));
-        let exact = pending.id.is_some() || !is_tried_again;
+        let is_over = matches!(action, Action::Convert { .. })
+            && matches!(outcome, Outcome::Refused(Reason::SessionExpired | Reason::NotHolder));
+        let exact = (pending.id.is_some() || !is_tried_again) && !is_over;
         self.end(now, pending, End::Answered(Place { shard, position, exact }, outcome), shared)
     }
 

@@ -244,7 +244,7 @@ impl Replica {
         let (applied, age_ms) = (self.applied.index, self.now.boot_ms - at_ms);
         let due = applied >= index + self.config.tuning.digest_entries
             && age_ms >= self.config.tuning.digest_age_ms;
-        let soon = self.repair.disputed && applied > index && age_ms >= l::STATE_RETRY_MS;
+        let soon = self.repair.disputed && applied >= index && age_ms >= l::STATE_RETRY_MS;
         (due || soon)
             && self.config.voters.len() > 1
             && self.advance_index <= applied

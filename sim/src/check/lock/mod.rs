@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::LockMode;
 
 use super::Violation;
@@ -226,6 +227,8 @@ fn ends<'a>(history: &'a History, name: Name<'_>, grant: &Grant<'_>) -> Vec<&'a 
             Action::Convert { namespace, session, lock, .. } => {
                 let other = match call.answered() {
                     Some((_, Outcome::Converted { token, .. })) => *token > grant.token,
+                    // A retry is told that it is over by now; an earlier try may have converted.
+                    Some((_, Outcome::Refused(Reason::SessionExpired | Reason::NotHolder))) => true,
                     other => other.is_none(),
                 };
                 own(namespace, *session) && lock == name.1 && other
@@ -282,7 +285,7 @@ fn may_have_ended(
 
 fn took_effect_by(call: &Call, at: At) -> bool {
     match call.answered() {
-        Some((_, Outcome::Refused(_))) => false,
+        Some((place, Outcome::Refused(_))) => !place.exact,
         Some((place, _)) => !place.exact || place.position.index <= at.index,
         None => call.is_open(),
     }
