@@ -16,6 +16,7 @@ mod log;
 pub mod obstacles;
 mod offers;
 mod pending;
+mod raft_config;
 mod reads;
 mod ready;
 mod repair;
@@ -34,6 +35,7 @@ use trefoil_proto::internal::v1::{Entry, Refusal};
 use self::clock::LogClock;
 use self::log::Log;
 use self::pending::{Pending, refusal, refuse};
+use self::raft_config::raft_config;
 use self::reads::Reads;
 use self::standing::Room;
 use crate::limits as l;
@@ -84,36 +86,6 @@ impl std::fmt::Debug for RawNodeDebug {
 
 /// Hashes of states that are remembered to be compared with what peers say.
 const CHAINS_KEPT: usize = 1_024;
-
-/// How raft is to behave.
-fn raft_config(config: &Config, boot: &Boot) -> raft::Config {
-    let (applied, _) = boot.applied;
-    raft::Config {
-        id: config.node,
-        election_tick: l::ELECTION_TICKS_MIN,
-        min_election_tick: l::ELECTION_TICKS_MIN,
-        max_election_tick: l::ELECTION_TICKS_MAX,
-        heartbeat_tick: l::HEARTBEAT_TICKS,
-        applied: if crate::mutant!(AppliedIsCommit) {
-            applied.max(boot.hard_state.commit)
-        } else {
-            applied
-        },
-        max_size_per_msg: 1 << 20,
-        max_inflight_msgs: 256,
-        check_quorum: !crate::mutant!(NoCheckQuorum),
-        pre_vote: !crate::mutant!(NoPreVote),
-        read_only_option: if crate::mutant!(LeaseRead) {
-            raft::ReadOnlyOption::LeaseBased
-        } else {
-            raft::ReadOnlyOption::Safe
-        },
-        batch_append: true,
-        max_uncommitted_size: l::UNCOMMITTED_BYTES_MAX,
-        max_committed_size_per_ready: 16 << 20,
-        ..raft::Config::default()
-    }
-}
 
 impl Replica {
     /// Starts from what the disk holds.

@@ -3,6 +3,7 @@
 //! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
 //! never cut off), [`state`] (a file under changes in memory) over [`blocks`] (no byte unverified), [`checkpoint`], [`snapshot`], [`reserve`], [`node`] (all of it at the start).
 
+mod backend;
 pub mod blocks;
 pub mod checkpoint;
 pub mod directory;

@@ -6,6 +6,7 @@
 mod circles;
 mod ends;
 mod read;
+mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -183,9 +184,10 @@ impl Grants {
             // What was granted before this command is known by its token, or by whom it concerns.
             let id = id_of(command.request_id.as_ref());
             let before = |settled: &Settled| {
-                // The wait ended, and this is a retry that was answered so.
+                // The wait ended, and this is a retry that was answered so; a grant that is cancelled later on had none.
                 let is_same = matches!(outcome, Outcome::Answered(_))
                     && id.is_some()
+                    && self.waits.contains_key(&settled.waiter)
                     && id_of(settled.request_id.as_ref()) == id;
                 is_same || self.stands_before(operation, outcome, settled)
             };
@@ -391,61 +393,6 @@ impl Grants {
             brought_at: self.index,
         };
         self.asked(wait, outcome, times);
-    }
-
-    /// A call waits, or has its answer at once.
-    fn asked(&mut self, wait: Waiting, outcome: &Outcome, times: Times) {
-        match outcome {
-            Outcome::Waiting(waiter) => self.join(waiter, wait),
-            Outcome::Answered(answer) => {
-                self.judge_refusal(&wait, answer);
-                self.told(&wait, None, answer, times);
-            }
-        }
-    }
-
-    /// A call waits in the order of each of its locks; one that was sent again has the places that it had.
-    fn join(&mut self, waiter: &WaiterId, wait: Waiting) {
-        if let Some(known) = self.waits.get_mut(waiter) {
-            known.brought_at = wait.brought_at;
-            return;
-        }
-        let Waiting { session, converts, .. } = wait;
-        let several = wait.wants.len() > 1;
-        for (lock, _) in &wait.wants {
-            let lock = self.locks.entry((wait.namespace.clone(), lock.clone())).or_default();
-            // Of several locks it does not wait for what its session holds.
-            if !several || lock.holds.iter().all(|hold| hold.session != session) {
-                lock.waits.push(Standing { waiter: waiter.clone(), session, converts });
-            }
-        }
-        self.begun.insert(waiter.clone());
-        self.waits.insert(waiter.clone(), wait);
-    }
-
-    /// A wait is over.
-    fn leave(&mut self, waiter: &WaiterId) {
-        let Some(wait) = self.waits.remove(waiter) else { return };
-        for (lock, _) in wait.wants {
-            if let Some(lock) = self.locks.get_mut(&(wait.namespace.clone(), lock)) {
-                lock.waits.retain(|other| other.waiter != *waiter);
-            }
-        }
-    }
-
-    /// A wait has ended.
-    fn settled(&mut self, settled: &Settled, times: Times) {
-        if let Some(id) = id_of(settled.request_id.as_ref()) {
-            self.done.insert(id);
-        }
-        let Some(wait) = self.waits.get(&settled.waiter).cloned() else {
-            if newest(&settled.answer).is_some() {
-                self.found.push(Violation::new(CANCELLED, format!("{settled:?}")));
-            }
-            return;
-        };
-        self.told(&wait, Some(&settled.waiter), &settled.answer, times);
-        self.leave(&settled.waiter);
     }
 
     /// A call was answered: with all that it wants, or with nothing.
