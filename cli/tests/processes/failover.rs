@@ -7,8 +7,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Request;
 use tonic::transport::Channel;
+use trefoil_client::proto::cache::v1::PutRequest;
 use trefoil_client::proto::cache::v1::cache_service_client::CacheServiceClient;
-use trefoil_client::proto::common::v1::RequestId;
+use trefoil_client::proto::common::v1::{RequestId, Value, value};
 use trefoil_client::{Client, Reason};
 
 use crate::proxy::Wires;
@@ -19,6 +20,8 @@ use crate::support::{Cluster, eventually};
 const PAUSE: Duration = Duration::from_millis(20);
 /// Longer than any fail-over.
 const WATCHED: Duration = Duration::from_secs(4);
+/// A leader that stays has gaps of 9 s.
+const NARROW_WATCHED: Duration = Duration::from_secs(15);
 /// A call that ends later than that was held.
 const HELD_MAX: Duration = Duration::from_secs(6);
 
@@ -48,10 +51,10 @@ async fn led_by(client: &Client, cluster: &Cluster, node: usize) -> String {
 
 /// Plain calls through one node that lives on, half of them with a request id: each its start and its end, and whether
 /// it succeeded.
-async fn call(node: Channel, key: String, until: Instant) -> Vec<(Instant, Instant, bool)> {
+async fn call(put: PutRequest, node: Channel, until: Instant) -> Vec<(Instant, Instant, bool)> {
     let mut calls = JoinSet::new();
     for n in 1.. {
-        let (mut cache, mut put) = (CacheServiceClient::new(node.clone()), raw::put_request(&key));
+        let (mut cache, mut put) = (CacheServiceClient::new(node.clone()), put.clone());
         put.request_id = (n % 2 == 0).then(|| RequestId {
             client: "failover".to_owned(),
             sequence: n,
@@ -73,8 +76,8 @@ async fn call(node: Channel, key: String, until: Instant) -> Vec<(Instant, Insta
     calls.join_all().await
 }
 
-/// From the fault to the first success of a call that began after it, and the longest call.
-async fn fail_over(fault: Fault) -> (Duration, Duration) {
+/// Three nodes behind wires, the one that leads most, and a key that it leads.
+async fn wired() -> (Wires, Cluster, usize, String) {
     let wires = Wires::lay(3).await;
     let mut cluster = Cluster::prepare_behind(&wires.addresses(), &[]).await;
     for (n, node) in cluster.nodes.iter_mut().enumerate() {
@@ -85,9 +88,15 @@ async fn fail_over(fault: Fault) -> (Duration, Duration) {
     let leader = cluster.busiest().await;
     let client = cluster.client().await;
     let key = led_by(&client, &cluster, leader).await;
+    (wires, cluster, leader, key)
+}
+
+/// From the fault to the first success of a call that began after it, and the longest call.
+async fn fail_over(fault: Fault) -> (Duration, Duration) {
+    let (wires, mut cluster, leader, key) = wired().await;
     let through = raw::channel(&cluster.nodes[(leader + 1) % 3]);
     let began = Instant::now();
-    let calls = tokio::spawn(call(through, key, began + WATCHED));
+    let calls = tokio::spawn(call(raw::put_request(&key), through, began + WATCHED));
     sleep(Duration::from_millis(500)).await;
     let broken = Instant::now();
     match fault {
@@ -143,6 +152,29 @@ async fn calls_succeed_soon_after_a_leader_was_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_succeed_soon_after_a_leader_was_cut_off() {
     measure(Fault::Cut).await;
+}
+
+/// Fifty values of 16 KiB a second are 25 times what the wires of the leader carry.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_behind_a_narrow_link_hands_over() {
+    let (wires, cluster, leader, key) = wired().await;
+    let mut put = raw::put_request(&key);
+    let text = value::Kind::Text("x".repeat(16 << 10));
+    put.value = Some(Value { kind: Some(text) });
+    let through = raw::channel(&cluster.nodes[(leader + 1) % 3]);
+    let until = Instant::now() + NARROW_WATCHED;
+    let calls = tokio::spawn(call(put, through, until));
+    sleep(Duration::from_millis(500)).await;
+    let narrowed = Instant::now();
+    wires.narrow(cluster.nodes[leader].id(), 32_000);
+    let calls = calls.await.unwrap();
+    let mut ends = calls.iter().filter(|call| call.2).map(|call| call.1).collect::<Vec<_>>();
+    ends.retain(|end| *end > narrowed);
+    ends.extend([narrowed, until]);
+    ends.sort();
+    let longest = ends.windows(2).map(|two| two[1] - two[0]).max().expect("two ends");
+    eprintln!("behind a narrow link: {} successes, longest gap {longest:?}", ends.len() - 2);
+    assert!(longest < HELD_MAX, "{longest:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

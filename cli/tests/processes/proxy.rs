@@ -1,20 +1,38 @@
-//! Wires between nodes that can be cut: each node's peer address is a proxy in front of it, which knows by the process
-//! behind a connection who dials.
+//! Wires between nodes that can be cut, or be narrow: each node's peer address is a proxy in front of it, which knows by
+//! the process behind a connection who dials.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
+use tokio::time::sleep;
 
 /// The proxies of a cluster. Dropped, they end.
 pub(crate) struct Wires {
     wires: Vec<Wire>,
-    /// The process that is cut off.
-    cut: watch::Sender<Option<u32>>,
+    /// The process whose wires are not as they should be.
+    trouble: watch::Sender<Option<(u32, Trouble)>>,
+}
+
+#[derive(Clone, Copy)]
+enum Trouble {
+    /// Nothing comes to it or from it.
+    Cut,
+    /// So many bytes in a second leave it on each wire.
+    Narrow(u64),
+}
+
+/// What becomes of the bytes of one direction of a wire.
+#[derive(Clone, Copy)]
+enum Fate {
+    Passes,
+    Stays,
+    Paced(u64),
 }
 
 struct Wire {
@@ -32,16 +50,16 @@ impl Drop for Wire {
 impl Wires {
     /// Proxies that lead nowhere yet.
     pub(crate) async fn lay(count: usize) -> Self {
-        let cut = watch::Sender::new(None);
+        let trouble = watch::Sender::new(None);
         let mut wires = Vec::new();
         for _ in 0..count {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             let target = Arc::new(Mutex::new(None));
-            let serve = serve(listener, Arc::clone(&target), cut.subscribe());
+            let serve = serve(listener, Arc::clone(&target), trouble.subscribe());
             wires.push(Wire { address, target, task: tokio::spawn(serve).abort_handle() });
         }
-        Self { wires, cut }
+        Self { wires, trouble }
     }
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
@@ -55,41 +73,60 @@ impl Wires {
 
     /// From now on nothing comes to this process or from it; nobody is told.
     pub(crate) fn cut(&self, process: u32) {
-        self.cut.send_replace(Some(process));
+        self.trouble.send_replace(Some((process, Trouble::Cut)));
+    }
+
+    /// From now on so many bytes in a second leave this process on each wire.
+    pub(crate) fn narrow(&self, process: u32, rate: u64) {
+        self.trouble.send_replace(Some((process, Trouble::Narrow(rate))));
     }
 }
 
 async fn serve(
     listener: TcpListener,
     target: Arc<Mutex<Option<SocketAddr>>>,
-    cut: watch::Receiver<Option<u32>>,
+    trouble: watch::Receiver<Option<(u32, Trouble)>>,
 ) {
     while let Ok((stream, dialler)) = listener.accept().await {
         let Some(target) = *target.lock().unwrap() else { continue };
-        let cut = cut.clone();
+        let trouble = trouble.clone();
         tokio::spawn(async move {
             let Ok(there) = TcpStream::connect(target).await else { return };
-            let is_cut =
-                move || cut.borrow().map(|process| owns(process, dialler) || owns(process, target));
             let ((read, write), (read_there, write_there)) =
                 (stream.into_split(), there.into_split());
+            let fate = |from, to| {
+                let trouble = trouble.clone();
+                move || trouble.borrow().map(|trouble| fate(trouble, from, to))
+            };
             tokio::join!(
-                carry(read, write_there, is_cut.clone()),
-                carry(read_there, write, is_cut)
+                carry(read, write_there, fate(dialler, target)),
+                carry(read_there, write, fate(target, dialler))
             );
         });
     }
 }
 
-/// Carries bytes one way; those of a wire that is cut stay where they are. Whose sockets they are is looked at once.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, is_cut: impl Fn() -> Option<bool>) {
-    let mut bytes = vec![0; 64 << 10];
-    let mut verdict = None;
+fn fate((process, trouble): (u32, Trouble), from: SocketAddr, to: SocketAddr) -> Fate {
+    match trouble {
+        Trouble::Cut if owns(process, from) || owns(process, to) => Fate::Stays,
+        Trouble::Narrow(rate) if owns(process, from) => Fate::Paced(rate),
+        _ => Fate::Passes,
+    }
+}
+
+/// Carries bytes one way. Whose sockets they are is looked at once.
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, look: impl Fn() -> Option<Fate>) {
+    let mut bytes = vec![0; 16 << 10];
+    let mut fate = None;
     loop {
         let Ok(count) = from.read(&mut bytes).await else { return };
-        verdict = verdict.or_else(&is_cut);
-        if verdict == Some(true) {
-            std::future::pending::<()>().await;
+        fate = fate.or_else(&look);
+        match fate {
+            Some(Fate::Stays) => std::future::pending::<()>().await,
+            Some(Fate::Paced(rate)) => {
+                sleep(Duration::from_secs_f64(count as f64 / rate as f64)).await;
+            }
+            Some(Fate::Passes) | None => {}
         }
         if count == 0 || to.write_all(&bytes[..count]).await.is_err() {
             return;

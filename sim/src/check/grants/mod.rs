@@ -185,10 +185,10 @@ impl Grants {
             let id = id_of(command.request_id.as_ref());
             let before = |settled: &Settled| {
                 // The wait ended, and this is a retry that was answered so; a grant that is cancelled later on had none.
-                let is_same = matches!(outcome, Outcome::Answered(_))
-                    && id.is_some()
-                    && self.waits.contains_key(&settled.waiter)
-                    && id_of(settled.request_id.as_ref()) == id;
+                let is_same = id.is_some()
+                    && id_of(settled.request_id.as_ref()) == id
+                    && matches!(outcome, Outcome::Answered(answer)
+                        if self.waits.contains_key(&settled.waiter) || *answer == settled.answer);
                 is_same || self.stands_before(operation, outcome, settled)
             };
             let count = rest.iter().rposition(before).map_or(0, |last| last + 1);
