@@ -27,6 +27,7 @@ async fn command(handle: &Handle, action: Action, name: &str, operation: Operati
     let command = Command {
         slot: slot::of_locks(NAMESPACE).into(),
         map_epoch: slot::MAP_EPOCH,
+        drawn: rand::random::<[u8; 16]>().to_vec().into(),
         chance: Some(Drawn { high: rand::random(), low: rand::random() }),
         operation: Some(operation),
         ..Command::default()
