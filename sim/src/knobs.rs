@@ -11,6 +11,9 @@ use crate::disk::Options;
 /// Seeds in a thousand whose state files are the real ones: they take several times as long.
 const REAL_STATE_PER_MILLE: u64 = 100;
 
+/// Seeds in a thousand that end with a majority that is emptied.
+const EMPTIES_PER_MILLE: u64 = 100;
+
 /// Microseconds of a second.
 pub const SECOND: u64 = 1_000_000;
 /// Microseconds of a millisecond.
@@ -69,6 +72,8 @@ pub struct Knobs {
     pub faults: Vec<FaultKind>,
     /// Whether faults go on outside a chosen majority while that must serve; otherwise all of them end.
     pub liveness: bool,
+    /// Whether a majority of the directories is emptied when everything else was judged.
+    pub empties: bool,
     /// Sizes of the disks.
     pub disk: Options,
     /// Sizes of the replicas.
@@ -116,6 +121,8 @@ pub enum FaultKind {
     RottenTail,
     /// A state file is gone, cannot be read, or is older in places than what was written: on one node at a time.
     DamagedState,
+    /// A node starts with a copy of its disk from before, where all others remember a later start of it.
+    OlderCopy,
     /// Somebody sets a wall clock.
     WallClock,
     /// An operator moves a leadership.
@@ -125,7 +132,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Crash,
         Self::PowerLoss,
         Self::CrashAll,
@@ -145,6 +152,7 @@ impl FaultKind {
         Self::BitFlip,
         Self::RottenTail,
         Self::DamagedState,
+        Self::OlderCopy,
         Self::WallClock,
         Self::Transfer,
         Self::Checkpoint,
@@ -162,6 +170,14 @@ impl FaultKind {
         if kinds.contains(&Self::BitFlip) || kinds.contains(&Self::RottenTail) {
             kinds.retain(|kind| *kind != Self::DamagedState);
         }
+        // So is a node that an older copy keeps out.
+        let damage = [Self::BitFlip, Self::RottenTail, Self::DamagedState];
+        if kinds.contains(&Self::OlderCopy) && kinds.iter().any(|kind| damage.contains(kind)) {
+            let spared = dice.chance(500);
+            kinds.retain(
+                |kind| if spared { *kind != Self::OlderCopy } else { !damage.contains(kind) },
+            );
+        }
         if !wrong_wall_clocks {
             kinds.retain(|kind| *kind != Self::WallClock);
         }
@@ -174,7 +190,12 @@ impl Knobs {
     pub fn draw(dice: &mut Dice) -> Self {
         let mut knobs = Self::draw_all(dice);
         // There are few real state files, and bits turn over in those alone.
-        let other_rot = [FaultKind::BitFlip, FaultKind::RottenTail, FaultKind::DamagedState];
+        let other_rot = [
+            FaultKind::BitFlip,
+            FaultKind::RottenTail,
+            FaultKind::DamagedState,
+            FaultKind::OlderCopy,
+        ];
         if knobs.disk.real_state
             && !knobs.faults.iter().any(|kind| other_rot.contains(kind))
             && dice.chance(700)
@@ -223,6 +244,7 @@ impl Knobs {
             calm_us: dice.between_doublings(1, 16) * SECOND,
             faults,
             liveness: nodes > 1 && dice.chance(500),
+            empties: nodes > 1 && dice.chance(EMPTIES_PER_MILLE),
             disk: Options {
                 segment_bytes: dice.between_doublings(4 << 10, 64 << 10),
                 real_state: dice.chance(REAL_STATE_PER_MILLE),
