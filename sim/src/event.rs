@@ -193,6 +193,10 @@ pub enum Mend {
     Restore(NodeId),
     /// Nodes that were away are back, after a majority was emptied.
     Return,
+    /// A node dies before its cluster is formed.
+    Stumble(NodeId),
+    /// All directories are emptied where no cluster was formed.
+    FormAnew,
 }
 
 /// A Raft message in a few words.

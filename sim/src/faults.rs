@@ -45,7 +45,7 @@ impl World {
         let node = self.any_node();
         let for_us = self.shared.dice.between_doublings(50, 16_000) * MILLISECOND;
         trace!(self, "fault {kind:?} at n{node} for {} ms", for_us / MILLISECOND);
-        if !self.core.contains(&node) {
+        if !self.core.contains(&node) && (!kind.loses_data() || self.all_are_formed()) {
             self.fault(kind, node, for_us);
         }
         let calm = self.shared.knobs.calm_us;
@@ -421,7 +421,9 @@ impl World {
             }
             Mend::Replace(node, looks) => self.replace(node, looks),
             Mend::Restore(node) => self.restore(node),
-            Mend::Return => self.return_of_the_others(),
+            Mend::Return => self.heal(),
+            Mend::Stumble(node) => self.stumble(node),
+            Mend::FormAnew => self.form_anew(),
             Mend::Cut(from, to) => {
                 if matches!(self.phase, Phase::Chaos | Phase::Core) {
                     self.network.cut(from, to);

@@ -11,6 +11,8 @@ use crate::disk::Options;
 /// Seeds in a thousand whose state files are the real ones: they take several times as long.
 const REAL_STATE_PER_MILLE: u64 = 100;
 
+/// Seeds in a thousand whose cluster is formed in pieces.
+const IN_PIECES_PER_MILLE: u64 = 250;
 /// Seeds in a thousand that end with a majority that is emptied.
 const EMPTIES_PER_MILLE: u64 = 100;
 
@@ -72,6 +74,8 @@ pub struct Knobs {
     pub faults: Vec<FaultKind>,
     /// Whether faults go on outside a chosen majority while that must serve; otherwise all of them end.
     pub liveness: bool,
+    /// Whether nodes start one after the other, and one dies before the cluster is formed.
+    pub in_pieces: bool,
     /// Whether a majority of the directories is emptied when everything else was judged.
     pub empties: bool,
     /// Sizes of the disks.
@@ -158,6 +162,12 @@ impl FaultKind {
         Self::Checkpoint,
     ];
 
+    /// Whether a node may lose what it had.
+    #[must_use]
+    pub fn loses_data(self) -> bool {
+        [Self::BitFlip, Self::RottenTail, Self::DamagedState, Self::OlderCopy].contains(&self)
+    }
+
     /// Kinds that a seed has. What damages a log below the mark is left to a minority, and a node that lost the end
     /// of its log is one more: a seed has the one or the other.
     fn draw(dice: &mut Dice, wrong_wall_clocks: bool) -> Vec<Self> {
@@ -171,12 +181,14 @@ impl FaultKind {
             kinds.retain(|kind| *kind != Self::DamagedState);
         }
         // So is a node that an older copy keeps out.
-        let damage = [Self::BitFlip, Self::RottenTail, Self::DamagedState];
-        if kinds.contains(&Self::OlderCopy) && kinds.iter().any(|kind| damage.contains(kind)) {
+        if kinds.contains(&Self::OlderCopy) {
             let spared = dice.chance(500);
-            kinds.retain(
-                |kind| if spared { *kind != Self::OlderCopy } else { !damage.contains(kind) },
-            );
+            let others = |kind: &Self| kind.loses_data() && *kind != Self::OlderCopy;
+            if !spared {
+                kinds.retain(|kind| !others(kind));
+            } else if kinds.iter().any(others) {
+                kinds.retain(|kind| *kind != Self::OlderCopy);
+            }
         }
         if !wrong_wall_clocks {
             kinds.retain(|kind| *kind != Self::WallClock);
@@ -190,14 +202,8 @@ impl Knobs {
     pub fn draw(dice: &mut Dice) -> Self {
         let mut knobs = Self::draw_all(dice);
         // There are few real state files, and bits turn over in those alone.
-        let other_rot = [
-            FaultKind::BitFlip,
-            FaultKind::RottenTail,
-            FaultKind::DamagedState,
-            FaultKind::OlderCopy,
-        ];
         if knobs.disk.real_state
-            && !knobs.faults.iter().any(|kind| other_rot.contains(kind))
+            && !knobs.faults.iter().any(|kind| kind.loses_data())
             && dice.chance(700)
         {
             knobs.faults.push(FaultKind::DamagedState);
@@ -244,6 +250,7 @@ impl Knobs {
             calm_us: dice.between_doublings(1, 16) * SECOND,
             faults,
             liveness: nodes > 1 && dice.chance(500),
+            in_pieces: nodes > 1 && dice.chance(IN_PIECES_PER_MILLE),
             empties: nodes > 1 && dice.chance(EMPTIES_PER_MILLE),
             disk: Options {
                 segment_bytes: dice.between_doublings(4 << 10, 64 << 10),

@@ -212,8 +212,10 @@ impl World {
     }
 
     fn begin(&mut self) {
-        for node in 1..=self.setup.nodes {
-            self.start(node);
+        if self.shared.knobs.in_pieces {
+            self.begin_in_pieces();
+        } else {
+            (1..=self.setup.nodes).for_each(|node| self.start(node));
         }
         for client in (0..=self.shared.knobs.clients).chain(TAKERS) {
             let at = self.shared.dice.between(0, 1_000) * MILLISECOND;
