@@ -91,6 +91,8 @@ list! {
     DamagedLeads "damaged-leads": "A replica whose state is damaged serves on (rule 30).";
     DamageForgotten "damage-forgotten": "Damage is not recorded: a restart believes the state again (rule 30).";
     DigestIgnored "digest-ignored": "Digests of states are not compared (rule 30).";
+    OlderCopyAccepted "older-copy-accepted": "A node with an older copy of its data directory is taken for the one that went on.";
+    FormedWithoutAll "formed-without-all": "A majority of empty directories forms a cluster.";
     WallClock "wall-clock": "Log time follows the wall clock at every change of leader (rule 12).";
     ForgottenTime "forgotten-time": "A new leader stamps before it knows the last stamp (rule 12).";
     DueReadAnswered "due-read-answered": "A read calls a value gone by the leader's clock, which the next leader may not (rule 12).";

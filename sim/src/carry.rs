@@ -145,6 +145,7 @@ impl World {
     fn persist(&mut self, node: NodeId, shard: ShardId, batch: PersistBatch) {
         let last = batch.entries.last().map_or(0, |entry| entry.index);
         trace!(self, "n{node}/s{shard} writes batch {} to {last}", batch.number);
+        self.speaks(node, shard);
         let mut before = None;
         for entry in &batch.entries {
             let place = (shard, entry.index, entry.term);
@@ -188,27 +189,25 @@ impl World {
     }
 
     fn send(&mut self, node: NodeId, shard: ShardId, peer: Peer) {
+        self.speaks(node, shard);
         self.resumes(node, shard, &peer);
         let (from, to) = (peer.message.from, peer.message.to);
         let lane = Lane::of(peer.message.get_msg_type());
         let entries = peer.message.entries.iter().map(|entry| entry.data.len());
         let bytes = 64 + entries.sum::<usize>();
-        let times = self.network.route(
-            &mut self.shared.dice,
-            &self.shared.knobs,
-            self.now,
-            (from, to),
-            (lane, bytes as u64),
-        );
+        let receiver = self.reached(node, to);
+        let (dice, knobs) = (&mut self.shared.dice, &self.shared.knobs);
+        let times = self.network.route(dice, knobs, self.now, (from, to), (lane, bytes as u64));
+        let times = if receiver.is_some() { times } else { Vec::new() };
         if times.is_empty() && self.shared.dice.chance(300) {
             self.soon(
                 10 * MILLISECOND,
                 Event::In(self.process(node), Local::Unreachable(shard, to)),
             );
         }
-        let receiver = self.process(to);
-        for at in times {
-            self.at(at, Event::Peer(receiver, shard, Box::new(peer.clone())));
+        let start = self.start_of(node);
+        for (at, receiver) in times.into_iter().zip(receiver.into_iter().cycle()) {
+            self.at(at, Event::Peer(receiver, shard, start, Box::new(peer.clone())));
         }
     }
 
@@ -459,6 +458,7 @@ impl World {
         let Caller { asker, floor, .. } = caller;
         match &reply {
             Reply::Answered(position, _) => {
+                self.speaks(node, shard);
                 trace!(
                     self,
                     "n{node}/s{shard} answers call {call} at {}.{}",
@@ -489,7 +489,8 @@ impl World {
     fn durable(&mut self, shard: ShardId, position: Position) {
         let term = self.agreements.terms.get(&(shard, position.index)).copied();
         let has = |node: &&crate::node::Node| {
-            let disk = &node.disk;
+            // What an operator has put aside is not lost.
+            let disk = node.shelf.as_deref().unwrap_or(&node.disk);
             disk.reaches(shard, position.index)
                 && disk.term(shard, position.index).is_none_or(|at| term.is_none_or(|t| t == at))
         };

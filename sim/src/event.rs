@@ -12,6 +12,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::calls::Request;
 use crate::client::Heard;
 use crate::disk::state::Image;
+use crate::member::Letter;
 use crate::service::{Asker, Forwarded};
 
 /// A process of a node: what belongs to an older one is dropped.
@@ -32,8 +33,17 @@ pub type Announced = (bool, Obstacles);
 pub enum Event {
     /// Something inside a process.
     In(Process, Local),
-    /// A Raft message arrives at the process that it was sent to: its stream ends with that.
-    Peer(Process, ShardId, Box<Peer>),
+    /// A Raft message of a start of a peer arrives at the process that it was sent to: its stream ends with that.
+    Peer(Process, ShardId, u64, Box<Peer>),
+    /// Something arrives on a stream of members.
+    Letter {
+        /// The sender.
+        from: Process,
+        /// The receiver.
+        to: Process,
+        /// What.
+        letter: Box<Letter>,
+    },
     /// The stream of a snapshot ends.
     Stream {
         /// The sender.
@@ -53,8 +63,8 @@ pub enum Event {
         to: NodeId,
         /// The shard.
         shard: ShardId,
-        /// Who.
-        node: NodeId,
+        /// Who, and which start of it.
+        from: (NodeId, u64),
         /// What it says.
         announced: Announced,
     },
@@ -114,6 +124,10 @@ pub enum Event {
 pub enum Local {
     /// The clock ticks.
     Tick,
+    /// A peer is to be reached.
+    Dial(NodeId),
+    /// An attempt to reach a peer, or what came of it, is over.
+    LinkEnds(NodeId, u64),
     /// The sync of the log is done.
     Synced,
     /// The log is written again after the disk was full.
@@ -173,6 +187,16 @@ pub enum Mend {
     Room(NodeId),
     /// A node loses the end of its log, and the leader dies, as what was planned before goes on.
     RotTail(NodeId, NodeId),
+    /// An older copy takes the place of a node's disk, at one of so many looks.
+    Replace(NodeId, u64),
+    /// A node has again the disk with which it stopped last.
+    Restore(NodeId),
+    /// Nodes that were away are back, after a majority was emptied.
+    Return,
+    /// A node dies before its cluster is formed.
+    Stumble(NodeId),
+    /// All directories are emptied where no cluster was formed.
+    FormAnew,
 }
 
 /// A Raft message in a few words.

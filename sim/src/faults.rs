@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use trefoil_core::limits::TICK_MS;
+use trefoil_core::member::Standing;
 use trefoil_core::replica::{Input, Pressure, Role};
 use trefoil_core::{NodeId, ShardId};
 use trefoil_server::storage::LogWrite;
@@ -32,7 +33,7 @@ enum Harm {
 }
 
 /// Some of the nodes.
-type Group = BTreeSet<NodeId>;
+pub(crate) type Group = BTreeSet<NodeId>;
 
 impl World {
     pub(crate) fn next_fault(&mut self) {
@@ -44,7 +45,7 @@ impl World {
         let node = self.any_node();
         let for_us = self.shared.dice.between_doublings(50, 16_000) * MILLISECOND;
         trace!(self, "fault {kind:?} at n{node} for {} ms", for_us / MILLISECOND);
-        if !self.core.contains(&node) {
+        if !self.core.contains(&node) && (!kind.loses_data() || self.all_are_formed()) {
             self.fault(kind, node, for_us);
         }
         let calm = self.shared.knobs.calm_us;
@@ -102,6 +103,7 @@ impl World {
                 let back = i64::try_from(self.shared.dice.between(0, most)).expect("small");
                 self.node(node).set_wall_clock(ahead - back);
             }
+            FaultKind::OlderCopy => self.copy(node),
             disk => self.disk_fault(disk, node, for_us),
         }
     }
@@ -199,8 +201,8 @@ impl World {
     }
 
     /// Whether the end of any log is in doubt, or will be when its node starts.
-    fn any_doubt(&self) -> bool {
-        self.nodes.values().any(|node| !node.refused && is_doubtful(node))
+    pub(crate) fn any_doubt(&self) -> bool {
+        self.nodes.values().any(|node| !node.refused && !node.ended && is_doubtful(node))
     }
 
     /// Whether a node has lost what it had acknowledged, and has not caught up: then no other may lose its power.
@@ -210,7 +212,8 @@ impl World {
         {
             self.lost_tail = None;
         }
-        self.lost_tail.is_some()
+        // What an older copy has forgotten, too, is as good as lost until its node is back.
+        self.lost_tail.is_some() || self.nodes.values().any(|node| node.shelf.is_some())
     }
 
     fn crash_all(&mut self) {
@@ -228,7 +231,7 @@ impl World {
     // === The network ===
 
     /// Cuts a group off from the others, or only what it sends.
-    fn split(&mut self, group: &Group, both: bool, for_us: u64) {
+    pub(crate) fn split(&mut self, group: &Group, both: bool, for_us: u64) {
         for from in 1..=self.setup.nodes {
             for to in 1..=self.setup.nodes {
                 let leaves = group.contains(&from) && !group.contains(&to);
@@ -343,6 +346,7 @@ impl World {
                 self.die_writing(node, *shard, &job);
             }
         }
+        self.end_links(node, power);
         let at = self.nodes.get_mut(&node).expect("every id has a node");
         at.disk.doubtful |= hosts.values().any(|host| host.doubted);
         let lost = at.disk.crash(&mut self.shared.dice, power);
@@ -382,7 +386,10 @@ impl World {
         let torn = at.disk.cuts();
         let uncertain = shards.values().any(|(boot, _)| boot.uncertain);
         let damaged = self.saw_start(node, &shards);
+        let number = self.shared.dice.number();
         let at = self.node(node);
+        let boots = shards.iter().map(|(shard, (boot, _))| (*shard, boot));
+        let own = Standing::at_start(at.disk.count_start(number), boots);
         let started = at.start(now, &setup, shards, seed);
         self.violations.extend(violations);
         if let Err(why) = started {
@@ -391,6 +398,7 @@ impl World {
         trace!(self, "n{node} starts, uncertain={uncertain}");
         self.stats.torn_tails += torn;
         self.stats.uncertain += u64::from(uncertain);
+        self.introduce(node, own);
         for shard in damaged {
             self.write(node, Write::Log(LogWrite::Damage(shard)));
         }
@@ -406,10 +414,16 @@ impl World {
     pub(crate) fn mend(&mut self, mend: Mend) {
         match mend {
             Mend::Start(node) => {
-                if !self.nodes[&node].up && !self.nodes[&node].refused {
+                let at = &self.nodes[&node];
+                if !at.up && !at.refused && !at.ended {
                     self.start(node);
                 }
             }
+            Mend::Replace(node, looks) => self.replace(node, looks),
+            Mend::Restore(node) => self.restore(node),
+            Mend::Return => self.heal(),
+            Mend::Stumble(node) => self.stumble(node),
+            Mend::FormAnew => self.form_anew(),
             Mend::Cut(from, to) => {
                 if matches!(self.phase, Phase::Chaos | Phase::Core) {
                     self.network.cut(from, to);
@@ -475,7 +489,7 @@ impl World {
     /// on outside of it.
     pub(crate) fn choose_core(&mut self) {
         let majority = usize::try_from(self.setup.nodes / 2 + 1).expect("a small number");
-        let sound = self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id);
+        let sound = self.nodes.values().filter(|node| !node.is_out()).map(|node| node.id);
         let mut sound = sound.filter(|node| !self.is_spoilt(*node)).collect::<Vec<_>>();
         // A leader that is left out is what harms the others most.
         let leader = Some(self.any_node()).filter(|leader| {
@@ -489,7 +503,7 @@ impl World {
         }
         // A node that lost the end of its log waits for one that did not: then all are needed.
         if self.any_doubt() {
-            core.extend(self.nodes.values().filter(|node| !node.disk.rotten).map(|node| node.id));
+            core.extend(self.nodes.values().filter(|node| !node.is_out()).map(|node| node.id));
         }
         for node in &core {
             self.heal_node(*node);

@@ -11,6 +11,11 @@ use crate::disk::Options;
 /// Seeds in a thousand whose state files are the real ones: they take several times as long.
 const REAL_STATE_PER_MILLE: u64 = 100;
 
+/// Seeds in a thousand whose cluster is formed in pieces.
+const IN_PIECES_PER_MILLE: u64 = 250;
+/// Seeds in a thousand that end with a majority that is emptied.
+const EMPTIES_PER_MILLE: u64 = 100;
+
 /// Microseconds of a second.
 pub const SECOND: u64 = 1_000_000;
 /// Microseconds of a millisecond.
@@ -69,6 +74,10 @@ pub struct Knobs {
     pub faults: Vec<FaultKind>,
     /// Whether faults go on outside a chosen majority while that must serve; otherwise all of them end.
     pub liveness: bool,
+    /// Whether nodes start one after the other, and one dies before the cluster is formed.
+    pub in_pieces: bool,
+    /// Whether a majority of the directories is emptied when everything else was judged.
+    pub empties: bool,
     /// Sizes of the disks.
     pub disk: Options,
     /// Sizes of the replicas.
@@ -116,6 +125,8 @@ pub enum FaultKind {
     RottenTail,
     /// A state file is gone, cannot be read, or is older in places than what was written: on one node at a time.
     DamagedState,
+    /// A node starts with a copy of its disk from before, where all others remember a later start of it.
+    OlderCopy,
     /// Somebody sets a wall clock.
     WallClock,
     /// An operator moves a leadership.
@@ -125,7 +136,7 @@ pub enum FaultKind {
 }
 
 impl FaultKind {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Crash,
         Self::PowerLoss,
         Self::CrashAll,
@@ -145,10 +156,17 @@ impl FaultKind {
         Self::BitFlip,
         Self::RottenTail,
         Self::DamagedState,
+        Self::OlderCopy,
         Self::WallClock,
         Self::Transfer,
         Self::Checkpoint,
     ];
+
+    /// Whether a node may lose what it had.
+    #[must_use]
+    pub fn loses_data(self) -> bool {
+        [Self::BitFlip, Self::RottenTail, Self::DamagedState, Self::OlderCopy].contains(&self)
+    }
 
     /// Kinds that a seed has. What damages a log below the mark is left to a minority, and a node that lost the end
     /// of its log is one more: a seed has the one or the other.
@@ -162,6 +180,16 @@ impl FaultKind {
         if kinds.contains(&Self::BitFlip) || kinds.contains(&Self::RottenTail) {
             kinds.retain(|kind| *kind != Self::DamagedState);
         }
+        // So is a node that an older copy keeps out.
+        if kinds.contains(&Self::OlderCopy) {
+            let spared = dice.chance(500);
+            let others = |kind: &Self| kind.loses_data() && *kind != Self::OlderCopy;
+            if !spared {
+                kinds.retain(|kind| !others(kind));
+            } else if kinds.iter().any(others) {
+                kinds.retain(|kind| *kind != Self::OlderCopy);
+            }
+        }
         if !wrong_wall_clocks {
             kinds.retain(|kind| *kind != Self::WallClock);
         }
@@ -174,9 +202,8 @@ impl Knobs {
     pub fn draw(dice: &mut Dice) -> Self {
         let mut knobs = Self::draw_all(dice);
         // There are few real state files, and bits turn over in those alone.
-        let other_rot = [FaultKind::BitFlip, FaultKind::RottenTail, FaultKind::DamagedState];
         if knobs.disk.real_state
-            && !knobs.faults.iter().any(|kind| other_rot.contains(kind))
+            && !knobs.faults.iter().any(|kind| kind.loses_data())
             && dice.chance(700)
         {
             knobs.faults.push(FaultKind::DamagedState);
@@ -223,6 +250,8 @@ impl Knobs {
             calm_us: dice.between_doublings(1, 16) * SECOND,
             faults,
             liveness: nodes > 1 && dice.chance(500),
+            in_pieces: nodes > 1 && dice.chance(IN_PIECES_PER_MILLE),
+            empties: nodes > 1 && dice.chance(EMPTIES_PER_MILLE),
             disk: Options {
                 segment_bytes: dice.between_doublings(4 << 10, 64 << 10),
                 real_state: dice.chance(REAL_STATE_PER_MILLE),

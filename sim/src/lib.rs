@@ -2,16 +2,18 @@
 //!
 //! [`check`] depends on nothing else here: tests with real processes use it too. The rest is a world in one thread
 //! and virtual time: [`run::run`] runs a seed. In reading order: [`dice`], [`knobs`], [`network`], [`disk`],
-//! [`node`], [`calls`], [`roles`], [`lockers`], [`takers`], [`client`], [`event`], [`world`], `carry`, `storage` and
-//! `faults`, [`run`].
+//! [`node`], [`calls`], [`roles`], [`lockers`], [`takers`], [`client`], [`event`], [`world`], `carry`, `storage`, `member`,
+//! `faults` and `copies`, [`run`].
 
 pub mod batch;
 pub mod calls;
 mod carry;
 pub mod check;
 pub mod client;
+mod copies;
 pub mod dice;
 pub mod disk;
+mod emptied;
 pub mod event;
 mod faults;
 mod gatherer;
@@ -19,6 +21,7 @@ mod keepers;
 pub mod knobs;
 mod lives;
 pub mod lockers;
+pub mod member;
 pub mod network;
 pub mod node;
 pub mod roles;

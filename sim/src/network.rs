@@ -17,6 +17,8 @@ pub enum Lane {
     Bulk,
     /// Calls and their answers.
     Calls,
+    /// What members tell each other of themselves.
+    Members,
 }
 
 impl Lane {
@@ -107,6 +109,7 @@ impl Network {
         knobs: &Knobs,
         now: u64,
         link: (NodeId, NodeId),
+        lane: Lane,
     ) -> Option<u64> {
         let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
         let again = !safe && dice.chance(knobs.loss);
@@ -116,7 +119,7 @@ impl Network {
         let slow = self.slow.get(&link).copied().filter(|_| !safe);
         let delay = dice.between(0, slow.unwrap_or(knobs.delay_us));
         let at = now + 1 + delay + if again { SECOND / 5 } else { 0 };
-        let busy = self.busy.entry((link.0, link.1, Lane::Calls)).or_default();
+        let busy = self.busy.entry((link.0, link.1, lane)).or_default();
         *busy = at.max(*busy);
         Some(*busy)
     }

@@ -15,6 +15,7 @@ use crate::disk::state::{Image, Job, State};
 use crate::disk::{Disk, Found, Options};
 use crate::event::Announced;
 use crate::knobs::MILLISECOND;
+use crate::member::Member;
 use crate::service::{Asker, Served, Stream};
 
 /// Wall clock at the start of every run, in ms since 1970.
@@ -106,6 +107,12 @@ pub struct Node {
     pub id: NodeId,
     /// Its disk.
     pub disk: Disk,
+    /// The disk with which it stopped last, where an older copy has taken its place.
+    pub shelf: Option<Box<Disk>>,
+    /// A peer knows that its directory is not the one that it was: it has ended, and waits for its operator.
+    pub ended: bool,
+    /// What the running process knows of who is a member.
+    pub member: Option<Member>,
     /// The shards of the running process; empty while it is down.
     pub hosts: BTreeMap<ShardId, Host>,
     /// Whether the process runs.
@@ -168,10 +175,18 @@ impl Clock {
 impl Node {
     /// A node that has just been set up and is not running.
     #[must_use]
-    pub fn new(id: NodeId, shards: u32, clock: Clock, options: Options) -> Self {
+    pub fn new(
+        (id, incarnation): (NodeId, u64),
+        shards: u32,
+        clock: Clock,
+        options: Options,
+    ) -> Self {
         Self {
             id,
-            disk: Disk::new(0..=shards, options),
+            disk: Disk::new(incarnation, 0..=shards, options),
+            shelf: None,
+            ended: false,
+            member: None,
             hosts: BTreeMap::new(),
             up: false,
             life: 0,
@@ -193,6 +208,12 @@ impl Node {
             last_call: 0,
             clock,
         }
+    }
+
+    /// Whether its disk is not the one with which it could take part.
+    #[must_use]
+    pub fn is_out(&self) -> bool {
+        self.disk.rotten || self.refused || self.ended || self.shelf.is_some()
     }
 
     /// The clocks of this node.
@@ -284,6 +305,7 @@ impl Node {
         self.paused_until = 0;
         (self.full, self.low) = (false, false);
         self.writing.clear();
+        self.member = None;
         std::mem::take(&mut self.hosts)
     }
 

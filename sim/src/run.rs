@@ -31,6 +31,8 @@ const ANSWERS_MIN: u64 = 500;
 const CALM_US: u64 = 400 * SECOND;
 /// How long the final state may take to be read.
 const AUDIT_US: u64 = 180 * SECOND;
+/// How long a majority that was emptied may take to end.
+const EMPTIED_US: u64 = 60 * SECOND;
 /// How often the course of a run is looked at.
 const WATCH_US: u64 = 50 * MILLISECOND;
 
@@ -52,6 +54,8 @@ pub enum Phase {
     Audit,
     /// All replicas catch up.
     Converging,
+    /// A majority was emptied.
+    Emptied,
     /// It is over.
     Done,
 }
@@ -144,7 +148,19 @@ impl World {
             {
                 self.enter(Phase::Converging, PATIENCE_US);
             }
-            Phase::Converging if self.has_converged() => self.enter(Phase::Done, u64::MAX / 2),
+            Phase::Converging if self.has_converged() => {
+                self.judge();
+                if self.violations.is_empty() && self.can_empty() {
+                    self.enter(Phase::Emptied, EMPTIED_US);
+                    self.empty_a_majority();
+                } else {
+                    self.enter(Phase::Done, u64::MAX / 2);
+                }
+            }
+            Phase::Emptied if self.emptied_are_gone() => {
+                self.stats.emptied += 1;
+                self.enter(Phase::Done, u64::MAX / 2);
+            }
             _ if self.phase != Phase::Chaos && self.now > self.phase_ends_at => {
                 let what = format!("{:?} did not end in time", self.phase);
                 self.violations.push(Violation::new(PROGRESS, what));
@@ -172,14 +188,15 @@ impl World {
         (0..=self.setup.shards).all(|shard| {
             // One that lost a write may be in the majority by now: it leads, and a snapshot of it went to another.
             let digest = |host: &Host| self.lost_write(shard).then(|| Machine::digest(&host.store));
-            let mut indexes = self.nodes.values().filter(|node| !node.refused).map(|node| {
-                let whole = node.disk.rot_of(shard).is_none_or(|rot| rot == Rot::Old);
-                let host = node.hosts.get(&shard).filter(|host| whole && !host.damaged);
-                host.map(|host| {
-                    let status = host.replica.status(node.clocks(self.now));
-                    (host.machine.progress().index, status.last_index, digest(host))
-                })
-            });
+            let mut indexes =
+                self.nodes.values().filter(|node| !node.refused && !node.ended).map(|node| {
+                    let whole = node.disk.rot_of(shard).is_none_or(|rot| rot == Rot::Old);
+                    let host = node.hosts.get(&shard).filter(|host| whole && !host.damaged);
+                    host.map(|host| {
+                        let status = host.replica.status(node.clocks(self.now));
+                        (host.machine.progress().index, status.last_index, digest(host))
+                    })
+                });
             let first = indexes.next().flatten();
             first.is_some_and(|(applied, last, _)| applied == last)
                 && indexes.all(|other| other == first)
@@ -187,18 +204,20 @@ impl World {
     }
 
     /// Judges the run as a whole.
+    fn judge(&mut self) {
+        // Where wall clocks decided, a value may be gone at any time.
+        if self.stats.wall_clock_decided > 0 {
+            self.clocks.error_us = u64::MAX / 2;
+        }
+        let history = &self.shared.history;
+        self.violations.extend(check::all(history, self.audit_from, self.clocks));
+        self.violations.extend(self.shared.ledger.check());
+        self.compare_states();
+    }
+
+    /// Counts what it has reached.
     pub(crate) fn finish(&mut self) {
         self.count_calls();
-        if self.violations.is_empty() && self.phase == Phase::Done {
-            // Where wall clocks decided, a value may be gone at any time.
-            if self.stats.wall_clock_decided > 0 {
-                self.clocks.error_us = u64::MAX / 2;
-            }
-            let history = &self.shared.history;
-            self.violations.extend(check::all(history, self.audit_from, self.clocks));
-            self.violations.extend(self.shared.ledger.check());
-            self.compare_states();
-        }
         for (node, at) in &self.nodes {
             trace!(self, "n{node} has {:x} on its disk", at.disk.volume.digest());
         }

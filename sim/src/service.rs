@@ -16,6 +16,7 @@ use crate::check::Violation;
 use crate::client::Heard;
 use crate::event::{Event, Local, Process};
 use crate::knobs::{MILLISECOND, SECOND};
+use crate::network::Lane;
 use crate::node::Caller;
 use crate::world::{World, trace};
 
@@ -385,7 +386,10 @@ impl World {
     fn open_stream(&mut self, node: NodeId, to: NodeId) -> Option<u64> {
         let fresh = self.unique();
         let is_cut = self.network.is_cut((node, to)) || self.network.is_cut((to, node));
-        let is_up = self.nodes[&to].up;
+        // It begins with a greeting, too.
+        let is_up = self.nodes[&to].up
+            && self.takes(to, (node, self.start_of(node)))
+            && self.takes(node, (to, self.start_of(to)));
         let (now, now_ms) = (self.now, self.nodes[&node].clocks(self.now).boot_ms);
         let stream = self.node(node).streams.entry(to).or_insert(Stream {
             epoch: fresh,
@@ -410,7 +414,7 @@ impl World {
         }
         let epoch = stream.epoch;
         let (dice, knobs) = (&mut self.shared.dice, &self.shared.knobs);
-        let Some(at) = self.network.stream(dice, knobs, self.now, (from, to)) else {
+        let Some(at) = self.network.stream(dice, knobs, self.now, (from, to), Lane::Calls) else {
             return self.break_stream(owner, peer, BREAK_US);
         };
         let (from, to) = (self.process(from), self.process(to));

@@ -3,7 +3,7 @@
 use std::fmt;
 
 /// What a thousand seeds must have met at least; of everything else once.
-const FLOORS: [(&str, u64); 26] = [
+const FLOORS: [(&str, u64); 30] = [
     ("forwarded", 50_000),
     ("given_up", 500),
     ("node_retries", 2_000),
@@ -18,6 +18,10 @@ const FLOORS: [(&str, u64); 26] = [
     ("late_retries", 100),
     ("full_disks", 50),
     ("sync_errors", 50),
+    ("lost_on_the_way", 20),
+    ("older_copies", 100),
+    ("copies_restored", 50),
+    ("emptied", 20),
     ("shared_grants", 5_000),
     ("together", 2_000),
     ("conversions", 5_000),
@@ -95,6 +99,13 @@ stats! {
     outvoted: "Replicas whose state was not that of a majority.",
     disputed: "Leaders with whose state no majority agreed.",
     states_restored: "States of peers in the place of damaged ones.",
+    lost_on_the_way: "Directories that were emptied before their cluster was formed.",
+    formed_anew: "Clusters whose members were all emptied since a promise could not be kept.",
+    formed: "Nodes whose cluster was formed.",
+    older_copies: "Disks in whose place an older copy was put.",
+    copies_refused: "Nodes that ended since a peer knew their directory to be another one.",
+    copies_restored: "Disks that were put back in the place of an older copy.",
+    emptied: "Majorities that were emptied and formed nothing.",
     refusals: "Nodes that refused to start on a damaged log.",
     pauses: "Processes that stood still.",
     transfers: "Leaderships that an operator moved.",

@@ -244,7 +244,9 @@ impl World {
         image: Option<Rc<Image>>,
     ) {
         let cut = self.network.is_cut((from.node, to)) || self.network.is_cut((to, from.node));
-        let alive = self.nodes[&to].up && self.nodes[&from.node].life == from.life;
+        let alive = self.nodes[&to].up
+            && self.nodes[&from.node].life == from.life
+            && self.takes(to, (from.node, self.start_of(from.node)));
         let image = image.filter(|_| !cut && alive);
         let received = image.map(|image| self.node(to).disk.receive(shard, image));
         let whole = matches!(received, Some(Ok(_)));
@@ -306,11 +308,11 @@ impl World {
     pub(crate) fn announce(&mut self, node: NodeId, shard: ShardId) {
         let now_us = self.now;
         for to in (1..=self.setup.nodes).filter(|to| *to != node) {
-            let peer = &self.nodes[&to];
-            let (up, life) = (peer.up, peer.life);
-            if !up || self.network.is_cut((node, to)) {
+            let Some(Process { life, .. }) = self.reached(node, to) else { continue };
+            if self.network.is_cut((node, to)) {
                 continue;
             }
+            let from = (node, self.start_of(node));
             let at = self.node(node);
             let now = at.clocks(now_us);
             let Some(host) = at.hosts.get_mut(&shard) else { return };
@@ -320,7 +322,7 @@ impl World {
             let news = announced.0 || !announced.1.is_empty() || before.is_some();
             if before != Some((life, announced)) && news {
                 let delay = self.shared.knobs.delay_us;
-                self.soon(delay, Event::Announced { to, shard, node, announced });
+                self.soon(delay, Event::Announced { to, shard, from, announced });
             }
         }
         let at = self.node(node);

@@ -11,6 +11,7 @@ use trefoil_core::{NodeId, ShardId};
 use crate::calls::Router;
 use crate::check::agreement::Agreement;
 use crate::check::expiry::Expiry;
+use crate::check::formed::Formed;
 use crate::check::history::History;
 use crate::check::matching::Matching;
 use crate::check::plain::Plain;
@@ -19,6 +20,7 @@ use crate::check::services::Services;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
 use crate::client::{Client, PATIENCE_US, Shared, Todo};
+use crate::copies::Copy;
 use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
 use crate::knobs::{Knobs, MILLISECOND};
@@ -50,6 +52,10 @@ pub struct World {
     pub(crate) core: BTreeSet<NodeId>,
     /// A node that has lost the end of its log although that was synced.
     pub(crate) lost_tail: Option<NodeId>,
+    /// Copies of disks that were taken.
+    pub(crate) copies: BTreeMap<NodeId, Copy>,
+    /// Nodes that were emptied at the end.
+    pub(crate) emptied: BTreeSet<NodeId>,
     /// Calls that each client had ended when the core was chosen, or will have when the one under way ends.
     pub(crate) awaited: BTreeMap<u64, u64>,
     /// What clocks may be wrong by.
@@ -64,6 +70,7 @@ pub struct World {
 /// What replicas must agree on.
 #[derive(Debug)]
 pub(crate) struct Agreements {
+    pub(crate) formed: Formed,
     pub(crate) leaders: Agreement,
     pub(crate) entries: Agreement,
     pub(crate) states: Agreement,
@@ -93,6 +100,7 @@ pub(crate) struct Agreements {
 impl Agreements {
     fn new(clocks: Clocks) -> Self {
         Self {
+            formed: Formed::default(),
             leaders: Agreement::on_leaders(),
             entries: Agreement::on_entries(),
             states: Agreement::on_states(),
@@ -146,7 +154,7 @@ impl World {
             let rate = 1_000 + drift - knobs.drift_per_mille;
             let boot_us = dice.between(0, 100_000_000);
             let clock = Clock { boot_us, since_us: 0, rate, skew_ms };
-            (id, Node::new(id, setup.shards, clock, knobs.disk))
+            (id, Node::new((id, dice.number()), setup.shards, clock, knobs.disk))
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
         let operator = Client::new(0, Role::Operator(Operator::default()));
@@ -189,6 +197,8 @@ impl World {
             phase_ends_at: 0,
             core: BTreeSet::new(),
             lost_tail: None,
+            copies: BTreeMap::new(),
+            emptied: BTreeSet::new(),
             awaited: BTreeMap::new(),
             clocks,
             audit_from: u64::MAX,
@@ -202,8 +212,10 @@ impl World {
     }
 
     fn begin(&mut self) {
-        for node in 1..=self.setup.nodes {
-            self.start(node);
+        if self.shared.knobs.in_pieces {
+            self.begin_in_pieces();
+        } else {
+            (1..=self.setup.nodes).for_each(|node| self.start(node));
         }
         for client in (0..=self.shared.knobs.clients).chain(TAKERS) {
             let at = self.shared.dice.between(0, 1_000) * MILLISECOND;
@@ -231,7 +243,7 @@ impl World {
         Process { node, life: self.nodes[&node].life }
     }
 
-    fn is_running(&self, process: Process) -> bool {
+    pub(crate) fn is_running(&self, process: Process) -> bool {
         let node = &self.nodes[&process.node];
         node.up && node.life == process.life
     }
@@ -258,6 +270,7 @@ impl World {
         let (node, deaf_us) = match event {
             Event::In(Process { node, .. }, _) => (node, 0),
             Event::Peer(Process { node, .. }, ..)
+            | Event::Letter { to: Process { node, .. }, .. }
             | Event::Stream { to: node, .. }
             | Event::Announced { to: node, .. } => (node, self.nodes[node].deaf_us.0),
             Event::Forwarded { to: Process { node, .. }, .. }
@@ -283,20 +296,24 @@ impl World {
                     self.local(process.node, local);
                 }
             }
-            Event::Peer(Process { node: to, life }, shard, peer) => {
-                if self.nodes[&to].life != life {
+            Event::Peer(process @ Process { node: to, .. }, shard, start, peer) => {
+                if !self.is_running(process) || !self.takes(to, (peer.message.from, start)) {
                     return;
                 }
                 let followed = if peer.time.continuous { "" } else { "?" };
                 let time = peer.time.log_time_ms;
                 trace!(self, "s{shard} {} at log time {time}{followed}", Brief(&peer.message));
-                self.follows(to, shard, &peer);
                 self.step(to, shard, Input::Peer(peer));
             }
             Event::Stream { from, to, shard, peer, image } => {
                 self.stream_ends(from, to, shard, peer, image)
             }
-            Event::Announced { to, shard, node, announced: (uncertain, obstacles) } => {
+            Event::Letter { from, to, letter } => self.letter(from, to, *letter),
+            Event::Announced { to, shard, from, announced: (uncertain, obstacles) } => {
+                let node = from.0;
+                if !self.takes(to, from) {
+                    return;
+                }
                 trace!(
                     self,
                     "n{to}/s{shard} hears of n{node}: uncertain={uncertain}, obstacles={obstacles:?}"
@@ -333,6 +350,8 @@ impl World {
     fn local(&mut self, node: NodeId, local: Local) {
         match local {
             Local::Tick => self.tick(node),
+            Local::Dial(peer) => self.dial(node, peer),
+            Local::LinkEnds(peer, attempt) => self.link_ends(node, peer, attempt),
             Local::Synced => self.synced(node),
             Local::RetryWrite => self.retry_write(node),
             Local::Applier(shard) => self.applier_done(node, shard),
@@ -365,6 +384,8 @@ impl World {
         let event = Event::In(self.process(node), Local::Tick);
         self.at(self.now + self.nodes[&node].real_us(TICK_MS * MILLISECOND), event);
         self.care(node);
+        self.begin_to_take_part(node);
+        self.tell_members(node);
         for shard in 0..=self.setup.shards {
             self.step(node, shard, Input::Tick);
             self.announce(node, shard);
@@ -377,6 +398,10 @@ impl World {
     /// Tells an input to a replica and carries out what it wants.
     pub(crate) fn step(&mut self, node: NodeId, shard: ShardId, input: Input) {
         let now_us = self.now;
+        let Some(input) = self.admit(node, shard, input) else { return };
+        if let Input::Peer(peer) = &input {
+            self.follows(node, shard, peer);
+        }
         let host = self.node(node);
         let now = host.clocks(now_us);
         let Some(host) = host.hosts.get_mut(&shard) else { return };

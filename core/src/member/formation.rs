@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use trefoil_proto::internal::v1 as proto;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::NodeId;
@@ -44,6 +45,38 @@ pub struct Word {
     pub incarnation: u64,
     /// How far it is.
     pub stage: Stage,
+}
+
+impl Word {
+    /// The stage, for the wire.
+    #[must_use]
+    pub fn to_proto(&self) -> proto::Formation {
+        let (members, cluster_id) = match &self.stage {
+            Stage::New => return proto::Formation::default(),
+            Stage::Promised(members) => (members, Vec::new()),
+            Stage::Formed { cluster, members } => (members, cluster.to_vec()),
+        };
+        let member = |(node, incarnation): (&NodeId, &u64)| proto::Incarnation {
+            node: *node,
+            incarnation: *incarnation,
+        };
+        proto::Formation {
+            members: members.iter().map(member).collect(),
+            cluster_id: cluster_id.into(),
+        }
+    }
+
+    /// What a member of this incarnation says.
+    #[must_use]
+    pub fn of_proto(incarnation: u64, said: &proto::Formation) -> Self {
+        let members = said.members.iter().map(|member| (member.node, member.incarnation)).collect();
+        let stage = match <[u8; 16]>::try_from(&said.cluster_id[..]) {
+            Ok(cluster) => Stage::Formed { cluster, members },
+            Err(_) if members.is_empty() => Stage::New,
+            Err(_) => Stage::Promised(members),
+        };
+        Self { incarnation, stage }
+    }
 }
 
 /// Why a member and a peer cannot be of one cluster.
@@ -222,7 +255,7 @@ impl Formation {
             _ => None,
         });
         let enough = self.heard.len() + 1 == self.members.len()
-            || (self.forced && self.heard.len() + 1 > self.members.len() / 2);
+            || (self.may_be_few() && self.heard.len() + 1 > self.members.len() / 2);
         let set = match promised.next() {
             Some(set) => set.clone(),
             None if enough => {
@@ -244,6 +277,11 @@ impl Formation {
                 })
         };
         set.iter().all(fits).then(|| Stage::Promised(set.clone()))
+    }
+
+    /// Whether a majority may form a cluster.
+    fn may_be_few(&self) -> bool {
+        self.forced || crate::mutant!(FormedWithoutAll)
     }
 
     /// A member that was away while others formed their cluster by force becomes one of it.

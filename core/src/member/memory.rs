@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use prost::Message as _;
 use trefoil_proto::internal::v1 as proto;
 
+use crate::replica::Boot;
 use crate::{NodeId, ShardId};
 
 /// Numbers of starts that are kept: so far back two copies of a directory are told apart.
@@ -92,6 +93,16 @@ pub struct Standing {
 }
 
 impl Standing {
+    /// What a node says of itself at a start: its starts, and where its logs end.
+    #[must_use]
+    pub fn at_start<'a>(starts: Starts, boots: impl Iterator<Item = (ShardId, &'a Boot)>) -> Self {
+        let end = |(shard, boot): (ShardId, &Boot)| {
+            let term = boot.terms.last().map_or(boot.truncated.1, |(_, term)| *term);
+            (!boot.uncertain).then_some((shard, (term, boot.last_index)))
+        };
+        Self { starts, ends: boots.filter_map(end).collect(), ..Self::default() }
+    }
+
     fn acknowledge(&mut self, other: &BTreeMap<ShardId, End>) -> bool {
         let mut is_more = false;
         for (shard, end) in other {
@@ -171,23 +182,23 @@ impl Memory {
     /// How it shows that it is an older copy; nothing of it is remembered then.
     pub fn meet(&mut self, peer: NodeId, said: &Standing) -> Result<(), Stale> {
         let known = self.peers.entry(peer).or_default();
-        if known.forked {
-            return Err(Stale::Forked { at: 0 });
-        }
-        match known.starts.relation(&said.starts) {
-            Relation::Forked(at) => return Err(Stale::Forked { at }),
+        let relation = known.starts.relation(&said.starts);
+        let stale = match relation {
+            _ if known.forked => Some(Stale::Forked { at: 0 }),
+            Relation::Forked(at) => Some(Stale::Forked { at }),
             Relation::Older => {
-                return Err(Stale::Older { known: known.starts.count, said: said.starts.count });
+                Some(Stale::Older { known: known.starts.count, said: said.starts.count })
             }
             // One process does not lose what it has; what it acknowledged since may be known here from others.
-            Relation::Same => {}
-            Relation::Newer => {
-                if let Some(lost) = Standing::lost(&said.ends, &known.acknowledged) {
-                    return Err(lost);
-                }
-                known.starts = said.starts.clone();
-                known.ends = said.ends.clone();
-            }
+            Relation::Same => None,
+            Relation::Newer => Standing::lost(&said.ends, &known.acknowledged),
+        };
+        if let Some(stale) = stale.filter(|_| !crate::mutant!(OlderCopyAccepted)) {
+            return Err(stale);
+        }
+        if relation != Relation::Same {
+            known.starts = said.starts.clone();
+            known.ends = said.ends.clone();
         }
         known.acknowledge(&said.acknowledged);
         Ok(())

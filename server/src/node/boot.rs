@@ -109,15 +109,7 @@ pub(super) fn open(
 
 /// What this node tells of itself: its starts, and where its logs end.
 pub(super) fn standing(directory: &DataDirectory, boots: &[Boot]) -> Standing {
-    let end = |(shard, boot): (ShardId, &Boot)| {
-        let term = boot.terms.last().map_or(boot.truncated.1, |(_, term)| *term);
-        (!boot.uncertain).then_some((shard, (term, boot.last_index)))
-    };
-    Standing {
-        starts: directory.identity().starts(),
-        ends: (0..).zip(boots).filter_map(end).collect(),
-        ..Standing::default()
-    }
+    Standing::at_start(directory.identity().starts(), (0..).zip(boots))
 }
 
 /// The replicas of all shards, in order.

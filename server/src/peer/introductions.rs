@@ -9,7 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use slog::{error, info, warn};
 use tokio::sync::{Notify, watch};
 use trefoil_core::NodeId;
-use trefoil_core::member::{Formation, Memory, Objection, Stage, Standing, Word};
+use trefoil_core::member::{
+    self, Formation, Introduction, Memory, News, Objection, Stage, Standing, Word,
+};
 use trefoil_core::replica::Input;
 use trefoil_proto::internal::v1 as proto;
 use trefoil_proto::internal::v1::Greeting;
@@ -26,8 +28,7 @@ const PROTOCOL: u32 = 2;
 /// What changes while members speak to each other.
 #[derive(Debug)]
 struct State {
-    formation: Formation,
-    memory: Memory,
+    introduction: Introduction,
     /// None once the node is stopped.
     directory: Option<DataDirectory>,
 }
@@ -40,7 +41,6 @@ pub(crate) struct Introductions {
     setup: [u8; 16],
     path: String,
     incarnation: u64,
-    own: Standing,
     log: Arc<EngineLog>,
     peers: BTreeMap<NodeId, Notify>,
     state: Mutex<State>,
@@ -73,12 +73,14 @@ impl Introductions {
             setup: xxh3_128(&flags).to_be_bytes(),
             path: directory.path().display().to_string(),
             incarnation: identity.incarnation,
-            own,
             log,
             trusted: peers.iter().map(|peer| (*peer, AtomicU64::new(0))).collect(),
             peers: peers.into_iter().map(|peer| (peer, Notify::new())).collect(),
             word: watch::Sender::new(formation.word().clone()),
-            state: Mutex::new(State { formation, memory, directory: Some(directory) }),
+            state: Mutex::new(State {
+                introduction: Introduction::new(shared.node, formation, own, memory),
+                directory: Some(directory),
+            }),
             // It rises over restarts as long as the wall clock does; a stream that has ended stands in nobody's way.
             epoch: AtomicU64::new(clock::wall_us()),
             logged: Mutex::default(),
@@ -96,7 +98,7 @@ impl Introductions {
 
     /// The greeting of a new stream.
     pub(crate) fn greeting(&self, to: NodeId) -> Greeting {
-        let formation = formation_of(&self.word.borrow());
+        let formation = self.word.borrow().to_proto();
         Greeting {
             setup: self.setup.to_vec().into(),
             from: self.shared.node,
@@ -117,10 +119,8 @@ impl Introductions {
             let end = (status.applied_term, status.applied_index);
             (status.applied_index > 0).then_some((state.shard, end))
         });
-        let own = Standing { acknowledged: acknowledged.collect(), ..self.own.clone() };
-        let mut memory = self.lock().memory.clone();
-        memory.peers.insert(self.shared.node, own);
-        memory.to_proto()
+        let acknowledged = acknowledged.collect();
+        self.lock().introduction.told(acknowledged).to_proto()
     }
 
     /// How far this node is on its way into its cluster, whenever that changes.
@@ -135,7 +135,7 @@ impl Introductions {
 
     /// Members without which the cluster cannot be formed, by name.
     pub(crate) fn missing(&self) -> String {
-        let missing = self.lock().formation.missing();
+        let missing = self.lock().introduction.formation().missing();
         let members = self.shared.members.iter().filter(|member| missing.contains(&member.id));
         members.map(|member| member.name.as_str()).collect::<Vec<_>>().join(",")
     }
@@ -143,7 +143,7 @@ impl Introductions {
     /// From now on a majority may form the cluster.
     pub(crate) fn force(&self) {
         let mut state = self.lock();
-        state.formation.force();
+        state.introduction.force();
         self.advance(&mut state);
     }
 
@@ -196,18 +196,14 @@ impl Introductions {
     fn hear_greeting(&self, greeting: &Greeting) -> Result<(), Refused> {
         let from = greeting.from;
         let formation = greeting.formation.clone().unwrap_or_default();
-        let word = word_of(greeting.incarnation, &formation);
+        let word = Word::of_proto(greeting.incarnation, &formation);
         let told = greeting.memory.as_ref().map(Memory::of_proto).unwrap_or_default();
         let mut state = self.lock();
         if state.directory.is_none() {
             return Err(Fault::OldStream.into());
         }
-        self.hear_word(&mut state, from, &word)?;
-        let said = told.peers.get(&from).cloned().unwrap_or_default();
-        let before = state.memory.encode();
-        state.memory.meet(from, &said)?;
-        self.learn(&mut state, from, &told, &before);
-        Ok(())
+        let heard = state.introduction.greet(from, &word, &told);
+        self.carry_out(&mut state, from, heard)
     }
 
     /// What a peer says after its greeting. Writes where there is something to keep.
@@ -222,26 +218,34 @@ impl Introductions {
         if state.directory.is_none() {
             return Err(Fault::OldStream.into());
         }
-        if let Some(formation) = formation {
-            self.hear_word(&mut state, from, &word_of(incarnation, formation))?;
-        }
-        if let Some(memory) = memory {
-            let before = state.memory.encode();
-            self.learn(&mut state, from, &Memory::of_proto(memory), &before);
-        }
-        Ok(())
+        let word = formation.map(|formation| Word::of_proto(incarnation, formation));
+        let told = memory.map(Memory::of_proto);
+        let heard = state.introduction.hear(from, word.as_ref(), told.as_ref());
+        self.carry_out(&mut state, from, heard)
     }
 
-    fn hear_word(&self, state: &mut State, from: NodeId, word: &Word) -> Result<(), Refused> {
+    /// Does what comes of what a peer said; what is to be written is, when this returns.
+    fn carry_out(
+        &self,
+        state: &mut State,
+        from: NodeId,
+        heard: Result<News, member::Refused>,
+    ) -> Result<(), Refused> {
         let formed = self.is_formed();
-        state.formation.hear(from, word).map_err(|objection| {
-            if objection.is_about_this_node() {
-                self.shared.fail(self.replaced(from, objection));
-            }
-            Refused::of_objection(objection, formed)
-        })?;
         self.advance(state);
-        Ok(())
+        match heard {
+            Ok(news) => {
+                self.take(state, from, news);
+                Ok(())
+            }
+            Err(member::Refused::Objection(objection)) => {
+                if objection.is_about_this_node() {
+                    self.shared.fail(self.replaced(from, objection));
+                }
+                Err(Refused::of_objection(objection, formed))
+            }
+            Err(member::Refused::Stale(stale)) => Err(stale.into()),
+        }
     }
 
     fn replaced(&self, peer: NodeId, objection: Objection) -> FatalError {
@@ -277,7 +281,7 @@ impl Introductions {
 
     /// Goes on as far as what was heard allows.
     fn advance(&self, state: &mut State) {
-        while let Some(stage) = state.formation.next() {
+        while let Some(stage) = state.introduction.next() {
             let Some(directory) = &mut state.directory else { return };
             if let Err(refusal) = directory.reach(&stage) {
                 // It is not known what is written, and nothing of it was said.
@@ -289,22 +293,23 @@ impl Introductions {
                 let members = members.iter().map(text).collect::<Vec<_>>().join(",");
                 info!(self.shared.logger, "the cluster is formed"; "incarnations" => members);
             }
-            state.formation.reached(stage);
+            state.introduction.reached(stage);
         }
-        if let Some(cluster) = state.formation.cluster() {
+        let formation = state.introduction.formation();
+        if let Some(cluster) = formation.cluster() {
             // Once formed, it stays the same.
             self.shared.cluster_id.set(cluster).ok();
         }
         self.word.send_if_modified(|word| {
-            let changed = word != state.formation.word();
-            word.clone_from(state.formation.word());
+            let changed = word != formation.word();
+            word.clone_from(formation.word());
             changed
         });
     }
 
-    /// Takes what a peer that is accepted tells, and keeps the memory where it is not what it was `before`.
-    fn learn(&self, state: &mut State, from: NodeId, told: &Memory, before: &[u8]) {
-        for (peer, stale) in state.memory.learn(self.shared.node, from, told) {
+    /// Takes what a peer that is accepted tells.
+    fn take(&self, state: &State, from: NodeId, news: News) {
+        for (peer, stale) in news.contradictions {
             error!(self.shared.logger,
                 "an older copy of a data directory has taken part: shards may have two histories";
                 "member" => peer, "told_by" => from, "why" => %stale);
@@ -313,13 +318,10 @@ impl Introductions {
             }
         }
         for (peer, trusted) in &self.trusted {
-            let standing = state.memory.peers.get(peer).filter(|standing| !standing.forked);
-            let number = standing.and_then(|standing| standing.starts.numbers.last().copied());
-            trusted.store(number.unwrap_or_default(), Ordering::Relaxed);
+            trusted.store(state.introduction.trusted(*peer), Ordering::Relaxed);
         }
-        let after = state.memory.encode();
-        if after != before {
-            self.log.remember(after);
+        if let Some(memory) = news.remember {
+            self.log.remember(memory);
         }
     }
 
@@ -364,31 +366,4 @@ impl Introductions {
             dialled.wait_for(|dialled| self.peers.keys().all(|peer| dialled.contains(peer))).await,
         );
     }
-}
-
-/// For the wire.
-pub(super) fn formation_of(word: &Word) -> proto::Formation {
-    let (members, cluster_id) = match &word.stage {
-        Stage::New => return proto::Formation::default(),
-        Stage::Promised(members) => (members, Vec::new()),
-        Stage::Formed { cluster, members } => (members, cluster.to_vec()),
-    };
-    let member = |(node, incarnation): (&NodeId, &u64)| proto::Incarnation {
-        node: *node,
-        incarnation: *incarnation,
-    };
-    proto::Formation {
-        members: members.iter().map(member).collect(),
-        cluster_id: cluster_id.into(),
-    }
-}
-
-fn word_of(incarnation: u64, said: &proto::Formation) -> Word {
-    let members = said.members.iter().map(|member| (member.node, member.incarnation)).collect();
-    let stage = match <[u8; 16]>::try_from(&said.cluster_id[..]) {
-        Ok(cluster) => Stage::Formed { cluster, members },
-        Err(_) if members.is_empty() => Stage::New,
-        Err(_) => Stage::Promised(members),
-    };
-    Word { incarnation, stage }
 }

@@ -13,7 +13,6 @@ use trefoil_proto::internal::v1::{self as proto, RaftRequest, ShardObstacles, Un
 
 use super::Announced;
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
-use super::introductions::formation_of;
 use super::queue::Queue;
 
 /// Pause between two looks at what is to be told of members.
@@ -92,7 +91,7 @@ async fn talk(
             // The sender lives as long as the node.
             _ = announced.changed() => announcement(&announced.borrow_and_update()),
             _ = word.changed() => {
-                let formation = Some(formation_of(&word.borrow_and_update()));
+                let formation = Some(word.borrow_and_update().to_proto());
                 RaftRequest { formation, ..RaftRequest::default() }
             }
             _ = tell.tick() => {

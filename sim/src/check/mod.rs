@@ -12,6 +12,7 @@ pub mod crash;
 pub mod durable;
 pub mod expiry;
 pub mod fences;
+pub mod formed;
 pub mod grants;
 pub mod history;
 pub mod latches;

@@ -54,6 +54,9 @@ struct Inner {
     /// What was written and is not synced.
     flying: Vec<Change>,
     cuts: u64,
+    /// What is remembered of other members: as it was written, and as it was synced.
+    memory: Vec<u8>,
+    kept: Vec<u8>,
 }
 
 /// See the module.
@@ -101,6 +104,8 @@ impl SimLog {
             pending: Vec::new(),
             flying: Vec::new(),
             cuts: 0,
+            memory: Vec::new(),
+            kept: Vec::new(),
         };
         inner.begin_segment(1).and_then(|()| inner.sync()).expect("a new disk works");
         inner.mark.sync().expect("a new disk works");
@@ -135,6 +140,8 @@ impl SimLog {
             pending: Vec::new(),
             flying: Vec::new(),
             cuts: 0,
+            memory: Vec::new(),
+            kept: Vec::new(),
         };
         inner.recover(&mark, boot)?;
         let found = inner
@@ -192,6 +199,19 @@ impl SimLog {
     /// The doubt about the end of a shard's log is over.
     pub fn trust(&self, shard: ShardId) {
         self.lock().pending.push(Change::Doubt(shard, false));
+    }
+
+    /// Keeps what is remembered of other members, with the next record.
+    pub fn remember(&self, memory: Vec<u8>) {
+        let mut inner = self.lock();
+        inner.pending.retain(|change| !matches!(change, Change::Remember(_)));
+        inner.pending.push(Change::Remember(memory));
+    }
+
+    /// What a crash now would leave of that.
+    #[must_use]
+    pub fn remembered(&self) -> Vec<u8> {
+        self.lock().kept.clone()
     }
 
     /// Bad tails that were cut off.
@@ -295,7 +315,7 @@ impl Inner {
     fn put_bases(&mut self) -> io::Result<()> {
         let bases =
             self.shards.iter().map(|(id, shard)| Change::base(*id, &shard.log, shard.uncertain));
-        let bases = bases.collect::<Vec<_>>();
+        let bases = bases.chain([Change::Remember(self.memory.clone())]).collect::<Vec<_>>();
         self.put(&bases).map(drop)
     }
 
@@ -336,6 +356,10 @@ impl Inner {
     }
 
     fn take(&mut self, change: &Change) {
+        if let Change::Remember(memory) = change {
+            self.memory.clone_from(memory);
+            return;
+        }
         let shard = self.shards.entry(change.shard()).or_default();
         match change {
             Change::Doubt(_, uncertain) => shard.uncertain = *uncertain,
@@ -345,6 +369,7 @@ impl Inner {
             | Change::Install { .. }
             | Change::Damage(_)
             | Change::Rebuild(..)
+            | Change::Remember(_)
             | Change::Move(..) => {}
         }
         shard.log.take(change);
@@ -358,6 +383,7 @@ impl Inner {
     fn sync(&mut self) -> io::Result<()> {
         let (segment, id) = self.last();
         self.volume.sync(id)?;
+        self.kept.clone_from(&self.memory);
         self.mark.advance(Place { segment, offset: self.end })
     }
 

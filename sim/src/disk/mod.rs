@@ -1,6 +1,7 @@
 //! A node's disk: files as bytes ([`volume`]), the Raft log in some of them ([`log`]), state files in others
 //! ([`state`]); and what a crash at this moment would leave, for the checkers.
 
+pub mod identity;
 pub mod log;
 pub mod mark;
 pub mod shadow;
@@ -19,6 +20,7 @@ use trefoil_core::replica::Boot;
 use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::{LogStore as _, LogWrite, evidence};
 
+use self::identity::Identity;
 use self::log::SimLog;
 use self::shadow::Log;
 use self::state::{Files, Image, Job, State};
@@ -79,6 +81,7 @@ pub struct Disk {
     pub doubtful: bool,
     /// State files that are not what was written, and how.
     pub rot: BTreeMap<(ShardId, u64), Rot>,
+    identity: Identity,
     options: Options,
     /// The log of the running process.
     log: Option<SimLog>,
@@ -97,8 +100,14 @@ pub struct Disk {
 impl Disk {
     /// The disk of a node that has just been set up.
     #[must_use]
-    pub fn new(shards: impl Iterator<Item = ShardId> + Clone, options: Options) -> Self {
+    pub fn new(
+        incarnation: u64,
+        shards: impl Iterator<Item = ShardId> + Clone,
+        options: Options,
+    ) -> Self {
         let volume = Volume::default();
+        let identity = Identity::new(incarnation);
+        identity.write(&volume);
         SimLog::create(&volume, shards.clone(), 1);
         Self {
             files: Files::new(&volume, shards.clone(), options),
@@ -107,6 +116,7 @@ impl Disk {
             tail_rotten: false,
             doubtful: false,
             rot: BTreeMap::new(),
+            identity,
             options,
             log: None,
             synced: shards.map(|shard| (shard, Log::newborn())).collect(),
@@ -490,7 +500,7 @@ mod tests {
         let mut dice = Dice::new(3);
         let mut uncertain = 0;
         for _ in 0..100 {
-            let mut disk = Disk::new(0..2, OPTIONS);
+            let mut disk = Disk::new(1, 0..2, OPTIONS);
             started(&mut disk);
             write(&mut disk, batch(11, 40, 2));
             assert_eq!(disk.entries(1, 15, 30, u64::MAX).unwrap().len(), 15);
@@ -506,7 +516,7 @@ mod tests {
 
     #[test]
     fn segments_are_removed_when_nothing_in_them_is_needed() {
-        let mut disk = Disk::new(0..2, OPTIONS);
+        let mut disk = Disk::new(1, 0..2, OPTIONS);
         started(&mut disk);
         for n in 0..20 {
             write(&mut disk, batch(11 + 10 * n, 20 + 10 * n, 2));
@@ -526,7 +536,7 @@ mod tests {
     fn rot_below_the_mark_is_refused() {
         let mut dice = Dice::new(5);
         for _ in 0..50 {
-            let mut disk = Disk::new(0..2, OPTIONS);
+            let mut disk = Disk::new(1, 0..2, OPTIONS);
             started(&mut disk);
             write(&mut disk, batch(11, 30, 2));
             disk.care(false).unwrap();

@@ -80,7 +80,7 @@ impl Log {
             Change::Rebuild(_, generation) => {
                 (self.generation, self.damaged) = (*generation, false);
             }
-            Change::Doubt(..) => {}
+            Change::Doubt(..) | Change::Remember(_) => {}
         }
     }
 

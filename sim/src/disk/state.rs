@@ -146,7 +146,7 @@ impl StorageBackend for Backend {
 }
 
 /// The state files of a node.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Files {
     /// Copies by shard and generation.
     Memory(BTreeMap<(ShardId, u64), Rc<Image>>),

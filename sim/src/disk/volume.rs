@@ -63,9 +63,9 @@ pub struct Volume {
     life: u32,
 }
 
-impl Default for Volume {
+impl Default for Inner {
     fn default() -> Self {
-        let inner = Inner {
+        Self {
             files: BTreeMap::new(),
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
@@ -75,8 +75,13 @@ impl Default for Volume {
             life: 0,
             fuse: None,
             errors: 0,
-        };
-        Self { inner: Arc::new(Mutex::new(inner)), life: 0 }
+        }
+    }
+}
+
+impl Default for Volume {
+    fn default() -> Self {
+        Self { inner: Arc::default(), life: 0 }
     }
 }
 
@@ -100,6 +105,39 @@ impl Volume {
         inner.life += 1;
         inner.fuse = None;
         Self { inner: Arc::clone(&self.inner), life: inner.life }
+    }
+
+    /// Another disk with all files as processes see them.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        let inner = self.lock();
+        let whole = |file: &File| File {
+            durable: file.now.clone(),
+            dirty: BTreeSet::new(),
+            ..file.clone()
+        };
+        let mut copy = Inner {
+            files: inner.files.iter().map(|(id, file)| (*id, whole(file))).collect(),
+            names: inner.names.clone(),
+            durable_names: inner.names.clone(),
+            last_id: inner.last_id,
+            life: inner.life,
+            errors: inner.errors,
+            ..Inner::default()
+        };
+        copy.sweep();
+        Self { life: copy.life, inner: Arc::new(Mutex::new(copy)) }
+    }
+
+    /// Gives a file another name; one of that name is replaced.
+    pub fn rename(&self, from: &str, to: &str) {
+        let mut inner = self.lock();
+        if inner.takes(self.life)
+            && let Some(id) = inner.names.remove(from)
+        {
+            inner.names.insert(to.to_owned(), id);
+            inner.sweep();
+        }
     }
 
     /// Makes an empty file; one of that name is replaced.

@@ -2,8 +2,8 @@
 
 use protobuf::Message as _;
 use raft_proto::eraftpb::{Entry, HardState};
-use trefoil_core::ShardId;
 use trefoil_core::replica::PersistBatch;
+use trefoil_core::{META_SHARD, ShardId};
 use trefoil_server::storage::LogWrite;
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -50,6 +50,8 @@ pub enum Change {
     Damage(ShardId),
     /// The state of another generation has taken its place.
     Rebuild(ShardId, u64),
+    /// What is remembered of other members, whatever the shard.
+    Remember(Vec<u8>),
 }
 
 /// Where an entry of a record lies, counted from the begin of the record.
@@ -104,6 +106,7 @@ impl Change {
             | Self::Damage(shard)
             | Self::Rebuild(shard, _)
             | Self::Move(shard, _) => *shard,
+            Self::Remember(_) => META_SHARD,
         }
     }
 
@@ -153,6 +156,10 @@ impl Change {
             Self::Move(_, generation) => words(7, &[*generation]),
             Self::Damage(_) => words(8, &[]),
             Self::Rebuild(_, generation) => words(9, &[*generation]),
+            Self::Remember(memory) => {
+                words(10, &[memory.len() as u64]);
+                record.extend(memory);
+            }
         }
     }
 }
@@ -229,6 +236,10 @@ impl<'a> Reader<'a> {
             7 => Change::Move(shard, self.number()),
             8 => Change::Damage(shard),
             9 => Change::Rebuild(shard, self.number()),
+            10 => {
+                let len = usize::try_from(self.number()).expect("small");
+                Change::Remember(self.bytes(len).to_vec())
+            }
             other => panic!("no change has the kind {other}"),
         })
     }
