@@ -373,7 +373,9 @@ impl Client {
             return self.end(now, pending, end, shared);
         }
         let mut pause = shared.dice.between(10, 200) * MILLISECOND;
-        let is_late = pending.ambiguous && shared.dice.chance(shared.knobs.dawdlers);
+        // Whoever waits for a majority that works is not kept waiting by its own clients.
+        let is_late =
+            pending.ambiguous && !shared.patient && shared.dice.chance(shared.knobs.dawdlers);
         if is_late {
             // The shard may have forgotten by then that it was asked before.
             let idle = shared.knobs.disk.request_client_idle_ms * MILLISECOND;

@@ -57,7 +57,7 @@ struct Inner {
 }
 
 /// The disk of a node, for one of its processes.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Volume {
     inner: Arc<Mutex<Inner>>,
     life: u32,
@@ -76,12 +76,6 @@ impl Default for Inner {
             fuse: None,
             errors: 0,
         }
-    }
-}
-
-impl Default for Volume {
-    fn default() -> Self {
-        Self { inner: Arc::default(), life: 0 }
     }
 }
 
