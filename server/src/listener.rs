@@ -30,6 +30,9 @@ use crate::metrics::Metrics;
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
+/// How long a connection without a request is heard once the node stops.
+const LAST_WORDS: Duration = Duration::from_millis(50);
+
 /// The bytes with which HTTP/2 begins.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -83,23 +86,9 @@ impl Listener {
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             };
             match accepted {
-                Ok((stream, address)) => {
+                Ok(accepted) => {
                     pause = ACCEPT_PAUSE_MIN;
-                    let Some(door) = doors.enter(address.ip()) else {
-                        self.metrics.connections_refused.inc();
-                        continue;
-                    };
-                    let open = Open::new(door, &self.metrics);
-                    let (router, logger) = (router.clone(), self.logger.clone());
-                    let (patience, stopping) = (self.caps.header_timeout, stopping.clone());
-                    connections.spawn(async move {
-                        if let Err(error) =
-                            connection(stream, address, router, patience, stopping).await
-                        {
-                            debug!(logger, "connection ended with an error"; "error" => %error);
-                        }
-                        drop(open);
-                    });
+                    self.take(accepted, &doors, &router, &stopping, &mut connections);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
@@ -109,10 +98,47 @@ impl Listener {
                 }
             }
         }
+        // Who has come this far gets an answer: a socket that is closed resets what waits to be accepted.
+        while let Some(Ok(accepted)) = now_or_never(self.socket.accept()).await {
+            self.take(accepted, &doors, &router, &stopping, &mut connections);
+        }
         // No further connections; those that are open were told by their own receivers.
         drop(self.socket);
         let deadline = Instant::now() + drain;
         while let Ok(Some(_)) = timeout_at(deadline, connections.join_next()).await {}
+    }
+
+    /// Serves a connection, where there is room for it.
+    fn take(
+        &self,
+        (stream, address): (TcpStream, SocketAddr),
+        doors: &Arc<Doors>,
+        router: &Router,
+        stopping: &watch::Receiver<bool>,
+        connections: &mut JoinSet<()>,
+    ) {
+        let Some(door) = doors.enter(address.ip()) else {
+            self.metrics.connections_refused.inc();
+            return;
+        };
+        let open = Open::new(door, &self.metrics);
+        let (router, logger) = (router.clone(), self.logger.clone());
+        let (patience, stopping) = (self.caps.header_timeout, stopping.clone());
+        connections.spawn(async move {
+            if let Err(error) = connection(stream, address, router, patience, stopping).await {
+                debug!(logger, "connection ended with an error"; "error" => %error);
+            }
+            drop(open);
+        });
+    }
+}
+
+/// What is ready now.
+async fn now_or_never<T>(ready: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        done = ready => Some(done),
+        () = std::future::ready(()) => None,
     }
 }
 
@@ -130,10 +156,15 @@ async fn connection(
     mut stopping: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
-    tokio::select! {
-        said = timeout(patience, says_its_protocol(&stream)) => said??,
-        // Nothing was asked yet.
-        _ = stopping.wait_for(|stopping| *stopping) => return Ok(()),
+    let said = tokio::select! {
+        biased;
+        said = timeout(patience, says_its_protocol(&stream)) => Some(said),
+        _ = stopping.wait_for(|stopping| *stopping) => None,
+    };
+    match said {
+        Some(said) => said??,
+        // What is on its way already is heard.
+        None => timeout(LAST_WORDS, says_its_protocol(&stream)).await??,
     }
     let places = Connection::default();
     let service = router.map_request(move |request: Request<Incoming>| {
@@ -147,6 +178,8 @@ async fn connection(
         builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     tokio::select! {
+        // First: the protocol is known then, and what was asked is under way.
+        biased;
         ended = connection.as_mut() => return ended,
         _ = stopping.wait_for(|stopping| *stopping) => {}
     }

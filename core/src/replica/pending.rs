@@ -40,7 +40,8 @@ pub(super) struct Pending {
     queue_bytes: usize,
     /// By log index.
     proposed: BTreeMap<u64, Proposed>,
-    /// Callers of commands that wait in the state; one command sent twice has two.
+    /// Callers of commands that wait in the state; one command sent twice has two. The last one stays, as nobody, when it
+    /// went away: what the wait is granted before the state knows of that is taken back by it.
     waiting: BTreeMap<WaiterId, Vec<Asker>>,
     /// Grants that their forwarders have not asked for yet.
     pub(super) offers: Offers,
@@ -236,14 +237,15 @@ impl Pending {
                 asker.call = NOBODY;
             }
         }
-        let lost = &mut self.lost;
-        self.waiting.retain(|waiter, askers| {
-            askers.retain(|asker| !cancelled.contains(&asker.call));
-            if askers.is_empty() {
-                lost.insert(waiter.clone(), applied);
+        for (waiter, askers) in &mut self.waiting {
+            let was_awaited = is_awaited(askers);
+            for asker in askers.iter_mut().filter(|asker| cancelled.contains(&asker.call)) {
+                asker.call = NOBODY;
             }
-            !askers.is_empty()
-        });
+            if was_awaited && !is_awaited(askers) {
+                self.lost.insert(waiter.clone(), applied);
+            }
+        }
         self.offers.cancel(&cancelled, now);
     }
 
@@ -343,12 +345,12 @@ impl Pending {
                         Outcome::Answered(answer) => {
                             self.answer(asker, position(ordinal), answer, now, effects);
                         }
-                        Outcome::Waiting(waiter) if asker.call != NOBODY => {
-                            self.lost.remove(&waiter);
-                            self.waiting.entry(waiter).or_default().push(asker);
-                        }
                         Outcome::Waiting(waiter) => {
-                            if !self.waiting.contains_key(&waiter) {
+                            let askers = self.waiting.entry(waiter.clone()).or_default();
+                            askers.push(asker);
+                            if is_awaited(askers) {
+                                self.lost.remove(&waiter);
+                            } else {
                                 self.lost.insert(waiter, applied.index);
                             }
                         }
@@ -364,7 +366,8 @@ impl Pending {
             self.lost.remove(&settled.waiter);
             // The newest try is the one that its caller waits for: by it what nobody takes is taken back.
             let mut askers = self.waiting.remove(&settled.waiter).unwrap_or_default();
-            let newest = askers.pop();
+            let is_there = askers.iter().rposition(|asker| asker.call != NOBODY);
+            let newest = is_there.map(|at| askers.remove(at)).or_else(|| askers.pop());
             for Asker { call, take_back } in askers {
                 let is_superseded = take_back.is_some() && is_grant(&settled.answer);
                 effects.push(if is_superseded && !crate::mutant!(ForwardedGrantTrusted) {
@@ -396,6 +399,10 @@ impl Pending {
             _ => effects.push(Effect::Reply(asker.call, Reply::Answered(position, answer))),
         }
     }
+}
+
+fn is_awaited(askers: &[Asker]) -> bool {
+    askers.iter().any(|asker| asker.call != NOBODY)
 }
 
 impl Proposed {
