@@ -267,8 +267,3 @@ fn of_namespaces() -> Vec<Operation> {
         Operation::GetNamespacePolicy(cluster::GetNamespacePolicyRequest {}),
     ]
 }
-
-/// Streams are no operations.
-fn is_stream(method: Method) -> bool {
-    method.load() == Load::Stream || method == Method::KeepAliveStream
-}
