@@ -170,6 +170,13 @@ struct Pending {
     sent: Option<(NodeId, u64)>,
 }
 
+impl Pending {
+    /// Its id, unless that stands for another call.
+    fn own_id(&self) -> Option<&RequestId> {
+        self.id.as_ref().filter(|_| self.step.reuses.is_none())
+    }
+}
+
 /// One client.
 #[derive(Debug)]
 pub struct Client {
@@ -347,7 +354,7 @@ impl Client {
             }
             Body::Query(query) => query.agent = node,
         }
-        if let Some(id) = &pending.id {
+        if let Some(id) = pending.own_id() {
             shared.ledger.sent(shard, id);
         }
         let patience = shared.dice.between(*PATIENCE_US.start(), *PATIENCE_US.end());
@@ -424,8 +431,7 @@ impl Client {
                 _ => {}
             }
         }
-        if let (Some(id), None, false) = (&pending.id, &pending.step.reuses, is_forgotten(&answer))
-        {
+        if let Some(id) = pending.own_id().filter(|_| !is_forgotten(&answer)) {
             shared.ledger.told(shard, id, Some(position));
         }
         let Some(action) = &pending.step.action else {
@@ -458,8 +464,7 @@ impl Client {
             );
             shared.calls_open += u64::from(unseen);
         }
-        if let (Some(id), None, Body::Command(_)) =
-            (&pending.id, &pending.step.reuses, &pending.step.request.body)
+        if let (Some(id), Body::Command(_)) = (pending.own_id(), &pending.step.request.body)
             && is_answered
             && shared.dice.chance(30)
         {
@@ -534,7 +539,7 @@ fn fingerprint(request: &Request) -> u64 {
 impl Shared {
     /// The last try did not take effect.
     fn definite(&mut self, pending: &Pending) {
-        if let Some(id) = &pending.id {
+        if let Some(id) = pending.own_id() {
             self.ledger.told(pending.step.request.shard, id, None);
         }
     }

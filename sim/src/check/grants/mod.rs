@@ -57,6 +57,11 @@ fn id_of(id: Option<&RequestId>) -> Option<Id> {
     id.map(|id| (id.client.clone(), id.sequence))
 }
 
+/// A grant that is taken back ends no wait: it is told under ordinal 0.
+fn is_wait(waiter: &WaiterId) -> bool {
+    !waiter.0.ends_with(&0_u64.to_be_bytes())
+}
+
 #[derive(Clone, Debug, Default)]
 struct Session {
     ttl_ms: u64,
@@ -184,11 +189,12 @@ impl Grants {
             // What was granted before this command is known by its token, or by whom it concerns.
             let id = id_of(command.request_id.as_ref());
             let before = |settled: &Settled| {
-                // The wait ended, and this is a retry that was answered so; a grant that is cancelled later on had none.
+                // The wait ended, and this is a retry that was answered so; a grant that is taken back had none.
                 let is_same = id.is_some()
                     && id_of(settled.request_id.as_ref()) == id
                     && matches!(outcome, Outcome::Answered(answer)
-                        if self.waits.contains_key(&settled.waiter) || *answer == settled.answer);
+                        if self.waits.contains_key(&settled.waiter)
+                            || is_wait(&settled.waiter) && *answer == settled.answer);
                 is_same || self.stands_before(operation, outcome, settled)
             };
             let count = rest.iter().rposition(before).map_or(0, |last| last + 1);
