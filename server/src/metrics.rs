@@ -375,6 +375,11 @@ impl Observer for Metrics {
         self.raft_current_term
             .with_label_values(&[&label])
             .set(i64::try_from(term).unwrap_or(i64::MAX));
+        // An alert sees that something rises only where it was there before.
+        self.state_damage.with_label_values(&[&label]);
+        for gauge in [&self.state_damaged, &self.state_disputed] {
+            gauge.with_label_values(&[&label]);
+        }
         let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
         if role == Role::Leader {
             led.insert(shard);

@@ -164,6 +164,10 @@ fn only_the_leader_tells_lag_and_counts() {
             && shows("trefoil_raft_current_term{shard=\"1\"} 4")
     );
     assert!(shows("trefoil_queue_enqueued_total 0"));
+    // What operators are paged for is there before it happens.
+    for name in ["state_damage_total", "state_damaged", "state_disputed"] {
+        assert!(shows(&format!("trefoil_{name}{{shard=\"1\"}} 0")), "{name}");
+    }
     assert!(!metrics.encode().unwrap().contains("trefoil_queue_lag{"));
 
     metrics.role(1, Role::Leader, 5);

@@ -66,7 +66,7 @@ impl Applier {
         }
         if self.shared.members.len() == 1 {
             // Nobody else has what it held.
-            die(format_args!("{what}; replace this node by a new one"));
+            die(format_args!("{what}; restore the data directory from a copy"));
         }
         self.step_down(shard, &damaged_refusal());
         self.owned(shard).state = None;

@@ -375,7 +375,7 @@ fn read_sealed<T: for<'de> Deserialize<'de>>(
     };
     let damaged = || {
         OpenError::Damaged(format!(
-            "{} is damaged: restore it from a copy, or replace this node by a new one",
+            "{} is damaged: restore it from a copy, or treat this data directory as lost, as docs/operations.md says",
             path.display()
         ))
     };

@@ -39,7 +39,7 @@ impl Damaged {
 
 impl From<Damaged> for Refusal {
     fn from(damaged: Damaged) -> Self {
-        Self(format!("{damaged}; replace this node by a new one"))
+        Self(format!("{damaged}; treat this data directory as lost, as docs/operations.md says"))
     }
 }
 

@@ -172,7 +172,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         let mark_path = DataDirectory::mark_path(root);
         let (mark_file, mark) = mark::File::open(&mark_path, options.boot).map_err(|error| {
             Refusal(format!(
-                "cannot use {}, which says how far the log is synced: {error}; restore it from a copy, or replace this node by a new one",
+                "cannot use {}, which says how far the log is synced: {error}; restore it from a copy, or treat this data directory as lost, as docs/operations.md says",
                 mark_path.display()
             ))
         })?;
@@ -261,7 +261,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         let region = region(shard);
         let missing = |what: &str| {
             Refusal(format!(
-                "{} does not hold the {what} of shard {shard}: replace this node by a new one",
+                "{} does not hold the {what} of shard {shard}: treat this data directory as lost, as docs/operations.md says",
                 self.path.display()
             ))
         };
@@ -514,7 +514,7 @@ fn damaged(path: &Path, refused: Option<(Queue, Place)>, error: &Error) -> Refus
         None => (path.to_owned(), String::new()),
     };
     Refusal(format!(
-        "{} is damaged{place} where it was acknowledged; nothing was changed: replace this node by a new one ({error})",
+        "{} is damaged{place} where it was acknowledged; nothing was changed: treat this data directory as lost, as docs/operations.md says ({error})",
         path.display()
     ))
 }
@@ -578,13 +578,13 @@ fn check_files(path: &Path, mark: &Mark) -> Result<(), Refusal> {
         for file in span.first..=last {
             let Some(&bytes) = files.get(&file) else {
                 return Err(Refusal(format!(
-                    "{}/{file:016}.{suffix} is missing: restore it, or replace this node by a new one",
+                    "{}/{file:016}.{suffix} is missing: restore it, or treat this data directory as lost, as docs/operations.md says",
                     path.display()
                 )));
             };
             if file == span.end.file && bytes < span.end.offset {
                 return Err(Refusal(format!(
-                    "{}/{file:016}.{suffix} ends at {bytes} and was synced up to {}: restore it, or replace this node by a new one",
+                    "{}/{file:016}.{suffix} ends at {bytes} and was synced up to {}: restore it, or treat this data directory as lost, as docs/operations.md says",
                     path.display(),
                     span.end.offset
                 )));

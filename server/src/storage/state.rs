@@ -202,7 +202,7 @@ impl StateFile {
 
 fn refuse(path: &Path, error: &dyn std::fmt::Display) -> Refusal {
     Refusal(format!(
-        "cannot open the state file {}: {error}; replace this node by a new one",
+        "cannot open the state file {}: {error}; treat this data directory as lost, as docs/operations.md says",
         path.display()
     ))
 }
