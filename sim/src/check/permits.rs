@@ -106,6 +106,14 @@ impl Permits {
                 self.happened(&event.namespace, lock, &mut granted);
             }
         }
+        // No answer is remembered of a call that its node has named: brought again, it takes permits anew.
+        let takes = |command: &&Command| {
+            command.request_id.is_none()
+                && matches!(command.operation, Some(Operation::AcquirePermits(_)))
+        };
+        for id in commands.iter().filter(takes).filter_map(|take| call_of(None, &take.drawn)) {
+            self.cancelled.remove(&id);
+        }
         // What an entry takes back may have been granted in it.
         let before = self.cancelled.clone();
         let mut gone = Vec::new();
