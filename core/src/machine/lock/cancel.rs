@@ -40,8 +40,11 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
             let answer = space.not_got(&wait);
             space.settle(ordinal, &wait, answer);
         }
-    } else if !is_in_use {
-        space.cancel_grant(session_id, several, &wants, &call, as_of);
+    } else if !is_in_use && space.cancel_grant(session_id, &wants, &call, as_of) {
+        // A retry must not be told that it has the lock. No call waits under ordinal 0.
+        let wait = Wait { call: Some(call), several, wants: wants.clone(), ..Wait::default() };
+        let answer = space.not_got(&wait);
+        space.settle(0, &wait, answer);
     }
     // A lock may have waited for the caller who is gone.
     wants.iter().for_each(|want| space.hand_on(&want.name));
@@ -64,15 +67,15 @@ pub(in super::super) fn lose_caller(scope: &mut Scope<'_>, request: &LoseCaller)
 }
 
 impl Space<'_, '_> {
-    /// Releases what no other Acquire was answered with, unless the call was brought by an entry after `as_of`.
+    /// Releases what no other Acquire was answered with, unless the call was brought by an entry after `as_of`. Says
+    /// whether the call had anything.
     pub(super) fn cancel_grant(
         &mut self,
         session_id: u64,
-        several: bool,
         wants: &[Want],
         call: &CallName,
         as_of: u64,
-    ) {
+    ) -> bool {
         let relies = |acquirer: &Acquirer| {
             is_named(acquirer.call.as_ref(), call) && acquirer.claimed_index <= as_of
         };
@@ -82,7 +85,7 @@ impl Space<'_, '_> {
         };
         let names = wants.iter().filter(relied_on).map(|want| &want.name).collect::<Vec<_>>();
         if names.is_empty() {
-            return;
+            return false;
         }
         for name in names {
             let is_unwanted = self.change_claim(session_id, name, |claim| {
@@ -96,11 +99,7 @@ impl Space<'_, '_> {
             }
         }
         wants.iter().for_each(|want| self.hand_on(&want.name));
-        // A retry must not be told that it has the lock. No call waits under ordinal 0.
-        let call = Some(call.clone());
-        let wait = Wait { call, several, wants: wants.to_vec(), ..Wait::default() };
-        let answer = self.not_got(&wait);
-        self.settle(0, &wait, answer);
+        true
     }
 
     /// The answer of an Acquire that has nothing of what it asked for.

@@ -67,7 +67,7 @@ pub(in super::super) fn recheck(
         }
         return Ok(Verdict::Answer(remembered));
     }
-    space.cancel_grant(session_id, !locks.is_empty(), &wants, call, u64::MAX);
+    space.cancel_grant(session_id, &wants, call, u64::MAX);
     let answer = space.nothing_got(!locks.is_empty(), wants);
     Ok(Verdict::Answer(answer))
 }
