@@ -31,7 +31,7 @@ const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// How long a connection without a request is heard once the node stops.
-const LAST_WORDS: Duration = Duration::from_millis(50);
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// The bytes with which HTTP/2 begins.
 const HTTP2_PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -75,70 +75,82 @@ pub struct Listener {
 impl Listener {
     /// Serves until `stopping` turns true, then lets open requests end, but not for longer than `drain`.
     pub async fn serve(self, router: Router, mut stopping: watch::Receiver<bool>, drain: Duration) {
-        let doors = Arc::new(Doors::new(self.caps));
-        let mut connections = JoinSet::new();
+        let Self { socket, caps, metrics, logger } = self;
+        let doors = Arc::new(Doors::new(caps));
+        let (patience, connections) = (caps.header_timeout, JoinSet::new());
+        let mut guests = Guests {
+            doors,
+            router,
+            stopping: stopping.clone(),
+            patience,
+            metrics,
+            logger,
+            connections,
+        };
         let mut pause = ACCEPT_PAUSE_MIN;
         loop {
             let accepted = tokio::select! {
-                accepted = self.socket.accept() => accepted,
-                Some(_) = connections.join_next() => continue,
+                accepted = socket.accept() => accepted,
+                Some(_) = guests.connections.join_next() => continue,
                 // A sender that is gone stops, too.
                 _ = stopping.wait_for(|stopping| *stopping) => break,
             };
             match accepted {
-                Ok(accepted) => {
+                Ok((stream, address)) => {
                     pause = ACCEPT_PAUSE_MIN;
-                    self.take(accepted, &doors, &router, &stopping, &mut connections);
+                    guests.take(stream, address);
                 }
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
-                    warn!(self.logger, "cannot accept connections"; "error" => %error);
+                    warn!(guests.logger, "cannot accept connections"; "error" => %error);
                     sleep(pause).await;
                     pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
                 }
             }
         }
-        // Who has come this far gets an answer: a socket that is closed resets what waits to be accepted.
-        while let Some(Ok(accepted)) = now_or_never(self.socket.accept()).await {
-            self.take(accepted, &doors, &router, &stopping, &mut connections);
+        // Whoever came in time gets an answer: what waits to be accepted is reset when its socket is closed. The system
+        // is asked, since tokio may not know yet of those who have just come.
+        if let Ok(socket) = socket.into_std() {
+            while let Ok((stream, address)) = socket.accept() {
+                if let Ok(stream) =
+                    stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream))
+                {
+                    guests.take(stream, address);
+                }
+            }
         }
-        // No further connections; those that are open were told by their own receivers.
-        drop(self.socket);
         let deadline = Instant::now() + drain;
-        while let Ok(Some(_)) = timeout_at(deadline, connections.join_next()).await {}
+        while let Ok(Some(_)) = timeout_at(deadline, guests.connections.join_next()).await {}
     }
+}
 
+/// The connections of a listener, and what they are served with.
+struct Guests {
+    doors: Arc<Doors>,
+    router: Router,
+    stopping: watch::Receiver<bool>,
+    patience: Duration,
+    metrics: Arc<Metrics>,
+    logger: Logger,
+    connections: JoinSet<()>,
+}
+
+impl Guests {
     /// Serves a connection, where there is room for it.
-    fn take(
-        &self,
-        (stream, address): (TcpStream, SocketAddr),
-        doors: &Arc<Doors>,
-        router: &Router,
-        stopping: &watch::Receiver<bool>,
-        connections: &mut JoinSet<()>,
-    ) {
-        let Some(door) = doors.enter(address.ip()) else {
+    fn take(&mut self, stream: TcpStream, address: SocketAddr) {
+        let Some(door) = self.doors.enter(address.ip()) else {
             self.metrics.connections_refused.inc();
             return;
         };
         let open = Open::new(door, &self.metrics);
-        let (router, logger) = (router.clone(), self.logger.clone());
-        let (patience, stopping) = (self.caps.header_timeout, stopping.clone());
-        connections.spawn(async move {
+        let (router, logger) = (self.router.clone(), self.logger.clone());
+        let (patience, stopping) = (self.patience, self.stopping.clone());
+        self.connections.spawn(async move {
             if let Err(error) = connection(stream, address, router, patience, stopping).await {
                 debug!(logger, "connection ended with an error"; "error" => %error);
             }
             drop(open);
         });
-    }
-}
-
-/// What is ready now.
-async fn now_or_never<T>(ready: impl Future<Output = T>) -> Option<T> {
-    tokio::select! {
-        biased;
-        done = ready => Some(done),
-        () = std::future::ready(()) => None,
     }
 }
 

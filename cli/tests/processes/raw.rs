@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 use trefoil_client::Reason;
 use trefoil_client::proto::cache::v1::PutRequest;
 use trefoil_client::proto::cache::v1::cache_service_client::CacheServiceClient;
@@ -26,6 +26,10 @@ pub(crate) fn reason(status: &Status) -> Option<Reason> {
 pub(crate) fn was_not_sent(status: &Status) -> bool {
     // Whether it is refused, or reset where it waited to be accepted: no call was on it yet.
     if status.message() == "tcp connect error" {
+        return true;
+    }
+    // hyper says that of requests alone that it still had when the connection was closed.
+    if status.code() == Code::Cancelled && status.message() == "operation was canceled" {
         return true;
     }
     let mut source: Option<&dyn std::error::Error> = Some(status);
