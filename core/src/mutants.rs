@@ -65,6 +65,7 @@ list! {
     AnyAnonymousCall "any-anonymous-call": "A cancel without request id takes whichever anonymous call of its session it finds (rule 24).";
     EndedGrantRemembered "ended-grant-remembered": "The retry of an Acquire is told of a grant that is over (rule 27).";
     ForwardedGrantTrusted "forwarded-grant-trusted": "A grant counts as received by a forwarder that died or hangs (rule 25).";
+    LostCallerForgotten "lost-caller-forgotten": "A wait is granted after its caller was lost and before the log says so, and nobody takes it back.";
     LeaderStays "leader-stays": "What a leader proclaimed stays when its lock is gone.";
     LateParty "late-party": "A place at a barrier counts when its wait is over.";
     FenceIgnored "fence-ignored": "A token that was held when it was validated passes whatever mark there is (rule 13).";

@@ -126,6 +126,9 @@ impl World {
                 host.leaderless_since_ms = now_ms;
             }
             host.role = change;
+            if role != Role::Leader {
+                host.handed.stop(0);
+            }
             self.violations.extend(found.map(|_| ballot::violation(shard, node, term)));
         }
         if role == Role::Leader {
@@ -291,6 +294,9 @@ impl World {
             };
             host.overlay_bytes += data.len() as u64;
             applied.overlay_bytes = host.changed_bytes();
+            if host.role.role == Role::Leader && host.role.term == term {
+                host.handed.applied(&applied);
+            }
             trace!(
                 self,
                 "n{node}/s{shard} applied {index}@{term} chain {:x} log time {}",

@@ -11,6 +11,7 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
 
 use crate::check::ballot::Ballot;
+use crate::check::handed::Handed;
 use crate::disk::state::{Image, Job, State};
 use crate::disk::{Disk, Found, Options};
 use crate::event::Announced;
@@ -77,6 +78,8 @@ pub struct Host {
     pub open: BTreeMap<NodeId, Rc<Image>>,
     /// What it has done about its term.
     pub ballot: Ballot,
+    /// What it owes to those who wait while it leads.
+    pub handed: Handed,
     /// Whether log time was followed since the start.
     pub followed: bool,
     /// Whether the log still says that its end is in doubt.
@@ -285,6 +288,7 @@ impl Node {
                 checkpoint: None,
                 open: BTreeMap::new(),
                 ballot: Ballot::default(),
+                handed: Handed::default(),
                 followed: false,
                 doubted: boot.uncertain,
                 told: BTreeMap::new(),

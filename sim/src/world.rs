@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use trefoil_core::limits::TICK_MS;
-use trefoil_core::replica::Input;
+use trefoil_core::replica::{Effect, Input};
 use trefoil_core::{NodeId, ShardId};
 
 use crate::calls::Router;
@@ -405,7 +405,14 @@ impl World {
         let host = self.node(node);
         let now = host.clocks(now_us);
         let Some(host) = host.hosts.get_mut(&shard) else { return };
+        let is_tick = matches!(input, Input::Tick);
         let effects = host.replica.step(now, input);
+        host.handed.acts(&effects, now.boot_ms);
+        if effects.iter().any(|effect| matches!(effect, Effect::Disputed(true))) {
+            host.handed.stop(host.replica.status(now).last_index);
+        }
+        let late = if is_tick { host.handed.judge(now.boot_ms) } else { None };
+        self.violations.extend(late);
         self.carry_out(node, shard, effects);
     }
 

@@ -551,7 +551,8 @@ impl Replica {
             self.step_down();
         }
         if role == Role::Leader && (led.role != Role::Leader || led.term != change.term) {
-            self.pending.lead(&mut self.effects);
+            // Indexes are about to be used again.
+            self.pending.forget_proposed(&mut self.effects);
             self.advance_index = 0;
         }
         self.leadership.role_changed(&self.role, &mut self.effects);

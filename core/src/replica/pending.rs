@@ -246,6 +246,9 @@ impl Pending {
                 self.lost.insert(waiter.clone(), applied);
             }
         }
+        if crate::mutant!(LostCallerForgotten) {
+            self.waiting.retain(|_, askers| is_awaited(askers));
+        }
         self.offers.cancel(&cancelled, now);
     }
 
@@ -281,7 +284,6 @@ impl Pending {
         }
         self.queue = kept;
         if self.give_up_ms.is_some_and(|at| at <= now.boot_ms) {
-            self.give_up_ms = None;
             self.forget_proposed(effects);
         }
     }
@@ -312,14 +314,9 @@ impl Pending {
         self.give_up_ms = Some(give_up_ms);
     }
 
-    /// This replica leads again: indexes are about to be used again.
-    pub(super) fn lead(&mut self, effects: &mut Vec<Effect>) {
-        self.give_up_ms = None;
-        self.forget_proposed(effects);
-    }
-
-    /// The log was replaced: what was proposed is not seen any more.
+    /// What was proposed is not waited for any more, whether it is seen or not.
     pub(super) fn forget_proposed(&mut self, effects: &mut Vec<Effect>) {
+        self.give_up_ms = None;
         for proposed in std::mem::take(&mut self.proposed).into_values() {
             effects.extend(proposed.calls().map(maybe_applied));
         }

@@ -14,6 +14,7 @@ pub mod expiry;
 pub mod fences;
 pub mod formed;
 pub mod grants;
+pub mod handed;
 pub mod history;
 pub mod latches;
 pub mod leaders;
