@@ -97,7 +97,7 @@ mod tests {
     use bytes::Bytes;
     use trefoil_core::Position;
     use trefoil_core::machine::Settled;
-    use trefoil_proto::internal::v1::{Answer, Command, answer};
+    use trefoil_proto::internal::v1::{Answer, answer};
     use trefoil_proto::lock::v1::AcquireResponse;
 
     use super::*;
@@ -106,7 +106,7 @@ mod tests {
 
     fn grant() -> Answer {
         let response = AcquireResponse { acquired: true, ..AcquireResponse::default() };
-        Answer { answer: Some(answer::Answer::Acquire(response)), ..Answer::default() }
+        Answer { answer: Some(answer::Answer::Acquire(response)) }
     }
 
     /// A call waits, and is granted what it waits for.
@@ -140,7 +140,7 @@ mod tests {
         }
         let mut handed = granted();
         handed.acts(&[], 0);
-        handed.acts(&[Effect::TakeBack(Box::new(Command::default()))], 1);
+        handed.acts(&[Effect::TakeBack(Box::default())], 1);
         assert!(handed.judge(LATE_MS).is_none());
     }
 
