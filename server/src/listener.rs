@@ -78,15 +78,8 @@ impl Listener {
         let Self { socket, caps, metrics, logger } = self;
         let doors = Arc::new(Doors::new(caps));
         let (patience, connections) = (caps.header_timeout, JoinSet::new());
-        let mut guests = Guests {
-            doors,
-            router,
-            stopping: stopping.clone(),
-            patience,
-            metrics,
-            logger,
-            connections,
-        };
+        let (close, closing) = watch::channel(false);
+        let mut guests = Guests { doors, router, closing, patience, metrics, logger, connections };
         let mut pause = ACCEPT_PAUSE_MIN;
         loop {
             let accepted = tokio::select! {
@@ -119,6 +112,8 @@ impl Listener {
                 }
             }
         }
+        // Not before: who is sent away comes back by a new connection at once, which must be refused and not reset.
+        close.send_replace(true);
         let deadline = Instant::now() + drain;
         while let Ok(Some(_)) = timeout_at(deadline, guests.connections.join_next()).await {}
     }
@@ -128,7 +123,8 @@ impl Listener {
 struct Guests {
     doors: Arc<Doors>,
     router: Router,
-    stopping: watch::Receiver<bool>,
+    /// Turns true when nobody is accepted any more.
+    closing: watch::Receiver<bool>,
     patience: Duration,
     metrics: Arc<Metrics>,
     logger: Logger,
@@ -144,9 +140,9 @@ impl Guests {
         };
         let open = Open::new(door, &self.metrics);
         let (router, logger) = (self.router.clone(), self.logger.clone());
-        let (patience, stopping) = (self.patience, self.stopping.clone());
+        let (patience, closing) = (self.patience, self.closing.clone());
         self.connections.spawn(async move {
-            if let Err(error) = connection(stream, address, router, patience, stopping).await {
+            if let Err(error) = connection(stream, address, router, patience, closing).await {
                 debug!(logger, "connection ended with an error"; "error" => %error);
             }
             drop(open);
@@ -165,13 +161,13 @@ async fn connection(
     address: SocketAddr,
     router: Router,
     patience: Duration,
-    mut stopping: watch::Receiver<bool>,
+    mut closing: watch::Receiver<bool>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     stream.set_nodelay(true)?;
     let said = tokio::select! {
         biased;
         said = timeout(patience, says_its_protocol(&stream)) => Some(said),
-        _ = stopping.wait_for(|stopping| *stopping) => None,
+        _ = closing.wait_for(|closing| *closing) => None,
     };
     match said {
         Some(said) => said??,
@@ -193,7 +189,7 @@ async fn connection(
         // First: the protocol is known then, and what was asked is under way.
         biased;
         ended = connection.as_mut() => return ended,
-        _ = stopping.wait_for(|stopping| *stopping) => {}
+        _ = closing.wait_for(|closing| *closing) => {}
     }
     // GOAWAY, or the end of keep-alive: requests that are under way end first.
     connection.as_mut().graceful_shutdown();

@@ -34,6 +34,12 @@ pub(crate) fn was_not_sent(status: &Status) -> bool {
     }
     let mut source: Option<&dyn std::error::Error> = Some(status);
     while let Some(error) = source {
+        // It came to the connection after the server had said up to which it still takes them (RFC 9113, 6.8).
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.is_go_away()
+                && error.is_remote()
+                && error.reason() == Some(h2::Reason::NO_ERROR);
+        }
         if let Some(error) = error.downcast_ref::<std::io::Error>() {
             return error.kind() == std::io::ErrorKind::ConnectionRefused;
         }

@@ -107,16 +107,17 @@ async fn client_puts(client: Client, caller: usize, stop: Arc<AtomicBool>) -> us
 fn judge(calls: &[Ended], stopped: Instant, exited: Instant) {
     let mut counts = std::collections::BTreeMap::<String, usize>::new();
     for (what, began, ended, end) in calls {
+        let since = (*began).max(stopped);
         let word = match end {
             Ok(()) => "done".to_owned(),
             Err(status) if raw::was_not_sent(status) => "not sent".to_owned(),
             Err(status) => {
                 let reason = raw::reason(status);
-                assert!(reason.is_some(), "{what} has no answer of the node: {status:?}");
+                let at = (since - stopped, *ended - since);
+                assert!(reason.is_some(), "{what} has no answer: {status:?}, from {at:?}");
                 format!("{:?}", reason.unwrap())
             }
         };
-        let since = (*began).max(stopped);
         assert!(*ended <= since + ANSWERED, "{what}: {word} after {:?}", *ended - since);
         if *ended >= stopped {
             *counts.entry(format!("{what}: {word}")).or_default() += 1;
