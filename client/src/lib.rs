@@ -87,3 +87,11 @@ pub use watch::{LockWatch, Watch, WatchRequest};
 fn millis(duration: std::time::Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
+
+/// What the pages show of this crate compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+#[doc = include_str!("../../docs/client.md")]
+#[doc = include_str!("../../docs/lock.md")]
+#[doc = include_str!("../../docs/watch.md")]
+struct Pages;
