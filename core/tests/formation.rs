@@ -7,7 +7,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use trefoil_core::NodeId;
 use trefoil_core::member::formation::cluster_id;
-use trefoil_core::member::{Formation, Incarnations, Objection, Stage, Word};
+use trefoil_core::member::{Formation, Incarnations, Objection, Refused, Stage, Word};
 
 const SETUP: [u8; 16] = [7; 16];
 const NODES: [NodeId; 3] = [1, 2, 3];
@@ -191,6 +191,22 @@ fn two_emptied_members_wait_for_the_third_and_are_refused_by_it() {
     // An older copy of a directory, from before it promised.
     assert_eq!(process(2, &new(2)).hear(3, &third), Err(Objection::Forgotten));
     assert_eq!(old.hear(2, &new(2)), Err(Objection::Behind));
+}
+
+#[test]
+fn members_of_two_clusters_refuse_each_other_and_none_must_end() {
+    let formed = |member: NodeId, members: &Incarnations| {
+        process(member, &Word { incarnation: members[&member], stage: formed_of(members) })
+    };
+    let old = Incarnations::from([(1, 1), (2, 2), (3, 3)]);
+    // All were emptied, or a majority by force.
+    for new in [[(1, 11), (2, 12), (3, 13)].into(), Incarnations::from([(1, 11), (2, 12)])] {
+        let (mut first, mut third) = (formed(1, &new), formed(3, &old));
+        for end in [first.hear(3, third.word()), third.hear(1, first.word())] {
+            assert_eq!(end, Err(Objection::OtherCluster));
+            assert!(!Refused::from(Objection::OtherCluster).is_verdict(true));
+        }
+    }
 }
 
 #[test]

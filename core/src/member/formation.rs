@@ -205,14 +205,21 @@ impl Formation {
                 };
                 if agrees { Ok(()) } else { Err(Objection::OtherCluster) }
             }
+            // Whatever directories it had before: neither cluster may end the members of the other.
+            (Stage::Formed { cluster, .. }, Stage::Formed { cluster: other, .. })
+                if other != cluster =>
+            {
+                Err(Objection::OtherCluster)
+            }
             (Stage::Formed { cluster, members }, theirs) => {
                 is_known(members, from, word)?;
                 match theirs {
                     Stage::New if members.contains_key(&from) => Err(Objection::Behind),
                     Stage::New => Ok(()),
-                    Stage::Promised(set) if cluster_id(self.setup, set) == *cluster => Ok(()),
-                    Stage::Formed { cluster: other, .. } if other == cluster => Ok(()),
-                    Stage::Promised(_) | Stage::Formed { .. } => Err(Objection::OtherCluster),
+                    Stage::Promised(set) if cluster_id(self.setup, set) != *cluster => {
+                        Err(Objection::OtherCluster)
+                    }
+                    Stage::Promised(_) | Stage::Formed { .. } => Ok(()),
                 }
             }
         }
