@@ -111,7 +111,10 @@ impl Replica {
     fn is_caught_up(&self, peer: NodeId) -> bool {
         let raft = &self.raft.0.raft;
         let last = raft.raft_log.last_index();
-        raft.prs().get(peer).is_some_and(|progress| progress.matched + LAG_MAX >= last)
+        // A leader whose first entries do not arrive knows what is committed there, from answers to heartbeats.
+        raft.prs().get(peer).is_some_and(|progress| {
+            progress.matched.max(progress.committed_index) + LAG_MAX >= last
+        })
     }
 
     /// Whether a peer answers, and has all that it ever acknowledged.
