@@ -119,7 +119,7 @@ impl Cache {
 impl Put {
     /// How long the value lives, 1 ms to a year (default: until it is deleted).
     pub fn ttl(mut self, ttl: Duration) -> Self {
-        self.request.ttl_ms = millis(ttl);
+        self.request.ttl_ms = millis(ttl).max(1);
         self
     }
 }

@@ -71,6 +71,7 @@ pub use lock::{Guard, Lock, Locks, OpenSession};
 pub use lock_set::{Guards, LockSet};
 pub use lock_view::Page;
 pub use namespaces::Namespaces;
+pub use node::endpoint_url;
 pub use operation::Request;
 pub use queue::{Delivery, Dequeue, Message, Queue};
 pub use semaphore::{PermitGuard, Permits, Semaphore};

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
+use tonic::codegen::http::uri::Authority;
 use tonic::transport::Endpoint;
 use trefoil_proto::pipeline::v1::pipeline_service_client::PipelineServiceClient;
 use trefoil_proto::pipeline::v1::{call, reply};
@@ -87,10 +88,28 @@ pub(crate) enum Failed {
     Call(Ended),
 }
 
+/// An endpoint as a URL: `http://` may be left out, and nothing stands behind the port.
+///
+/// # Errors
+/// [`Error::InvalidEndpoint`], also for a port beyond 65,535.
+pub fn endpoint_url(endpoint: &str) -> Result<String, Error> {
+    let invalid = || Error::InvalidEndpoint { endpoint: endpoint.to_owned() };
+    let (scheme, address) = endpoint.split_once("://").unwrap_or(("http", endpoint));
+    let address = address.strip_suffix('/').unwrap_or(address);
+    let authority = address.parse::<Authority>().map_err(|_| invalid())?;
+    let port = address.strip_prefix(authority.host()).ok_or_else(invalid)?;
+    let is_port = |text: &str| text.parse::<u16>().is_ok_and(|port| port > 0);
+    let fits = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+    if scheme != "http" || authority.host().is_empty() || !fits {
+        return Err(invalid());
+    }
+    Ok(format!("http://{address}"))
+}
+
 impl Node {
     /// A node that the program named.
     pub(crate) fn given(endpoint: &str, transport: &Transport) -> Result<Self, Error> {
-        Self::new(endpoint, transport, transport.connect_timeout)
+        Self::new(&endpoint_url(endpoint)?, transport, transport.connect_timeout)
     }
 
     /// A node that the cluster named; the program may be where that name leads nowhere.

@@ -12,7 +12,7 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::ResponseHeader;
 
 use crate::error::Error;
-use crate::node::{Node, Transport};
+use crate::node::{Node, Transport, endpoint_url};
 
 /// Nodes that a client knows at most: the members of a cluster and the endpoints that it was given.
 const NODES_MAX: usize = 32;
@@ -152,10 +152,11 @@ impl Routes {
 
     /// The node at an endpoint that a refusal named.
     pub(crate) fn at(&self, endpoint: &str) -> Option<Arc<Node>> {
-        let known = self.read().find(endpoint);
+        let endpoint = endpoint_url(endpoint).ok()?;
+        let known = self.read().find(&endpoint);
         known.or_else(|| {
             let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
-            table.node(endpoint, &self.transport)
+            table.node(&endpoint, &self.transport)
         })
     }
 
@@ -278,11 +279,25 @@ mod tests {
     }
 
     #[test]
-    fn an_endpoint_must_be_a_url_with_a_scheme() {
+    fn an_endpoint_is_a_host_with_a_port() {
         assert!(matches!(Routes::new(&[], Transport::default()), Err(Error::NoEndpoint)));
-        let bad = Routes::new(&["localhost:7001".to_owned()], Transport::default());
-        assert!(
-            matches!(bad, Err(Error::InvalidEndpoint { endpoint }) if endpoint == "localhost:7001")
-        );
+        for (given, url) in [
+            ("localhost:7001", "http://localhost:7001"),
+            ("http://[::1]:7001/", "http://[::1]:7001"),
+            ("http://trefoil", "http://trefoil"),
+        ] {
+            let routes = Routes::new(&[given.to_owned()], Transport::default()).unwrap();
+            assert_eq!(routes.pick(Scope::Any, &[]).endpoint(), url);
+            assert_eq!(routes.at(given).unwrap().endpoint(), url);
+        }
+        for bad in
+            ["", "http://", "https://h:1", "h:1/path", "h:99999", "h:0", "h:", "u@h:1", "a b:1"]
+        {
+            let refused = Routes::new(&[bad.to_owned()], Transport::default());
+            assert!(
+                matches!(refused, Err(Error::InvalidEndpoint { endpoint }) if endpoint == bad),
+                "{bad}"
+            );
+        }
     }
 }

@@ -323,6 +323,7 @@ impl ServeArgs {
             ("peer-listen", Some(peer_listen)),
             ("metrics-listen", self.metrics_listen),
         ];
+        apart(&addresses)?;
         Ok(Config {
             setup: setup(&token, &members),
             force_new_cluster: self.force_new_cluster.unwrap_or(false),
@@ -414,6 +415,22 @@ fn advertise(advertise: Option<String>, listen: SocketAddr) -> Result<Option<Str
 }
 
 /// Whether any address can be reached from other machines; refused unless that was asked for.
+/// No two addresses are one.
+fn apart(addresses: &[(&'static str, Option<SocketAddr>)]) -> Result<(), ConfigError> {
+    for (at, (field, address)) in addresses.iter().enumerate() {
+        let Some(address) = address.filter(|address| address.port() > 0) else { continue };
+        let is_same = |other: SocketAddr| {
+            let everywhere = other.ip().is_unspecified() || address.ip().is_unspecified();
+            other.port() == address.port() && (everywhere || other.ip() == address.ip())
+        };
+        let mut before = addresses[..at].iter();
+        if let Some((other, _)) = before.find(|(_, other)| other.is_some_and(is_same)) {
+            return Err(wrong(field, format!("is the address of --{other}: give it another port")));
+        }
+    }
+    Ok(())
+}
+
 fn exposed(
     addresses: &[(&'static str, Option<SocketAddr>)],
     allowed: bool,
@@ -479,6 +496,7 @@ mod tests {
         let list =
             |items: &[&str]| Some(items.iter().map(|item| (*item).to_owned()).collect::<Vec<_>>());
         let everywhere = || Some("0.0.0.0:0".parse().unwrap());
+        let at = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
         let cases = [
             ("--name", ServeArgs { name: None, ..args() }),
             ("--name", ServeArgs { name: Some("n3".to_owned()), ..args() }),
@@ -508,6 +526,8 @@ mod tests {
             ),
             ("--advertise", ServeArgs { advertise: Some("http://h".to_owned()), ..args() }),
             ("--peer-listen", ServeArgs { peer_listen: everywhere(), ..args() }),
+            ("--metrics-listen", ServeArgs { metrics_listen: at(7001), ..args() }),
+            ("--peer-listen", ServeArgs { listen: at(7101), ..args() }),
             ("--max-connections", ServeArgs { max_connections: Some(0), ..args() }),
             ("--config", ServeArgs { config: Some("/nonexistent/trefoil.toml".into()), ..args() }),
         ];
