@@ -56,8 +56,8 @@ pub(crate) struct ClientArgs {
 /// Under which grant of a lock a command acts.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct FenceArgs {
-    /// Lock and fencing token of a grant: refused once a newer holder has used the same data. Without a token, the one in
-    /// TREFOIL_LOCKS or TREFOIL_FENCING_TOKEN, which `trefoil lock run` sets.
+    /// Lock and fencing token of a grant: refused once a newer holder has used the same data. A lock that `trefoil lock run`
+    /// holds round this command needs no token: it is in TREFOIL_LOCKS.
     #[arg(long, env = "TREFOIL_FENCE", value_name = "LOCK:TOKEN", value_parser = fence)]
     fence: Option<Fence>,
 }
@@ -78,20 +78,23 @@ impl FenceArgs {
     }
 }
 
-/// A lock with a token behind its last colon, or in the variables that `trefoil lock run` sets.
+/// A lock of `trefoil lock run`, whatever its name has in it; else a lock with a token behind its last colon.
 fn fence(text: &str) -> Result<Fence, String> {
-    let locks = std::env::var("TREFOIL_LOCKS").unwrap_or_default();
-    let of_several = locks.lines().filter_map(|line| line.rsplit_once(':'));
-    let mut of_several = of_several.filter(|(lock, _)| *lock == text);
-    let given = of_several.next().map(|(_, token)| token.to_owned());
-    fence_of(text, given.or_else(|| std::env::var("TREFOIL_FENCING_TOKEN").ok()).as_deref())
+    fence_of(text, &std::env::var("TREFOIL_LOCKS").unwrap_or_default())
 }
 
-fn fence_of(text: &str, given: Option<&str>) -> Result<Fence, String> {
-    let pair = text.rsplit_once(':').and_then(|(lock, token)| Some((lock, token.parse().ok()?)));
-    let given = given.and_then(|token| token.parse().ok());
-    let (lock, token) = pair.or_else(|| given.map(|token| (text, token))).ok_or_else(|| {
-        format!("{text:?} must be LOCK:TOKEN, or LOCK with the token in TREFOIL_FENCING_TOKEN")
+/// `held` has a line for each lock, with its token behind the last colon.
+fn fence_of(text: &str, held: &str) -> Result<Fence, String> {
+    let lock_and_token = |text: &str| {
+        let (lock, token) = text.rsplit_once(':')?;
+        Some((lock.to_owned(), token.parse::<u64>().ok()?))
+    };
+    let held = held.lines().filter_map(lock_and_token).collect::<Vec<_>>();
+    let of_run = held.iter().find(|(lock, _)| lock == text).cloned();
+    let (lock, token) = of_run.or_else(|| lock_and_token(text)).ok_or_else(|| {
+        let names = held.iter().map(|(lock, _)| format!("{lock:?}")).collect::<Vec<_>>();
+        let held = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        format!("{text:?} must be LOCK:TOKEN, or a lock that `trefoil lock run` holds here: {held}")
     })?;
     Ok(Fence::new("", lock, token))
 }
@@ -173,10 +176,7 @@ pub(crate) fn entry(text: &str) -> Result<(String, String), String> {
 
 /// A URL; the scheme may be left out.
 fn endpoint(text: &str) -> Result<String, String> {
-    let url = if text.contains("://") { text.to_owned() } else { format!("http://{text}") };
-    let address =
-        url.strip_prefix("http://").filter(|rest| !rest.is_empty() && !rest.contains(['/', ' ']));
-    address.map(|_| url.clone()).ok_or_else(|| format!("{text:?} must be http://host:port"))
+    trefoil_client::endpoint_url(text).map_err(|error| error.to_string())
 }
 
 #[cfg(test)]
@@ -204,23 +204,30 @@ mod tests {
     }
 
     #[test]
-    fn a_fence_has_its_token_from_somewhere() {
-        let of = |text| fence_of(text, None);
-        assert_eq!(of("job:7"), Ok(Fence::new("", "job", 7)));
-        assert_eq!(of("a:b:7"), Ok(Fence::new("", "a:b", 7)));
-        assert_eq!(fence_of("job", Some("9")), Ok(Fence::new("", "job", 9)));
-        assert_eq!(fence_of("job:7", Some("9")), Ok(Fence::new("", "job", 7)));
-        assert_eq!(fence_of("a:b", Some("9")), Ok(Fence::new("", "a:b", 9)));
-        for wrong in ["job", "a:b", ""] {
-            assert!(of(wrong).is_err(), "{wrong}");
+    fn a_fence_is_of_a_lock_that_is_held_here_or_has_its_token() {
+        let held = "job:9\na:b:8\nx:7:6";
+        for (text, lock, token) in [
+            ("job", "job", 9),
+            ("a:b", "a:b", 8),
+            // The name of a lock, and not another lock with a token.
+            ("x:7", "x:7", 6),
+            ("job:7", "job", 7),
+            ("other:b:5", "other:b", 5),
+        ] {
+            assert_eq!(fence_of(text, held), Ok(Fence::new("", lock, token)), "{text}");
         }
+        for wrong in ["jo", "b", "", "a:c"] {
+            let why = fence_of(wrong, held).unwrap_err();
+            assert!(why.contains(r#""job", "a:b", "x:7""#), "{why}");
+        }
+        assert!(fence_of("job", "").unwrap_err().ends_with("here: none"));
     }
 
     #[test]
     fn endpoints_may_leave_out_the_scheme() {
         assert_eq!(endpoint("localhost:7001").as_deref(), Ok("http://localhost:7001"));
         assert_eq!(endpoint("http://[::1]:7001").as_deref(), Ok("http://[::1]:7001"));
-        for wrong in ["", "https://h:1", "http://", "h:1/path"] {
+        for wrong in ["", "https://h:1", "http://", "h:1/path", "http://127.0.0.1:99999"] {
             assert!(endpoint(wrong).is_err(), "{wrong}");
         }
     }

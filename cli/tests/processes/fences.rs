@@ -146,7 +146,7 @@ async fn the_command_line_shows_fences() {
     let put = format!("{TREFOIL} cache put other w --fence with");
     done(&["lock", "run", "run", "--with", "with", "--", "sh", "-c", &put]);
     let (code, _, error) = run_command(&cluster, &["cache", "get", "k", "--fence", "job"]);
-    assert!(code == 64 && error.contains("TREFOIL_FENCING_TOKEN"), "{code} {error}");
+    assert!(code == 64 && error.contains("LOCK:TOKEN"), "{code} {error}");
 }
 
 async fn exact(plan: Plan) {
