@@ -6,11 +6,13 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use trefoil_client::proto::lock::v1::{BarrierInfo, LeaveBarrierRequest};
+use trefoil_client::{Client, Entrance, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::output::{self, Format, Report};
+use crate::session::{self, Signals, wait_under};
 
 /// What to do with a barrier.
 #[derive(Debug, Subcommand)]
@@ -129,22 +131,19 @@ pub(crate) async fn run(
 }
 
 async fn enter(args: EnterArgs, client: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
-    let client = connect(client).await?;
-    let session = client.session(args.ttl).owner(args.owner).await?;
-    let entrance = session.barrier(args.name.as_str(), args.parties).enter(args.wait).await?;
-    let entered = Entered {
-        barrier: args.name,
-        entered: entrance.is_some(),
-        session_id: entrance.is_some().then(|| session.id()),
-        round: entrance.as_ref().map(trefoil_client::Entrance::round),
+    let EnterArgs { name, parties, ttl, wait, owner, .. } = args;
+    let open = |client: &Client| client.session(ttl).owner(owner);
+    let enter = async |_: &Client, session: &Session| {
+        Ok(session.barrier(name.as_str(), parties).enter(wait).await?)
     };
-    if entered.entered {
-        session.leave();
-    } else {
-        session.close().await?;
-    }
-    output::print(format, &entered)?;
-    Ok(if entered.entered { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
+    let waited = wait_under(client, &mut Signals::heard()?, open, enter).await?;
+    let report = |got: Option<(&Session, &Entrance)>| Entered {
+        barrier: name.clone(),
+        entered: got.is_some(),
+        session_id: got.map(|(session, _)| session.id()),
+        round: got.map(|(_, entrance)| entrance.round()),
+    };
+    session::leave(waited, format, report).await
 }
 
 async fn leave(args: LeaveArgs, client: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {

@@ -1,17 +1,17 @@
 //! `trefoil cache`: put, get, delete.
 
-use std::io::Read as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Subcommand;
 use serde::Serialize;
-use trefoil_client::{Entry, LineState, Stored, Value};
+use trefoil_client::{Entry, LineState, Stored};
 
 use crate::args::{ClientArgs, FenceArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::output::{self, Format, Report};
+use crate::value::{Shown, given};
 
 /// What to do with the cache.
 #[derive(Debug, Subcommand)]
@@ -58,7 +58,7 @@ struct Put {
 #[derive(Serialize)]
 struct Get {
     hit: bool,
-    value: Option<String>,
+    value: Option<Shown>,
     version: Option<u64>,
     state: String,
     ttl_ms: Option<u128>,
@@ -79,6 +79,11 @@ pub(crate) async fn run(
         CacheCommand::Put { key, value, ttl, fence } => {
             let mut put = fence.cache(cache).put(key, given(value)?);
             if let Some(ttl) = ttl {
+                if ttl.is_zero() {
+                    let what =
+                        "--ttl must be 1ms at least; left out, the value stays until it is deleted";
+                    return Err(Failure::usage(what));
+                }
                 put = put.ttl(ttl);
             }
             output::print(format, &Put::from(put.await?))?;
@@ -88,9 +93,9 @@ pub(crate) async fn run(
             let entry = fence.cache(cache).get(key).await?;
             match &entry {
                 Some(entry) if raw => output::raw(entry.value.as_bytes())?,
-                None if raw => {}
+                None if raw => true,
                 _ => output::print(format, &Get::from(entry.as_ref()))?,
-            }
+            };
             Ok(if entry.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
         }
         CacheCommand::Delete { key, fence } => {
@@ -99,22 +104,6 @@ pub(crate) async fn run(
             Ok(if deleted { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
         }
     }
-}
-
-/// The value of an argument, or standard input for "-".
-pub(crate) fn given(value: String) -> Result<Value, Failure> {
-    if value != "-" {
-        return Ok(value.into());
-    }
-    let mut bytes = Vec::new();
-    let read = std::io::stdin().read_to_end(&mut bytes);
-    read.map_err(|error| Failure::new(format!("cannot read standard input: {error}")))?;
-    Ok(bytes.into())
-}
-
-/// Text as it is; other bytes as UTF-8 where they are, with replacements where not.
-pub(crate) fn shown(value: &Value) -> String {
-    String::from_utf8_lossy(value.as_bytes()).into_owned()
 }
 
 fn state(state: LineState) -> String {
@@ -136,7 +125,7 @@ impl From<Option<&Entry>> for Get {
     fn from(entry: Option<&Entry>) -> Self {
         Self {
             hit: entry.is_some(),
-            value: entry.map(|entry| shown(&entry.value)),
+            value: entry.map(|entry| Shown::from(&entry.value)),
             version: entry.map(|entry| entry.version),
             state: state(entry.map_or(LineState::Invalid, |entry| entry.state)),
             ttl_ms: entry.and_then(|entry| entry.ttl).map(|ttl| ttl.as_millis()),
@@ -161,7 +150,7 @@ impl Report for Get {
             return "no value".to_owned();
         };
         output::fields([
-            ("value", value.clone()),
+            ("value", value.to_string()),
             ("version", version.to_string()),
             ("state", self.state.clone()),
             ("ttl", self.ttl_ms.map_or_else(|| "none".to_owned(), |ms| format!("{ms} ms"))),

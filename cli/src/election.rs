@@ -5,14 +5,15 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::Leader;
 use trefoil_client::proto::lock::v1::ProclaimRequest;
+use trefoil_client::{Client, Leader, Leadership, Session};
 
 use crate::args::{ClientArgs, duration};
-use crate::cache::{given, shown};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::output::{self, Format, Report};
+use crate::session::{Signals, leave, wait_under};
+use crate::value::{self, given};
 
 /// What to do with an election.
 #[derive(Debug, Subcommand)]
@@ -114,7 +115,7 @@ struct Shown {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
-    value: String,
+    value: value::Shown,
     fencing_token: u64,
     leading_ms: u128,
 }
@@ -150,32 +151,21 @@ async fn campaign(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
+    let CampaignArgs { name, ttl, wait, lock_delay, owner, .. } = args;
     let value = given(args.value)?;
-    let client = connect(client).await?;
-    let session = client.session(args.ttl).owner(args.owner).lock_delay(args.lock_delay).await?;
-    let election = session.election(args.name.as_str()).value(value).wait(args.wait);
-    let Some(leadership) = election.campaign().await? else {
-        session.close().await?;
-        let missed = Campaigned {
-            election: args.name,
-            elected: false,
-            session_id: None,
-            fencing_token: None,
-            leads_for_ms: None,
-        };
-        output::print(format, &missed)?;
-        return Ok(ExitCode::from(NOTHING));
+    let open = |client: &Client| client.session(ttl).owner(owner).lock_delay(lock_delay);
+    let campaign = async |_: &Client, session: &Session| {
+        Ok(session.election(name.as_str()).value(value).wait(wait).campaign().await?)
     };
-    let campaigned = Campaigned {
-        election: args.name,
-        elected: true,
-        session_id: Some(session.id()),
-        fencing_token: Some(leadership.token()),
-        leads_for_ms: Some(leadership.remaining().as_millis()),
+    let waited = wait_under(client, &mut Signals::heard()?, open, campaign).await?;
+    let report = |got: Option<(&Session, &Leadership)>| Campaigned {
+        election: name.clone(),
+        elected: got.is_some(),
+        session_id: got.map(|(session, _)| session.id()),
+        fencing_token: got.map(|(_, leadership)| leadership.token()),
+        leads_for_ms: got.map(|(_, leadership)| leadership.remaining().as_millis()),
     };
-    session.leave();
-    output::print(format, &campaigned)?;
-    Ok(ExitCode::SUCCESS)
+    leave(waited, format, report).await
 }
 
 async fn proclaim(
@@ -208,9 +198,9 @@ async fn leader(
     let code = if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) };
     match found {
         Some(leader) if raw => output::raw(leader.value.as_bytes())?,
-        None if raw => {}
+        None if raw => true,
         found => output::print(format, &Found { election: name, leader: found.map(Shown::from) })?,
-    }
+    };
     Ok(code)
 }
 
@@ -229,7 +219,7 @@ impl From<Leader> for Shown {
         Self {
             session_id: leader.session_id,
             owner: leader.owner,
-            value: shown(&leader.value),
+            value: value::Shown::from(&leader.value),
             fencing_token: leader.token,
             leading_ms: leader.leading.as_millis(),
         }
@@ -269,7 +259,7 @@ impl Report for Found {
             ("election", self.election.clone()),
             ("session", leader.session_id.to_string()),
             ("owner", leader.owner.clone()),
-            ("value", leader.value.clone()),
+            ("value", leader.value.to_string()),
             ("fencing token", leader.fencing_token.to_string()),
             ("leading for", format!("{} ms", leader.leading_ms)),
         ])

@@ -5,15 +5,18 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::{Error, Guard, Lock, LockMode, OpenSession, WaitPlace};
+use trefoil_client::{
+    Client, Error, Guard, Guards, Lock, LockMode, OpenSession, Session, WaitPlace,
+};
 
 use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
-use crate::lock_set::{self, Wanted, With, with};
+use crate::lock_set::{Wanted, With, with};
 use crate::lock_view;
 use crate::output::{self, Format, Report};
 use crate::run::RunArgs;
+use crate::session::{Signals, leave, wait_under};
 
 /// What to do with a lock.
 #[derive(Debug, Subcommand)]
@@ -261,39 +264,34 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let client = connect(client).await?;
-    let open = client.session(args.ttl).owner(args.owner.as_str()).lock_delay(args.lock_delay);
-    let session = with_metadata(open, args.metadata).await?;
-    let wanted = Wanted { name: args.name, mode: args.mode, with: args.with, wait: args.wait };
-    if !wanted.with.is_empty() {
-        return lock_set::acquire(wanted, session, args.progress, format).await;
+    let AcquireArgs { name, mode, with, wait, progress, .. } = args;
+    let (ttl, owner, delay, metadata) = (args.ttl, args.owner, args.lock_delay, args.metadata);
+    let open = |client: &Client| {
+        with_metadata(client.session(ttl).owner(owner).lock_delay(delay), metadata)
+    };
+    let wanted = Wanted { name, mode, with, wait };
+    let acquire =
+        async |client: &Client, session: &Session| wanted.acquire(client, session, progress).await;
+    let waited = wait_under(client, &mut Signals::heard()?, open, acquire).await?;
+    if wanted.with.is_empty() {
+        leave(waited, format, |got| Acquired::new(&wanted.name, got)).await
+    } else {
+        leave(waited, format, |got| wanted.report(got)).await
     }
-    let name = wanted.name;
-    let lock = session.lock(name.as_str()).mode(args.mode.into()).wait(args.wait);
-    let Some(guard) = acquire_lock(lock, args.progress).await? else {
-        session.close().await?;
-        let missed = Acquired {
-            lock: name,
-            acquired: false,
-            mode: None,
-            session_id: None,
-            fencing_token: None,
-            held_for_ms: None,
-        };
-        output::print(format, &missed)?;
-        return Ok(ExitCode::from(NOTHING));
-    };
-    let acquired = Acquired {
-        lock: name,
-        acquired: true,
-        mode: Some(mode_name(guard.mode())),
-        session_id: Some(session.id()),
-        fencing_token: Some(guard.token()),
-        held_for_ms: Some(guard.remaining().as_millis()),
-    };
-    session.leave();
-    output::print(format, &acquired)?;
-    Ok(ExitCode::SUCCESS)
+}
+
+impl Acquired {
+    fn new(name: &str, got: Option<(&Session, &Guards)>) -> Self {
+        let guard = got.and_then(|(_, guards)| guards.get(name));
+        Self {
+            lock: name.to_owned(),
+            acquired: got.is_some(),
+            mode: guard.map(|guard| mode_name(guard.mode())),
+            session_id: got.map(|(session, _)| session.id()),
+            fencing_token: guard.map(Guard::token),
+            held_for_ms: guard.map(|guard| guard.remaining().as_millis()),
+        }
+    }
 }
 
 /// Acquires, and says meanwhile how many stand before the call where that is wanted.

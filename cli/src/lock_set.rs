@@ -1,15 +1,20 @@
 //! Several locks at once, for `trefoil lock acquire` and `trefoil lock run`.
 
-use std::process::ExitCode;
+use std::convert::Infallible;
 use std::time::Duration;
 
 use clap::ValueEnum as _;
 use serde::Serialize;
-use trefoil_client::{Error, Guard, Guards, Session};
+use tokio::time::sleep;
+use trefoil_client::proto::lock::v1::DescribeLockResponse;
+use trefoil_client::{Client, Error, Guard, Guards, Session};
 
-use crate::exit::{Failure, NOTHING};
+use crate::exit::Failure;
 use crate::lock::{Mode, acquire_lock, mode_name, tell};
-use crate::output::{self, Format, Report};
+use crate::output::{self, Report};
+
+/// Nobody waits longer without a word.
+const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// One lock, or several, and how long to wait for them.
 pub(crate) struct Wanted {
@@ -53,12 +58,20 @@ impl Wanted {
         self.locks().map(|(name, _)| name).collect()
     }
 
-    /// Acquires all, or none.
+    /// Acquires all, or none, and says after a second for whom it waits.
     pub(crate) async fn acquire(
         &self,
+        client: &Client,
         session: &Session,
         progress: bool,
-    ) -> Result<Option<Guards>, Error> {
+    ) -> Result<Option<Guards>, Failure> {
+        tokio::select! {
+            guards = self.guards(session, progress) => Ok(guards?),
+            never = self.tell_holders(client) => match never {},
+        }
+    }
+
+    async fn guards(&self, session: &Session, progress: bool) -> Result<Option<Guards>, Error> {
         if self.with.is_empty() {
             let lock = session.lock(self.name.as_str()).mode(self.mode.into()).wait(self.wait);
             return Ok(acquire_lock(lock, progress).await?.map(Guards::from));
@@ -67,45 +80,56 @@ impl Wanted {
         let set = self.locks().fold(empty, |set, (name, mode)| set.and(name, mode.into()));
         if progress { set.acquire_telling(tell).await } else { set.acquire().await }
     }
+
+    async fn tell_holders(&self, client: &Client) -> Infallible {
+        sleep(TELL_AFTER).await;
+        for name in self.names() {
+            // Who waits hears of what is wrong from the call itself.
+            if let Ok(lock) = client.locks().describe(name).await {
+                output::note(&format!("trefoil: waiting for {name}, {}", standing(&lock)));
+            }
+        }
+        std::future::pending().await
+    }
+
+    /// What the command got, or did not.
+    pub(crate) fn report(&self, got: Option<(&Session, &Guards)>) -> AcquiredAll {
+        let one = |(lock, mode): (&str, Mode)| {
+            let guard = got.and_then(|(_, guards)| guards.get(lock));
+            AcquiredOne {
+                lock: lock.to_owned(),
+                mode: mode_name(guard.map_or_else(|| mode.into(), Guard::mode)),
+                fencing_token: guard.map(Guard::token),
+            }
+        };
+        AcquiredAll {
+            acquired: got.is_some(),
+            session_id: got.map(|(session, _)| session.id()),
+            held_for_ms: got.map(|(_, guards)| guards.remaining().as_millis()),
+            locks: self.locks().map(one).collect(),
+        }
+    }
 }
 
-/// Acquires several locks, and leaves them held.
-pub(crate) async fn acquire(
-    wanted: Wanted,
-    session: Session,
-    progress: bool,
-    format: Format,
-) -> Result<ExitCode, Failure> {
-    let Some(guards) = wanted.acquire(&session, progress).await? else {
-        session.close().await?;
-        let one = |(lock, mode): (&str, Mode)| AcquiredOne {
-            lock: lock.to_owned(),
-            mode: mode_name(mode.into()),
-            fencing_token: None,
+/// Who has a lock that somebody waits for.
+fn standing(lock: &DescribeLockResponse) -> String {
+    let Some(holder) = lock.holders.first() else {
+        return match lock.delayed_ms {
+            0 => format!("which {} calls wait for", lock.waiter_count),
+            ms => format!("which nobody gets for {ms} ms: its holder expired"),
         };
-        let locks = wanted.locks().map(one).collect();
-        let missed = AcquiredAll { acquired: false, session_id: None, held_for_ms: None, locks };
-        output::print(format, &missed)?;
-        return Ok(ExitCode::from(NOTHING));
     };
-    let one = |guard: &Guard| AcquiredOne {
-        lock: guard.name().to_owned(),
-        mode: mode_name(guard.mode()),
-        fencing_token: Some(guard.token()),
+    let owner = if holder.owner.is_empty() { "a holder without a name" } else { &holder.owner };
+    let more = match lock.holder_count {
+        0 | 1 => String::new(),
+        holders => format!(" and {} more", holders - 1),
     };
-    let acquired = AcquiredAll {
-        acquired: true,
-        session_id: Some(session.id()),
-        held_for_ms: Some(guards.remaining().as_millis()),
-        locks: guards.iter().map(one).collect(),
-    };
-    session.leave();
-    output::print(format, &acquired)?;
-    Ok(ExitCode::SUCCESS)
+    let since = Duration::from_millis(holder.held_ms).as_secs();
+    format!("held by {owner} (session {}) for {since} s{more}", holder.session_id)
 }
 
 #[derive(Serialize)]
-struct AcquiredAll {
+pub(crate) struct AcquiredAll {
     acquired: bool,
     #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,

@@ -22,7 +22,9 @@ mod queue;
 mod run;
 mod semaphore;
 mod serve;
+mod session;
 mod status;
+mod value;
 mod version;
 
 use std::process::ExitCode;

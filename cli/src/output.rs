@@ -38,10 +38,10 @@ pub(crate) fn some_id<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<
     }
 }
 
-/// Writes a result.
-pub(crate) fn print(format: Format, report: &impl Report) -> Result<(), Failure> {
+/// Writes a result; false when nobody reads it.
+pub(crate) fn print(format: Format, report: &impl Report) -> Result<bool, Failure> {
     match format {
-        Format::Table => text(&report.text()),
+        Format::Table => text(&plain(&report.text(), true)),
         Format::Json => {
             let json = serde_json::to_string_pretty(report);
             text(&json.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?)
@@ -52,27 +52,23 @@ pub(crate) fn print(format: Format, report: &impl Report) -> Result<(), Failure>
 /// Writes one of many results as one line, JSON without line breaks; false when nobody reads any more.
 pub(crate) fn line(format: Format, report: &impl Report) -> Result<bool, Failure> {
     let mut line = match format {
-        Format::Table => report.text(),
+        Format::Table => plain(&report.text(), false),
         Format::Json => serde_json::to_string(report)
             .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?,
     };
     line.push('\n');
-    write(line.as_bytes())
+    raw(line.as_bytes())
 }
 
 /// Writes text and a newline to standard output.
-pub(crate) fn text(text: &str) -> Result<(), Failure> {
+fn text(text: &str) -> Result<bool, Failure> {
     let mut bytes = Vec::from(text);
     bytes.push(b'\n');
     raw(&bytes)
 }
 
-/// Writes bytes as they are to standard output.
-pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
-    write(bytes).map(drop)
-}
-
-fn write(bytes: &[u8]) -> Result<bool, Failure> {
+/// Writes bytes as they are to standard output; false when nobody reads them.
+pub(crate) fn raw(bytes: &[u8]) -> Result<bool, Failure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         // Whoever read it has seen enough.
@@ -85,7 +81,22 @@ fn write(bytes: &[u8]) -> Result<bool, Failure> {
 /// Says something to the person, apart from the result.
 pub(crate) fn note(line: &str) {
     // Where standard error is closed there is nobody to tell.
-    writeln!(io::stderr(), "{line}").ok();
+    writeln!(io::stderr(), "{}", plain(line, true)).ok();
+}
+
+/// What a terminal takes for more than text is written as Rust does, `\u{1b}`; newlines stay where there are lines.
+fn plain(text: &str, lines: bool) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for char in text.chars() {
+        // Control characters, separators of lines, and what turns the direction of the text.
+        let turns = matches!(char, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        if turns || (char.is_control() && !(lines && char == '\n')) {
+            plain.extend(char.escape_default());
+        } else {
+            plain.push(char);
+        }
+    }
+    plain
 }
 
 /// Rows under a header; the columns named in `numbers` are aligned to the right.
@@ -98,7 +109,7 @@ pub(crate) fn table<R: IntoIterator<Item = Vec<String>>>(
     table.load_style(presets::NOTHING);
     table.set_header(header.iter().copied());
     for row in rows {
-        table.add_row(row);
+        table.add_row(row.iter().map(|cell| plain(cell, false)));
     }
     for (index, column) in table.column_iter_mut().enumerate() {
         column.set_padding((0, 2));
@@ -112,6 +123,23 @@ pub(crate) fn table<R: IntoIterator<Item = Vec<String>>>(
 /// Name and value on each line.
 pub(crate) fn fields<const N: usize>(fields: [(&str, String); N]) -> String {
     let width = fields.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    let lines = fields.map(|(name, value)| format!("{name:width$}  {value}"));
+    let lines = fields.map(|(name, value)| format!("{name:width$}  {}", plain(&value, false)));
     lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_that_was_stored_moves_the_cursor_or_breaks_a_line() {
+        let evil = "a\u{1b}[2J\nb\u{9b}\u{202e}\t\u{7f}";
+        let safe = r"a\u{1b}[2J\nb\u{9b}\u{202e}\t\u{7f}";
+        assert_eq!(fields([("owner", evil.to_owned())]), format!("owner  {safe}"));
+        let rows = [vec![evil.to_owned(), "1".to_owned()]];
+        let table = table(&["LOCK", "N"], &[1], rows);
+        assert_eq!(table.lines().count(), 2, "{table}");
+        assert!(table.contains(safe), "{table}");
+        assert_eq!(plain("ä 漢 \n", true), "ä 漢 \n", "other text is as it was");
+    }
 }

@@ -9,10 +9,10 @@ use serde::Serialize;
 use trefoil_client::{Delivery, Message, Queue};
 
 use crate::args::{ClientArgs, FenceArgs, duration};
-use crate::cache::{given, shown};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::output::{self, Format, Report};
+use crate::value::{Shown, given};
 
 /// What to do with a queue.
 #[derive(Debug, Subcommand)]
@@ -29,7 +29,7 @@ pub(crate) enum QueueCommand {
     Enqueue(EnqueueArgs),
     /// Take messages under a lease; exits with 2 when nothing came.
     Dequeue(DequeueArgs),
-    /// Settle deliveries: their messages are gone.
+    /// Settle deliveries: their messages are gone. Each has a result; exits with 1 when one could not be settled.
     Ack {
         /// The queue.
         queue: String,
@@ -73,9 +73,12 @@ pub(crate) struct DequeueArgs {
     /// How long the messages are held: acknowledge them within it.
     #[arg(long, env = "TREFOIL_QUEUE_LEASE", value_name = "TIME", default_value = "30s", value_parser = duration)]
     lease: Duration,
-    /// Acknowledge the messages at once.
+    /// Acknowledge the messages once they are written; what cannot be written comes back after its lease.
     #[arg(long, env = "TREFOIL_QUEUE_ACK")]
     ack: bool,
+    /// Write the bytes of the value of one message alone.
+    #[arg(long, env = "TREFOIL_QUEUE_RAW")]
+    raw: bool,
     #[command(flatten)]
     fence: FenceArgs,
 }
@@ -101,16 +104,23 @@ struct Delivered {
     message_id: String,
     lease_id: String,
     key: String,
-    value: String,
+    value: Shown,
     headers: BTreeMap<String, String>,
     delivery_count: u32,
     enqueued_at_ms: u64,
-    acknowledged: bool,
 }
 
 #[derive(Serialize)]
 struct Acknowledged {
-    acknowledged: usize,
+    results: Vec<Settled>,
+}
+
+#[derive(Serialize)]
+struct Settled {
+    lease_id: String,
+    acknowledged: bool,
+    /// Why not.
+    error: Option<String>,
 }
 
 pub(crate) async fn run(
@@ -135,31 +145,59 @@ pub(crate) async fn run(
             return take(&queue, &dequeue, format).await;
         }
         QueueCommand::Ack { queue, lease_ids, fence } => {
-            let queue = fence.queue(client.queue(queue));
-            for lease_id in &lease_ids {
-                queue.ack(lease_id).await?;
-            }
-            output::print(format, &Acknowledged { acknowledged: lease_ids.len() })?;
+            let (results, failed) = settle(&fence.queue(client.queue(queue)), lease_ids).await;
+            output::print(format, &Acknowledged { results })?;
+            return failed.map_or(Ok(ExitCode::SUCCESS), Err);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn take(queue: &Queue, args: &DequeueArgs, format: Format) -> Result<ExitCode, Failure> {
-    let deliveries = queue.dequeue().max(args.max).wait(args.wait).lease(args.lease).await?;
-    let mut report = Dequeued { deliveries: Vec::new() };
-    for delivery in &deliveries {
-        if args.ack {
-            delivery.ack().await?;
-        }
-        report.deliveries.push(Delivered::new(delivery, args.ack));
+/// Settles each lease, whatever becomes of the others; the failure is of the first that was not settled.
+async fn settle(queue: &Queue, lease_ids: Vec<String>) -> (Vec<Settled>, Option<Failure>) {
+    let ack = |lease_id: String| {
+        let queue = queue.clone();
+        tokio::spawn(async move { (queue.ack(lease_id.as_str()).await, lease_id) })
+    };
+    // All at once: where nobody answers, all of them wait as long as one.
+    let acks = lease_ids.into_iter().map(ack).collect::<Vec<_>>();
+    let (mut results, mut failed) = (Vec::new(), None);
+    for ack in acks {
+        let (end, lease_id) = ack.await.expect("no call panics");
+        let error = end.as_ref().err().map(ToString::to_string);
+        results.push(Settled { lease_id, acknowledged: error.is_none(), error });
+        failed = failed.or_else(|| end.err().map(Failure::from));
     }
-    output::print(format, &report)?;
+    (results, failed)
+}
+
+async fn take(queue: &Queue, args: &DequeueArgs, format: Format) -> Result<ExitCode, Failure> {
+    if args.raw && args.max != 1 {
+        return Err(Failure::usage("--raw writes one value: leave --max at 1"));
+    }
+    let deliveries = queue.dequeue().max(args.max).wait(args.wait).lease(args.lease).await?;
+    let is_read = match deliveries.first() {
+        Some(delivery) if args.raw => output::raw(delivery.value().as_bytes())?,
+        None if args.raw => true,
+        _ => output::print(format, &Dequeued::from(&deliveries[..]))?,
+    };
+    if args.ack {
+        if !is_read {
+            let what = "nobody read the messages, so they were not acknowledged";
+            return Err(Failure::new(what).next("They come back when their leases are over."));
+        }
+        let lease_ids = deliveries.iter().map(|delivery| delivery.lease_id().to_owned());
+        let (_, failed) = settle(queue, lease_ids.collect()).await;
+        failed.map_or(Ok(()), Err)?;
+    }
     Ok(if deliveries.is_empty() { ExitCode::from(NOTHING) } else { ExitCode::SUCCESS })
 }
 
 impl EnqueueArgs {
     fn messages(&self) -> Result<Vec<Message>, Failure> {
+        if self.values.iter().filter(|value| *value == "-").count() > 1 {
+            return Err(Failure::usage("standard input is one value: give - once"));
+        }
         let message = |value: &String| {
             let message = Message::new(given(value.clone())?).key(self.key.as_str());
             let headers = self.header.iter();
@@ -177,18 +215,18 @@ fn header(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-impl Delivered {
-    fn new(delivery: &Delivery, acknowledged: bool) -> Self {
-        Self {
+impl From<&[Delivery]> for Dequeued {
+    fn from(deliveries: &[Delivery]) -> Self {
+        let shown = |delivery: &Delivery| Delivered {
             message_id: delivery.message_id().to_owned(),
             lease_id: delivery.lease_id().to_owned(),
             key: delivery.key().to_owned(),
-            value: shown(delivery.value()),
+            value: delivery.value().into(),
             headers: delivery.headers().clone(),
             delivery_count: delivery.delivery_count(),
             enqueued_at_ms: delivery.enqueued_at_ms(),
-            acknowledged,
-        }
+        };
+        Self { deliveries: deliveries.iter().map(shown).collect() }
     }
 }
 
@@ -216,7 +254,7 @@ impl Report for Dequeued {
                 delivery.lease_id.clone(),
                 delivery.delivery_count.to_string(),
                 delivery.key.clone(),
-                delivery.value.clone(),
+                delivery.value.to_string(),
             ]
         };
         output::table(
@@ -229,6 +267,10 @@ impl Report for Dequeued {
 
 impl Report for Acknowledged {
     fn text(&self) -> String {
-        format!("{} acknowledged", self.acknowledged)
+        let row = |settled: &Settled| {
+            let result = settled.error.clone().unwrap_or_else(|| "acknowledged".to_owned());
+            vec![settled.lease_id.clone(), result]
+        };
+        output::table(&["LEASE", "RESULT"], &[], self.results.iter().map(row))
     }
 }

@@ -15,24 +15,20 @@ use rustix::process::{
     Pid, Signal, kill_process, kill_process_group, test_kill_process, test_kill_process_group,
 };
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
-use trefoil_client::{Guard, Guards};
+use tokio::time::{Instant, sleep, timeout};
+use trefoil_client::{Client, Guard, Guards, Session};
 
 use crate::args::{ClientArgs, duration, entry};
-use crate::client::connect;
 use crate::exit::{Failure, LOST, NOTHING};
 use crate::lock::{Mode, with_metadata};
 use crate::lock_set::{Wanted, With, with};
 use crate::output;
+use crate::session::{Signals, Waited, close, code_of_signal, wait_under};
 
 /// Exit code of a shell for a command that does not exist.
 const NO_COMMAND: u8 = 127;
-/// Exit code of a shell for a command that ended by a signal: this and its number.
-const BY_SIGNAL: i32 = 128;
-/// Signals that wait to be forwarded, at most.
-const SIGNALS_MAX: usize = 16;
+/// How long the lock is being released once the command has ended.
+const RELEASE: Duration = Duration::from_secs(3);
 /// Pause between two looks whether all that was told to end has ended.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -132,41 +128,46 @@ pub(crate) enum OnRequest {
 }
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
-    let mut signals = signals()?;
-    let client = connect(client).await?;
-    let open = client.session(args.ttl).owner(args.owner).lock_delay(args.lock_delay);
-    let session = with_metadata(open, args.metadata).await?;
-    let wanted = Wanted { name: args.name, mode: args.mode, with: args.with, wait: args.wait };
-    let acquired = tokio::select! {
-        acquired = wanted.acquire(&session, args.progress) => acquired?,
-        Some(signal) = signals.recv() => {
-            session.close().await?;
-            return Ok(ExitCode::from(code_of_signal(signal.as_raw())));
-        }
+    let mut signals = Signals::heard()?;
+    let RunArgs { name, mode, with, wait, progress, .. } = args;
+    let (ttl, owner, delay, metadata) = (args.ttl, args.owner, args.lock_delay, args.metadata);
+    let open = |client: &Client| {
+        with_metadata(client.session(ttl).owner(owner).lock_delay(delay), metadata)
     };
-    let Some(guards) = acquired else {
-        session.close().await?;
-        let names = wanted.names();
-        let is_missed = if names.len() == 1 { "is held by another" } else { "are not all free" };
-        return Err(Failure::new(format!("{} {is_missed}", names.join(", ")))
-            .next("Wait longer for it with --wait.")
-            .code(NOTHING));
+    let wanted = Wanted { name, mode, with, wait };
+    let acquire =
+        async |client: &Client, session: &Session| wanted.acquire(client, session, progress).await;
+    let (session, guards) = match wait_under(client, &mut signals, open, acquire).await? {
+        Waited::Got(session, guards) => (session, guards),
+        Waited::Signal(signal) => return Ok(ExitCode::from(code_of_signal(signal.as_raw()))),
+        Waited::Missed => return Err(missed(&wanted.names())),
     };
     let orders = Orders { on_lost: args.on_lost, grace: args.grace, on_request: args.on_request };
     let ended = match Job::start(&args.command, &wanted.name, &guards) {
         Ok(mut job) => job.watch(&wanted.names().join(", "), &guards, &mut signals, orders).await,
         Err(failure) => Err(failure),
     };
+    // Where no node answers, the lock goes with its session.
+    timeout(RELEASE, release(guards, session)).await.ok();
+    ended
+}
+
+fn missed(names: &[&str]) -> Failure {
+    let is_missed = if names.len() == 1 { "is held by another" } else { "are not all free" };
+    Failure::new(format!("{} {is_missed}", names.join(", ")))
+        .next("Wait longer for it with --wait.")
+        .code(NOTHING)
+}
+
+async fn release(guards: Guards, session: Session) {
     if guards.remaining() > Duration::ZERO
         && let Err(error) = guards.release().await
     {
         output::note(&format!("trefoil: the lock was not released: {error}"));
     }
     if session.remaining() > Duration::ZERO {
-        // The lock is released; a session that is left over expires.
-        session.close().await.ok();
+        close(Some(session)).await;
     }
-    ended
 }
 
 /// What follows on what happens to the lock.
@@ -216,7 +217,7 @@ impl Job {
         &mut self,
         names: &str,
         guards: &Guards,
-        signals: &mut mpsc::Receiver<Signal>,
+        signals: &mut Signals,
         orders: Orders,
     ) -> Result<ExitCode, Failure> {
         let mut listens = orders.on_request != OnRequest::Ignore;
@@ -227,7 +228,7 @@ impl Job {
                     let status = ended.map_err(|error| Failure::new(format!("cannot wait for the command: {error}")))?;
                     return Ok(ExitCode::from(code(status)));
                 }
-                Some(signal) = signals.recv() => self.forward(signal),
+                signal = signals.next() => self.forward(signal),
                 asked = guards.release_requested(), if listens => {
                     // Once is enough.
                     listens = false;
@@ -295,28 +296,10 @@ impl Job {
     }
 }
 
-/// The signals that end or concern the command.
-fn signals() -> Result<mpsc::Receiver<Signal>, Failure> {
-    let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
-    for kind in [Signal::INT, Signal::QUIT, Signal::TERM, Signal::HUP, Signal::USR1, Signal::USR2] {
-        let mut stream = signal(SignalKind::from_raw(kind.as_raw()))
-            .map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
-        let sender = sender.clone();
-        tokio::spawn(async move {
-            while stream.recv().await.is_some() && sender.send(kind).await.is_ok() {}
-        });
-    }
-    Ok(receiver)
-}
-
 fn code(status: ExitStatus) -> u8 {
     match (status.code(), status.signal()) {
         (Some(code), _) => u8::try_from(code).unwrap_or(1),
         (None, Some(signal)) => code_of_signal(signal),
         (None, None) => 1,
     }
-}
-
-fn code_of_signal(signal: i32) -> u8 {
-    u8::try_from(BY_SIGNAL + signal).unwrap_or(1)
 }

@@ -8,11 +8,13 @@ use serde::Serialize;
 use trefoil_client::proto::lock::v1::{
     DescribeSemaphoreResponse, LockHolder, LockWaiter, SemaphoreInfo,
 };
+use trefoil_client::{Client, PermitGuard, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
+use crate::exit::Failure;
 use crate::output::{self, Format, Report};
+use crate::session::{Signals, leave, wait_under};
 
 /// What to do with a semaphore.
 #[derive(Debug, Subcommand)]
@@ -211,33 +213,21 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let client = connect(client).await?;
-    let session = client.session(args.ttl).owner(args.owner).await?;
-    let permits = session.semaphore(args.name.as_str()).permits(args.permits).wait(args.wait);
-    let Some(guard) = permits.acquire().await? else {
-        session.close().await?;
-        let missed = Acquired {
-            semaphore: args.name,
-            acquired: false,
-            permits: 0,
-            session_id: None,
-            fencing_token: None,
-            held_for_ms: None,
-        };
-        output::print(format, &missed)?;
-        return Ok(ExitCode::from(NOTHING));
+    let AcquireArgs { name, permits, ttl, wait, owner, .. } = args;
+    let open = |client: &Client| client.session(ttl).owner(owner);
+    let acquire = async |_: &Client, session: &Session| {
+        Ok(session.semaphore(name.as_str()).permits(permits).wait(wait).acquire().await?)
     };
-    let acquired = Acquired {
-        semaphore: args.name,
-        acquired: true,
-        permits: guard.permits(),
-        session_id: Some(session.id()),
-        fencing_token: Some(guard.token()),
-        held_for_ms: Some(guard.remaining().as_millis()),
+    let waited = wait_under(client, &mut Signals::heard()?, open, acquire).await?;
+    let report = |got: Option<(&Session, &PermitGuard)>| Acquired {
+        semaphore: name.clone(),
+        acquired: got.is_some(),
+        permits: got.map_or(0, |(_, guard)| guard.permits()),
+        session_id: got.map(|(session, _)| session.id()),
+        fencing_token: got.map(|(_, guard)| guard.token()),
+        held_for_ms: got.map(|(_, guard)| guard.remaining().as_millis()),
     };
-    session.leave();
-    output::print(format, &acquired)?;
-    Ok(ExitCode::SUCCESS)
+    leave(waited, format, report).await
 }
 
 impl From<SemaphoreInfo> for Shown {

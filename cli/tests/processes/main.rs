@@ -7,6 +7,7 @@
 )]
 
 mod dev;
+mod ended;
 mod failover;
 mod faults;
 mod fences;
@@ -24,3 +25,4 @@ mod stop;
 mod support;
 mod waits;
 mod watch;
+mod written;

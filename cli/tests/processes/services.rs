@@ -113,7 +113,7 @@ async fn all_three_services_through_the_command_line() {
     let (code, put) = json(&["cache", "put", "k", "v", "--ttl", "60s"]);
     assert_eq!((code, put["version"].as_u64().is_some()), (0, true));
     let (code, get) = json(&["cache", "get", "k"]);
-    assert_eq!((code, get["value"].as_str()), (0, Some("v")));
+    assert_eq!((code, get["value"]["text"].as_str()), (0, Some("v")));
     assert_eq!(run(&cluster, &["cache", "get", "k", "--raw"]), (0, "v".to_owned(), String::new()));
     assert_eq!(json(&["cache", "delete", "k"]).0, 0);
     assert_eq!(json(&["cache", "get", "k"]).0, 2);
@@ -123,7 +123,10 @@ async fn all_three_services_through_the_command_line() {
     assert_eq!((code, enqueued["message_ids"].as_array().map(Vec::len)), (0, Some(2)));
     let (code, dequeued) = json(&["queue", "dequeue", "q", "--max", "5", "--wait", "5s"]);
     let deliveries = dequeued["deliveries"].as_array().unwrap();
-    assert_eq!((code, deliveries.len(), deliveries[0]["value"].as_str()), (0, 2, Some("one")));
+    assert_eq!(
+        (code, deliveries.len(), deliveries[0]["value"]["text"].as_str()),
+        (0, 2, Some("one"))
+    );
     for delivery in deliveries {
         assert_eq!(json(&["queue", "ack", "q", delivery["lease_id"].as_str().unwrap()]).0, 0);
     }

@@ -95,7 +95,7 @@ async fn elections_latches_and_barriers_through_the_command_line() {
     let of_it = ["--session", &session, "--token", &token];
     assert_eq!(json(&[&["election", "proclaim", "e", "moved"], &of_it[..]].concat()).0, 0);
     let (code, leader) = json(&["election", "leader", "e"]);
-    assert_eq!((code, leader["leader"]["value"].as_str()), (0, Some("moved")));
+    assert_eq!((code, leader["leader"]["value"]["text"].as_str()), (0, Some("moved")));
     assert_eq!(run(&cluster, &["election", "leader", "e", "--raw"]).1, "moved");
     assert_eq!(json(&[&["election", "resign", "e"], &of_it[..]].concat()).0, 0);
 
