@@ -462,8 +462,9 @@ impl Model {
             let floor = self.clients.get(&id.client).map_or(0, |client| client.floor);
             id.attempt < u32::MAX && id.sequence < floor
         });
-        if !is_in_use {
-            self.cancel_grant(session, &wants, &id, is_meant);
+        if !is_in_use && self.cancel_grant(session, &wants, &id, is_meant) {
+            let holder = wants.iter().find_map(|want| self.holder(&want.name));
+            self.settle(None, &id, Answer::Held(holder));
         }
         done
     }
@@ -474,7 +475,7 @@ impl Model {
         wants: &[Want],
         id: &Id,
         is_meant: impl Fn(u64) -> bool,
-    ) {
+    ) -> bool {
         let relied_on = |want: &&Want| {
             let holder = self.locks.get(&want.name).and_then(|lock| lock.held_by(session));
             holder.is_some_and(|holder| {
@@ -484,7 +485,7 @@ impl Model {
         let names = wants.iter().filter(relied_on).map(|want| want.name.clone());
         let names = names.collect::<Vec<_>>();
         if names.is_empty() {
-            return;
+            return false;
         }
         for name in names {
             let holder = self.lock(&name).holder(session).expect("it is relied on");
@@ -495,8 +496,7 @@ impl Model {
             }
         }
         self.hand_on();
-        let holder = wants.iter().filter_map(|want| self.holder(&want.name)).next();
-        self.settle(None, id, Answer::Held(holder));
+        true
     }
 
     fn lose_caller(&mut self, request: &LoseCaller) -> Outcome {
