@@ -114,10 +114,10 @@ mod tests {
         let mut handed = Handed::default();
         let waiter = WaiterId(Bytes::from_static(b"w"));
         let outcomes = vec![Outcome::Waiting(waiter.clone())];
-        handed.applied(&Applied { outcomes, ..Applied::default() });
+        handed.applied(&Applied { index: 1, outcomes, ..Applied::default() });
         handed.acts(&[], 0);
         let settled = vec![Settled { waiter, request_id: None, answer: grant() }];
-        handed.applied(&Applied { settled, ..Applied::default() });
+        handed.applied(&Applied { index: 2, settled, ..Applied::default() });
         handed
     }
 
