@@ -96,7 +96,7 @@ impl Listener {
                 Err(error) if is_of_one_connection(&error) => {}
                 Err(error) => {
                     warn!(guests.logger, "cannot accept connections"; "error" => %error);
-                    sleep(pause).await;
+                    timeout(pause, stopping.wait_for(|stopping| *stopping)).await.ok();
                     pause = (pause * 2).min(ACCEPT_PAUSE_MAX);
                 }
             }
