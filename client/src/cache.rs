@@ -117,7 +117,7 @@ impl Cache {
 }
 
 impl Put {
-    /// How long the value lives, 1 ms to a year (default: until it is deleted).
+    /// How long the value lives, 1 ms to a year (default: until it is deleted). No time at all counts as 1 ms.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.request.ttl_ms = millis(ttl).max(1);
         self

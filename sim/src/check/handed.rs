@@ -68,9 +68,10 @@ impl Handed {
         };
         let granted = std::mem::take(&mut self.granted);
         let grants = granted.saturating_sub(effects.iter().filter(is_told).count());
-        let until_ms = boot_ms.saturating_add(WAITER_CLAIM_MS + SLACK_MS);
-        self.owed.push(Owed { grants, index: self.index, until_ms });
-        self.owed.retain(|owed| owed.grants > 0);
+        if grants > 0 {
+            let until_ms = boot_ms.saturating_add(WAITER_CLAIM_MS + SLACK_MS);
+            self.owed.push(Owed { grants, index: self.index, until_ms });
+        }
         for _ in effects.iter().filter(|effect| matches!(effect, Effect::TakeBack(_))) {
             if let Some(owed) = self.owed.iter_mut().find(|owed| owed.grants > 0) {
                 owed.grants -= 1;
