@@ -5,18 +5,16 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::{
-    Client, Error, Guard, Guards, Lock, LockMode, OpenSession, Session, WaitPlace,
-};
+use trefoil_client::{Guard, Guards, LockMode, Session};
 
 use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
-use crate::lock_set::{Wanted, With, with};
+use crate::lock_set::{Holder, Wanted, With, with};
 use crate::lock_view;
 use crate::output::{self, Format, Report};
 use crate::run::RunArgs;
-use crate::session::{Signals, leave, wait_under};
+use crate::session::{Signals, leave};
 
 /// What to do with a lock.
 #[derive(Debug, Subcommand)]
@@ -264,15 +262,10 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let AcquireArgs { name, mode, with, wait, progress, .. } = args;
-    let (ttl, owner, delay, metadata) = (args.ttl, args.owner, args.lock_delay, args.metadata);
-    let open = |client: &Client| {
-        with_metadata(client.session(ttl).owner(owner).lock_delay(delay), metadata)
-    };
+    let AcquireArgs { name, mode, with, wait, progress, ttl, owner, lock_delay, metadata } = args;
     let wanted = Wanted { name, mode, with, wait };
-    let acquire =
-        async |client: &Client, session: &Session| wanted.acquire(client, session, progress).await;
-    let waited = wait_under(client, &mut Signals::heard()?, open, acquire).await?;
+    let holder = Holder { ttl, owner, lock_delay, metadata };
+    let waited = wanted.acquire_under(holder, client, &mut Signals::heard()?, progress).await?;
     if wanted.with.is_empty() {
         leave(waited, format, |got| Acquired::new(&wanted.name, got)).await
     } else {
@@ -292,22 +285,6 @@ impl Acquired {
             held_for_ms: guard.map(|guard| guard.remaining().as_millis()),
         }
     }
-}
-
-/// Acquires, and says meanwhile how many stand before the call where that is wanted.
-pub(crate) async fn acquire_lock(lock: Lock, progress: bool) -> Result<Option<Guard>, Error> {
-    if progress { lock.acquire_telling(tell).await } else { lock.acquire().await }
-}
-
-/// Says how many stand before a call.
-pub(crate) fn tell(place: WaitPlace) {
-    let more = if place.or_more { " or more" } else { "" };
-    output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
-}
-
-/// A session to be opened, with facts for operators.
-pub(crate) fn with_metadata(open: OpenSession, metadata: Vec<(String, String)>) -> OpenSession {
-    metadata.into_iter().fold(open, |open, (key, value)| open.metadata(key, value))
 }
 
 async fn convert(

@@ -7,11 +7,13 @@ use clap::ValueEnum as _;
 use serde::Serialize;
 use tokio::time::sleep;
 use trefoil_client::proto::lock::v1::DescribeLockResponse;
-use trefoil_client::{Client, Error, Guard, Guards, Session};
+use trefoil_client::{Client, Error, Guard, Guards, Session, WaitPlace};
 
+use crate::args::ClientArgs;
 use crate::exit::Failure;
-use crate::lock::{Mode, acquire_lock, mode_name, tell};
+use crate::lock::{Mode, mode_name};
 use crate::output::{self, Report};
+use crate::session::{Signals, Waited, wait_under};
 
 /// Nobody waits longer without a word.
 const TELL_AFTER: Duration = Duration::from_secs(1);
@@ -46,6 +48,14 @@ pub(crate) fn with(text: &str) -> Result<With, String> {
     }
 }
 
+/// The session that a command holds its locks under.
+pub(crate) struct Holder {
+    pub(crate) ttl: Duration,
+    pub(crate) owner: String,
+    pub(crate) lock_delay: Duration,
+    pub(crate) metadata: Vec<(String, String)>,
+}
+
 impl Wanted {
     /// Each lock and its mode.
     fn locks(&self) -> impl Iterator<Item = (&str, Mode)> {
@@ -58,8 +68,27 @@ impl Wanted {
         self.locks().map(|(name, _)| name).collect()
     }
 
+    /// Opens a session and acquires all, or none, until a signal comes.
+    pub(crate) async fn acquire_under(
+        &self,
+        holder: Holder,
+        args: &ClientArgs,
+        signals: &mut Signals,
+        progress: bool,
+    ) -> Result<Waited<Guards>, Failure> {
+        let Holder { ttl, owner, lock_delay, metadata } = holder;
+        let open = |client: &Client| {
+            let open = client.session(ttl).owner(owner).lock_delay(lock_delay);
+            metadata.into_iter().fold(open, |open, (key, value)| open.metadata(key, value))
+        };
+        let acquire = async |client: &Client, session: &Session| {
+            self.acquire(client, session, progress).await
+        };
+        wait_under(args, signals, open, acquire).await
+    }
+
     /// Acquires all, or none, and says after a second for whom it waits.
-    pub(crate) async fn acquire(
+    async fn acquire(
         &self,
         client: &Client,
         session: &Session,
@@ -74,7 +103,9 @@ impl Wanted {
     async fn guards(&self, session: &Session, progress: bool) -> Result<Option<Guards>, Error> {
         if self.with.is_empty() {
             let lock = session.lock(self.name.as_str()).mode(self.mode.into()).wait(self.wait);
-            return Ok(acquire_lock(lock, progress).await?.map(Guards::from));
+            let guard =
+                if progress { lock.acquire_telling(tell).await } else { lock.acquire().await };
+            return Ok(guard?.map(Guards::from));
         }
         let empty = session.locks(Vec::<String>::new()).wait(self.wait);
         let set = self.locks().fold(empty, |set, (name, mode)| set.and(name, mode.into()));
@@ -109,6 +140,12 @@ impl Wanted {
             locks: self.locks().map(one).collect(),
         }
     }
+}
+
+/// Says how many stand before a call.
+fn tell(place: WaitPlace) {
+    let more = if place.or_more { " or more" } else { "" };
+    output::note(&format!("trefoil: waiting, {}{more} before this call", place.ahead));
 }
 
 /// Who has a lock that somebody waits for.

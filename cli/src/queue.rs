@@ -14,6 +14,9 @@ use crate::exit::{Failure, NOTHING};
 use crate::output::{self, Format, Report};
 use crate::value::{Shown, given};
 
+/// Acknowledgements under way at a time: where nobody answers, they wait as long as one.
+const ACKS_MAX: usize = 256;
+
 /// What to do with a queue.
 #[derive(Debug, Subcommand)]
 pub(crate) enum QueueCommand {
@@ -145,7 +148,7 @@ pub(crate) async fn run(
             return take(&queue, &dequeue, format).await;
         }
         QueueCommand::Ack { queue, lease_ids, fence } => {
-            let (results, failed) = settle(&fence.queue(client.queue(queue)), lease_ids).await;
+            let (results, failed) = settle(&fence.queue(client.queue(queue)), &lease_ids).await;
             output::print(format, &Acknowledged { results })?;
             return failed.map_or(Ok(ExitCode::SUCCESS), Err);
         }
@@ -154,19 +157,19 @@ pub(crate) async fn run(
 }
 
 /// Settles each lease, whatever becomes of the others; the failure is of the first that was not settled.
-async fn settle(queue: &Queue, lease_ids: Vec<String>) -> (Vec<Settled>, Option<Failure>) {
+async fn settle(queue: &Queue, lease_ids: &[String]) -> (Vec<Settled>, Option<Failure>) {
     let ack = |lease_id: String| {
         let queue = queue.clone();
         tokio::spawn(async move { (queue.ack(lease_id.as_str()).await, lease_id) })
     };
-    // All at once: where nobody answers, all of them wait as long as one.
-    let acks = lease_ids.into_iter().map(ack).collect::<Vec<_>>();
     let (mut results, mut failed) = (Vec::new(), None);
-    for ack in acks {
-        let (end, lease_id) = ack.await.expect("no call panics");
-        let error = end.as_ref().err().map(ToString::to_string);
-        results.push(Settled { lease_id, acknowledged: error.is_none(), error });
-        failed = failed.or_else(|| end.err().map(Failure::from));
+    for some in lease_ids.chunks(ACKS_MAX) {
+        for ack in some.iter().cloned().map(ack).collect::<Vec<_>>() {
+            let (end, lease_id) = ack.await.expect("no call panics");
+            let error = end.as_ref().err().map(ToString::to_string);
+            results.push(Settled { lease_id, acknowledged: error.is_none(), error });
+            failed = failed.or_else(|| end.err().map(Failure::from));
+        }
     }
     (results, failed)
 }
@@ -187,7 +190,7 @@ async fn take(queue: &Queue, args: &DequeueArgs, format: Format) -> Result<ExitC
             return Err(Failure::new(what).next("They come back when their leases are over."));
         }
         let lease_ids = deliveries.iter().map(|delivery| delivery.lease_id().to_owned());
-        let (_, failed) = settle(queue, lease_ids.collect()).await;
+        let (_, failed) = settle(queue, &lease_ids.collect::<Vec<_>>()).await;
         failed.map_or(Ok(()), Err)?;
     }
     Ok(if deliveries.is_empty() { ExitCode::from(NOTHING) } else { ExitCode::SUCCESS })

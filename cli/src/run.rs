@@ -16,14 +16,14 @@ use rustix::process::{
 };
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
-use trefoil_client::{Client, Guard, Guards, Session};
+use trefoil_client::{Guard, Guards, Session};
 
 use crate::args::{ClientArgs, duration, entry};
 use crate::exit::{Failure, LOST, NOTHING};
-use crate::lock::{Mode, with_metadata};
-use crate::lock_set::{Wanted, With, with};
+use crate::lock::Mode;
+use crate::lock_set::{Holder, Wanted, With, with};
 use crate::output;
-use crate::session::{Signals, Waited, close, code_of_signal, wait_under};
+use crate::session::{Signals, Waited, close, code_of_signal};
 
 /// Exit code of a shell for a command that does not exist.
 const NO_COMMAND: u8 = 127;
@@ -129,15 +129,11 @@ pub(crate) enum OnRequest {
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = Signals::heard()?;
-    let RunArgs { name, mode, with, wait, progress, .. } = args;
-    let (ttl, owner, delay, metadata) = (args.ttl, args.owner, args.lock_delay, args.metadata);
-    let open = |client: &Client| {
-        with_metadata(client.session(ttl).owner(owner).lock_delay(delay), metadata)
-    };
+    let RunArgs { name, mode, with, wait, progress, ttl, owner, lock_delay, metadata, .. } = args;
     let wanted = Wanted { name, mode, with, wait };
-    let acquire =
-        async |client: &Client, session: &Session| wanted.acquire(client, session, progress).await;
-    let (session, guards) = match wait_under(client, &mut signals, open, acquire).await? {
+    let holder = Holder { ttl, owner, lock_delay, metadata };
+    let waited = wanted.acquire_under(holder, client, &mut signals, progress).await?;
+    let (session, guards) = match waited {
         Waited::Got(session, guards) => (session, guards),
         Waited::Signal(signal) => return Ok(ExitCode::from(code_of_signal(signal.as_raw()))),
         Waited::Missed => return Err(missed(&wanted.names())),
