@@ -213,8 +213,8 @@ impl Replica {
         for proposal in proposals {
             let refused = if !self.leads() {
                 Some(self.not_leader())
-            } else if self.repair.is_disputed() {
-                Some(repair::disputed_refusal())
+            } else if self.repair.answers_nothing() {
+                Some(self.silent_refusal())
             } else if room == Room::Missing && !pending::frees_space(&proposal.command) {
                 Some(Self::no_room())
             } else {
@@ -229,19 +229,19 @@ impl Replica {
     }
 
     fn take_reads(&mut self, reads: Vec<Read>) {
-        if self.leads() && !self.repair.is_disputed() {
+        if self.leads() && !self.repair.answers_nothing() {
             for read in self.reads.enqueue(reads) {
                 let why = refusal(Reason::Overloaded, "too many reads wait for this shard");
                 self.effects.push(refuse(read.call, why));
             }
         } else {
-            let why = if self.leads() { repair::disputed_refusal() } else { self.not_leader() };
+            let why = if self.leads() { self.silent_refusal() } else { self.not_leader() };
             self.effects.extend(reads.into_iter().map(|read| refuse(read.call, why.clone())));
         }
     }
 
     fn take_due(&mut self, read: Read, due_ms: u64) {
-        if self.leads() && !self.repair.is_disputed() {
+        if self.leads() && !self.repair.answers_nothing() {
             self.reads.wait_for_time(due_ms, read);
             self.reads.time_is(self.applied.log_time_ms);
         } else {
@@ -435,6 +435,7 @@ impl Replica {
     fn propose(&mut self) {
         // One entry is written while the next gathers.
         while self.leads()
+            && !self.repair.is_damaged()
             && self.ready.may_propose()
             && (self.clock.may_stamp() || crate::mutant!(ForgottenTime))
             && !self.apply_is_behind()

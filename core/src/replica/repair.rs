@@ -1,8 +1,8 @@
 //! A replica whose state is damaged, or is not what the others have.
 //!
 //! What is damaged is the state, never the log: the replica goes on to persist, to acknowledge and to vote, so that a
-//! quorum stays as large as it was. It does not lead, campaign, apply or answer until a state of its leader has taken
-//! the place of its own; its log goes on from there. The state may be any that its own log leads on from, so that
+//! quorum stays as large as it was. It does not apply or answer until a state of its leader has taken the place of its
+//! own, and leads for as long alone as it takes to bring its log to one who can; its log goes on from there. The state may be any that its own log leads on from, so that
 //! nothing that it acknowledged is ever dropped, and raft itself does not hear of the change
 //! (docs/decisions/0011-damaged-state.md).
 //!
@@ -40,6 +40,9 @@ struct Peers {
     digest: Option<Compared>,
 }
 
+/// Ticks that a damaged replica leaves elections to others (9.6 s).
+const LAST_RESORT_TICKS: usize = 8 * l::ELECTION_TICKS_MAX;
+
 #[derive(Debug, Default)]
 pub(super) struct Repair {
     damaged: bool,
@@ -71,6 +74,11 @@ impl Repair {
 
     pub(super) fn is_disputed(&self) -> bool {
         self.disputed
+    }
+
+    /// Whether this replica answers nothing, also as the leader.
+    pub(super) fn answers_nothing(&self) -> bool {
+        self.disputed || self.damaged
     }
 
     pub(super) fn is_restoring(&self) -> bool {
@@ -127,11 +135,26 @@ impl Replica {
         self.note_role();
     }
 
-    /// Time of a replica that does not stand for election: only its patience with a silent leader runs out, so that
-    /// it votes for another one.
+    /// Time of a replica that leaves elections to others: only its patience with a silent leader runs out, so that
+    /// it votes for another one. Where nobody is elected for long, those who can lead may lack entries that it has, and
+    /// the others may abstain: then it stands, brings them its log, and hands over.
     pub(super) fn tick_damaged(&mut self) {
-        let raft = &mut self.raft.0.raft;
-        raft.election_elapsed = raft.election_elapsed.saturating_add(1);
+        let raft = &self.raft.0.raft;
+        let stands = raft.state != StateRole::Follower || raft.election_elapsed > LAST_RESORT_TICKS;
+        if stands && !self.leadership.abstains(&self.raft.0) {
+            self.raft.0.tick();
+        } else {
+            let raft = &mut self.raft.0.raft;
+            raft.election_elapsed = raft.election_elapsed.saturating_add(1);
+        }
+    }
+
+    /// Why a leader answers nothing.
+    pub(super) fn silent_refusal(&self) -> Refusal {
+        if self.repair.disputed {
+            return disputed_refusal();
+        }
+        refusal(Reason::NoQuorum, "no replica that leads the shard has its state whole")
     }
 
     /// The index at which a state must be at least for this log to lead on from it; 0 when none is wanted.
@@ -342,7 +365,7 @@ impl Replica {
 }
 
 /// Why a leader refuses everything while no majority agrees with it.
-pub(super) fn disputed_refusal() -> Refusal {
+fn disputed_refusal() -> Refusal {
     refusal(
         Reason::StateDisputed,
         "the replicas of the shard hold different states and no majority agrees",
