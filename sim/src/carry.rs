@@ -363,6 +363,7 @@ impl World {
         }
         let mut taken_back = Vec::new();
         let ledger = &mut self.shared.ledger;
+        ledger.time_is(shard, now_ms);
         for (ordinal, (command, outcome)) in (0..).zip(entry.commands.iter().zip(&applied.outcomes))
         {
             if let Some(Operation::CancelAcquire(CancelAcquire { call: Some(call), .. })) =

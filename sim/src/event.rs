@@ -67,6 +67,8 @@ pub enum Event {
         from: (NodeId, u64),
         /// What it says.
         announced: Announced,
+        /// When it said it: on its stream nothing overtakes what was said before.
+        said_at: u64,
     },
     /// Something arrives on a stream for calls.
     Forwarded {

@@ -380,6 +380,12 @@ impl World {
                 self.stats.disk_errors += 1;
                 return self.at(now + SECOND, Event::Mend(Mend::Start(node)));
             }
+            // A torn tail is noted in the log before anything else.
+            Err(why) if at.disk.volume.is_limited() => {
+                trace!(self, "n{node} does not start: {why}");
+                self.stats.full_starts += 1;
+                return self.at(now + SECOND, Event::Mend(Mend::Start(node)));
+            }
             Err(why) => return self.does_not_start(node, &why),
         };
         let violations = at.disk.compare(&shards);

@@ -137,6 +137,22 @@ impl World {
         })
     }
 
+    /// Notes when a peer said something of a replica; false where something that it said later is known.
+    pub(crate) fn is_news(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        peer: NodeId,
+        said_at: u64,
+    ) -> bool {
+        let host = self.node(node).hosts.get_mut(&shard);
+        let Some(host) = host else { return false };
+        let last = host.heard.entry(peer).or_default();
+        let is_news = said_at >= *last;
+        *last = said_at.max(*last);
+        is_news
+    }
+
     /// Goes on to form the cluster as far as what was heard allows.
     fn advance(&mut self, node: NodeId) {
         let mut changed = false;

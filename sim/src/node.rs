@@ -86,6 +86,8 @@ pub struct Host {
     pub doubted: bool,
     /// What each process of a peer was told of this replica.
     pub told: BTreeMap<NodeId, (u32, Announced)>,
+    /// When each peer said what is known of its replica.
+    pub heard: BTreeMap<NodeId, u64>,
     /// Who it said last that it is.
     pub role: RoleChange,
     /// Since when it knows no leader, by the boot clock; nothing where it knows one.
@@ -292,6 +294,7 @@ impl Node {
                 followed: false,
                 doubted: boot.uncertain,
                 told: BTreeMap::new(),
+                heard: BTreeMap::new(),
                 role: RoleChange::default(),
                 leaderless_since_ms: now.boot_ms,
             };

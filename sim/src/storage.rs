@@ -322,7 +322,8 @@ impl World {
             let news = announced.0 || !announced.1.is_empty() || before.is_some();
             if before != Some((life, announced)) && news {
                 let delay = self.shared.knobs.delay_us;
-                self.soon(delay, Event::Announced { to, shard, from, announced });
+                let said_at = self.now;
+                self.soon(delay, Event::Announced { to, shard, from, announced, said_at });
             }
         }
         let at = self.node(node);

@@ -168,7 +168,7 @@ impl World {
             dice,
             router: Router { shards: knobs.shards },
             history: History::default(),
-            ledger: Ledger::default(),
+            ledger: Ledger::forgetful(knobs.disk.request_client_idle_ms),
             queues: Vec::new(),
             stopping: false,
             patient: false,
@@ -309,9 +309,9 @@ impl World {
                 self.stream_ends(from, to, shard, peer, image)
             }
             Event::Letter { from, to, letter } => self.letter(from, to, *letter),
-            Event::Announced { to, shard, from, announced: (uncertain, obstacles) } => {
+            Event::Announced { to, shard, from, announced: (uncertain, obstacles), said_at } => {
                 let node = from.0;
-                if !self.takes(to, from) {
+                if !self.takes(to, from) || !self.is_news(to, shard, node, said_at) {
                     return;
                 }
                 trace!(

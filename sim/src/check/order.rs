@@ -55,10 +55,12 @@ fn real_time(items: &[Item<'_>], found: &mut Vec<Violation>) {
 
 fn unique(items: &[Item<'_>], found: &mut Vec<Violation>) {
     let mut places = BTreeMap::new();
-    // The command that ends a wait and the one that had waited share a position.
-    for (call, place) in
-        items.iter().filter(|(call, _)| !call.action.is_read() && !call.action.waits())
-    {
+    // The command that ends a wait and the one that had waited share a position. So do all calls that an entry settles
+    // beside its commands, at its end: waits, and those whose grants were taken back before they were brought again.
+    let has_own_place = |(call, place): &&Item<'_>| {
+        !call.action.is_read() && !call.action.waits() && place.position.ordinal != u32::MAX
+    };
+    for (call, place) in items.iter().filter(has_own_place) {
         let key = (place.position.index, place.position.ordinal);
         if let Some(other) = places.insert(key, call) {
             found.push(Violation::new(UNIQUE, format!("{other:?} and {call:?}")));

@@ -2,9 +2,11 @@
 //!
 //! A submission is a request id with its attempt, and the attempt of the node. It is sent again only after a definite
 //! refusal, so it stands in the log at most once; a retry after an unknown end is another submission. A request id
-//! stands for the operation that had an effect under it first: any other is refused.
+//! stands for the operation that had an effect under it first: any other is refused, until its client may have been
+//! forgotten. What says after that to be a first try is executed, and of its id nothing more is judged: another operation, or a
+//! try that lay before a stopped node for so long.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use trefoil_core::{Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -45,6 +47,13 @@ pub struct Ledger {
     effects: BTreeMap<Request, Effect>,
     /// Ends that clients were told: the position, or none for a definite refusal.
     told: BTreeMap<(Request, u32), Option<Spot>>,
+    /// Log time after which a client that was not heard of may be forgotten, in ms; 0 where none is in so short a run.
+    idle_ms: u64,
+    /// Log time of each shard, and when each client was heard of there last.
+    log_time_ms: BTreeMap<ShardId, u64>,
+    seen_at_ms: BTreeMap<(ShardId, String), u64>,
+    /// Ids that were used for the first time once more, after their client may have been forgotten.
+    anew: BTreeSet<Request>,
     /// Retries that were given a remembered answer.
     pub hits: u64,
     /// Other operations that were refused under a request id.
@@ -52,6 +61,24 @@ pub struct Ledger {
 }
 
 impl Ledger {
+    /// A ledger of shards that forget their clients after so much log time.
+    #[must_use]
+    pub fn forgetful(idle_ms: u64) -> Self {
+        Self { idle_ms, ..Self::default() }
+    }
+
+    /// The entry whose commands come next has this log time.
+    pub fn time_is(&mut self, shard: ShardId, log_time_ms: u64) {
+        self.log_time_ms.insert(shard, log_time_ms);
+    }
+
+    /// A client was heard of; says whether it may have been forgotten before that.
+    fn saw(&mut self, shard: ShardId, client: &str) -> bool {
+        let now_ms = self.log_time_ms.get(&shard).copied().unwrap_or_default();
+        let before = self.seen_at_ms.insert((shard, client.to_owned()), now_ms);
+        self.idle_ms > 0 && before.is_some_and(|before| now_ms >= before + self.idle_ms)
+    }
+
     /// A command was applied, seen for the first time on any node. The answer is missing while it waits; `recalled` is
     /// where it was decided, when it is that of an earlier try.
     ///
@@ -67,27 +94,38 @@ impl Ledger {
     ) -> Result<(), Violation> {
         let Some(id) = &command.request_id else { return Ok(()) };
         let request = (shard, id.client.clone(), id.sequence);
-        let effect = self.effects.get(&request);
-        let is_other = effect.is_some_and(|effect| effect.fingerprint != command.fingerprint);
+        if self.anew.contains(&request) {
+            return Ok(());
+        }
+        let known = self.effects.get(&request);
+        let is_other = known.is_some_and(|effect| effect.fingerprint != command.fingerprint);
         if let Some(answer) = answer.filter(|answer| is_forgotten(answer)) {
             if is_reuse(answer) {
                 self.others_refused += 1;
                 if !is_other {
-                    let what = format!("{id:?} on shard {shard} was refused, and {effect:?}");
+                    let what = format!("{id:?} on shard {shard} was refused, and {known:?}");
                     return Err(Violation::new(OTHER, what));
                 }
             }
             // Not remembered and without effect: the same submission may come again.
             return Ok(());
         }
+        let is_known = known.is_some();
+        let is_first = id.attempt == 0 && command.node_attempt == 0;
+        if self.saw(shard, &id.client) && is_known && is_first {
+            self.anew.insert(request);
+            return Ok(());
+        }
         if is_other {
-            let what = format!("{id:?} on shard {shard} was answered {answer:?}, and {effect:?}");
+            let known = self.effects.get(&request);
+            let what = format!("{id:?} on shard {shard} was answered {answer:?}, and {known:?}");
             return Err(Violation::new(OTHER, what));
         }
         let decided = recalled.map_or(place, |first| (first.index, first.ordinal));
         if recalled.is_some() {
             self.hits += 1;
-            let is_known = effect.is_some_and(|effect| match effect.answer {
+            let known = self.effects.get(&request);
+            let is_known = known.is_some_and(|effect| match effect.answer {
                 Some(_) => effect.places.last() == Some(&decided),
                 // Perhaps a cancel took nothing back.
                 None => effect.places.contains(&decided),
@@ -95,7 +133,7 @@ impl Ledger {
             // What this entry itself settled is told after its commands.
             if !is_known && decided != (place.0, u32::MAX) {
                 let what =
-                    format!("{id:?} on shard {shard} is said to stand at {decided:?}: {effect:?}");
+                    format!("{id:?} on shard {shard} is said to stand at {decided:?}: {known:?}");
                 return Err(Violation::new(PLACED, what));
             }
         }
@@ -128,7 +166,8 @@ impl Ledger {
         answer: &Answer,
     ) -> Result<(), Violation> {
         let request = (shard, id.client.clone(), id.sequence);
-        let Some(effect) = self.effects.get_mut(&request).filter(|_| !is_forgotten(answer)) else {
+        let is_judged = !is_forgotten(answer) && !self.anew.contains(&request);
+        let Some(effect) = self.effects.get_mut(&request).filter(|_| is_judged) else {
             return Ok(());
         };
         match &effect.answer {
@@ -352,5 +391,22 @@ mod tests {
         assert_eq!(ledger.check()[0].invariant, PLACED);
         let moved = ledger.applied(1, (13, 0), &asks(7, 1), Some(&done()), at(13));
         assert_eq!(moved.unwrap_err().invariant, PLACED);
+    }
+
+    #[test]
+    fn an_id_stands_for_another_operation_once_its_client_may_be_forgotten() {
+        for (idle_ms, passes) in [(0, false), (1_000, true), (1_001, false)] {
+            let mut ledger = Ledger::forgetful(idle_ms);
+            ledger.time_is(1, 500);
+            assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), Some(&done()), None), Ok(()));
+            ledger.time_is(1, 1_500);
+            let other = ledger.applied(1, (12, 0), &asks(8, 0), Some(&done()), None);
+            assert_eq!(other.is_ok(), passes, "{idle_ms}");
+            // A retry does not say that it is new.
+            let mut ledger = Ledger::forgetful(idle_ms);
+            assert_eq!(ledger.applied(1, (11, 0), &asks(7, 0), Some(&done()), None), Ok(()));
+            ledger.time_is(1, 1_500);
+            assert!(ledger.applied(1, (12, 0), &asks(8, 1), Some(&done()), None).is_err());
+        }
     }
 }

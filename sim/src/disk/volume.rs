@@ -334,6 +334,12 @@ impl Volume {
         inner.capacity = room.map_or(u64::MAX, |room| inner.used() + room);
     }
 
+    /// Whether its room is bounded.
+    #[must_use]
+    pub fn is_limited(&self) -> bool {
+        self.lock().capacity != u64::MAX
+    }
+
     /// Bytes that can still be written.
     #[must_use]
     pub fn room(&self) -> u64 {
