@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use trefoil_client::{Delivery, Message, Queue};
 
 use crate::args::{ClientArgs, FenceArgs, duration};
@@ -111,6 +113,7 @@ struct Delivered {
     headers: BTreeMap<String, String>,
     delivery_count: u32,
     enqueued_at_ms: u64,
+    enqueued_at: String,
 }
 
 #[derive(Serialize)]
@@ -218,6 +221,13 @@ fn header(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
+/// A moment as RFC 3339 has it, in UTC.
+fn date(moment: SystemTime) -> String {
+    let nanos = moment.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+    let date = i128::try_from(nanos).ok().map(OffsetDateTime::from_unix_timestamp_nanos);
+    date.and_then(|date| date.ok()?.format(&Rfc3339).ok()).unwrap_or_default()
+}
+
 impl From<&[Delivery]> for Dequeued {
     fn from(deliveries: &[Delivery]) -> Self {
         let shown = |delivery: &Delivery| Delivered {
@@ -228,6 +238,7 @@ impl From<&[Delivery]> for Dequeued {
             headers: delivery.headers().clone(),
             delivery_count: delivery.delivery_count(),
             enqueued_at_ms: delivery.enqueued_at_ms(),
+            enqueued_at: date(delivery.enqueued_at()),
         };
         Self { deliveries: deliveries.iter().map(shown).collect() }
     }
@@ -256,12 +267,13 @@ impl Report for Dequeued {
                 delivery.message_id.clone(),
                 delivery.lease_id.clone(),
                 delivery.delivery_count.to_string(),
+                delivery.enqueued_at.clone(),
                 delivery.key.clone(),
                 delivery.value.to_string(),
             ]
         };
         output::table(
-            &["MESSAGE", "LEASE", "DELIVERY", "KEY", "VALUE"],
+            &["MESSAGE", "LEASE", "DELIVERY", "ENQUEUED AT", "KEY", "VALUE"],
             &[2],
             self.deliveries.iter().map(row),
         )

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, IntoFuture};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use trefoil_proto::queue::v1::{
     AckRequest, CreateQueueRequest, Delivery as WireDelivery, DequeueRequest, EnqueueRequest,
@@ -230,6 +230,12 @@ impl Delivery {
     #[must_use]
     pub fn enqueued_at_ms(&self) -> u64 {
         self.delivery.enqueued_at_ms
+    }
+
+    /// When it was stored, by the wall clock of the node that led then: for people.
+    #[must_use]
+    pub fn enqueued_at(&self) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_millis(self.delivery.enqueued_at_unix_ms)
     }
 
     /// What is left of the lease: never too long, also where the machine was asleep meanwhile.

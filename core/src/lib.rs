@@ -63,7 +63,7 @@ pub const BIRTH_INDEX: u64 = 10;
 pub const BIRTH_TERM: u64 = 1;
 
 /// Version of the machine: what entries it can apply.
-pub const MACHINE_VERSION: u32 = 2;
+pub const MACHINE_VERSION: u32 = 3;
 
 /// The clocks of a node at the moment of a step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

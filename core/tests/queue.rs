@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use goldenscript::{ArgumentConsumer, Context};
-use support::{Harness, checked_fence, command, request_id, show_answer};
+use support::{Harness, WALL_MS, checked_fence, command, request_id, show_answer};
 use trefoil_core::key::{Key, Kind};
 use trefoil_core::lease::LeaseId;
 use trefoil_core::limits::{
@@ -443,6 +443,17 @@ fn a_full_batch_keeps_the_order_of_partitions() {
         .map(|delivery| &delivery.message_id[..])
         .collect::<Vec<_>>();
     assert_eq!(ids, ["1-0-1"], "what is full does not look for something smaller further on");
+}
+
+#[test]
+fn a_message_tells_log_time_and_wall_time_of_its_entry() {
+    let mut harness = with_messages(&[1]);
+    let stored_ms = harness.now_ms;
+    harness.now_ms += 5_000;
+    let outcome = send(&mut harness, dequeue(vec![0], 1));
+    let delivery = &deliveries(&outcome).unwrap()[0];
+    assert_eq!(delivery.enqueued_at_ms, stored_ms);
+    assert_eq!(delivery.enqueued_at_unix_ms, WALL_MS + stored_ms);
 }
 
 #[test]

@@ -117,6 +117,8 @@ struct Scope<'a> {
     txn: Txn<'a>,
     /// Log time of the entry in ms.
     now_ms: u64,
+    /// The leader's wall clock then, in ms: for people alone.
+    wall_ms: u64,
     /// Index and term of the entry.
     index: u64,
     term: u64,
@@ -294,6 +296,7 @@ impl Machine {
         Scope {
             txn: Txn::new(store),
             now_ms: self.progress.log_time_ms,
+            wall_ms: self.progress.wall_ms,
             index: self.progress.index,
             term: self.progress.term,
             term_started_ms: self.progress.term_started_at_ms,
@@ -402,73 +405,77 @@ impl Machine {
                 queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
             }
             Some(query::Query::DescribeLock(request)) => {
-                lock::describe_lock(&self.locks(store, slot, &request.namespace), request)
+                lock::describe_lock(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::ListLocks(request)) => {
-                lock::list_locks(&self.locks(store, slot, &request.namespace), request)
+                lock::list_locks(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::GetSession(request)) => {
-                lock::get_session(&self.locks(store, slot, &request.namespace), request)
+                lock::get_session(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::ListSessions(request)) => {
-                lock::list_sessions(&self.locks(store, slot, &request.namespace), request)
+                lock::list_sessions(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::ValidateToken(request)) => {
-                lock::validate_token(&self.locks(store, slot, &request.namespace), request)
+                lock::validate_token(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::Leader(request)) => {
-                lock::leader(&self.locks(store, slot, &request.namespace), request)
+                lock::leader(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
-            Some(query::Query::DescribeSemaphore(request)) => {
-                lock::describe_semaphore(&self.locks(store, slot, &request.namespace), request)
-            }
+            Some(query::Query::DescribeSemaphore(request)) => lock::describe_semaphore(
+                &self.locks(store, slot, &request.namespace, now_ms),
+                request,
+            ),
             Some(query::Query::ListSemaphores(request)) => {
-                lock::list_semaphores(&self.locks(store, slot, &request.namespace), request)
+                lock::list_semaphores(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::AwaitLatch(request)) => {
-                let view = self.locks(store, slot, &request.namespace);
+                let view = self.locks(store, slot, &request.namespace, now_ms);
                 lock::await_latch(&view, &mut self.gates, call, request)
             }
             Some(query::Query::GetLatch(request)) => {
-                lock::get_latch(&self.locks(store, slot, &request.namespace), request)
+                lock::get_latch(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::ListLatches(request)) => {
-                lock::list_latches(&self.locks(store, slot, &request.namespace), request)
+                lock::list_latches(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::AwaitBarrier(request)) => {
-                let view = self.locks(store, slot, &request.namespace);
+                let view = self.locks(store, slot, &request.namespace, now_ms);
                 lock::await_barrier(&view, &mut self.gates, call, request)
             }
             Some(query::Query::GetBarrier(request)) => {
-                lock::get_barrier(&self.locks(store, slot, &request.namespace), request)
+                lock::get_barrier(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::ListBarriers(request)) => {
-                lock::list_barriers(&self.locks(store, slot, &request.namespace), request)
+                lock::list_barriers(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
             Some(query::Query::ListDeadlocks(request)) => {
-                lock::list_deadlocks(&self.locks(store, slot, &request.namespace))
+                lock::list_deadlocks(&self.locks(store, slot, &request.namespace, now_ms))
             }
             Some(query::Query::FindPlace(request)) => {
-                lock::find_place(&self.locks(store, slot, &request.namespace), request)
+                lock::find_place(&self.locks(store, slot, &request.namespace, now_ms), request)
             }
-            Some(query::Query::FindReleaseRequests(request)) => {
-                lock::find_release_requests(&self.locks(store, slot, &request.namespace), request)
-            }
+            Some(query::Query::FindReleaseRequests(request)) => lock::find_release_requests(
+                &self.locks(store, slot, &request.namespace, now_ms),
+                request,
+            ),
             Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
             Some(query::Query::FindMark(request)) => fence::find_mark(store, request),
             None => answered(refuse(Reason::InvalidField, "the query names nothing")),
         }
     }
 
-    /// The sessions and locks of a namespace at the applied index: log time alone decides what is over.
+    /// The sessions and locks of a namespace at the applied index: log time alone decides what is over, and ages are
+    /// told by the leader's estimate of it.
     fn locks<'a, S: Store>(
         &self,
         store: &'a S,
         slot: u16,
         namespace: &'a str,
+        estimate_ms: u64,
     ) -> lock::View<'a, S> {
         let Progress { log_time_ms, term_started_at_ms, .. } = self.progress;
-        lock::View::new(store, slot, namespace, log_time_ms, term_started_at_ms)
+        lock::View::new(store, slot, namespace, log_time_ms, term_started_at_ms, estimate_ms)
     }
 
     /// Ends a long poll whose caller went away.

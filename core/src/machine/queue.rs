@@ -65,6 +65,7 @@ pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -
             value: message.value.clone(),
             headers: message.headers.clone(),
             enqueued_at_ms: scope.now_ms,
+            enqueued_at_unix_ms: scope.wall_ms,
         };
         scope.txn.put_message(place.record(Kind::Message, sequence), &stored);
         message_ids.push(place.message_id(sequence));
@@ -360,6 +361,7 @@ fn deliver(
         lease_id: id.to_string(),
         delivery_count: lease.deliveries,
         enqueued_at_ms: message.enqueued_at_ms,
+        enqueued_at_unix_ms: message.enqueued_at_unix_ms,
         lease_ms,
     }
 }

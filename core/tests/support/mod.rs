@@ -19,6 +19,9 @@ use trefoil_proto::internal::v1::{
     Answer, CallName, CheckedFence, Command, Drawn, Entry, Query, TokenStanding, answer, query,
 };
 
+/// Wall clock at log time 0.
+pub const WALL_MS: u64 = 1_750_000_000_000;
+
 /// One shard of a cluster with one data shard.
 #[derive(Debug)]
 pub struct Harness {
@@ -93,7 +96,7 @@ impl Harness {
         let index = self.machine.progress().index + 1;
         let entry = Entry {
             log_time_ms: self.now_ms,
-            wall_ms: 0,
+            wall_ms: WALL_MS + self.now_ms,
             term: self.term,
             machine_version: MACHINE_VERSION,
             commands,

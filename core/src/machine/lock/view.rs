@@ -27,9 +27,11 @@ const SHARED_SEEN_MIN: usize = 16;
 pub(in super::super) struct View<'a, S> {
     pub(super) store: &'a S,
     pub(super) place: Place<'a>,
-    /// Log time of the last entry in ms, and of the first stamped one of the term.
+    /// Log time of the last entry in ms, which decides what is over, and of the first stamped one of the term.
     now_ms: u64,
     term_started_ms: u64,
+    /// The leader's estimate of log time in ms: on an idle shard the log stands still, and ages do not.
+    estimate_ms: u64,
 }
 
 pub(in super::super) fn describe_lock(
@@ -45,7 +47,7 @@ pub(in super::super) fn describe_lock(
             waiters: view.waiters(&request.name),
             holder_count: holder_count(&lock),
             waiter_count: lock.waiters,
-            delayed_ms: delayed_until_ms(&lock).saturating_sub(view.now_ms),
+            delayed_ms: view.until(delayed_until_ms(&lock)),
         }))
     }))
 }
@@ -170,8 +172,10 @@ impl<'a, S: Store> View<'a, S> {
         namespace: &'a str,
         now_ms: u64,
         term_started_ms: u64,
+        estimate_ms: u64,
     ) -> Self {
-        Self { store, place: Place { slot, namespace }, now_ms, term_started_ms }
+        let (place, estimate_ms) = (Place { slot, namespace }, estimate_ms.max(now_ms));
+        Self { store, place, now_ms, term_started_ms, estimate_ms }
     }
 
     pub(super) fn checked(&self) -> Result<(), Refusal> {
@@ -227,7 +231,11 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     pub(super) fn since(&self, since_ms: u64) -> u64 {
-        self.now_ms.saturating_sub(since_ms)
+        self.estimate_ms.saturating_sub(since_ms)
+    }
+
+    fn until(&self, due_ms: u64) -> u64 {
+        due_ms.saturating_sub(self.estimate_ms)
     }
 
     fn session_info(&self, session_id: u64, session: &Session) -> api::SessionInfo {
@@ -235,7 +243,7 @@ impl<'a, S: Store> View<'a, S> {
             session_id,
             owner: session.owner.clone(),
             ttl_ms: session.ttl_ms,
-            remaining_ms: due_ms(session, self.term_started_ms).saturating_sub(self.now_ms),
+            remaining_ms: self.until(due_ms(session, self.term_started_ms)),
             locks: session.claims,
             held: session.held,
             metadata: BTreeMap::new(),
@@ -284,7 +292,7 @@ impl<'a, S: Store> View<'a, S> {
             mode: strong.unwrap_or(shared).into(),
             holder_count: holder_count(lock),
             waiter_count: lock.waiters,
-            delayed_ms: delayed_until_ms(lock).saturating_sub(self.now_ms),
+            delayed_ms: self.until(delayed_until_ms(lock)),
             holder,
         }
     }
@@ -337,7 +345,7 @@ impl<'a, S: Store> View<'a, S> {
                 permits: want.permits,
                 converts: wait.converts,
                 waiting_ms: self.since(wait.since_ms),
-                remaining_ms: wait.deadline_ms.saturating_sub(self.now_ms),
+                remaining_ms: self.until(wait.deadline_ms),
                 locks: u32::try_from(wait.wants.len()).unwrap_or(u32::MAX),
             })
         };
