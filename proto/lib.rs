@@ -83,6 +83,12 @@ impl From<internal::v1::answer::Answer> for internal::v1::Answer {
     }
 }
 
+/// Bytes of a request (1.5 MiB).
+pub const REQUEST_BYTES_MAX: usize = 3 << 19;
+
+/// Bytes of a pipelined frame, before its last call.
+pub const FRAME_BYTES_MAX: usize = 1 << 20;
+
 /// The compiled descriptors of every public and internal file, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 

@@ -2,7 +2,11 @@
 //!
 //! This is the one table of errors; `docs/errors.md` is generated from it.
 
+use std::collections::BTreeMap;
+use std::fmt::Display;
+
 use crate::common::v1::Reason;
+use crate::internal::v1::Refusal;
 
 /// The `domain` of every `google.rpc.ErrorInfo` of Trefoil.
 pub const DOMAIN: &str = "trefoil";
@@ -65,7 +69,7 @@ pub struct Row {
 }
 
 /// Every reason, in the order of its number.
-pub const ALL: [Reason; 44] = [
+pub const ALL: [Reason; 45] = [
     Reason::InvalidField,
     Reason::UnknownNamespace,
     Reason::SessionExpired,
@@ -110,7 +114,21 @@ pub const ALL: [Reason; 44] = [
     Reason::UnknownLatch,
     Reason::BarrierParties,
     Reason::NotEntered,
+    Reason::Unsupported,
 ];
+
+/// A refusal that names a field and its limit.
+#[must_use]
+pub fn invalid(field: &str, limit: impl Display) -> Refusal {
+    Refusal {
+        reason: Reason::InvalidField.into(),
+        message: format!("{field} must be {limit}"),
+        metadata: BTreeMap::from([
+            ("field".to_owned(), field.to_owned()),
+            ("limit".to_owned(), limit.to_string()),
+        ]),
+    }
+}
 
 impl Reason {
     /// The `reason` of the ErrorInfo: the name without its prefix, for example `NOT_LEADER`.
@@ -185,7 +203,7 @@ impl Reason {
                 C::NotFound,
                 Never,
                 NoTry,
-                "The queue does not exist and creation on first use is off: create it.",
+                "The queue does not exist: the first Enqueue creates it where that is allowed (--auto-create-queues, the policy of the namespace), CreateQueue always.",
             ),
             Self::QueueExists => (
                 C::AlreadyExists,
@@ -372,6 +390,12 @@ impl Reason {
                 Never,
                 NotThisTry,
                 "This cluster does not serve that service (--services).",
+            ),
+            Self::Unsupported => (
+                C::Unimplemented,
+                Never,
+                NotThisTry,
+                "The node has no such method or service, or does not read that compression: a misspelt name, or a client of another version. The message says which.",
             ),
             Self::PermissionDenied => {
                 (C::PermissionDenied, Never, NotThisTry, "The caller may not do this.")

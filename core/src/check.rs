@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use trefoil_proto::cache::v1 as cache;
-use trefoil_proto::common::v1::{Fence, Reason, RequestId, Value, value};
+use trefoil_proto::common::v1::{Fence, RequestId, Value, value};
 use trefoil_proto::internal::v1::{CallName, Refusal};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
+pub use trefoil_proto::reason::invalid;
 
 use crate::DRAWN_BYTES;
 use crate::limits as l;
@@ -28,19 +29,6 @@ pub trait Check {
     /// # Errors
     /// INVALID_FIELD, naming the field and the limit.
     fn check(&mut self) -> Result<(), Refusal>;
-}
-
-/// A refusal that names a field and its limit.
-#[must_use]
-pub fn invalid(field: &str, limit: impl std::fmt::Display) -> Refusal {
-    Refusal {
-        reason: Reason::InvalidField.into(),
-        message: format!("{field} must be {limit}"),
-        metadata: BTreeMap::from([
-            ("field".to_owned(), field.to_owned()),
-            ("limit".to_owned(), limit.to_string()),
-        ]),
-    }
 }
 
 fn namespace(namespace: &mut String) -> Result<(), Refusal> {

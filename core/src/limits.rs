@@ -33,8 +33,9 @@ limits! {
     HEADERS_BYTES_MAX: usize = 8 << 10, "Bytes of all header names and values of a message.";
     BATCH_ITEMS_MAX: usize = 1_000, "Messages of an Enqueue or a Dequeue.";
     BATCH_BYTES_MAX: usize = 1 << 20, "Bytes of all messages of an Enqueue; a single message may reach its own limit.";
-    REQUEST_BYTES_MAX: usize = 3 << 19, "Bytes of a request (1.5 MiB).";
-    FRAME_BYTES_MAX: usize = 1 << 20, "Bytes of a pipelined frame, before its last call.";
+    REQUEST_BYTES_MAX: usize = trefoil_proto::REQUEST_BYTES_MAX, "Bytes of a request (1.5 MiB).";
+    FRAME_BYTES_MAX: usize = trefoil_proto::FRAME_BYTES_MAX, "Bytes of a pipelined frame, before its last call.";
+    FRAME_READ_BYTES_MAX: usize = 16 << 20, "Bytes of a pipelined frame that is read: a call in it that is beyond REQUEST_BYTES_MAX is refused alone; a larger frame ends its stream.";
     CLIENT_BYTES_MAX: usize = 64, "Bytes of the client name in a request id.";
     PART_CLIENT_BYTES_MAX: usize = 72, "Bytes of the client name that the server derives for a part of a request.";
 
@@ -205,6 +206,10 @@ const _: () = {
         "one item fits a request"
     );
     assert!(BATCH_BYTES_MAX < REQUEST_BYTES_MAX, "a full batch fits a request");
+    assert!(
+        FRAME_BYTES_MAX + REQUEST_BYTES_MAX < FRAME_READ_BYTES_MAX,
+        "a full frame with its last call is read"
+    );
     assert!(
         BATCH_ITEMS_MAX + ANSWERS_FORGOTTEN_MAX + 24 <= KEYS_PER_COMMAND_MAX,
         "a full batch, what remembers it and the mark of its fence fit a command"

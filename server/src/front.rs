@@ -57,6 +57,9 @@ impl<S: Shards> Front<S> {
         logger: Logger,
     ) -> Result<Self, tonic_reflection::server::Error> {
         let api = Arc::new(api);
+        // Not for longer than the front lives.
+        let described = Arc::downgrade(&api);
+        api.shards().describe_by(move || described.upgrade().map(|api| api.status()));
         let health = HealthReporter::new();
         health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         tell(&health, &api, ServingStatus::NotServing).await;

@@ -10,6 +10,19 @@ use crate::config::{LogFormat, LogLevel};
 /// Lines that may wait to be written; further ones are dropped and counted in the log itself.
 const LINES_WAITING_MAX: usize = 4_096;
 
+/// Lets libraries that know no logger of ours, such as raft-engine, write here, too: once in a process.
+pub fn adopt(logger: &Logger, level: LogLevel) -> Option<slog_scope::GlobalLoggerGuard> {
+    let level = match level {
+        LogLevel::Error => log::Level::Error,
+        LogLevel::Warning => log::Level::Warn,
+        LogLevel::Info => log::Level::Info,
+        LogLevel::Debug => log::Level::Debug,
+        LogLevel::Trace => log::Level::Trace,
+    };
+    let guard = slog_scope::set_global_logger(logger.clone());
+    slog_stdlog::init_with_level(level).ok().map(|()| guard)
+}
+
 /// The root logger, and a guard that writes out what still waits when it is dropped.
 pub fn root(format: LogFormat, level: LogLevel) -> (Logger, AsyncGuard) {
     match format {

@@ -7,15 +7,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use prometheus::core::Collector;
+use prometheus::process_collector::ProcessCollector;
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
     Registry, TextEncoder,
 };
-use tonic::Code;
+use tonic::{Code, Status};
 use trefoil_core::ShardId;
 use trefoil_core::machine::{Counts, Gauges};
 use trefoil_core::replica::Role;
 use trefoil_core::replica::obstacles::{self, Obstacles};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::reason;
+use trefoil_proto::status::to_status;
 
 use self::durations::LogDurations;
 use crate::api::method::Method;
@@ -96,6 +101,8 @@ pub struct Metrics {
     disk_low: IntGauge,
     obstacles: IntGaugeVec,
     handled: IntCounterVec,
+    /// One for each of [`reason::ALL`], in that order.
+    refused: Vec<(Reason, IntCounter)>,
     /// One for each of [`Method::ALL`], in that order.
     methods: Vec<MethodMetrics>,
     /// Calls refused because too many were in flight.
@@ -111,7 +118,6 @@ pub struct Metrics {
     /// Events told to those who watch.
     pub watch_events: IntCounter,
     watches_ended: IntCounterVec,
-    resident_memory: IntGauge,
 }
 
 /// Why the node ended a watch.
@@ -141,7 +147,14 @@ impl WatchEnd {
 struct MethodMetrics {
     started: IntCounter,
     ok: IntCounter,
-    handling: Histogram,
+    handling: Option<Times>,
+}
+
+/// Times of the calls of a service: those that may wait by their own wish tell nothing of how fast it is.
+#[derive(Clone, Debug)]
+struct Times {
+    short: Histogram,
+    waits: Histogram,
 }
 
 /// Registers metrics under the common prefix.
@@ -219,33 +232,46 @@ impl Metrics {
     #[allow(clippy::too_many_lines, reason = "one table")]
     pub fn new(registry: Registry) -> Result<Arc<Self>, prometheus::Error> {
         let r = Registrar(&registry);
-        let started = r.counters(
-            "grpc_server_started_total",
-            "Calls that began, unary and pipelined.",
-            &["service", "method"],
-        )?;
-        let handled = r.counters(
-            "grpc_server_handled_total",
-            "Calls that ended, by gRPC code.",
-            &["service", "method", "code"],
-        )?;
-        let handling = r.histograms(
+        let started = r.add(IntCounterVec::new(
+            Opts::new("grpc_server_started_total", "Calls that began, unary and pipelined."),
+            &["grpc_type", "grpc_service", "grpc_method"],
+        ))?;
+        let handled = r.add(IntCounterVec::new(
+            Opts::new("grpc_server_handled_total", "Calls that ended, by gRPC code."),
+            &["grpc_type", "grpc_service", "grpc_method", "grpc_code"],
+        ))?;
+        let handling = HistogramOpts::new(
             "grpc_server_handling_seconds",
-            "Time from a call's start to its end.",
-            &["service", "method"],
-        )?;
+            "Time from a unary or pipelined call's start to its end; `waits` tells calls apart that asked to wait.",
+        );
+        let handling = r.add(HistogramVec::new(
+            handling.buckets(CALL_SECONDS.to_vec()),
+            &["grpc_service", "waits"],
+        ))?;
+        let times = |method: &Method| Times {
+            short: handling.with_label_values(&[method.service(), "false"]),
+            waits: handling.with_label_values(&[method.service(), "true"]),
+        };
         let methods = Method::ALL
             .iter()
-            .map(|method| MethodMetrics {
-                started: started.with_label_values(&[method.service(), method.name()]),
-                ok: handled.with_label_values(&[
-                    method.service(),
-                    method.name(),
-                    code_name(Code::Ok),
-                ]),
-                handling: handling.with_label_values(&[method.service(), method.name()]),
+            .map(|method| {
+                let [kind, service, name] = method.labels();
+                MethodMetrics {
+                    started: started.with_label_values(&[kind, service, name]),
+                    ok: handled.with_label_values(&[kind, service, name, code_name(Code::Ok)]),
+                    handling: method.is_unary().then(|| times(method)),
+                }
             })
             .collect();
+        let refused = r.counters(
+            "calls_refused_total",
+            "Calls that were refused, by the reason in their ErrorInfo (docs/errors.md).",
+            &["reason"],
+        )?;
+        let refused =
+            reason::ALL.map(|reason| (reason, refused.with_label_values(&[reason.name()])));
+        // Memory, CPU time, threads and open files, under the names that all exporters use.
+        r.0.register(Box::new(ProcessCollector::for_self()))?;
         let build =
             r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
         build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
@@ -311,6 +337,7 @@ impl Metrics {
             disk_low: r.gauge("disk_low", "1 while so little of the disk is free that other nodes should lead, and that what takes room is refused unless a majority of the others has it.")?,
             obstacles: r.gauges("leader_obstacles", "Shards that this node should not lead, by what keeps it from that: `no_room`, `draining`, `slow_link`, `slow_disk`, `stopping`, `damaged`.", &["obstacle"])?,
             handled,
+            refused: refused.to_vec(),
             methods,
             calls_shed: r.counter("calls_shed_total", "Calls refused before any work because too many were in flight.")?,
             connections: r.gauge("connections", "Open client connections.")?,
@@ -319,7 +346,6 @@ impl Metrics {
             watchers: r.gauge("watchers", "Open watches.")?,
             watch_events: r.counter("watch_events_total", "Events told to those who watch.")?,
             watches_ended,
-            resident_memory: r.gauge("process_resident_memory_bytes", "Resident memory of the process.")?,
             registry,
         };
         metrics.obstacles(&[]);
@@ -330,7 +356,18 @@ impl Metrics {
     #[must_use]
     pub fn begin(self: &Arc<Self>, method: Method) -> Handling {
         self.methods[method.index()].started.inc();
-        Handling { metrics: Arc::clone(self), method, started: Instant::now(), ended: false }
+        let waits = false;
+        Handling { metrics: Arc::clone(self), method, waits, started: Instant::now(), ended: false }
+    }
+
+    /// A call is refused: its status.
+    #[must_use]
+    pub fn refuse(&self, refusal: &Refusal, has_request_id: bool) -> Status {
+        let reason = refusal.reason();
+        if let Some((_, count)) = self.refused.iter().find(|(of, _)| *of == reason) {
+            count.inc();
+        }
+        to_status(refusal, has_request_id)
     }
 
     /// A watch was refused or ended.
@@ -343,8 +380,8 @@ impl Metrics {
     /// # Errors
     /// When a metric cannot be encoded.
     pub fn encode(&self) -> Result<String, prometheus::Error> {
-        self.resident_memory.set(resident_bytes().unwrap_or(0));
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let own = TextEncoder::new().encode_to_string(&self.registry.gather())?;
+        Ok(own + &engine())
     }
 
     /// What only the leader of a shard tells, with the present numbers.
@@ -490,11 +527,19 @@ impl Observer for Metrics {
 pub struct Handling {
     metrics: Arc<Metrics>,
     method: Method,
+    waits: bool,
     started: Instant,
     ended: bool,
 }
 
 impl Handling {
+    /// The call may wait, as it asked to.
+    #[must_use]
+    pub fn waits(mut self, waits: bool) -> Self {
+        self.waits = waits;
+        self
+    }
+
     /// The call ended.
     pub fn end(mut self, code: Code) {
         self.record(code);
@@ -505,12 +550,15 @@ impl Handling {
             return;
         }
         let metrics = &self.metrics.methods[self.method.index()];
-        metrics.handling.observe(self.started.elapsed().as_secs_f64());
+        if let Some(times) = &metrics.handling {
+            let times = if self.waits { &times.waits } else { &times.short };
+            times.observe(self.started.elapsed().as_secs_f64());
+        }
         if code == Code::Ok {
             metrics.ok.inc();
         } else {
-            let labels = [self.method.service(), self.method.name(), code_name(code)];
-            self.metrics.handled.with_label_values(&labels).inc();
+            let [kind, service, name] = self.method.labels();
+            self.metrics.handled.with_label_values(&[kind, service, name, code_name(code)]).inc();
         }
     }
 }
@@ -544,10 +592,8 @@ fn code_name(code: Code) -> &'static str {
     }
 }
 
-/// Resident bytes of this process, where the system tells.
-fn resident_bytes() -> Option<i64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kibibytes = line.trim().strip_suffix("kB")?.trim().parse::<i64>().ok()?;
-    kibibytes.checked_mul(1_024)
+/// What raft-engine measures: it counts on the registry of the whole process, of its own version of the library.
+fn engine() -> String {
+    let families = prometheus_engine::gather();
+    prometheus_engine::TextEncoder::new().encode_to_string(&families).unwrap_or_default()
 }

@@ -9,8 +9,11 @@ use axum::routing::get;
 use http::{HeaderMap, StatusCode, header};
 use serde::Serialize;
 use trefoil_core::{META_SHARD, NodeId};
+use trefoil_proto::status::to_status;
 
 use crate::api::{Api, Shards};
+use crate::layer::content::is_grpc;
+use crate::layer::unreadable::unsupported;
 
 const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -37,12 +40,10 @@ pub fn router<S: Shards>(api: Arc<Api<S>>) -> Router {
         .with_state(api)
 }
 
-/// A path that is none: gRPC wants UNIMPLEMENTED (12) in an answer that is otherwise in order, everybody else 404.
+/// A path that is none: gRPC wants UNIMPLEMENTED in an answer that is otherwise in order, everybody else 404.
 pub async fn nothing(headers: HeaderMap) -> Response {
-    let content = headers.get(header::CONTENT_TYPE);
-    if content.is_some_and(|content| content.as_bytes().starts_with(b"application/grpc")) {
-        let headers = [("content-type", "application/grpc"), ("grpc-status", "12")];
-        return (headers, ()).into_response();
+    if is_grpc(&headers) {
+        return to_status(&unsupported("this node has no such service"), false).into_http();
     }
     (StatusCode::NOT_FOUND, "there is nothing here\n").into_response()
 }

@@ -114,6 +114,7 @@ async fn bind(flag: &'static str, address: SocketAddr) -> Result<TcpListener, Ex
 pub async fn serve(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Exit> {
     // Dropped last, so that every line is written.
     let (logger, _guard) = logging::root(config.log_format, config.log_level);
+    let _others = logging::adopt(&logger, config.log_level);
     let listeners = Listeners::bind(&config).await?;
     run(config, listeners, Registry::new(), logger, shutdown).await
 }

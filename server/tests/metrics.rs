@@ -56,7 +56,7 @@ fn every_metric_is_documented() {
     let mut text = format!(
         "# Metrics\n\n{NOTE}\nEvery node serves them at `/metrics` of its client port, and of `--metrics-listen`.\n\
          Counts of locks, queues and the cache's expiry are told by the leader of each shard alone: add them up over \
-         the nodes.\n\n\
+         the nodes.\nThe `raft_engine_*` metrics of the log's store are there, too, as that library documents them.\n\n\
          | name | type | labels | meaning |\n| --- | --- | --- | --- |\n"
     );
     for family in seen().registry().gather() {
@@ -70,19 +70,20 @@ fn every_metric_is_documented() {
 fn the_list_is_what_dashboards_know() {
     let names = seen().registry().gather().iter().map(|f| f.name().to_owned()).collect::<Vec<_>>();
     let golden = "
+        grpc_server_handled_total grpc_server_handling_seconds grpc_server_started_total
+        process_cpu_seconds_total process_max_fds process_open_fds process_resident_memory_bytes process_start_time_seconds
+        process_threads process_virtual_memory_bytes
         trefoil_barriers_tripped_total trefoil_build_info trefoil_cache_expired_total trefoil_cache_hits_total trefoil_cache_misses_total
-        trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
+        trefoil_calls_refused_total trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
         trefoil_connections trefoil_connections_refused_total trefoil_deadlock_searches_cut_total
         trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_fence_validations_total
-        trefoil_fences_refused_total trefoil_grpc_server_handled_total
-        trefoil_grpc_server_handling_seconds trefoil_grpc_server_started_total trefoil_latches_opened_total trefoil_leader_obstacles trefoil_leaders_elected_total
+        trefoil_fences_refused_total trefoil_latches_opened_total trefoil_leader_obstacles trefoil_leaders_elected_total
         trefoil_leases_expired_total
         trefoil_locks_acquired_total trefoil_locks_blocked_total trefoil_locks_converted_total
         trefoil_locks_forced_total trefoil_locks_held trefoil_locks_hold_seconds trefoil_locks_released_total
         trefoil_locks_timeouts_total trefoil_locks_wait_seconds trefoil_locks_waiting
         trefoil_permits trefoil_permits_acquired_total trefoil_permits_blocked_total trefoil_permits_in_use
         trefoil_permits_released_total trefoil_permits_timeouts_total trefoil_permits_wait_seconds trefoil_pipeline_streams
-        trefoil_process_resident_memory_bytes
         trefoil_queue_acked_total trefoil_queue_dequeued_total trefoil_queue_enqueued_total trefoil_queue_lag
         trefoil_raft_current_term trefoil_raft_role trefoil_rpc_latency_seconds
         trefoil_scrub_bytes_total trefoil_scrub_finished_timestamp_seconds trefoil_semaphores trefoil_sessions trefoil_sessions_expired_total
@@ -93,12 +94,31 @@ fn the_list_is_what_dashboards_know() {
 }
 
 #[test]
+fn alerts_are_about_metrics_that_there_are() {
+    let names = seen().registry().gather().iter().map(|f| f.name().to_owned()).collect::<Vec<_>>();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/alerts.yml");
+    let alerts = std::fs::read_to_string(path).unwrap();
+    let words = alerts.split(|char: char| !(char.is_ascii_alphanumeric() || char == '_'));
+    let of_node = |word: &&str| {
+        ["trefoil_", "grpc_server_", "process_"].iter().any(|prefix| word.starts_with(prefix))
+    };
+    let used = words.filter(of_node).map(|word| word.trim_end_matches("_bucket"));
+    let used = used.collect::<std::collections::BTreeSet<_>>();
+    assert!(used.len() >= 15, "{used:?}");
+    for name in used {
+        assert!(names.iter().any(|known| known == name), "there is no metric {name}");
+    }
+}
+
+#[test]
 fn names_and_help_follow_the_rules_of_prometheus() {
     for family in seen().registry().gather() {
         let (name, kind) = (family.name(), kind(&family));
         assert!(family.help().ends_with('.'), "{name} has no sentence of help");
         assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
-        let is_duration = name.ends_with("_seconds") && !name.ends_with("_timestamp_seconds");
+        let is_moment =
+            name.ends_with("_timestamp_seconds") || name == "process_start_time_seconds";
+        let is_duration = name.ends_with("_seconds") && !is_moment;
         assert_eq!(is_duration, kind == "histogram", "{name} is a {kind}");
     }
 }

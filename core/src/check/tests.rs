@@ -1,6 +1,6 @@
 //! Every breach of a request is refused by field and limit.
 
-use trefoil_proto::common::v1::WatchPosition;
+use trefoil_proto::common::v1::{Reason, WatchPosition};
 
 use super::*;
 

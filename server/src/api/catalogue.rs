@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use tokio::sync::Notify;
+use tokio::time::{Instant, timeout_at};
 use trefoil_core::limits::{CATALOGUES_MAX, PARTITIONS_DEFAULT};
 use trefoil_core::machine::QUEUE_CREATION;
 use trefoil_core::slot::SYSTEM_SLOT;
@@ -17,10 +20,16 @@ use trefoil_proto::reason::Effect;
 
 use super::{Api, Ask, Context, Shards, expect_answer, other_answer, refusal};
 
+/// Pauses between two looks for a queue that is not there: another node may have created it.
+const LOOK_MIN: Duration = Duration::from_millis(50);
+const LOOK_MAX: Duration = Duration::from_millis(500);
+
 /// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
 #[derive(Debug, Default)]
 pub(super) struct Catalogues {
     known: Mutex<BTreeMap<String, Known>>,
+    /// Wakes those who wait for a queue that is not there yet.
+    found: Notify,
 }
 
 /// A queue as this node knows it.
@@ -66,8 +75,10 @@ impl Catalogues {
             // Any of them: it is asked for again.
             known.pop_first();
         }
-        let found = || Known { catalogue, turns: Arc::new(Turns::new()) };
-        let queue = known.entry(name).or_insert_with(found);
+        let queue = known.entry(name).or_insert_with(|| {
+            self.found.notify_waiters();
+            Known { catalogue, turns: Arc::new(Turns::new()) }
+        });
         queue.catalogue = catalogue;
         queue.clone()
     }
@@ -112,7 +123,36 @@ impl<S: Shards> Api<S> {
         Ok(self.catalogues.remember(name, catalogue))
     }
 
-    /// The same, and the queue is created where that is allowed and it is missing.
+    /// The same; a queue that is not there is waited for until then. None where nobody used it meanwhile, and its first use
+    /// creates it.
+    pub(super) async fn await_queue(
+        &self,
+        namespace: &str,
+        queue: &str,
+        until: Option<Instant>,
+        ask: &Ask,
+    ) -> Result<Option<Known>, Refusal> {
+        let mut pause = LOOK_MIN;
+        loop {
+            // From before the look, so that nothing is missed between the two.
+            let found = self.catalogues.found.notified();
+            let (unknown, until) = match self.find_queue(namespace, queue, ask).await {
+                Err(refusal) if refusal.reason() == Reason::UnknownQueue => {
+                    (refusal.clone(), until.ok_or(refusal)?)
+                }
+                known => return known.map(Some),
+            };
+            let now = Instant::now();
+            if now >= until {
+                return if self.may_create(&unknown) { Ok(None) } else { Err(unknown) };
+            }
+            let look = now + pause.mul_f64(rand::random_range(0.5..1.0));
+            timeout_at(look.min(until), found).await.ok();
+            pause = (2 * pause).min(LOOK_MAX);
+        }
+    }
+
+    /// What the meta shard knows of a queue, which is created where that is allowed and it is missing.
     pub(super) async fn find_or_create_queue(
         &self,
         namespace: &str,

@@ -1,5 +1,6 @@
 //! Status and leadership, as this node sees them.
 
+use tokio::task::JoinSet;
 use trefoil_core::META_SHARD;
 use trefoil_core::check::invalid;
 use trefoil_proto::cluster::v1 as cluster;
@@ -9,7 +10,7 @@ use trefoil_proto::internal::v1::Refusal;
 use super::{Api, ShardState, Shards};
 
 impl<S: Shards> Api<S> {
-    pub(super) fn status(&self) -> cluster::StatusResponse {
+    pub(crate) fn status(&self) -> cluster::StatusResponse {
         let shards = self.shards.status();
         let members = self.shards.members().into_iter().map(|member| cluster::Member {
             id: member.id,
@@ -29,7 +30,28 @@ impl<S: Shards> Api<S> {
             members: members.collect(),
             shards: shards.iter().map(shard_status).collect(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            others: Vec::new(),
         }
+    }
+
+    /// The same, and what each other member says of itself.
+    pub(super) async fn status_of_all(&self) -> cluster::StatusResponse {
+        let own = self.status();
+        let id = self.shards.node_id();
+        let mut asked = JoinSet::new();
+        for member in own.members.iter().filter(|member| member.id != id).cloned() {
+            let shards = self.shards.clone();
+            asked.spawn(async move {
+                let (status, error) = match shards.ask_status(member.id).await {
+                    Ok(status) => (Some(status), String::new()),
+                    Err(error) => (None, error),
+                };
+                cluster::MemberStatus { member: Some(member), status, error }
+            });
+        }
+        let mut others = asked.join_all().await;
+        others.sort_by_key(|other| other.member.as_ref().map(|member| member.id));
+        cluster::StatusResponse { others, ..own }
     }
 
     pub(super) async fn transfer_leader(

@@ -68,7 +68,12 @@ impl<S: Shards> Api<S> {
         } = request;
         let latest = context.ask.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
         let until = (began + Duration::from_millis(wait_ms)).min(latest);
-        let known = self.find_queue(&namespace, &queue, &context.ask).await?;
+        let patience = (wait_ms > 0).then_some(until);
+        let Some(known) = self.await_queue(&namespace, &queue, patience, &context.ask).await?
+        else {
+            let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
+            return Ok(DequeueResponse { waited_ms, ..DequeueResponse::default() });
+        };
         let catalogue = known.catalogue;
         let first = known.turns.dequeue(catalogue.partitions);
         let groups = groups(catalogue.queue_id, catalogue.partitions, first, self.shards.shards());

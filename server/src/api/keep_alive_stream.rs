@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout_at};
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 use trefoil_core::check::{Check as _, invalid};
-use trefoil_core::limits::{CALL_TIMEOUT_MS, JEOPARDY_MS};
+use trefoil_core::limits::{CALL_TIMEOUT_MS, JEOPARDY_MS, REQUEST_BYTES_MAX};
 use trefoil_core::machine::Body;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, ResponseHeader};
@@ -20,6 +20,7 @@ use trefoil_proto::lock::v1::keep_alive_stream_response::News;
 use super::told::{Listener, Teller, Told};
 use super::{Api, Ask, Context, Decided, Shards, other_answer, refusal};
 use crate::authorize::{Access, Action, Resource};
+use crate::layer::unreadable;
 use crate::watch::{Cursor, Filter, Follower, Seen, Tip, Topic};
 
 /// How often a stream looks whether its shard has a leader.
@@ -72,9 +73,15 @@ impl<S: Shards> Api<S> {
         mut messages: Messages,
     ) -> Result<Told<Response>, Refusal> {
         let deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
-        let first = timeout_at(deadline, messages.message()).await;
-        let Ok(Ok(Some(mut first))) = first else {
-            return Err(invalid("session_id", "in a first message, within 10 s"));
+        let mut first = match timeout_at(deadline, messages.message()).await {
+            Ok(Ok(Some(first))) => first,
+            Ok(Err(status)) => {
+                let gone = || invalid("session_id", "in a first message");
+                return Err(unread(&status).unwrap_or_else(gone));
+            }
+            Ok(Ok(None)) | Err(_) => {
+                return Err(invalid("session_id", "in a first message, within 10 s"));
+            }
         };
         first.check()?;
         let lock::KeepAliveStreamRequest { namespace, session_id } = first;
@@ -134,6 +141,11 @@ impl<S: Shards> Api<S> {
     }
 }
 
+/// Why a message of the stream could not be read; none where the client is gone.
+fn unread(status: &Status) -> Option<Refusal> {
+    unreadable::refusal(status, "request", REQUEST_BYTES_MAX)
+}
+
 impl<S: Shards> Keeper<S> {
     async fn run(mut self, mut messages: Messages) -> Result<(), Refusal> {
         let mut looks = interval(LOOK);
@@ -146,7 +158,7 @@ impl<S: Shards> Keeper<S> {
             let next = tokio::select! {
                 message = messages.message(), if is_open => match message {
                     Ok(message) => Next::Message(message),
-                    Err(_) => return Ok(()),
+                    Err(status) => return unread(&status).map_or(Ok(()), Err),
                 },
                 (sent, renewed) = renewal(&mut self.renewal), if is_renewing => {
                     Next::Renewed(sent, renewed)

@@ -119,6 +119,25 @@ methods! {
 }
 
 impl Method {
+    /// Whether a call of it ends with one answer, soon or after the wait that it asked for.
+    #[must_use]
+    pub fn is_unary(self) -> bool {
+        matches!(self.load(), Load::Work | Load::Priority)
+    }
+
+    /// Type, service and name, as gRPC metrics have them in every language.
+    #[must_use]
+    pub fn labels(self) -> [&'static str; 3] {
+        let kind = match self {
+            Self::Pipeline | Self::KeepAliveStream | Self::Reflection | Self::ReflectionAlpha => {
+                "bidi_stream"
+            }
+            _ if self.is_unary() => "unary",
+            _ => "server_stream",
+        };
+        [kind, self.service(), self.name()]
+    }
+
     /// Its place in [`Method::ALL`].
     #[must_use]
     pub fn index(self) -> usize {

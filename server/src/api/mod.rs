@@ -346,6 +346,9 @@ impl<S: Shards> Api<S> {
             Operation::Put(request) => Outcome::Put(self.put(context, request).await?),
             Operation::Get(request) => Outcome::Get(self.get(context, request).await?),
             Operation::Delete(request) => Outcome::Delete(self.delete(context, request).await?),
+            Operation::Status(request) if request.all_nodes => {
+                Outcome::Status(self.status_of_all().await)
+            }
             Operation::Status(_) => Outcome::Status(self.status()),
             Operation::CreateNamespace(request) => {
                 Outcome::CreateNamespace(self.create_namespace(context, request).await?)

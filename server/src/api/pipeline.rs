@@ -17,7 +17,8 @@ use tokio_stream::Stream;
 use tonic::{Code, Request, Response, Status, Streaming};
 use trefoil_core::check::invalid;
 use trefoil_core::limits::{
-    FRAME_BYTES_MAX, STREAM_CALLS_MAX, STREAM_REPLIES_MAX, STREAM_WAITING_MAX,
+    FRAME_BYTES_MAX, FRAME_READ_BYTES_MAX, REQUEST_BYTES_MAX, STREAM_CALLS_MAX, STREAM_REPLIES_MAX,
+    STREAM_WAITING_MAX,
 };
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::pipeline::v1 as pipeline;
@@ -30,7 +31,8 @@ use super::unary::principal;
 use super::{Api, Caller, Outcome, Phase, Shards, stopping};
 use crate::authorize::Principal;
 use crate::layer::admission::{Permit, overloaded};
-use crate::layer::oversize::refused;
+use crate::layer::unreadable;
+use crate::metrics::Metrics;
 
 /// The pipelined service on one front.
 #[derive(Debug)]
@@ -66,7 +68,14 @@ impl<S: Shards> PipelineService for Pipeline<S> {
         let open = Open::new(self.api.metrics().pipeline_streams.clone());
         let reader = tokio::spawn(reader.run(request.into_inner())).abort_handle();
         let frame = Frame::default();
-        Ok(Response::new(Frames { replies, reader, _open: open, _permit: permit, frame }))
+        Ok(Response::new(Frames {
+            replies,
+            reader,
+            _open: open,
+            _permit: permit,
+            frame,
+            end: None,
+        }))
     }
 }
 
@@ -124,6 +133,14 @@ impl Calls {
         }
     }
 
+    /// Ends what could take long: the other calls end soon by themselves.
+    fn cancel_waits(&mut self) {
+        let waits = self.by_id.iter().filter(|(_, running)| running.waits).map(|(id, _)| *id);
+        for id in waits.collect::<Vec<_>>() {
+            self.cancel(id);
+        }
+    }
+
     fn cancel(&mut self, id: u64) {
         if let Some(running) = self.remove(id) {
             running.cancelled.store(true, Ordering::Relaxed);
@@ -135,22 +152,23 @@ impl Calls {
 impl<S: Shards> Reader<S> {
     async fn run(mut self, mut frames: Streaming<pipeline::OpenRequest>) {
         let mut phase = self.api.phase.subscribe();
-        let mut has_ended = false;
+        // Why the stream ends, where it is not its client who ends it.
+        let mut end = None;
         loop {
             let goes_on = tokio::select! {
                 goes_on = self.calls.next_end(), if !self.calls.running.is_empty() => goes_on,
                 frame = frames.message(), if self.calls.has_room() => match frame {
                     Ok(Some(frame)) => self.frame(frame).await,
-                    Err(status) if status.code() == Code::OutOfRange => {
-                        // Where nobody listens any more, nothing is left to say.
-                        self.replies.send(Err(refused("frame", FRAME_BYTES_MAX))).await.ok();
-                        return;
+                    Err(status) => {
+                        end = unreadable::refusal(&status, "frame", FRAME_READ_BYTES_MAX);
+                        self.calls.cancel_waits();
+                        break;
                     }
-                    // The client has said all that it had to say, or is gone.
-                    Ok(None) | Err(_) => break,
+                    // The client has said all that it had to say.
+                    Ok(None) => break,
                 },
                 () = ended(&mut phase) => {
-                    has_ended = true;
+                    end = Some(stopping());
                     break;
                 }
             };
@@ -159,9 +177,9 @@ impl<S: Shards> Reader<S> {
             }
         }
         while !self.calls.running.is_empty() && self.calls.next_end().await {}
-        if has_ended {
+        if let Some(refusal) = end {
             // Every call that was read has its reply: the others certainly did not happen.
-            self.replies.send(Err(to_status(&stopping(), false))).await.ok();
+            self.replies.send(Err(self.api.metrics().refuse(&refusal, false))).await.ok();
         }
     }
 
@@ -178,7 +196,8 @@ impl<S: Shards> Reader<S> {
             }
             let id = call.id;
             if let Err(refusal) = self.start(call)
-                && self.replies.send(Ok(reply(id, Err(refusal), false).0)).await.is_err()
+                && let (reply, _) = reply(self.api.metrics(), id, Err(refusal), false)
+                && self.replies.send(Ok(reply)).await.is_err()
             {
                 return false;
             }
@@ -190,13 +209,16 @@ impl<S: Shards> Reader<S> {
         let pipeline::Call { id, timeout_ms, operation } = call;
         let operation = operation
             .ok_or_else(|| invalid("operation", "set: one of the operations of this version"))?;
+        if operation.encoded_len() > REQUEST_BYTES_MAX {
+            return Err(invalid("request", format_args!("at most {REQUEST_BYTES_MAX} bytes")));
+        }
         if self.calls.by_id.contains_key(&id) {
             return Err(invalid("id", "another than those of the calls in flight"));
         }
         let facts = operation::facts(&operation);
         let (method, waits, has_request_id) =
             (facts.method, facts.wait_ms > 0, facts.request_id.is_some());
-        let handling = self.api.metrics().begin(method);
+        let handling = self.api.metrics().begin(method).waits(waits);
         let admitted = if waits && self.calls.waiting >= STREAM_WAITING_MAX {
             Err(overloaded("the stream has too many calls that wait"))
         } else {
@@ -220,7 +242,7 @@ impl<S: Shards> Reader<S> {
         let (api, replies) = (Arc::clone(&self.api), self.replies.clone());
         let task = self.calls.running.spawn(async move {
             let outcome = api.call(caller, operation).await;
-            let (reply, code) = reply(id, outcome, has_request_id);
+            let (reply, code) = reply(api.metrics(), id, outcome, has_request_id);
             handling.end(code);
             // Nobody listens any more: what was done stays done.
             replies.send(Ok(reply)).await.ok();
@@ -238,6 +260,7 @@ async fn ended(phase: &mut watch::Receiver<Phase>) {
 
 /// The end of a call, and its code.
 fn reply(
+    metrics: &Metrics,
     id: u64,
     outcome: Result<Outcome, Refusal>,
     has_request_id: bool,
@@ -245,7 +268,7 @@ fn reply(
     match outcome {
         Ok(outcome) => (pipeline::Reply { id, outcome: Some(outcome) }, Code::Ok),
         Err(refusal) => {
-            let status = to_status(&refusal, has_request_id);
+            let status = metrics.refuse(&refusal, has_request_id);
             let error = pipeline::Error {
                 code: status.code().into(),
                 message: status.message().to_owned(),
@@ -265,6 +288,8 @@ pub struct Frames {
     /// The stream's place among those of the node.
     _permit: Option<Arc<Permit>>,
     frame: Frame,
+    /// Why the stream ends, once the last replies have left.
+    end: Option<Status>,
 }
 
 /// A frame that is being filled.
@@ -283,23 +308,24 @@ impl Stream for Frames {
         mut self: Pin<&mut Self>,
         context: &mut TaskContext<'_>,
     ) -> Poll<Option<Self::Item>> {
-        let mut has_ended = false;
-        while self.frame.bytes < FRAME_BYTES_MAX {
+        let mut has_ended = self.end.is_some();
+        while self.frame.bytes < FRAME_BYTES_MAX && !has_ended {
             match self.replies.poll_recv(context) {
-                Poll::Ready(Some(Err(status))) => return Poll::Ready(Some(Err(status))),
+                Poll::Ready(Some(Err(status))) => {
+                    self.end = Some(status);
+                    has_ended = true;
+                }
                 Poll::Ready(Some(Ok(reply))) => {
                     self.frame.bytes += reply.encoded_len();
                     self.frame.replies.push(reply);
                 }
-                Poll::Ready(None) => {
-                    has_ended = true;
-                    break;
-                }
+                Poll::Ready(None) => has_ended = true,
                 Poll::Pending => break,
             }
         }
         if self.frame.replies.is_empty() {
-            return if has_ended { Poll::Ready(None) } else { Poll::Pending };
+            let end = self.end.take().map(Err);
+            return if has_ended { Poll::Ready(end) } else { Poll::Pending };
         }
         let is_full = self.frame.bytes >= FRAME_BYTES_MAX;
         if !is_full && !has_ended && !self.frame.has_waited {

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
 use tonic_reflection::server::Builder;
-use trefoil_core::limits::{BATCH_BYTES_MAX, FRAME_BYTES_MAX, REQUEST_BYTES_MAX, VALUE_BYTES_MAX};
+use trefoil_core::limits::{
+    BATCH_BYTES_MAX, FRAME_BYTES_MAX, FRAME_READ_BYTES_MAX, REQUEST_BYTES_MAX, VALUE_BYTES_MAX,
+};
 use trefoil_proto::cache::v1::cache_service_server::CacheServiceServer;
 use trefoil_proto::cluster::v1::cluster_service_server::ClusterServiceServer;
 use trefoil_proto::cluster::v1::namespace_service_server::NamespaceServiceServer;
@@ -24,10 +27,9 @@ use super::{Api, Shards, operation};
 /// Bytes of a message beside the values in it: names, headers, lengths.
 const OVERHEAD_BYTES: usize = 64 << 10;
 const REQUEST_MAX: usize = REQUEST_BYTES_MAX + OVERHEAD_BYTES;
-/// A frame is closed once it has reached its size: the last call comes on top.
-const FRAME_MAX: usize = FRAME_BYTES_MAX + REQUEST_MAX;
 /// A Dequeue asks no further shard once it has a batch; the last shard's batch comes on top, and may be one message.
 const RESPONSE_MAX: usize = 2 * BATCH_BYTES_MAX + VALUE_BYTES_MAX + OVERHEAD_BYTES;
+/// A frame is closed once it has reached its size: the last reply comes on top.
 const FRAME_RESPONSE_MAX: usize = FRAME_BYTES_MAX + RESPONSE_MAX;
 
 /// Messages that a client of Trefoil must be ready to receive, in bytes.
@@ -59,7 +61,10 @@ pub fn routes<S: Shards>(
     /// Bounds what a service takes and gives.
     macro_rules! bounded {
         ($service:expr, $request:expr, $response:expr) => {
-            $service.max_decoding_message_size($request).max_encoding_message_size($response)
+            $service
+                .max_decoding_message_size($request)
+                .max_encoding_message_size($response)
+                .accept_compressed(CompressionEncoding::Gzip)
         };
     }
     let unary = Unary::new(Arc::clone(api));
@@ -80,7 +85,7 @@ pub fn routes<S: Shards>(
         .add_service(bounded!(NamespaceServiceServer::new(unary), REQUEST_MAX, RESPONSE_MAX))
         .add_service(bounded!(
             PipelineServiceServer::new(Pipeline::new(Arc::clone(api))),
-            FRAME_MAX,
+            FRAME_READ_BYTES_MAX,
             FRAME_RESPONSE_MAX
         ))
         .add_service(bounded!(health, OVERHEAD_BYTES, OVERHEAD_BYTES))

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use trefoil_core::{NodeId, ShardId};
+use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::internal::v1::{Command, Query, Refusal};
 
 use crate::node::Handle;
@@ -49,6 +50,15 @@ pub trait Shards: Clone + Send + Sync + 'static {
     /// Every shard of this node, by id; the meta shard first.
     fn status(&self) -> Vec<ShardState>;
 
+    /// Has the other nodes told of this one what clients are told.
+    fn describe_by(&self, describe: impl Fn() -> Option<StatusResponse> + Send + Sync + 'static);
+
+    /// What another node says of itself, or why it does not.
+    fn ask_status(
+        &self,
+        node: NodeId,
+    ) -> impl Future<Output = Result<StatusResponse, String>> + Send;
+
     /// The leader of a shard, where this node knows it.
     fn leader(&self, shard: ShardId) -> Option<NodeId>;
 
@@ -88,6 +98,14 @@ impl Shards for Handle {
 
     fn status(&self) -> Vec<ShardState> {
         Self::status(self)
+    }
+
+    fn describe_by(&self, describe: impl Fn() -> Option<StatusResponse> + Send + Sync + 'static) {
+        Self::describe_by(self, describe);
+    }
+
+    async fn ask_status(&self, node: NodeId) -> Result<StatusResponse, String> {
+        Self::ask_status(self, node).await
     }
 
     fn leader(&self, shard: ShardId) -> Option<NodeId> {

@@ -14,12 +14,12 @@ use tonic::Status;
 use trefoil_core::limits::CALL_TIMEOUT_MS;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
-use trefoil_proto::status::to_status;
 
 use super::method::Method;
 use super::{Api, Ask, Phase, Shards, answer_within, operation, refusal, stopping};
 use crate::authorize::{Action, Principal, Resource, access};
 use crate::layer::admission::Permit;
+use crate::metrics::Metrics;
 
 /// Who opens a stream.
 #[derive(Debug)]
@@ -40,6 +40,7 @@ pub struct Told<T> {
     responses: mpsc::Receiver<T>,
     /// None once its end was told.
     task: Option<JoinHandle<Result<(), Refusal>>>,
+    metrics: Arc<Metrics>,
 }
 
 /// How a task tells its client something.
@@ -98,7 +99,8 @@ impl<S: Shards> Api<S> {
     {
         let (sender, responses) = mpsc::channel(1);
         let teller = Teller { responses: sender, phase: self.phase.subscribe() };
-        Told { responses, task: Some(tokio::spawn(task(teller))) }
+        let metrics = Arc::clone(&self.metrics);
+        Told { responses, task: Some(tokio::spawn(task(teller))), metrics }
     }
 }
 
@@ -141,10 +143,10 @@ impl<T> Stream for Told<T> {
         self.task = None;
         Poll::Ready(match end {
             Ok(Ok(())) => None,
-            Ok(Err(refusal)) => Some(Err(to_status(&refusal, false))),
+            Ok(Err(refusal)) => Some(Err(self.metrics.refuse(&refusal, false))),
             Err(_) => {
                 let fault = refusal(Reason::Internal, "the stream ended by a fault");
-                Some(Err(to_status(&fault, false)))
+                Some(Err(self.metrics.refuse(&fault, false)))
             }
         })
     }

@@ -2,20 +2,22 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tonic::{Request, Response, Status, Streaming};
 use trefoil_proto::cache::v1 as cache;
 use trefoil_proto::cluster::v1 as cluster;
+use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::queue::v1 as queue;
-use trefoil_proto::status::to_status;
 
 use super::method::Method;
 use super::operation::{self, Operation};
 use super::told::{Listener, Told};
 use super::{Api, Caller, Outcome, Shards, other_answer};
 use crate::authorize::Principal;
+use crate::layer::Waits;
 use crate::layer::admission::Permit;
 
 /// Where a connection comes from, noted by the listener.
@@ -57,15 +59,7 @@ impl<S: Shards> Unary<S> {
         method: Method,
     ) -> Result<Listener, Status> {
         let permit = request.extensions_mut().remove::<Arc<Permit>>();
-        let permit = match permit {
-            Some(permit) => permit,
-            None => Arc::new(
-                self.api
-                    .admission()
-                    .admit(method.load(), None)
-                    .map_err(|r| to_status(&r, false))?,
-            ),
-        };
+        let permit = self.permit(permit, method)?;
         let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
         Ok(Listener { principal: principal(request), timeout, method, permit })
     }
@@ -78,22 +72,32 @@ impl<S: Shards> Unary<S> {
         let principal = principal(&request);
         let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
         let permit = request.extensions_mut().remove::<Arc<Permit>>();
+        let waits = request.extensions_mut().remove::<Waits>();
         let operation = wrap(request.into_inner());
-        let permit = match permit {
-            Some(permit) => permit,
-            None => Arc::new(
-                self.api
-                    .admission()
-                    .admit(operation::method(&operation).load(), None)
-                    .map_err(|r| to_status(&r, false))?,
-            ),
-        };
-        let has_request_id = operation::facts(&operation).request_id.is_some();
+        let permit = self.permit(permit, operation::method(&operation))?;
+        let facts = operation::facts(&operation);
+        let has_request_id = facts.request_id.is_some();
+        if let Some(Waits(waits)) = waits {
+            waits.store(facts.wait_ms > 0, Ordering::Relaxed);
+        }
         let caller = Caller { principal, timeout, permit, cancelled: None };
-        self.api
-            .call(caller, operation)
-            .await
-            .map_err(|refusal| to_status(&refusal, has_request_id))
+        let end = self.api.call(caller, operation).await;
+        end.map_err(|refusal| self.refuse(&refusal, has_request_id))
+    }
+
+    /// The place that the call has, or one of its own.
+    fn permit(&self, permit: Option<Arc<Permit>>, method: Method) -> Result<Arc<Permit>, Status> {
+        permit.map_or_else(
+            || {
+                let admitted = self.api.admission().admit(method.load(), None);
+                admitted.map(Arc::new).map_err(|refusal| self.refuse(&refusal, false))
+            },
+            Ok,
+        )
+    }
+
+    fn refuse(&self, refusal: &Refusal, has_request_id: bool) -> Status {
+        self.api.metrics().refuse(refusal, has_request_id)
     }
 }
 
@@ -105,7 +109,7 @@ macro_rules! service {
             $(async fn $rpc(&self, request: Request<$request>) -> Result<Response<$response>, Status> {
                 match self.serve(request, Operation::$variant).await? {
                     Outcome::$variant(response) => Ok(Response::new(response)),
-                    _ => Err(to_status(&other_answer(), false)),
+                    _ => Err(self.refuse(&other_answer(), false)),
                 }
             })*
             $($streams)*
@@ -138,7 +142,7 @@ service!(lock::lock_service_server::LockService {
     ) -> Result<Response<Self::KeepAliveStreamStream>, Status> {
         let listener = self.listener(&mut request, Method::KeepAliveStream)?;
         let told = self.api.keep_alive_stream(listener, request.into_inner()).await;
-        told.map(Response::new).map_err(|refusal| to_status(&refusal, false))
+        told.map(Response::new).map_err(|refusal| self.refuse(&refusal, false))
     }
 
     type AcquireStreamStream = Told<lock::AcquireStreamResponse>;
@@ -151,7 +155,7 @@ service!(lock::lock_service_server::LockService {
         let request = request.into_inner();
         let has_id = request.acquire.as_ref().is_some_and(|acquire| acquire.request_id.is_some());
         let told = self.api.acquire_stream(listener, request);
-        told.map(Response::new).map_err(|refusal| to_status(&refusal, has_id))
+        told.map(Response::new).map_err(|refusal| self.refuse(&refusal, has_id))
     }
 
     type WatchLocksStream = Told<lock::WatchLocksResponse>;
@@ -162,7 +166,7 @@ service!(lock::lock_service_server::LockService {
     ) -> Result<Response<Self::WatchLocksStream>, Status> {
         let listener = self.listener(&mut request, Method::WatchLocks)?;
         let told = self.api.watch_locks(listener, request.into_inner()).await;
-        told.map(Response::new).map_err(|refusal| to_status(&refusal, false))
+        told.map(Response::new).map_err(|refusal| self.refuse(&refusal, false))
     }
 );
 
@@ -180,7 +184,7 @@ service!(lock::election_service_server::ElectionService {
     ) -> Result<Response<Self::ObserveStream>, Status> {
         let listener = self.listener(&mut request, Method::Observe)?;
         let told = self.api.observe(listener, request.into_inner()).await;
-        told.map(Response::new).map_err(|refusal| to_status(&refusal, false))
+        told.map(Response::new).map_err(|refusal| self.refuse(&refusal, false))
     }
 );
 

@@ -1,10 +1,11 @@
 //! Counts each request from its start to its end: the trailers of its answer, or the moment that it is dropped.
 
 use std::convert::Infallible;
-use std::future::Future;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Code;
 use tower::{Layer, Service, layer::layer_fn};
 
+use super::content;
 use crate::api::method::Method;
 use crate::metrics::{Handling, Metrics};
 
@@ -20,6 +22,10 @@ use crate::metrics::{Handling, Metrics};
 pub(super) fn layer<S>(metrics: Arc<Metrics>) -> impl Layer<S, Service = Measure<S>> + Clone {
     layer_fn(move |inner| Measure { inner, metrics: Arc::clone(&metrics) })
 }
+
+/// Whether a call asked to wait: its handler says so.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waits(pub(crate) Arc<AtomicBool>);
 
 /// See [`layer`].
 #[derive(Clone)]
@@ -41,13 +47,19 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(refused) = content::refused(request.headers()) {
+            return Box::pin(ready(Ok(refused)));
+        }
         let handling =
             Method::of_path(request.uri().path()).map(|method| self.metrics.begin(method));
+        let waits = Waits::default();
+        request.extensions_mut().insert(waits.clone());
         let answer = self.inner.call(request);
         let Some(handling) = handling else { return Box::pin(answer) };
         Box::pin(async move {
             let response = answer.await?;
+            let handling = handling.waits(waits.0.load(Ordering::Relaxed));
             if let Some(code) = code(response.headers()) {
                 handling.end(code);
                 return Ok(response);
@@ -76,7 +88,7 @@ impl HttpBody for Measured {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        let frame = std::task::ready!(Pin::new(&mut self.inner).poll_frame(context));
         let end = match &frame {
             Some(Ok(frame)) => {
                 frame.trailers_ref().map(|trailers| code(trailers).unwrap_or(Code::Unknown))

@@ -1,10 +1,11 @@
 //! What every gRPC request passes on its way in: one list, one reason for each layer.
 
 pub mod admission;
+pub(crate) mod content;
 mod deadline;
 mod measure;
-pub(crate) mod oversize;
 mod shed;
+pub(crate) mod unreadable;
 
 use std::sync::Arc;
 
@@ -12,16 +13,17 @@ use axum::Router;
 use tower::ServiceBuilder;
 
 use self::admission::Admission;
+pub(crate) use self::measure::Waits;
 use crate::metrics::Metrics;
 
 /// Puts the layers round the gRPC services, the outermost first.
 pub fn stack(services: Router, metrics: &Arc<Metrics>, admission: &Arc<Admission>) -> Router {
     services.layer(
         ServiceBuilder::new()
-            // Counts a request and its end, whatever the layers below make of it.
+            // Counts a call and its end, whatever the layers below make of it; what is not gRPC is none.
             .layer(measure::layer(Arc::clone(metrics)))
-            // Gives a message beyond its limit the reason that clients can read.
-            .layer(oversize::layer())
+            // Gives what tonic refuses the reason that clients can read.
+            .layer(unreadable::layer(Arc::clone(metrics)))
             // Refuses what is too much before its body is read, but never what ends work.
             .layer(shed::layer(Arc::clone(admission), Arc::clone(metrics)))
             // Tells the handler how long the caller waits: tonic keeps that to itself.

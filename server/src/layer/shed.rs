@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 use axum::body::Body;
 use http::{Request, Response};
 use tower::{Layer, Service, layer::layer_fn};
-use trefoil_proto::status::to_status;
 
 use super::admission::{Admission, Connection};
 use crate::api::method::{Load, Method};
@@ -58,7 +57,7 @@ where
             }
             Err(refusal) => {
                 self.metrics.calls_shed.inc();
-                Box::pin(ready(Ok(to_status(&refusal, false).into_http())))
+                Box::pin(ready(Ok(self.metrics.refuse(&refusal, false).into_http())))
             }
         }
     }

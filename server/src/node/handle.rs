@@ -13,12 +13,13 @@ use trefoil_core::call::{
 };
 use trefoil_core::replica::{Input, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
+use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Access, Command, Query, Refusal};
 
 use super::calls::Waiter;
-use super::shared::Shared;
+use super::shared::{Description, Shared};
 use super::table::ShardState;
 use super::work::{Answered, Ask, open_reply, refusal, share};
 use super::{Member, clock};
@@ -247,6 +248,22 @@ impl Handle {
     #[must_use]
     pub fn status(&self) -> Vec<ShardState> {
         self.shared.table.all()
+    }
+
+    /// Has peers told of this node what clients are told.
+    pub(crate) fn describe_by(
+        &self,
+        describe: impl Fn() -> Option<StatusResponse> + Send + Sync + 'static,
+    ) {
+        self.shared.describe_by(Description(Box::new(describe)));
+    }
+
+    /// What another node says of itself.
+    ///
+    /// # Errors
+    /// Why it did not say it.
+    pub(crate) async fn ask_status(&self, node: NodeId) -> Result<StatusResponse, String> {
+        self.links.describe(node).await
     }
 
     /// The members of the cluster, in the order of their ids.

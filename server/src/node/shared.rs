@@ -1,6 +1,7 @@
 //! What the threads and tasks of a node have in common.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,6 +11,7 @@ use trefoil_core::call::Work;
 use trefoil_core::limits::{INBOX_MAX, PEER_INBOX_BYTES_MAX};
 use trefoil_core::replica::{Input, Peer, Proposal, Read};
 use trefoil_core::{CallId, NodeId, ShardId};
+use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
@@ -56,8 +58,19 @@ pub(crate) struct Shared {
     /// Bytes of messages of peers in the inbox.
     peer_bytes: AtomicUsize,
     fatal: watch::Sender<Option<FatalError>>,
+    /// What this node says of itself, once it serves.
+    description: OnceLock<Description>,
     /// Since when calls are refused, by the boot clock; 0 while they are taken.
     closed_ms: AtomicU64,
+}
+
+/// Says what clients are told of a node.
+pub(crate) struct Description(pub(crate) Box<dyn Fn() -> Option<StatusResponse> + Send + Sync>);
+
+impl fmt::Debug for Description {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Description")
+    }
 }
 
 /// The identity of a node in its cluster.
@@ -88,8 +101,20 @@ impl Shared {
             inbox: Mailbox::new("replicas"),
             peer_bytes: AtomicUsize::new(0),
             fatal: watch::Sender::new(None),
+            description: OnceLock::new(),
             closed_ms: AtomicU64::new(0),
         }
+    }
+
+    /// From now on peers are told this.
+    pub(super) fn describe_by(&self, description: Description) {
+        // A node has one front.
+        self.description.set(description).ok();
+    }
+
+    /// What clients are told of this node; none unless it serves.
+    pub(crate) fn described(&self) -> Option<StatusResponse> {
+        self.description.get().and_then(|Description(describe)| describe())
     }
 
     /// Every shard of the cluster, the meta shard included.

@@ -1,10 +1,11 @@
 //! Connections to a peer: every limit set, names looked up anew each time, and a pause that grows.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use rand::Rng as _;
-use slog::{debug, info};
+use slog::{debug, info, warn};
 use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -48,6 +49,16 @@ pub(super) enum Ended {
     Refused(Refused),
     /// This node refused the peer, and has said so in its log.
     Stranger,
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Away(reason) => formatter.write_str(reason),
+            Self::Refused(refused) => formatter.write_str(&refused.sentence),
+            Self::Stranger => formatter.write_str("it is another node"),
+        }
+    }
 }
 
 impl From<Status> for Ended {
@@ -98,8 +109,11 @@ pub(super) async fn connect(address: &str) -> Result<Client, Ended> {
 
 impl Dialler {
     /// Looks at how a stream ended: what a person must do is logged once, or ends the node.
-    pub(super) fn note(&self, what: &'static str, ended: &Ended) {
+    pub(super) fn note(&self, what: &'static str, ended: &Ended, backoff: &Backoff) {
         match ended {
+            Ended::Away(reason) if backoff.is_fresh => {
+                warn!(self.shared.logger, "lost a peer"; "stream" => what, "peer" => self.peer, "reason" => reason);
+            }
             Ended::Away(reason) => {
                 debug!(self.shared.logger, "no stream to a peer"; "stream" => what, "peer" => self.peer, "reason" => reason);
             }
@@ -133,21 +147,25 @@ impl Dialler {
 
 /// Pauses between attempts: each twice as long as the one before it, and none like another's.
 #[derive(Debug)]
-pub(super) struct Backoff(Duration);
+pub(super) struct Backoff {
+    pause: Duration,
+    /// The peer was reached since the last pause.
+    is_fresh: bool,
+}
 
 impl Backoff {
     pub(super) fn new() -> Self {
-        Self(PAUSE_MIN)
+        Self { pause: PAUSE_MIN, is_fresh: false }
     }
 
     /// The peer was reached: the next pause is short again.
     pub(super) fn reset(&mut self) {
-        self.0 = PAUSE_MIN;
+        *self = Self { pause: PAUSE_MIN, is_fresh: true };
     }
 
     async fn pause(&mut self) {
-        let pause = self.0.mul_f64(rand::rng().random_range(0.5..=1.0));
-        self.0 = (self.0 * 2).min(PAUSE_MAX);
+        let pause = self.pause.mul_f64(rand::rng().random_range(0.5..=1.0));
+        *self = Self { pause: (self.pause * 2).min(PAUSE_MAX), is_fresh: false };
         tokio::time::sleep(pause).await;
     }
 }

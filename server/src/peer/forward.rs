@@ -240,7 +240,7 @@ pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
         let mut calls = Calls { forward: &forward, items };
         let ended = talk(&dialler, sender, &mut calls, &mut backoff).await;
         drop(calls);
-        dialler.note("forward", &ended.err().unwrap_or_else(hung_up));
+        dialler.note("forward", &ended.err().unwrap_or_else(hung_up), &backoff);
         dialler.pause(&mut backoff).await;
     }
 }

@@ -29,7 +29,8 @@ use trefoil_core::call::{Failure, Work, unreached};
 use trefoil_core::replica::Peer;
 use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::{NodeId, ShardId};
-use trefoil_proto::internal::v1::{Access, Refusal};
+use trefoil_proto::cluster::v1::StatusResponse;
+use trefoil_proto::internal::v1::{Access, DescribeRequest, Refusal};
 
 use self::forward::Forward;
 use self::queue::Queue;
@@ -40,6 +41,9 @@ use crate::storage::snapshot::Reader;
 
 pub(crate) use self::desk::Asked;
 pub(crate) use self::introductions::Introductions;
+
+/// Time for a peer to say what it is.
+const DESCRIBE_WAIT: Duration = Duration::from_secs(1);
 
 /// The links of this node to its peers.
 #[derive(Debug)]
@@ -182,6 +186,25 @@ impl Links {
         match self.peers.get(&to) {
             Some(link) => link.forward.ask(to, shard, work, access, deadline_ms).await,
             None => Err((unreached(None), Failure::Definite)),
+        }
+    }
+
+    /// What another node says of itself.
+    pub(crate) async fn describe(&self, node: NodeId) -> Result<StatusResponse, String> {
+        let link = self.peers.get(&node).ok_or("it is no other member")?;
+        let ask = async {
+            let mut client = dial::connect(&link.address).await?;
+            let greeting = Some(self.introductions.greeting(node));
+            let answer = client.describe(DescribeRequest { greeting }).await?;
+            answer
+                .into_inner()
+                .status
+                .ok_or_else(|| dial::Ended::Away("it says nothing".to_owned()))
+        };
+        match tokio::time::timeout(DESCRIBE_WAIT, ask).await {
+            Ok(Ok(status)) => Ok(status),
+            Ok(Err(ended)) => Err(ended.to_string()),
+            Err(_) => Err(format!("no answer within {} ms", DESCRIBE_WAIT.as_millis())),
         }
     }
 

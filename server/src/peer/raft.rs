@@ -31,7 +31,7 @@ pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut announced: Ann
         for shard in dialler.shared.all_shards() {
             dialler.shared.tell(shard, Input::Unreachable(dialler.peer));
         }
-        dialler.note("raft", &ended);
+        dialler.note("raft", &ended, &backoff);
         dialler.introductions.note_dialled(dialler.peer);
         dialler.pause(&mut backoff).await;
     }

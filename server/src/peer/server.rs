@@ -19,8 +19,8 @@ use trefoil_core::replica::{Chain, Input, Peer, PeerTime};
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::peer_service_server::{PeerService, PeerServiceServer};
 use trefoil_proto::internal::v1::{
-    self as proto, Envelope, ForwardRequest, ForwardResponse, Greeting, RaftRequest, RaftResponse,
-    ShardObstacles, SnapshotRequest, SnapshotResponse,
+    self as proto, DescribeRequest, DescribeResponse, Envelope, ForwardRequest, ForwardResponse,
+    Greeting, RaftRequest, RaftResponse, ShardObstacles, SnapshotRequest, SnapshotResponse,
 };
 
 use super::desk::Desk;
@@ -173,6 +173,16 @@ impl PeerService for Service {
         self.welcome(greeting.as_ref()).await?;
         let frames = Desk::open(Arc::clone(&self.shared), stream);
         Ok(Response::new(ReceiverStream::new(frames)))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<DescribeRequest>,
+    ) -> Result<Response<DescribeResponse>, Status> {
+        self.welcome(request.into_inner().greeting.as_ref()).await?;
+        let status = self.shared.described();
+        let status = status.ok_or_else(|| Status::unavailable("it does not serve yet"))?;
+        Ok(Response::new(DescribeResponse { status: Some(status) }))
     }
 }
 

@@ -14,7 +14,7 @@ use trefoil_server::config::Service;
 use trefoil_server::listener::Caps;
 
 use crate::support::operations::*;
-use crate::support::{Served, Setup, metric, page, raw, serve, unary, usual};
+use crate::support::{Served, Setup, Stream, metric, page, raw, serve, unary, usual};
 
 #[tokio::test]
 async fn pages_tell_the_state_of_the_node() {
@@ -191,14 +191,25 @@ async fn every_call_is_counted_by_its_end() {
     unary(&served.channel, Operation::Put(put("k", "v"))).await.unwrap();
     unary(&served.channel, Operation::Put(put("", "v"))).await.unwrap_err();
     let metrics = served.front.api().metrics();
-    let service = "service=\"trefoil.cache.v1.CacheService\"";
-    let handled = |code: &str| {
-        format!("trefoil_grpc_server_handled_total{{code=\"{code}\",method=\"Put\",{service}}}")
-    };
+    let method =
+        r#"grpc_method="Put",grpc_service="trefoil.cache.v1.CacheService",grpc_type="unary""#;
+    let handled =
+        |code: &str| format!("grpc_server_handled_total{{grpc_code=\"{code}\",{method}}}");
     assert_eq!(metric(metrics, &handled("OK")), 1.0);
     assert_eq!(metric(metrics, &handled("InvalidArgument")), 1.0);
-    let started = format!("trefoil_grpc_server_started_total{{method=\"Put\",{service}}}");
+    let started = format!("grpc_server_started_total{{{method}}}");
     assert_eq!(metric(metrics, &started), 2.0);
-    let seconds = format!("trefoil_grpc_server_handling_seconds_count{{method=\"Put\",{service}}}");
-    assert_eq!(metric(metrics, &seconds), 2.0);
+    assert_eq!(metric(metrics, r#"trefoil_calls_refused_total{reason="INVALID_FIELD"}"#), 1.0);
+    let times = |service: &str, waits: bool| {
+        let labels = format!("grpc_service=\"trefoil.{service}\",waits=\"{waits}\"");
+        metric(metrics, &format!("grpc_server_handling_seconds_count{{{labels}}}"))
+    };
+    assert_eq!(times("cache.v1.CacheService", false), 2.0);
+    // Who asks to wait tells nothing of how fast the node is.
+    unary(&served.channel, Operation::Dequeue(dequeue("q", 1, 100))).await.unwrap();
+    let mut stream = Stream::open(&served.channel).await;
+    stream.call(1, Operation::Dequeue(dequeue("q", 1, 100))).await.unwrap();
+    unary(&served.channel, Operation::Dequeue(dequeue("q", 1, 0))).await.unwrap_err();
+    let queue = "queue.v1.QueueService";
+    assert_eq!((times(queue, true), times(queue, false)), (2.0, 1.0));
 }

@@ -8,7 +8,8 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::pipeline::v1::call::Operation;
-use trefoil_proto::pipeline::v1::{Call, OpenRequest, reply};
+use trefoil_proto::pipeline::v1::reply::Outcome;
+use trefoil_proto::pipeline::v1::{Call, OpenRequest};
 use trefoil_proto::queue::v1::Message;
 use trefoil_server::api::operation;
 
@@ -352,16 +353,22 @@ async fn a_request_beyond_the_limit_is_not_read() {
     let too_large = || Operation::Put(request.clone());
     let (code, refusal) = refused(unary(&served.channel, too_large()).await);
     let limit = invalid("request", "at most 1572864 bytes");
-    assert_eq!((code, refusal), (Code::InvalidArgument, limit));
+    assert_eq!((code, refusal), (Code::InvalidArgument, limit.clone()));
     let mut stream = Stream::open(&served.channel).await;
-    // A frame has room for one call beyond its own limit.
-    let call = |id| Call { id, timeout_ms: 0, operation: Some(too_large()) };
-    let frame = OpenRequest { calls: vec![call(1), call(2)], cancel: Vec::new() };
-    stream.calls.send(frame).await.unwrap();
-    let (code, refusal) = refused(Err(stream.replies.message().await.unwrap_err()));
-    let limit = invalid("frame", "at most 1048576 bytes");
+    // In a frame it is refused alone.
+    let (code, refusal) = refused(stream.call(1, too_large()).await);
     assert_eq!((code, refusal), (Code::InvalidArgument, limit));
     assert!(served.fake.log().is_empty());
+    stream.call(2, Operation::Put(put("k", "v"))).await.unwrap();
+    // A frame that is too large ends its stream, once the calls before it have their answers.
+    let call = |id| Call { id, timeout_ms: 0, operation: Some(too_large()) };
+    let frame = OpenRequest { calls: (4..20).map(call).collect(), cancel: Vec::new() };
+    stream.send(3, 0, Operation::Get(get("k"))).await;
+    stream.calls.send(frame).await.unwrap();
+    assert!(matches!(stream.reply().await.outcome, Some(Outcome::Get(_))));
+    let (code, refusal) = refused(Err(stream.replies.message().await.unwrap_err()));
+    let limit = invalid("frame", "at most 16777216 bytes");
+    assert_eq!((code, refusal), (Code::InvalidArgument, limit));
     // The largest that is allowed passes.
     let mut request = put(&"k".repeat(l::KEY_BYTES_MAX), "");
     request.value = data(l::VALUE_BYTES_MAX);
@@ -383,11 +390,11 @@ async fn a_frame_without_sense_gets_an_answer_for_each_call() {
     for id in [1, 2] {
         let reply = stream.reply().await;
         assert_eq!(reply.id, id);
-        let Some(reply::Outcome::Error(error)) = reply.outcome else { panic!("{reply:?}") };
+        let Some(Outcome::Error(error)) = reply.outcome else { panic!("{reply:?}") };
         assert_eq!(error.code, i32::from(Code::InvalidArgument));
     }
     // The stream goes on, and counts each of its calls.
     stream.call(3, Operation::Get(get("k"))).await.unwrap();
-    let line = "trefoil_grpc_server_started_total{method=\"Get\",service=\"trefoil.cache.v1.CacheService\"}";
+    let line = "grpc_server_started_total{grpc_method=\"Get\",grpc_service=\"trefoil.cache.v1.CacheService\",grpc_type=\"unary\"}";
     assert_eq!(metric(served.front.api().metrics(), line), 1.0);
 }

@@ -14,7 +14,7 @@ use trefoil_proto::queue::v1::{DequeueRequest, DequeueResponse};
 use trefoil_server::api::Shards as _;
 
 use crate::support::operations::*;
-use crate::support::{Served, refused, unary, usual};
+use crate::support::{Served, Setup, refused, serve, unary, usual};
 
 async fn take(served: &Served, request: DequeueRequest) -> DequeueResponse {
     match unary(&served.channel, Operation::Dequeue(request)).await {
@@ -184,4 +184,40 @@ async fn a_retry_is_told_its_leases_before_anything_else_is_taken() {
         assert_eq!(again.len(), 1);
         assert_eq!(again[0].lease_id, first.lease_id);
     }
+}
+
+#[tokio::test]
+async fn a_consumer_may_wait_for_a_queue_that_is_not_there_yet() {
+    let served = usual().await;
+    let began = Instant::now();
+    let nothing = take(&served, dequeue("q", 1, 300)).await;
+    assert!(nothing.deliveries.is_empty() && nothing.header.is_none());
+    assert!(nothing.waited_ms >= 250 && began.elapsed() >= Duration::from_millis(250));
+
+    let later = async {
+        sleep(Duration::from_millis(700)).await;
+        (Instant::now(), store(&served, "q", "k").await)
+    };
+    let (came, (stored, id)) = tokio::join!(take(&served, dequeue("q", 1, 9_000)), later);
+    assert_eq!(came.deliveries[0].message_id, id);
+    assert!(stored.elapsed() < Duration::from_secs(1), "{:?}", stored.elapsed());
+}
+
+#[tokio::test]
+async fn where_first_use_creates_no_queue_a_wait_for_it_ends_with_why() {
+    let served = serve(Setup { auto_create_queues: false, ..Setup::default() }).await;
+    let wait =
+        async |wait_ms| unary(&served.channel, Operation::Dequeue(dequeue("q", 1, wait_ms))).await;
+    for wait_ms in [0, 300] {
+        let began = Instant::now();
+        assert_eq!(refused(wait(wait_ms).await).1.reason(), Reason::UnknownQueue);
+        assert!(began.elapsed() >= Duration::from_millis(wait_ms.saturating_sub(60)));
+    }
+    let create = async {
+        sleep(Duration::from_millis(100)).await;
+        unary(&served.channel, Operation::CreateQueue(create_queue("q", 1))).await.unwrap();
+        store(&served, "q", "k").await
+    };
+    let (came, id) = tokio::join!(take(&served, dequeue("q", 1, 9_000)), create);
+    assert_eq!(came.deliveries[0].message_id, id);
 }

@@ -18,4 +18,5 @@ mod requests;
 mod semaphores;
 mod session_stream;
 mod support;
+mod unreadable;
 mod watch;

@@ -12,6 +12,7 @@ use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, WaiterId};
 use trefoil_core::replica::{Role, RoleChange, Status};
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_TERM, CallId, MACHINE_VERSION, NodeId, Position, ShardId};
+use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Drawn, Entry, Query, Refusal};
@@ -202,6 +203,12 @@ impl Fake {
 }
 
 impl Shards for Fake {
+    fn describe_by(&self, _: impl Fn() -> Option<StatusResponse> + Send + Sync + 'static) {}
+
+    async fn ask_status(&self, node: NodeId) -> Result<StatusResponse, String> {
+        Err(format!("node {node} is not there"))
+    }
+
     async fn command(
         &self,
         shard: ShardId,

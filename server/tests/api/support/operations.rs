@@ -230,7 +230,7 @@ pub(crate) fn one_of_each() -> Vec<Operation> {
         Operation::Put(put("k", "v")),
         Operation::Get(get("k")),
         Operation::Delete(delete("k")),
-        Operation::Status(cluster::StatusRequest {}),
+        Operation::Status(cluster::StatusRequest::default()),
         Operation::TransferLeader(cluster::TransferLeaderRequest { shard: 0, to_node_id: 1 }),
     ]);
     all.extend(of_namespaces());
