@@ -208,6 +208,10 @@ check_all_in_one() {
   check_lock TREFOIL
   check_queue TREFOIL
   check_cache TREFOIL
+  # From within a container the other nodes' addresses for clients lead nowhere.
+  docker exec "$(container trefoil2)" trefoil -o json status >"$work/status" 2>&1 || fail "status in a container: $(cat "$work/status")"
+  [ "$(grep -o '"error": *null' "$work/status" | wc -l)" -eq 3 ] ||
+    fail "status in a container: $(cat "$work/status")"
   compose "$all" down -v >/dev/null 2>&1
   say "all in one: three nodes, every call of the README"
 }

@@ -18,12 +18,14 @@ pub(crate) const USAGE: u8 = 64;
 pub(crate) struct Failure {
     code: u8,
     message: String,
+    /// What was refused in particular.
+    details: Option<String>,
     next: Option<String>,
 }
 
 impl Failure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into(), next: None }
+        Self { code: 1, message: message.into(), details: None, next: None }
     }
 
     /// The configuration cannot be used.
@@ -43,8 +45,8 @@ impl Failure {
     /// Says it, and returns the exit code.
     pub(crate) fn report(&self) -> ExitCode {
         output::note(&format!("trefoil: {}", self.message));
-        if let Some(next) = &self.next {
-            output::note(&format!("         {next}"));
+        for line in self.details.iter().chain(&self.next) {
+            output::note(&format!("         {line}"));
         }
         ExitCode::from(self.code)
     }
@@ -70,8 +72,21 @@ impl From<Error> for Failure {
             Error::Refused { reason, .. } => reason.row().meaning.to_owned(),
             _ => "Compare `trefoil version` here and on the nodes.".to_owned(),
         };
-        Self::new(error.to_string()).next(next)
+        Self { details: details(&error), ..Self::new(error.to_string()).next(next) }
     }
+}
+
+/// What goes with the reason of a refusal, such as the lock and the token of a fence, unless its sentence says it.
+fn details(error: &Error) -> Option<String> {
+    let metadata = match error {
+        Error::Refused { metadata, .. } => metadata,
+        Error::MaybeApplied { last } => return details(last),
+        _ => return None,
+    };
+    let is_said = |name: &str| ["field", "limit"].contains(&name) || name.starts_with("edge_");
+    let details = metadata.iter().filter(|(name, value)| !(is_said(name) || value.is_empty()));
+    let details = details.map(|(name, value)| format!("{name} {value:?}")).collect::<Vec<_>>();
+    (!details.is_empty()).then(|| details.join(", "))
 }
 
 /// Help and version are answers; anything else is wrong usage.

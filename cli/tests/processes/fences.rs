@@ -120,6 +120,10 @@ async fn the_command_line_shows_fences() {
     let fenced = |arguments: &[&str]| {
         let (code, _, error) = run_command(&cluster, arguments);
         assert!(code == 1 && error.contains("FENCED"), "{arguments:?}: {code} {error}");
+        let (lock, token) = arguments.last().unwrap().split_once(':').unwrap();
+        let named = format!("lock {lock:?}");
+        let shown = format!("token {token:?}");
+        assert!(error.contains(&named) && error.contains(&shown), "{error}");
     };
     let (session, old) = acquire("job");
     let old = format!("job:{old}");
