@@ -48,13 +48,9 @@ async fn increment(client: &Client, session: &Session) -> Result<u64, Error> {
         }
     };
     let count = add_one(client, &guard).await?;
-    match guard.release().await {
-        // What was written under the fence stands, whoever holds the lock now.
-        Err(Error::Refused { reason: Reason::SessionExpired | Reason::NotHolder, .. }) | Ok(()) => {
-            Ok(count)
-        }
-        Err(error) => Err(error),
-    }
+    // What was written under the fence stands, also where the lock was lost since.
+    guard.release().await?;
+    Ok(count)
 }
 
 /// Between the read and the write any time may pass. Once a newer holder has read, the write is refused.

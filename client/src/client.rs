@@ -200,7 +200,9 @@ impl Builder {
         let client = self.build()?;
         let mut last = Error::NoEndpoint;
         for node in client.inner.routes.nodes() {
-            match retry::once(&node, StatusRequest {}, REFRESH_TIMEOUT.min(client.timeout)).await {
+            match retry::once(&node, StatusRequest::default(), REFRESH_TIMEOUT.min(client.timeout))
+                .await
+            {
                 Ok(status) => {
                     client.inner.routes.absorb(&node, &status);
                     return Ok(client);
@@ -258,7 +260,8 @@ impl Inner {
         let inner = Arc::clone(self);
         tokio::spawn(async move {
             let node = inner.routes.pick(Scope::Any, &[]);
-            if let Ok(status) = retry::once(&node, StatusRequest {}, REFRESH_TIMEOUT).await {
+            if let Ok(status) = retry::once(&node, StatusRequest::default(), REFRESH_TIMEOUT).await
+            {
                 inner.routes.absorb(&node, &status);
             }
         });

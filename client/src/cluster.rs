@@ -26,8 +26,29 @@ impl Cluster {
         Self { client }
     }
 
-    /// Asks every known node, all at once; a node that does not answer has an error in its place.
+    /// Asks every known node, all at once. One that cannot be reached from here is asked by another node; one that does not
+    /// answer that either has an error in its place.
     pub async fn status(&self) -> Vec<NodeStatus> {
+        let mut answers = self.ask_all().await;
+        let reached = answers.iter().find(|answer| answer.status.is_ok());
+        let Some(reached) = reached.map(|answer| answer.endpoint.clone()) else { return answers };
+        if answers.iter().all(|answer| answer.status.is_ok()) {
+            return answers;
+        }
+        let said = self.ask(&reached, StatusRequest { all_nodes: true }).await;
+        for other in said.map(|said| said.others).unwrap_or_default() {
+            let endpoint = other.member.map(|member| member.endpoint).unwrap_or_default();
+            let found = answers.iter_mut().find(|answer| answer.endpoint == endpoint);
+            if let (Some(answer), Some(status)) = (found, other.status)
+                && answer.status.is_err()
+            {
+                answer.status = Ok(status);
+            }
+        }
+        answers
+    }
+
+    async fn ask_all(&self) -> Vec<NodeStatus> {
         let mut asked = JoinSet::new();
         for (n, endpoint) in self.endpoints().into_iter().enumerate() {
             let cluster = self.clone();
@@ -45,13 +66,17 @@ impl Cluster {
     /// # Errors
     /// When it cannot be reached or does not answer in time.
     pub async fn status_of(&self, endpoint: &str) -> Result<StatusResponse, Error> {
+        self.ask(endpoint, StatusRequest::default()).await
+    }
+
+    async fn ask(&self, endpoint: &str, request: StatusRequest) -> Result<StatusResponse, Error> {
         let node = self
             .client
             .inner()
             .routes
             .at(endpoint)
             .ok_or_else(|| Error::InvalidEndpoint { endpoint: endpoint.to_owned() })?;
-        retry::once(&node, StatusRequest {}, self.client.timeout()).await
+        retry::once(&node, request, self.client.timeout()).await
     }
 
     fn learn(&self, answer: NodeStatus) -> NodeStatus {

@@ -10,7 +10,7 @@ use trefoil_proto::lock::v1::{
 use crate::lock::{Guard, Locks};
 use crate::session::Session;
 use crate::watch::Watch;
-use crate::{Error, Value, millis};
+use crate::{Error, Fence, Value, millis};
 
 /// An election in which a session is to campaign.
 #[derive(Clone, Debug)]
@@ -181,12 +181,18 @@ impl Leadership {
         }
     }
 
-    /// Ends the leadership: the next campaign in order leads at once.
+    /// Ends the leadership: the next campaign in order leads at once. One that was lost before is over: that is no error.
     ///
     /// # Errors
-    /// SESSION_EXPIRED or NOT_HOLDER when it was lost before; else see [`Error`].
+    /// See [`Error`].
     pub async fn resign(self) -> Result<(), Error> {
         self.guard.release().await
+    }
+}
+
+impl From<&Leadership> for Fence {
+    fn from(leadership: &Leadership) -> Self {
+        Self::from(&leadership.guard)
     }
 }
 

@@ -336,10 +336,10 @@ impl Guard {
         (&self.name, self.first_token)
     }
 
-    /// Releases the lock.
+    /// Releases the lock. One that was lost before is not held any more: that is no error.
     ///
     /// # Errors
-    /// SESSION_EXPIRED or NOT_HOLDER when it was lost before; else see [`Error`].
+    /// See [`Error`].
     pub async fn release(mut self) -> Result<(), Error> {
         self.released = true;
         let (session, name, token) =

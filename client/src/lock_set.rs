@@ -145,11 +145,10 @@ impl Guards {
         self.session.lost().await;
     }
 
-    /// Releases all of them, the last one first.
+    /// Releases all of them, the last one first. One that was lost before is no error.
     ///
     /// # Errors
-    /// The first one, when the others are released: SESSION_EXPIRED or NOT_HOLDER when a lock was lost before; else see
-    /// [`Error`].
+    /// The first one, when the others are released: see [`Error`].
     pub async fn release(mut self) -> Result<(), Error> {
         let mut result = Ok(());
         // What is not reached, because the future is dropped, is released in the background.

@@ -7,18 +7,17 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::codegen::http::uri::Authority;
 use tonic::transport::Endpoint;
+use trefoil_proto::FRAME_BYTES_MAX;
 use trefoil_proto::pipeline::v1::pipeline_service_client::PipelineServiceClient;
 use trefoil_proto::pipeline::v1::{call, reply};
 
 use crate::error::Error;
 use crate::listen;
 use crate::operation::Way;
-use crate::stream::{Ended, FRAME_BYTES_MAX, Stream, WAITS_MAX};
+use crate::stream::{Ended, Stream, WAITS_MAX};
 
 /// An advertised name that takes longer to dial is of no use: the reachable node forwards instead.
 const ADVERTISED_DIAL: Duration = Duration::from_millis(200);
-/// Bytes of one request beside those of a full frame: any larger one is refused by the server too.
-const REQUEST_BYTES_MAX: usize = 2 << 20;
 /// Bytes of one reply beside those of a full frame.
 const REPLY_BYTES_MAX: usize = 8 << 20;
 /// Bytes of the headers that a server may send.
@@ -208,8 +207,7 @@ impl Node {
         let channel = self.transport.connect().await.map_err(|error| root_cause(&error))?;
         let (shared, frames) = Stream::prepare();
         let mut client = PipelineServiceClient::new(channel)
-            .max_decoding_message_size(FRAME_BYTES_MAX + REPLY_BYTES_MAX)
-            .max_encoding_message_size(FRAME_BYTES_MAX + REQUEST_BYTES_MAX);
+            .max_decoding_message_size(FRAME_BYTES_MAX + REPLY_BYTES_MAX);
         let replies = client.open(frames).await.map_err(|status| status.message().to_owned())?;
         Ok(Stream::opened(shared, replies.into_inner(), waits))
     }

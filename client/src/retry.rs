@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
+use trefoil_proto::REQUEST_BYTES_MAX;
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::pipeline::v1::reply;
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::pipeline::v1::{call, reply};
+use trefoil_proto::reason::{Effect, Retry, invalid};
 
 use crate::boot::BootInstant;
 use crate::client::Inner;
@@ -64,25 +65,33 @@ pub(crate) async fn run<R: Request>(
             let left = wait.saturating_sub(started.elapsed()).as_millis();
             *wait_ms = u64::try_from(left).unwrap_or(u64::MAX);
         }
+        let operation = request.clone().operation();
+        fits(&operation)?;
         let node = course.node(inner, scope);
         let sent = BootInstant::now();
-        let pause =
-            match node.call(way, request.clone().operation(), course.try_deadline(way)).await {
-                Ok(reply::Outcome::Error(error)) => {
-                    course.refused(inner, &node, Error::from_reply(error))?
+        let pause = match node.call(way, operation, course.try_deadline(way)).await {
+            Ok(reply::Outcome::Error(error)) => {
+                course.refused(inner, &node, Error::from_reply(error))?
+            }
+            Ok(outcome) => {
+                let response = R::response(outcome).ok_or(Error::Protocol)?;
+                if R::header(&response).is_some_and(|header| inner.routes.learn(scope, header)) {
+                    inner.refresh();
                 }
-                Ok(outcome) => {
-                    let response = R::response(outcome).ok_or(Error::Protocol)?;
-                    if R::header(&response).is_some_and(|header| inner.routes.learn(scope, header))
-                    {
-                        inner.refresh();
-                    }
-                    return Ok((response, sent));
-                }
-                Err(failed) => course.failed(inner, node, failed)?,
-            };
+                return Ok((response, sent));
+            }
+            Err(failed) => course.failed(inner, node, failed)?,
+        };
         course.pause(pause).await?;
     }
+}
+
+/// Refuses at once what every node would refuse.
+fn fits(operation: &call::Operation) -> Result<(), Error> {
+    if operation.encoded_len() <= REQUEST_BYTES_MAX {
+        return Ok(());
+    }
+    Err(invalid("request", format_args!("at most {REQUEST_BYTES_MAX} bytes")).into())
 }
 
 /// Runs a call once, at one node: what is asked of that node in particular.

@@ -197,10 +197,10 @@ impl PermitGuard {
         self.guard.release_requested().await
     }
 
-    /// Gives them back: those who wait hold theirs at once.
+    /// Gives them back: those who wait hold theirs at once. Those that were lost before are back already: that is no error.
     ///
     /// # Errors
-    /// SESSION_EXPIRED or NOT_HOLDER when they were lost before; else see [`Error`].
+    /// See [`Error`].
     pub async fn release(self) -> Result<(), Error> {
         self.guard.release().await
     }

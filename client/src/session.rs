@@ -145,15 +145,15 @@ impl Session {
         }
     }
 
-    /// Closes the session and releases all that it holds.
+    /// Closes the session and releases all that it holds. One that was lost before is gone already: that is no error.
     ///
     /// # Errors
-    /// SESSION_EXPIRED when it was lost before; else see [`Error`].
+    /// See [`Error`].
     pub async fn close(self) -> Result<(), Error> {
         if !self.shared.end() {
-            return Err(self.expired());
+            return Ok(());
         }
-        close(self.shared.client.clone(), self.shared.id).await
+        or_gone(close(self.shared.client.clone(), self.shared.id).await)
     }
 
     /// Lets go of the session without closing it: it and its locks live until the TTL has passed, or until
@@ -188,14 +188,14 @@ impl Session {
     }
 
     pub(crate) async fn release(&self, name: String, token: u64) -> Result<(), Error> {
-        self.shared.client.locks().release(self.shared.id, name, token).await
+        if self.shared.life.borrow().over {
+            return Ok(());
+        }
+        or_gone(self.shared.client.locks().release(self.shared.id, name, token).await)
     }
 
     /// What a dropped guard does. The session stays open until it is done.
     pub(crate) fn release_in_background(&self, name: String, token: u64) {
-        if self.shared.life.borrow().over {
-            return;
-        }
         let session = self.clone();
         self.shared.runtime.spawn(async move {
             // Nobody is left to be told; if it fails, the session's end releases the lock.
@@ -251,6 +251,14 @@ fn expired() -> Error {
     let message =
         "the session is lost: it expired, was closed, or could not be renewed in time".to_owned();
     Error::Refused { reason: Reason::SessionExpired, message, metadata: BTreeMap::new() }
+}
+
+/// What was lost before is not held any more, as its holder wants it.
+fn or_gone(ended: Result<(), Error>) -> Result<(), Error> {
+    match ended {
+        Err(Error::Refused { reason: Reason::SessionExpired | Reason::NotHolder, .. }) => Ok(()),
+        ended => ended,
+    }
 }
 
 async fn close(client: Client, session_id: u64) -> Result<(), Error> {

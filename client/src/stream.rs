@@ -11,10 +11,9 @@ use std::task::{Context, Poll, Waker};
 use tokio::sync::{Semaphore, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout_at};
+use trefoil_proto::FRAME_BYTES_MAX;
 use trefoil_proto::pipeline::v1::{Call, OpenRequest, OpenResponse, call, reply};
 
-/// Bytes of a frame before its last call.
-pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 /// Bytes that a call counts for in the window at least.
 const CALL_BYTES_MIN: usize = 16 << 10;
 /// Bytes in flight on a stream of ordinary calls: 2,048 small ones.

@@ -44,6 +44,30 @@ impl From<&str> for Value {
     }
 }
 
+impl From<&String> for Value {
+    fn from(text: &String) -> Self {
+        Self::Text(text.clone())
+    }
+}
+
+impl From<&[u8]> for Value {
+    fn from(data: &[u8]) -> Self {
+        Self::Data(Bytes::copy_from_slice(data))
+    }
+}
+
+impl<const N: usize> From<&[u8; N]> for Value {
+    fn from(data: &[u8; N]) -> Self {
+        Self::from(&data[..])
+    }
+}
+
+impl From<&Vec<u8>> for Value {
+    fn from(data: &Vec<u8>) -> Self {
+        Self::from(&data[..])
+    }
+}
+
 impl From<String> for Value {
     fn from(text: String) -> Self {
         Self::Text(text)

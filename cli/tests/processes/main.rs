@@ -8,6 +8,7 @@
 
 mod dev;
 mod ended;
+mod examples;
 mod failover;
 mod faults;
 mod fences;

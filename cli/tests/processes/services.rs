@@ -1,10 +1,15 @@
 //! A fresh cluster serves all three services, through the client and through the command line.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value as Json;
+use trefoil_client::proto::cluster::v1::StatusRequest;
+use trefoil_client::proto::cluster::v1::cluster_service_client::ClusterServiceClient;
+use trefoil_client::proto::queue::v1::queue_service_client::QueueServiceClient;
+use trefoil_client::proto::queue::v1::{DequeueRequest, EnqueueRequest};
 use trefoil_client::{Guard, LineState, Message, Reason};
 
+use crate::raw::channel;
 use crate::support::{Cluster, eventually, run};
 
 #[tokio::test]
@@ -249,4 +254,62 @@ async fn namespaces_are_declared_shown_and_removed_through_the_command_line() {
     assert!(code == 1 && error.contains("UNKNOWN_NAMESPACE"), "{error}");
     assert_eq!(json(&["namespace", "policy", "created"]).0, 0);
     assert_eq!(run(&cluster, &["--namespace", "b", "cache", "put", "k", "v"]).0, 0);
+}
+
+#[tokio::test]
+async fn what_no_node_would_read_is_refused_by_the_client_at_once() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client().await;
+    let began = Instant::now();
+    let refused = client.cache().put("k", vec![0; 3 << 20]).await.unwrap_err();
+    assert_eq!(refused.reason(), Some(Reason::InvalidField));
+    assert!(refused.has_no_side_effects() && refused.to_string().contains("1572864"), "{refused}");
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_consumer_may_come_before_its_queue_at_another_node() {
+    let cluster = Cluster::start().await;
+    let connect = |node: usize| QueueServiceClient::new(channel(&cluster.nodes[node]));
+    let (mut consumer, mut producer) = (connect(1), connect(0));
+    let queue = "early".to_owned();
+    let dequeue = DequeueRequest { queue: queue.clone(), wait_ms: 20_000, ..Default::default() };
+    let store = async {
+        tokio::time::sleep(Duration::from_millis(1_200)).await;
+        let messages = vec![Message::new("first").into()];
+        let request = EnqueueRequest { queue, messages, ..EnqueueRequest::default() };
+        let stored = producer.enqueue(request).await.unwrap().into_inner();
+        (Instant::now(), stored.message_ids)
+    };
+    let (taken, (stored, ids)) = tokio::join!(consumer.dequeue(dequeue), store);
+    let taken = taken.unwrap().into_inner();
+    assert_eq!(taken.deliveries[0].message_id, ids[0]);
+    assert!(stored.elapsed() < Duration::from_secs(2), "{:?}", stored.elapsed());
+}
+
+#[tokio::test]
+async fn a_node_gathers_the_status_of_the_others() {
+    let mut cluster = Cluster::start().await;
+    let ask = async |all_nodes: bool| {
+        let mut node = ClusterServiceClient::new(channel(&cluster.nodes[0]));
+        node.status(StatusRequest { all_nodes }).await.unwrap().into_inner()
+    };
+    assert!(ask(false).await.others.is_empty());
+    let others = ask(true).await.others;
+    let names = others.iter().map(|other| other.status.as_ref().unwrap().node_name.as_str());
+    assert_eq!(names.collect::<Vec<_>>(), ["n2", "n3"]);
+    assert!(others.iter().all(|other| other.status.as_ref().unwrap().shards.len() == 7));
+
+    // Where its client reaches the first node alone, it is shown all three.
+    let (code, said) = json(&cluster, &["status", "--endpoints", &cluster.nodes[0].endpoint()]);
+    let nodes = said["nodes"].as_array().unwrap();
+    assert_eq!((code, nodes.len()), (0, 3), "{said}");
+
+    cluster.nodes[2].kill();
+    let mut node = ClusterServiceClient::new(channel(&cluster.nodes[0]));
+    let began = Instant::now();
+    let others = node.status(StatusRequest { all_nodes: true }).await.unwrap().into_inner().others;
+    assert!(began.elapsed() < Duration::from_secs(3), "{:?}", began.elapsed());
+    assert!(others[0].status.is_some() && others[1].status.is_none(), "{others:?}");
+    assert!(!others[1].error.is_empty());
 }
