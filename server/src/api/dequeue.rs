@@ -57,20 +57,11 @@ impl<S: Shards> Api<S> {
         request: DequeueRequest,
     ) -> Result<DequeueResponse, Refusal> {
         let began = Instant::now();
-        let DequeueRequest {
-            namespace,
-            queue,
-            max_messages,
-            wait_ms,
-            lease_ms,
-            request_id,
-            fence: _,
-        } = request;
+        let DequeueRequest { namespace, queue, wait_ms, request_id, .. } = &request;
         let latest = context.ask.deadline.checked_sub(ANSWER_TIME).unwrap_or(began);
-        let until = (began + Duration::from_millis(wait_ms)).min(latest);
-        let patience = (wait_ms > 0).then_some(until);
-        let Some(known) = self.await_queue(&namespace, &queue, patience, &context.ask).await?
-        else {
+        let until = (began + Duration::from_millis(*wait_ms)).min(latest);
+        let patience = (*wait_ms > 0).then_some(until);
+        let Some(known) = self.await_queue(namespace, queue, patience, &context.ask).await? else {
             let waited_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(0);
             return Ok(DequeueResponse { waited_ms, ..DequeueResponse::default() });
         };
@@ -84,9 +75,9 @@ impl<S: Shards> Api<S> {
             context,
             catalogue,
             // A repeated grant is harmless, and a shard that does not know the client must not refuse for ever.
-            request_id: request_id.map(|id| RequestId { attempt: 0, ..id }),
-            lease_ms,
-            max_messages: usize::try_from(max_messages).unwrap_or(usize::MAX),
+            request_id: request_id.clone().map(|id| RequestId { attempt: 0, ..id }),
+            lease_ms: request.lease_ms,
+            max_messages: usize::try_from(request.max_messages).unwrap_or(usize::MAX),
             header: None,
             began,
             waited: None,
@@ -98,14 +89,14 @@ impl<S: Shards> Api<S> {
             // What it was granted the first time is no longer ready: every shard says what it remembers.
             for group in &groups {
                 let end = poll.take(group, 0).await;
-                end.map_err(|refusal| self.heed(&namespace, &queue, refusal))?;
+                end.map_err(|refusal| self.heed(namespace, queue, refusal))?;
             }
             if poll.is_remembered() {
                 return Ok(poll.answer());
             }
         }
         let mut ready = poll.look(&groups).await?;
-        let mut is_last = wait_ms == 0;
+        let mut is_last = *wait_ms == 0;
         loop {
             for group in &ready {
                 if poll.wanted() == 0 {
@@ -114,7 +105,7 @@ impl<S: Shards> Api<S> {
                 match poll.take(group, poll.wanted()).await {
                     // What came from shards that the fence has passed is delivered.
                     Err(refusal) if is_fenced(&refusal) && poll.has_any() => break,
-                    end => end.map_err(|refusal| self.heed(&namespace, &queue, refusal))?,
+                    end => end.map_err(|refusal| self.heed(namespace, queue, refusal))?,
                 }
             }
             if poll.has_any() {
