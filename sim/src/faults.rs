@@ -383,7 +383,7 @@ impl World {
             // A torn tail is noted in the log before anything else.
             Err(why) if at.disk.volume.is_limited() => {
                 trace!(self, "n{node} does not start: {why}");
-                self.stats.full_starts += 1;
+                self.stats.full_disks += 1;
                 return self.at(now + SECOND, Event::Mend(Mend::Start(node)));
             }
             Err(why) => return self.does_not_start(node, &why),

@@ -86,7 +86,6 @@ stats! {
     disk_errors: "Processes that ended because their disk failed.",
     sync_errors: "Syncs that failed.",
     full_disks: "Writes of the log that found no room.",
-    full_starts: "Starts that found no room for what they must write.",
     full_leaders: "Leaders without room beside a majority that has it.",
     narrow_leaders: "Leaders behind a narrow link beside a majority that works.",
     full_checkpoints: "Checkpoints that found no room.",
