@@ -4,14 +4,27 @@ use std::io;
 
 use slog::{Drain, Logger, o};
 use slog_async::{AsyncGuard, OverflowStrategy};
+use slog_scope::GlobalLoggerGuard;
 
 use crate::config::{LogFormat, LogLevel};
 
 /// Lines that may wait to be written; further ones are dropped and counted in the log itself.
 const LINES_WAITING_MAX: usize = 4_096;
 
-/// Lets libraries that know no logger of ours, such as raft-engine, write here, too: once in a process.
-pub fn adopt(logger: &Logger, level: LogLevel) -> Option<slog_scope::GlobalLoggerGuard> {
+/// As long as it lives, libraries that know no logger of ours, such as raft-engine, write to the log, too.
+pub(crate) struct Others {
+    _logger: GlobalLoggerGuard,
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        // Where the logger is gone a line would be a panic.
+        log::set_max_level(log::LevelFilter::Off);
+    }
+}
+
+/// Takes in the lines of such libraries: once in a process.
+pub(crate) fn adopt(logger: &Logger, level: LogLevel) -> Others {
     let level = match level {
         LogLevel::Error => log::Level::Error,
         LogLevel::Warning => log::Level::Warn,
@@ -19,8 +32,10 @@ pub fn adopt(logger: &Logger, level: LogLevel) -> Option<slog_scope::GlobalLogge
         LogLevel::Debug => log::Level::Debug,
         LogLevel::Trace => log::Level::Trace,
     };
-    let guard = slog_scope::set_global_logger(logger.clone());
-    slog_stdlog::init_with_level(level).ok().map(|()| guard)
+    let others = Others { _logger: slog_scope::set_global_logger(logger.clone()) };
+    // A second node in a process goes by what the first one set.
+    slog_stdlog::init_with_level(level).ok();
+    others
 }
 
 /// The root logger, and a guard that writes out what still waits when it is dropped.
