@@ -47,7 +47,7 @@ struct Arguments {
     known: Option<std::path::PathBuf>,
     /// Seeds that a mutant may survive at most.
     #[cfg(feature = "mutants")]
-    #[arg(long, default_value_t = 400)]
+    #[arg(long, default_value_t = 500)]
     most: u64,
 }
 
