@@ -4,6 +4,7 @@ use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -282,9 +283,15 @@ pub(crate) fn is_alive(id: u32) -> bool {
     stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
-/// Ports that nobody else has now.
+/// Ports that nobody else has now. They lie below those that Linux gives to connections: else a call of another node could
+/// take one before its node listens.
 pub(crate) fn free_ports(count: usize) -> Vec<SocketAddr> {
-    let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect::<Vec<_>>();
+    const PORTS: std::ops::Range<u32> = 10_000..32_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let span = PORTS.end - PORTS.start;
+    let next = || PORTS.start + (std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed)) % span;
+    let bind = |port| TcpListener::bind(("127.0.0.1", u16::try_from(port).unwrap())).ok();
+    let held = std::iter::repeat_with(next).filter_map(bind).take(count).collect::<Vec<_>>();
     held.iter().map(|listener| listener.local_addr().unwrap()).collect()
 }
 
