@@ -300,6 +300,20 @@ async fn a_node_gathers_the_status_of_the_others() {
     assert_eq!(names.collect::<Vec<_>>(), ["n2", "n3"]);
     assert!(others.iter().all(|other| other.status.as_ref().unwrap().shards.len() == 7));
 
+    // However many ask at once, a peer is asked over one connection: its port has few for all.
+    let node = ClusterServiceClient::new(channel(&cluster.nodes[0]));
+    let mut asks = tokio::task::JoinSet::new();
+    for _ in 0..500 {
+        let mut node = node.clone();
+        asks.spawn(async move { node.status(StatusRequest { all_nodes: true }).await });
+    }
+    for said in asks.join_all().await {
+        let others = said.unwrap().into_inner().others;
+        assert!(others.iter().all(|other| other.status.is_some()), "{others:?}");
+    }
+    let log = std::fs::read_to_string(cluster.dir().join("n1.log")).unwrap();
+    assert!(!log.contains("lost a peer"), "{log}");
+
     // Where its client reaches the first node alone, it is shown all three.
     let (code, said) = json(&cluster, &["status", "--endpoints", &cluster.nodes[0].endpoint()]);
     let nodes = said["nodes"].as_array().unwrap();

@@ -2,9 +2,9 @@
 //!
 //! What is damaged is the state, never the log: the replica goes on to persist, to acknowledge and to vote, so that a
 //! quorum stays as large as it was. It does not apply or answer until a state of its leader has taken the place of its
-//! own, and leads for as long alone as it takes to bring its log to one who can; its log goes on from there. The state may be any that its own log leads on from, so that
-//! nothing that it acknowledged is ever dropped, and raft itself does not hear of the change
-//! (docs/decisions/0011-damaged-state.md).
+//! own; its log goes on from there. It leads only where nobody else is elected, to bring its log to one who can. The
+//! state may be any that its own log leads on from, so that nothing that it acknowledged is ever dropped, and raft
+//! itself does not hear of the change (docs/decisions/0011-damaged-state.md).
 //!
 //! Damage is found by the shell, which cannot read what it wrote, or by comparing states: every message tells the hash
 //! of all writes so far, and the digest of the whole state at the last index that an entry named for it. The leader

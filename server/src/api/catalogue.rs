@@ -28,7 +28,7 @@ const LOOK_MAX: Duration = Duration::from_millis(500);
 #[derive(Debug, Default)]
 pub(super) struct Catalogues {
     known: Mutex<BTreeMap<String, Known>>,
-    /// Wakes those who wait for a queue that is not there yet.
+    /// Wakes those who wait for a queue that is not known yet.
     found: Notify,
 }
 
@@ -67,6 +67,17 @@ impl Turns {
 impl Catalogues {
     fn find(&self, name: &str) -> Option<Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    /// Waits until a queue is known here, until then at most.
+    async fn appears(&self, name: &str, until: Instant) {
+        loop {
+            // From before the look, so that nothing is missed between the two.
+            let found = self.found.notified();
+            if self.find(name).is_some() || timeout_at(until, found).await.is_err() {
+                return;
+            }
+        }
     }
 
     fn remember(&self, name: String, catalogue: Catalogue) -> Known {
@@ -132,10 +143,8 @@ impl<S: Shards> Api<S> {
         until: Option<Instant>,
         ask: &Ask,
     ) -> Result<Option<Known>, Refusal> {
-        let mut pause = LOOK_MIN;
+        let (name, mut pause) = (full_name(namespace, queue), LOOK_MIN);
         loop {
-            // From before the look, so that nothing is missed between the two.
-            let found = self.catalogues.found.notified();
             let (unknown, until) = match self.find_queue(namespace, queue, ask).await {
                 Err(refusal) if refusal.reason() == Reason::UnknownQueue => {
                     (refusal.clone(), until.ok_or(refusal)?)
@@ -147,7 +156,7 @@ impl<S: Shards> Api<S> {
                 return if self.may_create(&unknown) { Ok(None) } else { Err(unknown) };
             }
             let look = now + pause.mul_f64(rand::random_range(0.5..1.0));
-            timeout_at(look.min(until), found).await.ok();
+            self.catalogues.appears(&name, look.min(until)).await;
             pause = (2 * pause).min(LOOK_MAX);
         }
     }

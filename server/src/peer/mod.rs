@@ -24,7 +24,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle as Runtime;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 use trefoil_core::call::{Failure, Work, unreached};
 use trefoil_core::replica::Peer;
 use trefoil_core::replica::obstacles::Obstacles;
@@ -72,6 +73,9 @@ struct Link {
     address: String,
     queue: Arc<Queue>,
     forward: Arc<Forward>,
+    /// What the peer said of itself last, and when. One asks and the others wait for it, since a peer has few connections
+    /// for all that clients may ask at once.
+    described: Mutex<Option<(Instant, Result<StatusResponse, String>)>>,
 }
 
 impl Links {
@@ -86,6 +90,7 @@ impl Links {
             address: address.clone(),
             queue: Arc::default(),
             forward: Arc::default(),
+            described: Mutex::default(),
         };
         let peers = others.map(|member| (member.id, link(&member.address))).collect();
         let snapshots = Arc::new(Snapshots::new(Arc::clone(&shared), Arc::clone(&introductions)));
@@ -189,23 +194,34 @@ impl Links {
         }
     }
 
-    /// What another node says of itself.
+    /// What another node says of itself, not before this call.
     pub(crate) async fn describe(&self, node: NodeId) -> Result<StatusResponse, String> {
+        let began = Instant::now();
         let link = self.peers.get(&node).ok_or("it is no other member")?;
-        let ask = async {
-            let mut client = dial::connect(&link.address).await?;
-            let greeting = Some(self.introductions.greeting(node));
-            let answer = client.describe(DescribeRequest { greeting }).await?;
-            answer
-                .into_inner()
-                .status
-                .ok_or_else(|| dial::Ended::Away("it says nothing".to_owned()))
-        };
-        match tokio::time::timeout(DESCRIBE_WAIT, ask).await {
-            Ok(Ok(status)) => Ok(status),
-            Ok(Err(ended)) => Err(ended.to_string()),
-            Err(_) => Err(format!("no answer within {} ms", DESCRIBE_WAIT.as_millis())),
+        let mut described = link.described.lock().await;
+        if let Some((at, said)) = &*described
+            && *at >= began
+        {
+            return said.clone();
         }
+        let asked = tokio::time::timeout(DESCRIBE_WAIT, self.ask_to_describe(node, link)).await;
+        let said = match asked {
+            Ok(said) => said.map_err(|ended| ended.to_string()),
+            Err(_) => Err(format!("no answer within {} ms", DESCRIBE_WAIT.as_millis())),
+        };
+        *described = Some((Instant::now(), said.clone()));
+        said
+    }
+
+    async fn ask_to_describe(
+        &self,
+        node: NodeId,
+        link: &Link,
+    ) -> Result<StatusResponse, dial::Ended> {
+        let mut client = dial::connect(&link.address).await?;
+        let greeting = Some(self.introductions.greeting(node));
+        let answer = client.describe(DescribeRequest { greeting }).await?.into_inner();
+        answer.status.ok_or_else(|| dial::Ended::Away("it says nothing".to_owned()))
     }
 
     /// When a node gave its last sign of life on the stream for calls to it, by the boot clock.
