@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use super::port;
 use crate::exit::Failure;
 
 const NODES: usize = 3;
@@ -105,7 +106,7 @@ fn fresh() -> Result<Vec<Node>, Failure> {
 }
 
 fn free(address: IpAddr) -> Result<TcpListener, Failure> {
-    TcpListener::bind((address, 0)).map_err(|error| no_port(&error))
+    port::free(address).map_err(|error| no_port(&error))
 }
 
 fn no_port(error: &std::io::Error) -> Failure {

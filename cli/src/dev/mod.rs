@@ -2,6 +2,7 @@
 
 mod child;
 mod layout;
+mod port;
 mod report;
 
 use std::net::SocketAddr;

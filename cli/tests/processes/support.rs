@@ -1,10 +1,9 @@
 //! The harness: a cluster of real nodes in scratch directories on free ports.
 
 use std::fs::File;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,6 +12,10 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::time::{Instant, sleep};
 use trefoil_client::proto::cluster::v1::StatusResponse;
 use trefoil_client::{Client, Error};
+
+/// As `trefoil dev` picks them.
+#[path = "../../src/dev/port.rs"]
+mod port;
 
 /// The binary under test.
 pub(crate) const TREFOIL: &str = env!("CARGO_BIN_EXE_trefoil");
@@ -283,15 +286,10 @@ pub(crate) fn is_alive(id: u32) -> bool {
     stat.is_ok_and(|stat| !stat.rsplit(')').next().unwrap_or("").trim_start().starts_with('Z'))
 }
 
-/// Ports that nobody else has now. They lie below those that Linux gives to connections: else a call of another node could
-/// take one before its node listens.
+/// Ports that nobody else has now, each another.
 pub(crate) fn free_ports(count: usize) -> Vec<SocketAddr> {
-    const PORTS: std::ops::Range<u32> = 10_000..32_000;
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let span = PORTS.end - PORTS.start;
-    let next = || PORTS.start + (std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed)) % span;
-    let bind = |port| TcpListener::bind(("127.0.0.1", u16::try_from(port).unwrap())).ok();
-    let held = std::iter::repeat_with(next).filter_map(bind).take(count).collect::<Vec<_>>();
+    let free = |_| port::free(Ipv4Addr::LOCALHOST.into()).unwrap();
+    let held = (0..count).map(free).collect::<Vec<_>>();
     held.iter().map(|listener| listener.local_addr().unwrap()).collect()
 }
 
