@@ -1,18 +1,14 @@
 //! Compiles `proto/` with protox, so that no protoc has to be installed.
 
-use std::path::{Path, PathBuf};
-
 use prost::Message as _;
+use prost_types::FileDescriptorSet;
+use trefoil_codegen::{Contract, Error, proto, write};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Error> {
     println!("cargo:rerun-if-changed=proto");
-    let mut files = Vec::new();
-    collect(Path::new("proto"), &mut files)?;
-    files.sort();
-
-    let descriptors = protox::compile(&files, ["proto"])?;
-    let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    let contract = Contract::read("proto")?;
+    write("descriptors.bin", contract.descriptors())?;
+    write("operations.rs", proto(&contract))?;
 
     // The core uses messages only: services exist with the feature `grpc`.
     tonic_prost_build::configure()
@@ -21,18 +17,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .btree_map(".")
         .client_mod_attribute(".", "#[cfg(feature = \"grpc\")]")
         .server_mod_attribute(".", "#[cfg(feature = \"grpc\")]")
-        .compile_fds(descriptors)?;
-    Ok(())
-}
-
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        if path.is_dir() {
-            collect(&path, files)?;
-        } else if path.extension().is_some_and(|extension| extension == "proto") {
-            files.push(path);
-        }
-    }
+        .compile_fds(FileDescriptorSet::decode(contract.descriptors())?)?;
     Ok(())
 }

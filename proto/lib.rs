@@ -1,6 +1,6 @@
 //! The contract of Trefoil: what is said on the wire and what is kept in the log.
 //!
-//! The `.proto` files beside this one are the source; `status` is the one table of errors.
+//! The `.proto` files beside this one are the source; `operation` is what they say of each RPC, `reason` the one table of errors.
 
 /// Messages shared by all services.
 pub mod common {
@@ -37,6 +37,7 @@ pub mod internal {
     /// Version 1.
     pub use super::generated::trefoil::internal::v1;
 }
+pub mod operation;
 pub mod reason;
 #[cfg(feature = "grpc")]
 pub mod status;

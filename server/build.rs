@@ -1,8 +1,20 @@
-//! Tells the binary which commit it was built from, for `trefoil version` and the metric `trefoil_build_info`.
+//! Writes what a node does with each operation, and tells the binary which commit it was built from, for `trefoil version` and
+//! the metric `trefoil_build_info`.
 
 use std::process::Command;
 
-fn main() {
+use trefoil_codegen::{Contract, Error, server, server_calls, write};
+
+fn main() -> Result<(), Error> {
+    println!("cargo:rerun-if-changed=../proto");
+    let contract = Contract::read("../proto")?;
+    write("operations.rs", server(&contract)?)?;
+    write("calls.rs", server_calls(&contract))?;
+    commit();
+    Ok(())
+}
+
+fn commit() {
     println!("cargo:rerun-if-env-changed=TREFOIL_COMMIT");
     // The log of HEAD grows with every commit and every checkout.
     if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"])

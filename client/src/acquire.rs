@@ -12,10 +12,10 @@ use trefoil_proto::lock::v1::{
 };
 
 use crate::node::{Failed, Node};
-use crate::operation::Way;
-use crate::retry::Course;
-use crate::route::Scope;
-use crate::stream::Ended;
+use crate::operation::Lane;
+use crate::retry::RetryState;
+use crate::route::RoutingKey;
+use crate::stream::StreamError;
 use crate::{Client, Error};
 
 /// How one try ended without an answer.
@@ -33,26 +33,25 @@ pub(crate) async fn acquire(
     let (inner, started) = (client.inner(), Instant::now());
     let wait = Duration::from_millis(request.wait_ms);
     let deadline = started + wait + client.timeout();
-    let scope = Scope::locks(&request.namespace);
-    let ticket = inner.ids(Way::Waits).begin();
-    let mut course = Course::new(true, deadline, client.timeout());
+    let key = RoutingKey::locks(&request.namespace);
+    let ticket = inner.ids(Lane::Waits).begin();
+    let mut state = RetryState::new(true, deadline, client.timeout());
     loop {
-        request.request_id = Some(ticket.id(course.attempt()));
+        request.request_id = Some(ticket.id(state.attempt()));
         let left = wait.saturating_sub(started.elapsed()).as_millis();
         request.wait_ms = u64::try_from(left).unwrap_or(u64::MAX);
-        let node = course.node(inner, scope);
+        let node = state.node(inner, key);
         let pause = match attempt(&node, request.clone(), deadline, tell).await {
             Ok(response) => {
-                if response.header.as_ref().is_some_and(|header| inner.routes.learn(scope, header))
-                {
+                if response.header.as_ref().is_some_and(|header| inner.routes.learn(key, header)) {
                     inner.refresh();
                 }
                 return Ok(response);
             }
-            Err(Tried::Refused(error)) => course.refused(inner, &node, error)?,
-            Err(Tried::Failed(failed)) => course.failed(inner, node, failed)?,
+            Err(Tried::Refused(error)) => state.refused(inner, &node, error)?,
+            Err(Tried::Failed(failed)) => state.failed(inner, node, failed)?,
         };
-        course.pause(pause).await?;
+        state.pause(pause).await?;
     }
 }
 
@@ -72,15 +71,15 @@ async fn attempt(
     };
     match timeout_at(deadline, told).await {
         Ok(Ok(Some(response))) => Ok(response),
-        Ok(Ok(None)) => Err(Tried::Failed(Failed::Call(Ended::Broken))),
+        Ok(Ok(None)) => Err(Tried::Failed(Failed::Call(StreamError::Broken))),
         Ok(Err(status)) => match Error::from_status(&status) {
             error @ Error::Refused { .. } => Err(Tried::Refused(error)),
             _ => {
                 node.hang_up(&line);
-                Err(Tried::Failed(Failed::Call(Ended::Broken)))
+                Err(Tried::Failed(Failed::Call(StreamError::Broken)))
             }
         },
-        Err(_) => Err(Tried::Failed(Failed::Call(Ended::Late))),
+        Err(_) => Err(Tried::Failed(Failed::Call(StreamError::Late))),
     }
 }
 

@@ -14,11 +14,11 @@ use crate::error::Error;
 use crate::lock::{Lock, Locks, OpenSession};
 use crate::namespaces::Namespaces;
 use crate::node::Transport;
-use crate::operation::{Request, Way};
+use crate::operation::{Lane, Request};
 use crate::queue::Queue;
 use crate::request_id::Ids;
 use crate::retry;
-use crate::route::{Routes, Scope};
+use crate::route::{Routes, RoutingKey};
 
 /// How long a call may take, its wait apart.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -237,10 +237,10 @@ impl Builder {
 
 impl Inner {
     /// Calls that wait have names of their own: one long wait would hold back the floor of all other calls.
-    pub(crate) fn ids(&self, way: Way) -> &Ids {
-        match way {
-            Way::Calls | Way::Sessions => &self.calls,
-            Way::Waits => &self.waits,
+    pub(crate) fn ids(&self, lane: Lane) -> &Ids {
+        match lane {
+            Lane::Calls | Lane::Renewals => &self.calls,
+            Lane::Waits => &self.waits,
         }
     }
 
@@ -259,7 +259,7 @@ impl Inner {
         }
         let inner = Arc::clone(self);
         tokio::spawn(async move {
-            let node = inner.routes.pick(Scope::Any, &[]);
+            let node = inner.routes.pick(RoutingKey::Any, &[]);
             if let Ok(status) = retry::once(&node, StatusRequest::default(), REFRESH_TIMEOUT).await
             {
                 inner.routes.absorb(&node, &status);

@@ -31,7 +31,6 @@
 mod client;
 
 mod acquire;
-mod asked;
 mod barrier;
 mod cache;
 mod cluster;
@@ -42,6 +41,7 @@ mod lock;
 mod lock_set;
 mod lock_view;
 mod queue;
+mod release_requests;
 mod semaphore;
 mod session;
 mod value;

@@ -13,8 +13,8 @@ use trefoil_proto::pipeline::v1::{call, reply};
 
 use crate::error::Error;
 use crate::listen;
-use crate::operation::Way;
-use crate::stream::{Ended, Stream, WAITS_MAX};
+use crate::operation::Lane;
+use crate::stream::{Stream, StreamError, WAITS_MAX};
 
 /// An advertised name that takes longer to dial is of no use: the reachable node forwards instead.
 const ADVERTISED_DIAL: Duration = Duration::from_millis(200);
@@ -84,7 +84,7 @@ pub(crate) enum Failed {
     /// The node could not be reached: nothing was sent.
     Dial(Error),
     /// The stream ended the call.
-    Call(Ended),
+    Call(StreamError),
 }
 
 /// An endpoint as a URL: `http://` may be left out, and nothing stands behind the port.
@@ -156,28 +156,28 @@ impl Node {
     /// Makes one call, opening the stream first where it is not open.
     pub(crate) async fn call(
         &self,
-        way: Way,
+        lane: Lane,
         operation: call::Operation,
         deadline: Instant,
     ) -> Result<reply::Outcome, Failed> {
-        let _permit = match way {
-            Way::Waits => match timeout_at(deadline, self.wait_limit.acquire()).await {
+        let _permit = match lane {
+            Lane::Waits => match timeout_at(deadline, self.wait_limit.acquire()).await {
                 Ok(permit) => Some(permit.expect("the limit is never closed")),
-                Err(_) => return Err(Failed::Call(Ended::LateUnsent)),
+                Err(_) => return Err(Failed::Call(StreamError::LateUnsent)),
             },
-            Way::Calls | Way::Sessions => None,
+            Lane::Calls | Lane::Renewals => None,
         };
-        let stream = match timeout_at(deadline, self.stream(way)).await {
+        let stream = match timeout_at(deadline, self.stream(lane)).await {
             Ok(opened) => opened.map_err(Failed::Dial)?,
-            Err(_) => return Err(Failed::Call(Ended::LateUnsent)),
+            Err(_) => return Err(Failed::Call(StreamError::LateUnsent)),
         };
         stream.call(operation, deadline).await.map_err(Failed::Call)
     }
 
-    async fn stream(&self, way: Way) -> Result<Arc<Stream>, Error> {
-        let (line, waits) = match way {
-            Way::Calls => (&self.calls, 0),
-            Way::Waits | Way::Sessions => (&self.waits, WAITS_MAX),
+    async fn stream(&self, lane: Lane) -> Result<Arc<Stream>, Error> {
+        let (line, waits) = match lane {
+            Lane::Calls => (&self.calls, 0),
+            Lane::Waits | Lane::Renewals => (&self.waits, WAITS_MAX),
         };
         if let Some(stream) = line.open() {
             return Ok(stream);

@@ -16,9 +16,9 @@ use crate::boot::BootInstant;
 use crate::client::Inner;
 use crate::error::Error;
 use crate::node::{Failed, Node};
-use crate::operation::{Request, Way};
-use crate::route::Scope;
-use crate::stream::Ended;
+use crate::operation::{Lane, Request};
+use crate::route::RoutingKey;
+use crate::stream::StreamError;
 
 /// Tries of one call at most.
 const TRIES_MAX: u32 = 64;
@@ -30,7 +30,7 @@ const TRY_SHARE: u32 = 4;
 const TRY_MIN: Duration = Duration::from_millis(250);
 
 /// What has happened to a call so far.
-pub(crate) struct Course {
+pub(crate) struct RetryState {
     mutation: bool,
     deadline: Instant,
     timeout: Duration,
@@ -53,13 +53,13 @@ pub(crate) async fn run<R: Request>(
     timeout: Duration,
 ) -> Result<(R::Response, BootInstant), Error> {
     let started = Instant::now();
-    let (way, scope) = (request.way(), request.scope());
+    let (lane, key) = (request.lane(), request.routing_key());
     let wait = Duration::from_millis(request.wait_ms().map_or(0, |wait_ms| *wait_ms));
-    let mut course = Course::new(R::MUTATION, started + wait + timeout, timeout);
-    let ticket = R::MUTATION.then(|| inner.ids(way).begin());
+    let mut state = RetryState::new(R::MUTATION, started + wait + timeout, timeout);
+    let ticket = R::MUTATION.then(|| inner.ids(lane).begin());
     loop {
         if let Some(ticket) = &ticket {
-            request.stamp(ticket.id(course.attempt));
+            request.stamp(ticket.id(state.attempt));
         }
         if let Some(wait_ms) = request.wait_ms() {
             let left = wait.saturating_sub(started.elapsed()).as_millis();
@@ -67,22 +67,22 @@ pub(crate) async fn run<R: Request>(
         }
         let operation = request.clone().operation();
         fits(&operation)?;
-        let node = course.node(inner, scope);
+        let node = state.node(inner, key);
         let sent = BootInstant::now();
-        let pause = match node.call(way, operation, course.try_deadline(way)).await {
+        let pause = match node.call(lane, operation, state.try_deadline(lane)).await {
             Ok(reply::Outcome::Error(error)) => {
-                course.refused(inner, &node, Error::from_reply(error))?
+                state.refused(inner, &node, Error::from_reply(error))?
             }
             Ok(outcome) => {
                 let response = R::response(outcome).ok_or(Error::Protocol)?;
-                if R::header(&response).is_some_and(|header| inner.routes.learn(scope, header)) {
+                if R::header(&response).is_some_and(|header| inner.routes.learn(key, header)) {
                     inner.refresh();
                 }
                 return Ok((response, sent));
             }
-            Err(failed) => course.failed(inner, node, failed)?,
+            Err(failed) => state.failed(inner, node, failed)?,
         };
-        course.pause(pause).await?;
+        state.pause(pause).await?;
     }
 }
 
@@ -101,16 +101,16 @@ pub(crate) async fn once<R: Request>(
     timeout: Duration,
 ) -> Result<R::Response, Error> {
     let deadline = Instant::now() + timeout;
-    match node.call(Way::Calls, request.operation(), deadline).await {
+    match node.call(Lane::Calls, request.operation(), deadline).await {
         Ok(reply::Outcome::Error(error)) => Err(Error::from_reply(error)),
         Ok(outcome) => R::response(outcome).ok_or(Error::Protocol),
         Err(Failed::Dial(error)) => Err(error),
-        Err(Failed::Call(Ended::NotSent | Ended::Broken)) => Err(broken(node)),
-        Err(Failed::Call(Ended::Late | Ended::LateUnsent)) => Err(late(timeout)),
+        Err(Failed::Call(StreamError::NotSent | StreamError::Broken)) => Err(broken(node)),
+        Err(Failed::Call(StreamError::Late | StreamError::LateUnsent)) => Err(late(timeout)),
     }
 }
 
-impl Course {
+impl RetryState {
     pub(crate) fn new(mutation: bool, deadline: Instant, timeout: Duration) -> Self {
         Self {
             mutation,
@@ -130,15 +130,15 @@ impl Course {
     }
 
     /// The node to ask next.
-    pub(crate) fn node(&mut self, inner: &Inner, scope: Scope) -> Arc<Node> {
-        self.hint.take().unwrap_or_else(|| inner.routes.pick(scope, &self.avoid))
+    pub(crate) fn node(&mut self, inner: &Inner, key: RoutingKey) -> Arc<Node> {
+        self.hint.take().unwrap_or_else(|| inner.routes.pick(key, &self.avoid))
     }
 
-    fn try_deadline(&self, way: Way) -> Instant {
+    fn try_deadline(&self, lane: Lane) -> Instant {
         let share = Instant::now() + (self.timeout / TRY_SHARE).max(TRY_MIN);
-        match way {
-            Way::Waits => self.deadline,
-            Way::Calls | Way::Sessions => share.min(self.deadline),
+        match lane {
+            Lane::Waits => self.deadline,
+            Lane::Calls | Lane::Renewals => share.min(self.deadline),
         }
     }
 
@@ -151,13 +151,13 @@ impl Course {
     ) -> Result<Duration, Error> {
         let error = match failed {
             Failed::Dial(error) => error,
-            Failed::Call(Ended::NotSent) => broken(&node),
-            Failed::Call(Ended::LateUnsent) => late(self.timeout),
-            Failed::Call(Ended::Broken) => {
+            Failed::Call(StreamError::NotSent) => broken(&node),
+            Failed::Call(StreamError::LateUnsent) => late(self.timeout),
+            Failed::Call(StreamError::Broken) => {
                 self.attempt += 1;
                 broken(&node)
             }
-            Failed::Call(Ended::Late) => {
+            Failed::Call(StreamError::Late) => {
                 self.attempt += 1;
                 node.leave_alone();
                 late(self.timeout)

@@ -16,12 +16,12 @@ use crate::node::{Node, Transport, endpoint_url};
 
 /// Nodes that a client knows at most: the members of a cluster and the endpoints that it was given.
 const NODES_MAX: usize = 32;
-/// Scopes whose shard is remembered; a later one takes the place of an earlier one.
+/// Keys whose shard is remembered; a later one takes the place of an earlier one.
 const LEARNED_MAX: usize = 16_384;
 
 /// The state that a call touches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scope {
+pub enum RoutingKey {
     /// No single shard, or an unknown one.
     Any,
     /// Lies in one shard, told by an earlier answer.
@@ -37,7 +37,7 @@ pub(crate) struct Routes {
     table: RwLock<Table>,
     /// The node that is asked when nothing better is known.
     home: AtomicUsize,
-    /// Direct-mapped by the hash of a scope: its upper 48 bits, then the shard.
+    /// Direct-mapped by the hash of a routing key: its upper 48 bits, then the shard.
     learned: Box<[AtomicU64]>,
 }
 
@@ -57,14 +57,14 @@ struct Leader {
     term: u64,
 }
 
-impl Scope {
+impl RoutingKey {
     /// All locks and sessions of a namespace live in one shard.
     pub(crate) fn locks(namespace: &str) -> Self {
         Self::hash(("lock", or_default(namespace), ""))
     }
 
     /// One key of the cache.
-    pub(crate) fn line(namespace: &str, key: &str) -> Self {
+    pub(crate) fn cache(namespace: &str, key: &str) -> Self {
         Self::hash(("cache", or_default(namespace), key))
     }
 
@@ -98,12 +98,12 @@ impl Routes {
         })
     }
 
-    /// The best node for a scope that is not among those to avoid; all may be avoided, never none returned.
-    pub(crate) fn pick(&self, scope: Scope, avoid: &[Arc<Node>]) -> Arc<Node> {
+    /// The best node for a key that is not among those to avoid; all may be avoided, never none returned.
+    pub(crate) fn pick(&self, key: RoutingKey, avoid: &[Arc<Node>]) -> Arc<Node> {
         let table = self.read();
         let usable = |node: &Arc<Node>| node.may_be_asked() && !is_in(avoid, node);
         if let Some(leader) =
-            self.shard(scope).and_then(|shard| table.leader(shard)).filter(|node| usable(node))
+            self.shard(key).and_then(|shard| table.leader(shard)).filter(|node| usable(node))
         {
             return Arc::clone(leader);
         }
@@ -117,9 +117,9 @@ impl Routes {
         Arc::clone(&table.nodes[untried.unwrap_or((home + avoid.len()) % table.nodes.len())])
     }
 
-    /// Remembers the shard of a scope. True when the answer shows that the leaders have changed.
-    pub(crate) fn learn(&self, scope: Scope, header: &ResponseHeader) -> bool {
-        if let Scope::Hash(hash) = scope
+    /// Remembers the shard of a key. True when the answer shows that the leaders have changed.
+    pub(crate) fn learn(&self, key: RoutingKey, header: &ResponseHeader) -> bool {
+        if let RoutingKey::Hash(hash) = key
             && let Ok(shard) = u16::try_from(header.shard)
         {
             self.slot(hash).store((hash & !0xffff) | u64::from(shard), Ordering::Relaxed);
@@ -177,11 +177,11 @@ impl Routes {
         nodes
     }
 
-    fn shard(&self, scope: Scope) -> Option<u32> {
-        match scope {
-            Scope::Any => None,
-            Scope::Shard(shard) => Some(shard),
-            Scope::Hash(hash) => {
+    fn shard(&self, key: RoutingKey) -> Option<u32> {
+        match key {
+            RoutingKey::Any => None,
+            RoutingKey::Shard(shard) => Some(shard),
+            RoutingKey::Hash(hash) => {
                 let entry = self.slot(hash).load(Ordering::Relaxed);
                 (entry != 0 && entry & !0xffff == hash & !0xffff)
                     .then(|| u32::try_from(entry & 0xffff).expect("16 bits fit 32"))
@@ -249,33 +249,31 @@ mod tests {
     #[test]
     fn a_scope_goes_to_the_leader_of_the_shard_that_answered_for_it() {
         let routes = Routes::new(&["http://localhost:1".to_owned()], Transport::default()).unwrap();
-        let given = routes.pick(Scope::Any, &[]);
+        let given = routes.pick(RoutingKey::Any, &[]);
         routes.absorb(&given, &status(1, 2, 5));
-        let scope = Scope::locks("");
-        assert_eq!(routes.pick(scope, &[]).endpoint(), "http://localhost:1");
+        let key = RoutingKey::locks("");
+        assert_eq!(routes.pick(key, &[]).endpoint(), "http://localhost:1");
         let header = ResponseHeader { shard: 3, term: 5, ..ResponseHeader::default() };
-        assert!(!routes.learn(scope, &header));
-        let leader = routes.pick(Scope::locks("default"), &[]);
+        assert!(!routes.learn(key, &header));
+        let leader = routes.pick(RoutingKey::locks("default"), &[]);
         assert_eq!(leader.endpoint(), "http://10.0.0.2:7001");
-        assert_eq!(routes.pick(scope, &[leader]).endpoint(), "http://localhost:1");
-        assert_eq!(routes.pick(Scope::locks("other"), &[]).endpoint(), "http://localhost:1");
+        assert_eq!(routes.pick(key, &[leader]).endpoint(), "http://localhost:1");
+        assert_eq!(routes.pick(RoutingKey::locks("other"), &[]).endpoint(), "http://localhost:1");
     }
 
     #[test]
     fn a_newer_term_asks_for_a_refresh_and_an_older_view_changes_nothing() {
         let routes = Routes::new(&["http://localhost:1".to_owned()], Transport::default()).unwrap();
-        let given = routes.pick(Scope::Any, &[]);
+        let given = routes.pick(RoutingKey::Any, &[]);
         routes.absorb(&given, &status(1, 2, 5));
-        assert!(
-            routes.learn(
-                Scope::Any,
-                &ResponseHeader { shard: 3, term: 6, ..ResponseHeader::default() }
-            )
-        );
+        assert!(routes.learn(
+            RoutingKey::Any,
+            &ResponseHeader { shard: 3, term: 6, ..ResponseHeader::default() }
+        ));
         routes.absorb(&given, &status(1, 1, 4));
-        assert_eq!(routes.pick(Scope::Shard(3), &[]).endpoint(), "http://10.0.0.2:7001");
+        assert_eq!(routes.pick(RoutingKey::Shard(3), &[]).endpoint(), "http://10.0.0.2:7001");
         routes.absorb(&given, &status(1, 1, 6));
-        assert_eq!(routes.pick(Scope::Shard(3), &[]).endpoint(), "http://localhost:1");
+        assert_eq!(routes.pick(RoutingKey::Shard(3), &[]).endpoint(), "http://localhost:1");
     }
 
     #[test]
@@ -287,7 +285,7 @@ mod tests {
             ("http://trefoil", "http://trefoil"),
         ] {
             let routes = Routes::new(&[given.to_owned()], Transport::default()).unwrap();
-            assert_eq!(routes.pick(Scope::Any, &[]).endpoint(), url);
+            assert_eq!(routes.pick(RoutingKey::Any, &[]).endpoint(), url);
             assert_eq!(routes.at(given).unwrap().endpoint(), url);
         }
         for bad in

@@ -16,12 +16,12 @@ use trefoil_proto::lock::v1::{
     CloseSessionRequest, KeepAliveRequest, LockMode, LockWish, OpenSessionRequest, ReleaseAsked,
 };
 
-use crate::asked;
 use crate::barrier::Barrier;
 use crate::boot::BootInstant;
 use crate::election::Election;
 use crate::lock::Lock;
 use crate::lock_set::LockSet;
+use crate::release_requests;
 use crate::{Client, Error};
 
 /// Time between two renewals, as a share of the TTL.
@@ -47,7 +47,7 @@ pub(crate) struct Shared {
     life: watch::Sender<Life>,
     keeper: std::sync::OnceLock<AbortHandle>,
     /// What it was asked for, once somebody wants to know.
-    requests: asked::Requests,
+    requests: release_requests::Requests,
     listener: std::sync::OnceLock<AbortHandle>,
 }
 
@@ -165,7 +165,9 @@ impl Session {
     /// Ends when somebody asks for one of these locks of this session, under its token or a later one of the same hold.
     pub(crate) async fn release_requested(&self, locks: &[(&str, u64)]) -> ReleaseAsked {
         let shared = &self.shared;
-        let listen = || shared.runtime.spawn(asked::listen(Arc::downgrade(shared))).abort_handle();
+        let listen = || {
+            shared.runtime.spawn(release_requests::listen(Arc::downgrade(shared))).abort_handle()
+        };
         shared.listener.get_or_init(listen);
         let of_locks = |requests: &BTreeMap<String, ReleaseAsked>| {
             let asked = |(name, token): &(&str, u64)| {

@@ -23,7 +23,7 @@ pub(crate) const WAITS_MAX: usize = 4_096;
 
 /// How a call ended without a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum StreamError {
     /// It was never sent.
     NotSent,
     /// It was sent, and the stream broke: it may take effect.
@@ -75,7 +75,7 @@ struct Queued {
 #[derive(Debug)]
 struct Pending {
     sent: bool,
-    end: oneshot::Sender<Result<reply::Outcome, Ended>>,
+    end: oneshot::Sender<Result<reply::Outcome, StreamError>>,
 }
 
 /// The frames that go out.
@@ -112,23 +112,28 @@ impl Stream {
         &self,
         operation: call::Operation,
         deadline: Instant,
-    ) -> Result<reply::Outcome, Ended> {
+    ) -> Result<reply::Outcome, StreamError> {
         let bytes = operation.encoded_len();
         let cost = u32::try_from(bytes.clamp(CALL_BYTES_MIN, WINDOW_BYTES))
             .expect("the window fits 32 bits");
         let Ok(permit) = timeout_at(deadline, self.window.acquire_many(cost)).await else {
-            return Err(Ended::LateUnsent);
+            return Err(StreamError::LateUnsent);
         };
         let _permit = permit.expect("the window is never closed");
 
-        let (id, end) = self.shared.submit(operation, bytes, deadline).ok_or(Ended::NotSent)?;
+        let (id, end) =
+            self.shared.submit(operation, bytes, deadline).ok_or(StreamError::NotSent)?;
         let mut caller = Caller { shared: &self.shared, id, settled: false };
         let ended = timeout_at(deadline, end).await;
         caller.settled = ended.is_ok();
         match ended {
             Ok(Ok(end)) => end,
-            Ok(Err(_)) => Err(Ended::Broken),
-            Err(_) => Err(if self.shared.give_up(id) { Ended::Late } else { Ended::LateUnsent }),
+            Ok(Err(_)) => Err(StreamError::Broken),
+            Err(_) => Err(if self.shared.give_up(id) {
+                StreamError::Late
+            } else {
+                StreamError::LateUnsent
+            }),
         }
     }
 }
@@ -166,7 +171,7 @@ impl Shared {
         operation: call::Operation,
         bytes: usize,
         deadline: Instant,
-    ) -> Option<(u64, oneshot::Receiver<Result<reply::Outcome, Ended>>)> {
+    ) -> Option<(u64, oneshot::Receiver<Result<reply::Outcome, StreamError>>)> {
         let mut state = self.lock();
         if state.closed {
             return None;
@@ -205,7 +210,7 @@ impl Shared {
         for reply in frame.replies {
             // A reply to a call that was given up has nobody waiting.
             let Some(pending) = state.pending.remove(&reply.id) else { continue };
-            let end = reply.outcome.ok_or(Ended::Broken);
+            let end = reply.outcome.ok_or(StreamError::Broken);
             drop(pending.end.send(end));
         }
     }
@@ -215,7 +220,7 @@ impl Shared {
         state.closed = true;
         state.queue.clear();
         for pending in std::mem::take(&mut state.pending).into_values() {
-            let end = if pending.sent { Ended::Broken } else { Ended::NotSent };
+            let end = if pending.sent { StreamError::Broken } else { StreamError::NotSent };
             drop(pending.end.send(Err(end)));
         }
         if let Some(sender) = state.sender.take() {
@@ -336,8 +341,8 @@ mod tests {
         shared.lock().pack(Instant::now()).unwrap();
         let (_, unsent) = shared.submit(put(1), 1, deadline).unwrap();
         shared.close();
-        assert_eq!(sent.await.unwrap(), Err(Ended::Broken));
-        assert_eq!(unsent.await.unwrap(), Err(Ended::NotSent));
+        assert_eq!(sent.await.unwrap(), Err(StreamError::Broken));
+        assert_eq!(unsent.await.unwrap(), Err(StreamError::NotSent));
         assert!(shared.submit(put(1), 1, deadline).is_none());
     }
 }

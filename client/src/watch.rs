@@ -19,7 +19,7 @@ use trefoil_proto::reason::Retry;
 
 use crate::listen::Line;
 use crate::node::Node;
-use crate::route::Scope;
+use crate::route::RoutingKey;
 use crate::{Client, Error};
 
 /// Time for a node to begin a watch; another one may be nearer to the position.
@@ -272,7 +272,7 @@ impl<R: WatchRequest> Watch<R> {
 
     async fn connect(&self, avoid: &[Arc<Node>]) -> Result<Open<R::Response>, (Arc<Node>, Error)> {
         let avoid = [avoid, &self.lacking].concat();
-        let node = self.client.inner().routes.pick(Scope::Any, &avoid);
+        let node = self.client.inner().routes.pick(RoutingKey::Any, &avoid);
         let mut request = self.request.clone();
         if let Some(position) = self.received.clone() {
             request.begin_after(position);

@@ -6,11 +6,12 @@
 use std::net::SocketAddr;
 
 use trefoil_core::call::Work;
-use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::command::Operation;
-pub use trefoil_proto::internal::v1::{Access, Action};
-use trefoil_proto::internal::v1::{Refusal, query};
-use trefoil_proto::lock::v1::{AcquireRequest, LockWish};
+pub use trefoil_proto::common::v1::Action;
+use trefoil_proto::common::v1::{Reason, Resource as Kind};
+pub use trefoil_proto::internal::v1::Access;
+use trefoil_proto::internal::v1::{Command, Query, Refusal};
+use trefoil_proto::lock::v1::LockWish;
+use trefoil_proto::pipeline::v1::call::Operation;
 
 use crate::node::work::refusal;
 
@@ -59,9 +60,16 @@ pub enum Resource<'a> {
 }
 
 impl<'a> Resource<'a> {
-    /// What an Acquire asks for: one lock, or several.
-    pub(crate) fn of_acquire(request: &'a AcquireRequest) -> Self {
-        Self::of_locks(&request.namespace, &request.name, &request.locks)
+    /// What an operation is done to.
+    pub(crate) fn of(operation: &'a Operation) -> Self {
+        let (namespace, name) = operation.names();
+        match operation.method().facts().resource {
+            Kind::Namespace => Self::Namespace(namespace),
+            Kind::Lock => Self::of_locks(namespace, name, operation.locks()),
+            Kind::Queue => Self::Queue { namespace, name },
+            Kind::Key => Self::Key { namespace, key: name },
+            Kind::Cluster | Kind::Unnamed | Kind::Unspecified => Self::Cluster,
+        }
     }
 
     /// Several locks, or one where there are none.
@@ -178,134 +186,25 @@ fn resource(access: &Access) -> Resource<'_> {
 }
 
 /// Whether a command or query belongs to what was allowed. Partitions know their queue by its id alone.
-#[allow(clippy::too_many_lines, reason = "one table")]
 fn covers(access: &Access, work: &Work) -> bool {
-    use Action as A;
-    use Operation as O;
-    let of_cluster = String::new();
-    let (actions, names): (&[Action], _) = match work {
-        Work::Command(command) => match &command.operation {
-            Some(O::OpenSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
-            Some(O::KeepAlive(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
-            Some(O::CloseSession(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
-            Some(O::Acquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::ForceStep(r)) => (&[A::ControlLocks], Some((&r.namespace, r.name.as_str()))),
-            Some(O::RequestRelease(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::ReleaseHeld(r)) => (&[A::UseSession], Some((&r.namespace, ""))),
-            Some(O::Convert(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::Release(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::CancelAcquire(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::Campaign(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::Proclaim(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::SetPermits(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::DeleteSemaphore(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::AcquirePermits(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::ReleasePermits(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::SetLatch(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::CountDown(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::DeleteLatch(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::EnterBarrier(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::LeaveBarrier(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::WithdrawBarrier(r)) => (&[A::UseLock], Some((&r.namespace, r.name.as_str()))),
-            Some(O::CreateQueue(r)) => {
-                (&[A::CreateQueue, A::Enqueue], Some((&r.namespace, r.queue.as_str())))
-            }
-            Some(O::OpenPartition(_) | O::EnqueueTo(_)) => (&[A::Enqueue], None),
-            Some(O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_)) => (&[A::Consume], None),
-            Some(O::Put(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
-            Some(O::Delete(r)) => (&[A::WriteValue], Some((&r.namespace, r.key.as_str()))),
-            Some(O::CreateNamespace(r)) => (&[A::ManageNamespaces], Some((&r.name, ""))),
-            Some(O::UpdateNamespace(r)) => (&[A::ManageNamespaces], Some((&r.name, ""))),
-            Some(O::DeleteNamespace(r)) => (&[A::ManageNamespaces], Some((&r.name, ""))),
-            Some(O::ConfigureNamespace(r)) => (&[A::ManageNamespaces], Some((&r.namespace, ""))),
-            Some(O::NamespaceStep(r)) => (&[A::ManageNamespaces], Some((&r.namespace, ""))),
-            Some(O::SetNamespacePolicy(_) | O::ConfigureNamespacePolicy(_)) => {
-                (&[A::ManageNamespaces], Some((&of_cluster, "")))
-            }
-            // For a fenced read. Whether the caller may use the lock was decided where the call came in, and by the lock's shard.
-            Some(O::TouchFence(_)) => (&[A::ReadValue], None),
-            // A leader proposes it itself.
-            Some(O::LoseCaller(_)) | None => (&[], None),
-        },
-        Work::Query(query) => match &query.query {
-            Some(query::Query::Get(r)) => (&[A::ReadValue], Some((&r.namespace, r.key.as_str()))),
-            Some(query::Query::FindQueue(r)) => {
-                (&[A::Enqueue, A::Consume], Some((&r.namespace, r.queue.as_str())))
-            }
-            Some(query::Query::GetNamespace(r)) => (&[A::ReadNamespaces], Some((&r.name, ""))),
-            Some(query::Query::FindNamespace(r)) => {
-                (&[A::ReadNamespaces], Some((&r.namespace, "")))
-            }
-            Some(query::Query::ListNamespaces(_) | query::Query::GetNamespacePolicy(_)) => {
-                (&[A::ReadNamespaces], Some((&of_cluster, "")))
-            }
-            Some(query::Query::AwaitReady(_)) => (&[A::Consume], None),
-            Some(query::Query::FindMark(_)) => {
-                (&[A::CreateQueue, A::Enqueue, A::Consume, A::ReadValue, A::WriteValue], None)
-            }
-            Some(query::Query::DescribeLock(r)) => {
-                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::Leader(r)) => {
-                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::DescribeSemaphore(r)) => {
-                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::ListSemaphores(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::AwaitLatch(r)) => {
-                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::GetLatch(r)) => {
-                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::ListLatches(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::AwaitBarrier(r)) => {
-                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::GetBarrier(r)) => {
-                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::ListBarriers(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::ListLocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::GetSession(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::FindReleaseRequests(r)) => {
-                (&[A::UseSession], Some((&r.namespace, "")))
-            }
-            Some(query::Query::FindPlace(r)) => {
-                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::ValidateToken(r)) => {
-                (&[A::UseLock], Some((&r.namespace, r.name.as_str())))
-            }
-            Some(query::Query::ListDeadlocks(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::ListSessions(r)) => (&[A::ReadLocks], Some((&r.namespace, ""))),
-            Some(query::Query::WatchLocks(r)) => {
-                (&[A::ReadLocks], Some((&r.namespace, r.name.as_str())))
-            }
-            None => (&[], None),
-        },
-    };
-    let several = match work {
-        Work::Command(command) => match &command.operation {
-            Some(O::Acquire(r)) => r.locks.as_slice(),
-            Some(O::CancelAcquire(r)) => r.locks.as_slice(),
-            _ => &[],
-        },
-        Work::Query(query) => match &query.query {
-            Some(query::Query::FindPlace(r)) => r.locks.as_slice(),
-            _ => &[],
-        },
+    let (actions, names, locks) = match work {
+        Work::Command(Command { operation: Some(it), .. }) => {
+            (it.actions(), it.names(), it.locks())
+        }
+        Work::Query(Query { query: Some(it), .. }) => (it.actions(), it.names(), it.locks()),
+        Work::Command(_) | Work::Query(_) => return false,
     };
     actions.contains(&access.action())
-        && self::names(several) == access.names
+        && self::names(locks) == access.names
         && names
-            .is_none_or(|(namespace, name)| *namespace == access.namespace && name == access.name)
+            .is_none_or(|(namespace, name)| namespace == access.namespace && name == access.name)
 }
 
 #[cfg(test)]
 mod tests {
-    use trefoil_proto::internal::v1::{Command, Query};
+    use trefoil_proto::internal::v1::command::Operation;
+    use trefoil_proto::internal::v1::query;
+    use trefoil_proto::lock::v1::AcquireRequest;
 
     use super::*;
 
@@ -339,80 +238,23 @@ mod tests {
     }
 
     #[test]
-    #[allow(clippy::too_many_lines, reason = "one table")]
-    fn each_command_and_query_needs_its_own_leave() {
+    fn steps_are_covered_by_what_their_operation_needs_alone() {
         use Action as A;
         use Operation as O;
         use query::Query as Q;
         for (work, actions) in [
-            (command(O::OpenSession(Default::default())), vec![A::UseSession]),
-            (command(O::KeepAlive(Default::default())), vec![A::UseSession]),
-            (command(O::CloseSession(Default::default())), vec![A::UseSession]),
-            (command(O::Acquire(Default::default())), vec![A::UseLock]),
-            (command(O::Release(Default::default())), vec![A::UseLock]),
-            (command(O::Convert(Default::default())), vec![A::UseLock]),
+            (command(O::Put(Default::default())), vec![A::WriteValue]),
+            (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
+            (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
             (command(O::ReleaseHeld(Default::default())), vec![A::UseSession]),
             (command(O::ForceStep(Default::default())), vec![A::ControlLocks]),
-            (command(O::RequestRelease(Default::default())), vec![A::UseLock]),
-            (command(O::CancelAcquire(Default::default())), vec![A::UseLock]),
-            (command(O::LoseCaller(Default::default())), vec![]),
-            (command(O::Campaign(Default::default())), vec![A::UseLock]),
-            (command(O::Proclaim(Default::default())), vec![A::UseLock]),
-            (command(O::SetPermits(Default::default())), vec![A::UseLock]),
-            (command(O::DeleteSemaphore(Default::default())), vec![A::UseLock]),
-            (command(O::AcquirePermits(Default::default())), vec![A::UseLock]),
-            (command(O::ReleasePermits(Default::default())), vec![A::UseLock]),
-            (command(O::SetLatch(Default::default())), vec![A::UseLock]),
-            (command(O::CountDown(Default::default())), vec![A::UseLock]),
-            (command(O::DeleteLatch(Default::default())), vec![A::UseLock]),
-            (command(O::EnterBarrier(Default::default())), vec![A::UseLock]),
-            (command(O::LeaveBarrier(Default::default())), vec![A::UseLock]),
-            (command(O::WithdrawBarrier(Default::default())), vec![A::UseLock]),
-            (command(O::CreateQueue(Default::default())), vec![A::CreateQueue, A::Enqueue]),
-            (command(O::OpenPartition(Default::default())), vec![A::Enqueue]),
-            (command(O::EnqueueTo(Default::default())), vec![A::Enqueue]),
-            (command(O::DequeueFrom(Default::default())), vec![A::Consume]),
-            (command(O::AckLease(Default::default())), vec![A::Consume]),
-            (command(O::ReturnLeases(Default::default())), vec![A::Consume]),
-            (command(O::Put(Default::default())), vec![A::WriteValue]),
-            (command(O::Delete(Default::default())), vec![A::WriteValue]),
-            (command(O::TouchFence(Default::default())), vec![A::ReadValue]),
+            (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
             (
                 asked(Q::FindMark(Default::default())),
                 vec![A::CreateQueue, A::Enqueue, A::Consume, A::ReadValue, A::WriteValue],
             ),
-            (asked(Q::Get(Default::default())), vec![A::ReadValue]),
-            (asked(Q::FindQueue(Default::default())), vec![A::Enqueue, A::Consume]),
-            (asked(Q::AwaitReady(Default::default())), vec![A::Consume]),
-            (asked(Q::DescribeLock(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::Leader(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::DescribeSemaphore(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ListSemaphores(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::AwaitLatch(Default::default())), vec![A::UseLock]),
-            (asked(Q::GetLatch(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ListLatches(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::AwaitBarrier(Default::default())), vec![A::UseLock]),
-            (asked(Q::GetBarrier(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ListBarriers(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ListLocks(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::GetSession(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ListSessions(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ListDeadlocks(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::ValidateToken(Default::default())), vec![A::UseLock]),
-            (asked(Q::WatchLocks(Default::default())), vec![A::ReadLocks]),
-            (asked(Q::FindPlace(Default::default())), vec![A::UseLock]),
-            (asked(Q::FindReleaseRequests(Default::default())), vec![A::UseSession]),
-            (command(O::CreateNamespace(Default::default())), vec![A::ManageNamespaces]),
-            (command(O::UpdateNamespace(Default::default())), vec![A::ManageNamespaces]),
-            (command(O::DeleteNamespace(Default::default())), vec![A::ManageNamespaces]),
-            (command(O::SetNamespacePolicy(Default::default())), vec![A::ManageNamespaces]),
-            (command(O::ConfigureNamespace(Default::default())), vec![A::ManageNamespaces]),
-            (command(O::ConfigureNamespacePolicy(Default::default())), vec![A::ManageNamespaces]),
-            (command(O::NamespaceStep(Default::default())), vec![A::ManageNamespaces]),
-            (asked(Q::GetNamespace(Default::default())), vec![A::ReadNamespaces]),
-            (asked(Q::ListNamespaces(Default::default())), vec![A::ReadNamespaces]),
-            (asked(Q::GetNamespacePolicy(Default::default())), vec![A::ReadNamespaces]),
-            (asked(Q::FindNamespace(Default::default())), vec![A::ReadNamespaces]),
+            // Leaders alone propose it.
+            (command(O::LoseCaller(Default::default())), vec![]),
             (Work::Command(Command::default()), vec![]),
             (Work::Query(Query::default()), vec![]),
         ] {

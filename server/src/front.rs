@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use prost_reflect::DescriptorError;
 use slog::{Logger, info};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -55,11 +56,11 @@ impl<S: Shards> Front<S> {
         sockets: Sockets,
         caps: Caps,
         logger: Logger,
-    ) -> Result<Self, tonic_reflection::server::Error> {
+    ) -> Result<Self, DescriptorError> {
         let api = Arc::new(api);
         // Not for longer than the front lives.
         let described = Arc::downgrade(&api);
-        api.shards().describe_by(move || described.upgrade().map(|api| api.status()));
+        api.shards().describe_by(move || described.upgrade().map(|api| api.own_status()));
         let health = HealthReporter::new();
         health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         tell(&health, &api, ServingStatus::NotServing).await;

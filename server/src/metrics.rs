@@ -23,8 +23,8 @@ use trefoil_proto::reason;
 use trefoil_proto::status::to_status;
 
 use self::durations::LogDurations;
-use crate::api::method::Method;
 use crate::node::{Observer, PeerOperation, clock};
+use trefoil_proto::operation::{Facts, Method};
 
 const PREFIX: &str = "trefoil";
 
@@ -249,16 +249,16 @@ impl Metrics {
             &["grpc_service", "waits"],
         ))?;
         let times = |method: &Method| Times {
-            short: handling.with_label_values(&[method.service(), "false"]),
-            waits: handling.with_label_values(&[method.service(), "true"]),
+            short: handling.with_label_values(&[method.facts().service, "false"]),
+            waits: handling.with_label_values(&[method.facts().service, "true"]),
         };
         let methods = Method::ALL
             .iter()
             .map(|method| {
-                let [kind, service, name] = method.labels();
+                let Facts { shape, service, name, .. } = *method.facts();
                 MethodMetrics {
-                    started: started.with_label_values(&[kind, service, name]),
-                    ok: handled.with_label_values(&[kind, service, name, code_name(Code::Ok)]),
+                    started: started.with_label_values(&[shape, service, name]),
+                    ok: handled.with_label_values(&[shape, service, name, code_name(Code::Ok)]),
                     handling: method.is_unary().then(|| times(method)),
                 }
             })
@@ -557,8 +557,8 @@ impl Handling {
         if code == Code::Ok {
             metrics.ok.inc();
         } else {
-            let [kind, service, name] = self.method.labels();
-            self.metrics.handled.with_label_values(&[kind, service, name, code_name(code)]).inc();
+            let Facts { shape, service, name, .. } = *self.method.facts();
+            self.metrics.handled.with_label_values(&[shape, service, name, code_name(code)]).inc();
         }
     }
 }

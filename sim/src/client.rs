@@ -5,12 +5,11 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use prost::Message as _;
 use trefoil_core::DRAWN_BYTES;
-use trefoil_core::call::is_idempotent;
 use trefoil_core::limits::WAITER_CLAIM_MS;
-use trefoil_core::machine::needs_chance;
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, CallName, CheckedFence, Command, Drawn, answer};
 use trefoil_proto::reason::{Effect, Retry};
 use xxhash_rust::xxh3::xxh3_64;
@@ -346,7 +345,7 @@ impl Client {
                 command.agent = node;
                 command.request_id.clone_from(&pending.id);
                 command.drawn.clone_from(&pending.drawn);
-                if command.operation.as_ref().is_some_and(needs_chance) {
+                if command.operation.as_ref().is_some_and(Operation::draws_chance) {
                     let dice = &mut shared.dice;
                     command.chance = Some(Drawn { high: dice.number(), low: dice.number() });
                 }
@@ -442,7 +441,8 @@ impl Client {
         let outcome = outcome(answer);
         self.role.learned(action, &outcome);
         // Without an id what is tried again by its node is told where the last try stands.
-        let again = |command: &Command| command.operation.as_ref().is_some_and(is_idempotent);
+        let again =
+            |command: &Command| command.operation.as_ref().is_some_and(Operation::is_idempotent);
         let is_tried_again = matches!(&pending.step.request.body, Body::Command(c) if again(c));
         let is_over = matches!(action, Action::Convert { .. })
             && matches!(outcome, Outcome::Refused(Reason::SessionExpired | Reason::NotHolder));

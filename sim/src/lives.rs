@@ -8,6 +8,7 @@ use trefoil_core::key::{Key, Kind};
 use trefoil_core::machine::{Applied, Outcome};
 use trefoil_core::slot;
 use trefoil_core::store::{Store, decode, prefix_end};
+use trefoil_proto::common::v1::SessionUse;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Entry, Session, Wait, answer};
 
@@ -58,25 +59,17 @@ impl Lives {
         let mut touched = Vec::new();
         for (command, outcome) in entry.commands.iter().zip(&applied.outcomes) {
             let Some(operation) = &command.operation else { continue };
-            let (namespace, session) = match operation {
-                Operation::OpenSession(open) => (&open.namespace, None),
-                Operation::KeepAlive(keep) => (&keep.namespace, Some(keep.session_id)),
-                Operation::Acquire(acquire) => (&acquire.namespace, Some(acquire.session_id)),
-                Operation::Campaign(r) => (&r.namespace, Some(r.session_id)),
-                Operation::Proclaim(r) => (&r.namespace, Some(r.session_id)),
-                Operation::EnterBarrier(r) => (&r.namespace, Some(r.session_id)),
-                Operation::LeaveBarrier(r) => (&r.namespace, Some(r.session_id)),
-                Operation::Convert(convert) => (&convert.namespace, Some(convert.session_id)),
-                Operation::AcquirePermits(take) => (&take.namespace, Some(take.session_id)),
-                Operation::ReleasePermits(give) => (&give.namespace, Some(give.session_id)),
-                Operation::ReleaseHeld(held) => (&held.namespace, Some(held.session_id)),
-                Operation::Release(release) => (&release.namespace, Some(release.session_id)),
+            let (namespace, session) = match (operation, operation.session()) {
+                (Operation::OpenSession(open), _) => (open.namespace.as_str(), None),
+                (_, Some((namespace, id, SessionUse::Renews | SessionUse::Keeps))) => {
+                    (namespace, Some(id))
+                }
                 _ => continue,
             };
             // Opened or renewed by this entry itself.
-            let by_itself = touched.contains(&(namespace.as_str(), session))
-                || touched.contains(&(namespace.as_str(), None));
-            touched.push((namespace.as_str(), session));
+            let by_itself =
+                touched.contains(&(namespace, session)) || touched.contains(&(namespace, None));
+            touched.push((namespace, session));
             let keep = matches!(operation, Operation::KeepAlive(_))
                 && matches!(
                     outcome,

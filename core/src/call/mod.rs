@@ -14,7 +14,7 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::reason::Effect;
 
 use self::work::refusal;
-pub use self::work::{Failure, Work, failure, is_idempotent, unseen};
+pub use self::work::{Failure, Work, failure, unseen};
 use crate::NodeId;
 use crate::limits as l;
 

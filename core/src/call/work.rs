@@ -40,7 +40,8 @@ impl Work {
     #[must_use]
     pub fn is_repeatable(&self) -> bool {
         let Self::Command(command) = self else { return true };
-        command.request_id.is_some() || command.operation.as_ref().is_some_and(is_idempotent)
+        command.request_id.is_some()
+            || command.operation.as_ref().is_some_and(Operation::is_idempotent)
     }
 
     /// Marks the next try as one more, and says what was applied before the first one, so that the shard executes it
@@ -69,49 +70,6 @@ pub fn unseen(is_command: bool) -> (Refusal, Failure) {
         (refusal(Reason::MaybeApplied, text), Failure::Unknown)
     } else {
         (refusal(Reason::NoQuorum, "the end of the query was not seen"), Failure::Definite)
-    }
-}
-
-/// Doing it twice is doing it once.
-#[must_use]
-pub fn is_idempotent(operation: &Operation) -> bool {
-    use Operation as O;
-    match operation {
-        O::Acquire(_)
-        | O::Convert(_)
-        | O::Campaign(_)
-        | O::AcquirePermits(_)
-        | O::EnterBarrier(_)
-        | O::WithdrawBarrier(_)
-        | O::KeepAlive(_)
-        | O::CancelAcquire(_)
-        | O::LoseCaller(_)
-        | O::RequestRelease(_)
-        | O::CreateQueue(_)
-        | O::OpenPartition(_)
-        | O::ConfigureNamespace(_)
-        | O::ConfigureNamespacePolicy(_)
-        | O::TouchFence(_) => true,
-        O::OpenSession(_)
-        | O::CloseSession(_)
-        | O::Release(_)
-        | O::ReleaseHeld(_)
-        | O::ForceStep(_)
-        | O::Proclaim(_)
-        | O::SetPermits(_)
-        | O::DeleteSemaphore(_)
-        | O::ReleasePermits(_)
-        | O::SetLatch(_)
-        | O::CountDown(_)
-        | O::DeleteLatch(_)
-        | O::LeaveBarrier(_) => false,
-        O::EnqueueTo(_) | O::DequeueFrom(_) | O::AckLease(_) | O::ReturnLeases(_) => false,
-        O::Put(_) | O::Delete(_) => false,
-        O::CreateNamespace(_)
-        | O::UpdateNamespace(_)
-        | O::DeleteNamespace(_)
-        | O::SetNamespacePolicy(_)
-        | O::NamespaceStep(_) => false,
     }
 }
 

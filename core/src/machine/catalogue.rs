@@ -1,12 +1,13 @@
 //! Which queues there are: kept by the meta shard.
 
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{
-    Catalogue, CatalogueCounters, Drawn, FindQueue, Refusal, answer,
-};
+use trefoil_proto::internal::v1::{Catalogue, CatalogueCounters, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
-use super::{QueryOutcome, Ruling, Scope, Verdict, answered, namespace, refuse, refuse_with};
+use super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, namespace,
+    refuse, refuse_with,
+};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, PARTITIONS_MAX};
@@ -18,14 +19,14 @@ pub const QUEUE_CREATION: &str = "queue_creation";
 
 /// Creates a queue with an id of its own; the same queue again is no error.
 pub(super) fn create_queue(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &CreateQueueRequest,
-    drawn: Drawn,
-) -> Ruling {
-    check_place(scope.slot, &request.namespace, &request.queue)?;
+) -> CommandResult {
+    let drawn = context.drawn()?;
+    check_place(context.slot, &request.namespace, &request.queue)?;
     check::number("partitions", request.partitions.into(), 1, PARTITIONS_MAX.into())?;
     let key = queue_key(&request.namespace, &request.queue);
-    if let Some(known) = scope.txn.get_message::<Catalogue>(key.bytes()) {
+    if let Some(known) = context.txn.get_message::<Catalogue>(key.bytes()) {
         if known.partitions == request.partitions {
             return Ok(created(known.partitions, false));
         }
@@ -36,10 +37,10 @@ pub(super) fn create_queue(
             facts,
         ));
     }
-    namespace::admit_queue(scope, &request.namespace)?;
+    namespace::admit_queue(context, &request.namespace)?;
     let counters_key = Key::system(Kind::CatalogueCounters);
     let mut counters =
-        scope.txn.get_message::<CatalogueCounters>(counters_key.bytes()).unwrap_or_default();
+        context.txn.get_message::<CatalogueCounters>(counters_key.bytes()).unwrap_or_default();
     counters.last_queue_id += 1;
     let queue = Catalogue {
         queue_id: counters.last_queue_id,
@@ -47,13 +48,17 @@ pub(super) fn create_queue(
         version: 1,
         lease_key: Some(drawn),
     };
-    scope.txn.put_message(counters_key, &counters);
-    scope.txn.put_message(key, &queue);
+    context.txn.put_message(counters_key, &counters);
+    context.txn.put_message(key, &queue);
     Ok(created(request.partitions, true))
 }
 
 /// What is known of a queue.
-pub(super) fn find_queue(store: &impl Store, slot: u16, request: &FindQueue) -> QueryOutcome {
+pub(super) fn find_queue(
+    context: &QueryContext<'_, impl Store>,
+    request: &FindQueue,
+) -> QueryOutcome {
+    let QueryContext { store, slot, .. } = *context;
     if let Err(refusal) = check_place(slot, &request.namespace, &request.queue) {
         return answered(refusal);
     }
@@ -101,8 +106,8 @@ fn queue_key(namespace: &str, queue: &str) -> Key {
     Key::system(Kind::Catalogue).text(namespace).tail(queue.as_bytes())
 }
 
-fn created(partitions: u32, created: bool) -> Verdict {
-    Verdict::Answer(answer::Answer::CreateQueue(CreateQueueResponse {
+fn created(partitions: u32, created: bool) -> CommandOutcome {
+    CommandOutcome::Answer(answer::Answer::CreateQueue(CreateQueueResponse {
         header: None,
         partitions,
         created,

@@ -21,10 +21,13 @@
 use bytes::Bytes;
 use trefoil_proto::common::v1::{Fence, Reason};
 use trefoil_proto::internal::v1::{
-    CheckedFence, FenceMark, FenceMarks, FindMark, FoundMark, Refusal, TokenStanding, answer,
+    CheckedFence, FenceMark, FenceMarks, FindMark, FoundMark, Refusal, TokenStanding, TouchFence,
+    answer,
 };
 
-use super::{QueryOutcome, Scope, answered, refuse, refuse_with};
+use super::{
+    CommandContext, CommandResult, QueryContext, QueryOutcome, answered, done, refuse, refuse_with,
+};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::FENCE_MARKS_MAX;
@@ -39,15 +42,18 @@ enum Passes {
 }
 
 /// Passes a command whose token is good, and raises the mark where it is a writer's.
-pub(super) fn admit(scope: &mut Scope<'_>, checked: &CheckedFence) -> Result<(), Refusal> {
+pub(super) fn admit(
+    context: &mut CommandContext<'_>,
+    checked: &CheckedFence,
+) -> Result<(), Refusal> {
     let fence = named(checked)?;
     let key = mark_key(fence);
-    let mark = scope.txn.get_message::<FenceMark>(key.bytes());
+    let mark = context.txn.get_message::<FenceMark>(key.bytes());
     let marks = || {
-        scope.txn.get_message::<FenceMarks>(marks_key().bytes()).unwrap_or_default().forgotten_at
+        context.txn.get_message::<FenceMarks>(marks_key().bytes()).unwrap_or_default().forgotten_at
     };
     if judge(fence, checked, mark, marks)? == Passes::Raises {
-        raise(scope, &key, mark, fence.token);
+        raise(context, &key, mark, fence.token);
     }
     Ok(())
 }
@@ -71,14 +77,22 @@ pub(super) fn admit_query(
     }
 }
 
+/// Nothing more: the fence of the command has been passed.
+pub(super) fn touch_fence(_: &mut CommandContext<'_>, _: &TouchFence) -> CommandResult {
+    Ok(done())
+}
+
 /// The mark of a lock.
-pub(super) fn find_mark(store: &impl Store, request: &FindMark) -> QueryOutcome {
+pub(super) fn find_mark(
+    context: &QueryContext<'_, impl Store>,
+    request: &FindMark,
+) -> QueryOutcome {
     let FindMark { namespace, lock } = request.clone();
     let fence = Fence { namespace, lock, token: 1 };
     if let Err(refusal) = check::whole_fence(&fence) {
         return answered(refusal);
     }
-    let mark = store.get(mark_key(&fence).bytes());
+    let mark = context.store.get(mark_key(&fence).bytes());
     let token = mark.map_or(0, |mark| decode::<FenceMark>(&mark).token);
     answered(answer::Answer::FoundMark(FoundMark { token }))
 }
@@ -131,26 +145,26 @@ fn judge(
 }
 
 /// Sets the mark of a lock, and forgets the one that was raised longest ago where there are too many.
-fn raise(scope: &mut Scope<'_>, key: &Key, before: Option<FenceMark>, token: u64) {
-    let mut marks = scope.txn.get_message::<FenceMarks>(marks_key().bytes()).unwrap_or_default();
+fn raise(context: &mut CommandContext<'_>, key: &Key, before: Option<FenceMark>, token: u64) {
+    let mut marks = context.txn.get_message::<FenceMarks>(marks_key().bytes()).unwrap_or_default();
     match before {
-        Some(before) => scope.txn.delete(order_key(before.order)),
+        Some(before) => context.txn.delete(order_key(before.order)),
         None if marks.count < FENCE_MARKS_MAX => marks.count += 1,
-        None => forget_oldest(scope, &mut marks),
+        None => forget_oldest(context, &mut marks),
     }
     marks.last_order += 1;
     let mark = FenceMark { token, order: marks.last_order };
-    scope.txn.put_message(key.clone(), &mark);
-    scope.txn.put(order_key(mark.order), key.bytes().to_vec());
-    scope.txn.put_message(marks_key(), &marks);
+    context.txn.put_message(key.clone(), &mark);
+    context.txn.put(order_key(mark.order), key.bytes().to_vec());
+    context.txn.put_message(marks_key(), &marks);
 }
 
-fn forget_oldest(scope: &mut Scope<'_>, marks: &mut FenceMarks) {
+fn forget_oldest(context: &mut CommandContext<'_>, marks: &mut FenceMarks) {
     let (start, end) = (order_key(0), order_key(u64::MAX));
-    for (order, mark) in scope.txn.scan(start.bytes(), end.bytes(), 1) {
-        scope.txn.delete(order);
-        scope.txn.delete(Bytes::clone(&mark));
-        marks.forgotten_at = scope.index;
+    for (order, mark) in context.txn.scan(start.bytes(), end.bytes(), 1) {
+        context.txn.delete(order);
+        context.txn.delete(Bytes::clone(&mark));
+        marks.forgotten_at = context.index;
     }
 }
 

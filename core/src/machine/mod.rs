@@ -5,11 +5,11 @@
 
 mod cache;
 mod catalogue;
-mod chance;
 mod command;
 mod counts;
 mod digest;
 mod directory;
+mod dispatch;
 mod event;
 mod fence;
 mod gates;
@@ -25,14 +25,15 @@ mod timers;
 use bytes::Bytes;
 use prost::Message as _;
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{Answer, Done, Entry, Progress, Query, Refusal, answer, query};
+use trefoil_proto::internal::v1::{
+    Answer, Command, Done, Drawn, Entry, Progress, Query, Refusal, answer, query,
+};
 
 use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
-use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, Position, ShardId, limits, slot};
+use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, Position, ShardId, check, limits, slot};
 
 pub use self::catalogue::QUEUE_CREATION;
-pub use self::chance::needs_chance;
 pub use self::counts::Counts;
 pub use self::digest::Digest;
 pub use self::directory::Directory;
@@ -113,7 +114,7 @@ pub enum QueryOutcome {
 }
 
 /// What services may touch while they apply one command.
-struct Scope<'a> {
+struct CommandContext<'a> {
     txn: Txn<'a>,
     /// Log time of the entry in ms.
     now_ms: u64,
@@ -126,11 +127,40 @@ struct Scope<'a> {
     term_started_ms: u64,
     /// Slot of the command; every record that it touches begins with it.
     slot: u16,
-    /// Node that the client spoke to.
-    agent: u64,
+    /// The command; none where a timer fires.
+    command: Option<&'a Command>,
+    /// Number of data shards.
+    shards: u32,
     namespaces: namespace_copy::Policy,
     requests: requests::Horizon,
     output: Output,
+}
+
+impl CommandContext<'_> {
+    /// What was drawn for the command.
+    fn drawn(&self) -> Result<Drawn, Refusal> {
+        let drawn = self.command.and_then(|command| command.chance);
+        drawn.ok_or_else(|| check::invalid("chance", "set"))
+    }
+}
+
+/// What services may read while they answer one query.
+struct QueryContext<'a, S> {
+    store: &'a S,
+    /// Slot of the query.
+    slot: u16,
+    /// Node that the client spoke to.
+    agent: u64,
+    /// The leader's estimate of log time in ms.
+    now_ms: u64,
+    /// The call that asks.
+    call: CallId,
+    /// Number of data shards.
+    shards: u32,
+    progress: &'a Progress,
+    directory: &'a mut Directory,
+    polls: &'a mut polls::Polls,
+    gates: &'a mut gates::Gates,
 }
 
 /// What a command says beside its answer. Dropped with the transaction when the command is refused.
@@ -155,12 +185,12 @@ struct Output {
 }
 
 /// What a service does with a command: an answer, a place among the waiting, or a refusal that changes nothing.
-enum Verdict {
+enum CommandOutcome {
     Answer(answer::Answer),
     Wait(WaiterId),
 }
 
-type Ruling = Result<Verdict, Refusal>;
+type CommandResult = Result<CommandOutcome, Refusal>;
 
 /// A refusal with its sentence.
 fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
@@ -292,8 +322,13 @@ impl Machine {
         }
     }
 
-    fn scope<'a>(&self, store: &'a mut dyn Store, slot: u16, agent: u64) -> Scope<'a> {
-        Scope {
+    fn context<'a>(
+        &self,
+        store: &'a mut dyn Store,
+        slot: u16,
+        command: Option<&'a Command>,
+    ) -> CommandContext<'a> {
+        CommandContext {
             txn: Txn::new(store),
             now_ms: self.progress.log_time_ms,
             wall_ms: self.progress.wall_ms,
@@ -301,7 +336,8 @@ impl Machine {
             term: self.progress.term,
             term_started_ms: self.progress.term_started_at_ms,
             slot,
-            agent,
+            command,
+            shards: self.shards,
             namespaces: (&self.progress).into(),
             requests: (&self.progress).into(),
             output: Output::default(),
@@ -314,26 +350,26 @@ impl Machine {
             if keys > limits::TIMER_KEYS_PER_ENTRY_MAX {
                 break;
             }
-            let mut scope = self.scope(store, timer.slot, 0);
-            scope.txn.delete(timer.key.clone());
+            let mut context = self.context(store, timer.slot, None);
+            context.txn.delete(timer.key.clone());
             match timer.kind {
-                Kind::Session => lock::session_due(&mut scope, &timer.rest),
-                Kind::Wait => lock::wait_due(&mut scope, &timer.rest),
-                Kind::Lock => lock::lock_due(&mut scope, &timer.rest),
-                Kind::Lease => queue::lease_due(&mut scope, &timer.rest),
-                Kind::CacheItem => cache::item_due(&mut scope, &timer.rest),
-                Kind::RequestClient => requests::client_due(&mut scope, &timer.rest),
+                Kind::Session => lock::session_due(&mut context, &timer.rest),
+                Kind::Wait => lock::wait_due(&mut context, &timer.rest),
+                Kind::Lock => lock::lock_due(&mut context, &timer.rest),
+                Kind::Lease => queue::lease_due(&mut context, &timer.rest),
+                Kind::CacheItem => cache::item_due(&mut context, &timer.rest),
+                Kind::RequestClient => requests::client_due(&mut context, &timer.rest),
                 _ => unreachable!("no service sets a timer of kind {:?}", timer.kind),
             }
-            keys += scope.txn.keys_written();
-            self.finish(scope, applied);
+            keys += context.txn.keys_written();
+            self.finish(context, applied);
         }
     }
 
-    /// Makes the writes of a scope, and what it says, permanent.
-    fn finish(&mut self, mut scope: Scope<'_>, applied: &mut Applied) {
-        requests::settle(&mut scope);
-        let Scope { txn, output, .. } = scope;
+    /// Makes the writes of a context, and what it says, permanent.
+    fn finish(&mut self, mut context: CommandContext<'_>, applied: &mut Applied) {
+        requests::settle(&mut context);
+        let CommandContext { txn, output, .. } = context;
         if crate::mutant!(LocalState)
             && let Some((key, _)) = output.lines.first()
             && self.directory.read(key, 0) == trefoil_proto::cache::v1::LineState::Exclusive
@@ -366,7 +402,6 @@ impl Machine {
 
     /// Reads at the applied index. `now_ms` is the leader's estimate of log time: a value whose time is up by it
     /// is not shown, and not said to be gone either, before log time has moved there.
-    #[allow(clippy::too_many_lines, reason = "one table")]
     pub fn query(
         &mut self,
         store: &impl Store,
@@ -386,96 +421,24 @@ impl Machine {
                 return answered(refusal);
             }
         }
-        match &query.query {
-            Some(query::Query::Get(request)) => {
-                let log_time_ms = self.progress.log_time_ms;
-                let reader = cache::Reader { slot, agent: query.agent, log_time_ms, now_ms };
-                cache::get(store, &mut self.directory, request, &reader)
-            }
-            Some(query::Query::FindQueue(request)) => catalogue::find_queue(store, slot, request),
-            Some(query::Query::GetNamespace(request)) => namespace::get(store, slot, request),
-            Some(query::Query::ListNamespaces(request)) => namespace::list(store, slot, request),
-            Some(query::Query::GetNamespacePolicy(_)) => {
-                namespace::get_policy(slot, &self.progress)
-            }
-            Some(query::Query::FindNamespace(request)) => {
-                namespace_copy::find(store, slot, request, &self.progress)
-            }
-            Some(query::Query::AwaitReady(request)) => {
-                queue::await_ready(store, &mut self.polls, call, request, slot, self.shards)
-            }
-            Some(query::Query::DescribeLock(request)) => {
-                lock::describe_lock(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::ListLocks(request)) => {
-                lock::list_locks(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::GetSession(request)) => {
-                lock::get_session(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::ListSessions(request)) => {
-                lock::list_sessions(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::ValidateToken(request)) => {
-                lock::validate_token(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::Leader(request)) => {
-                lock::leader(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::DescribeSemaphore(request)) => lock::describe_semaphore(
-                &self.locks(store, slot, &request.namespace, now_ms),
-                request,
-            ),
-            Some(query::Query::ListSemaphores(request)) => {
-                lock::list_semaphores(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::AwaitLatch(request)) => {
-                let view = self.locks(store, slot, &request.namespace, now_ms);
-                lock::await_latch(&view, &mut self.gates, call, request)
-            }
-            Some(query::Query::GetLatch(request)) => {
-                lock::get_latch(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::ListLatches(request)) => {
-                lock::list_latches(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::AwaitBarrier(request)) => {
-                let view = self.locks(store, slot, &request.namespace, now_ms);
-                lock::await_barrier(&view, &mut self.gates, call, request)
-            }
-            Some(query::Query::GetBarrier(request)) => {
-                lock::get_barrier(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::ListBarriers(request)) => {
-                lock::list_barriers(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::ListDeadlocks(request)) => {
-                lock::list_deadlocks(&self.locks(store, slot, &request.namespace, now_ms))
-            }
-            Some(query::Query::FindPlace(request)) => {
-                lock::find_place(&self.locks(store, slot, &request.namespace, now_ms), request)
-            }
-            Some(query::Query::FindReleaseRequests(request)) => lock::find_release_requests(
-                &self.locks(store, slot, &request.namespace, now_ms),
-                request,
-            ),
-            Some(query::Query::WatchLocks(_)) => answered(answer::Answer::Done(Done {})),
-            Some(query::Query::FindMark(request)) => fence::find_mark(store, request),
-            None => answered(refuse(Reason::InvalidField, "the query names nothing")),
-        }
-    }
-
-    /// The sessions and locks of a namespace at the applied index: log time alone decides what is over, and ages are
-    /// told by the leader's estimate of it.
-    fn locks<'a, S: Store>(
-        &self,
-        store: &'a S,
-        slot: u16,
-        namespace: &'a str,
-        estimate_ms: u64,
-    ) -> lock::View<'a, S> {
-        let Progress { log_time_ms, term_started_at_ms, .. } = self.progress;
-        lock::View::new(store, slot, namespace, log_time_ms, term_started_at_ms, estimate_ms)
+        let Some(asked) = &query.query else {
+            return answered(refuse(Reason::InvalidField, "the query names nothing"));
+        };
+        let Self { shards, progress, directory, polls, gates, .. } = self;
+        let agent = query.agent;
+        let context = &mut QueryContext {
+            store,
+            slot,
+            agent,
+            now_ms,
+            call,
+            shards: *shards,
+            progress,
+            directory,
+            polls,
+            gates,
+        };
+        dispatch::answer(context, asked)
     }
 
     /// Ends a long poll whose caller went away.
@@ -494,8 +457,8 @@ impl Machine {
 }
 
 /// The answer of a command that had nothing more to say.
-fn done() -> Verdict {
-    Verdict::Answer(answer::Answer::Done(Done {}))
+fn done() -> CommandOutcome {
+    CommandOutcome::Answer(answer::Answer::Done(Done {}))
 }
 
 fn refused(refusal: Refusal) -> Outcome {

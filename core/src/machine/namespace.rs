@@ -7,11 +7,14 @@
 use trefoil_proto::cluster::v1::{self as api, NamespaceSettings, UnknownNamespaces};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
-    NamespaceCounters, NamespaceRecord, NamespaceStep, Progress, Refusal, answer,
+    NamespaceCounters, NamespaceRecord, NamespaceStep, Refusal, answer,
 };
 
 use super::namespace_copy::Changes;
-use super::{QueryOutcome, Ruling, Scope, Verdict, answered, catalogue, done, refuse, refuse_with};
+use super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, catalogue,
+    done, refuse, refuse_with,
+};
 use crate::check::{self, DEFAULT_NAMESPACE};
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, NAMESPACE_QUEUES_MAX, NAMESPACES_MAX, PAGE_ITEMS_MAX};
@@ -20,11 +23,14 @@ use crate::slot::SYSTEM_SLOT;
 use crate::store::{Store, Txn, decode, prefix_end};
 
 /// Declares a namespace; the same settings again are no error.
-pub(super) fn create(scope: &mut Scope<'_>, request: &api::CreateNamespaceRequest) -> Ruling {
-    check_place(scope.slot, &request.name)?;
+pub(super) fn create_namespace(
+    context: &mut CommandContext<'_>,
+    request: &api::CreateNamespaceRequest,
+) -> CommandResult {
+    check_place(context.slot, &request.name)?;
     let settings = checked(request.settings)?;
     let name = &request.name;
-    if let Some(known) = find(&scope.txn, name) {
+    if let Some(known) = find(&context.txn, name) {
         if known.settings == Some(settings) && !known.deleting {
             return Ok(created(shown(name, &known), false));
         }
@@ -32,78 +38,85 @@ pub(super) fn create(scope: &mut Scope<'_>, request: &api::CreateNamespaceReques
         let message = "the namespace is declared with other settings, or is being removed";
         return Err(refuse_with(Reason::NamespaceExists, message, facts));
     }
-    let record = save(scope, name, settings, false)?;
+    let record = save(context, name, settings, false)?;
     Ok(created(shown(name, &record), true))
 }
 
 /// Replaces the settings of a namespace, and takes back a removal that was begun.
-pub(super) fn update(scope: &mut Scope<'_>, request: &api::UpdateNamespaceRequest) -> Ruling {
-    check_place(scope.slot, &request.name)?;
+pub(super) fn update_namespace(
+    context: &mut CommandContext<'_>,
+    request: &api::UpdateNamespaceRequest,
+) -> CommandResult {
+    check_place(context.slot, &request.name)?;
     let settings = checked(request.settings)?;
-    let known = find(&scope.txn, &request.name).ok_or_else(unknown)?;
+    let known = find(&context.txn, &request.name).ok_or_else(unknown)?;
     expect(request.expected_version, known.version)?;
-    let record = save(scope, &request.name, settings, false)?;
+    let record = save(context, &request.name, settings, false)?;
     Ok(changed(&request.name, &record))
 }
 
 /// Begins to remove a namespace: from here on it gets no new queue.
-pub(super) fn delete(scope: &mut Scope<'_>, request: &api::DeleteNamespaceRequest) -> Ruling {
-    check_place(scope.slot, &request.name)?;
+pub(super) fn delete_namespace(
+    context: &mut CommandContext<'_>,
+    request: &api::DeleteNamespaceRequest,
+) -> CommandResult {
+    check_place(context.slot, &request.name)?;
     check::deletable(&request.name)?;
-    let known = find(&scope.txn, &request.name).ok_or_else(unknown)?;
+    let known = find(&context.txn, &request.name).ok_or_else(unknown)?;
     expect(request.expected_version, known.version)?;
-    let queues = catalogue::count(&scope.txn, &request.name, NAMESPACE_QUEUES_MAX);
+    let queues = catalogue::count(&context.txn, &request.name, NAMESPACE_QUEUES_MAX);
     if queues > 0 {
         let facts = [("queues", queues.to_string())];
         return Err(refuse_with(Reason::NamespaceInUse, "the namespace has queues", facts));
     }
-    let record = save(scope, &request.name, known.settings.unwrap_or_default(), true)?;
+    let record = save(context, &request.name, known.settings.unwrap_or_default(), true)?;
     Ok(changed(&request.name, &record))
 }
 
 /// Goes on with a namespace after the other shards were told.
-pub(super) fn step(scope: &mut Scope<'_>, request: &NamespaceStep) -> Ruling {
-    check_place(scope.slot, &request.namespace)?;
-    let known = find(&scope.txn, &request.namespace).ok_or_else(unknown)?;
+pub(super) fn namespace_step(
+    context: &mut CommandContext<'_>,
+    request: &NamespaceStep,
+) -> CommandResult {
+    check_place(context.slot, &request.namespace)?;
+    let known = find(&context.txn, &request.namespace).ok_or_else(unknown)?;
     expect(request.version, known.version)?;
     if !request.remove {
         let settings = known.settings.unwrap_or_default();
-        let record = save(scope, &request.namespace, settings, false)?;
+        let record = save(context, &request.namespace, settings, false)?;
         return Ok(changed(&request.namespace, &record));
     }
     if !known.deleting {
         return Err(refuse(Reason::Internal, "only a namespace that is being removed goes"));
     }
-    scope.txn.delete(record_key(&request.namespace));
-    let mut counters = counters(&scope.txn);
+    context.txn.delete(record_key(&request.namespace));
+    let mut counters = counters(&context.txn);
     counters.namespaces = counters.namespaces.saturating_sub(1);
-    put_counters(scope, &counters);
+    put_counters(context, &counters);
     Ok(done())
 }
 
 /// Says what becomes of namespaces that were not declared.
-pub(super) fn set_policy(
-    scope: &mut Scope<'_>,
+pub(super) fn set_namespace_policy(
+    context: &mut CommandContext<'_>,
     request: &api::SetNamespacePolicyRequest,
-) -> Ruling {
-    check_place(scope.slot, DEFAULT_NAMESPACE)?;
+) -> CommandResult {
+    check_place(context.slot, DEFAULT_NAMESPACE)?;
     let unknown = check::unknown_namespaces(request.unknown)?;
-    expect(request.expected_version, scope.namespaces.policy_version)?;
-    let version = scope.namespaces.policy_version + 1;
-    scope.output.namespaces = Changes { policy: Some((version, unknown)), removed_version: 0 };
-    Ok(Verdict::Answer(answer::Answer::SetNamespacePolicy(api::SetNamespacePolicyResponse {
-        header: None,
-        unknown: unknown.into(),
-        version,
-    })))
+    expect(request.expected_version, context.namespaces.policy_version)?;
+    let version = context.namespaces.policy_version + 1;
+    context.output.namespaces = Changes { policy: Some((version, unknown)), removed_version: 0 };
+    Ok(CommandOutcome::Answer(answer::Answer::SetNamespacePolicy(
+        api::SetNamespacePolicyResponse { header: None, unknown: unknown.into(), version },
+    )))
 }
 
 /// A declared namespace and its queues; what else it holds lies on another shard.
-pub(super) fn get(
-    store: &impl Store,
-    slot: u16,
+pub(super) fn get_namespace(
+    context: &QueryContext<'_, impl Store>,
     request: &api::GetNamespaceRequest,
 ) -> QueryOutcome {
+    let QueryContext { store, slot, .. } = *context;
     if let Err(refusal) = check_place(slot, &request.name) {
         return answered(refusal);
     }
@@ -122,11 +135,11 @@ pub(super) fn get(
 }
 
 /// Declared namespaces by their names.
-pub(super) fn list(
-    store: &impl Store,
-    slot: u16,
+pub(super) fn list_namespaces(
+    context: &QueryContext<'_, impl Store>,
     request: &api::ListNamespacesRequest,
 ) -> QueryOutcome {
+    let QueryContext { store, slot, .. } = *context;
     let checked = check_place(slot, DEFAULT_NAMESPACE)
         .and_then(|()| check::text("prefix", &request.prefix, 0, NAME_BYTES_MAX))
         .and_then(|()| {
@@ -158,7 +171,11 @@ pub(super) fn list(
 }
 
 /// What becomes of namespaces that were not declared.
-pub(super) fn get_policy(slot: u16, progress: &Progress) -> QueryOutcome {
+pub(super) fn get_namespace_policy(
+    context: &QueryContext<'_, impl Store>,
+    _: &api::GetNamespacePolicyRequest,
+) -> QueryOutcome {
+    let QueryContext { slot, progress, .. } = *context;
     if let Err(refusal) = check_place(slot, DEFAULT_NAMESPACE) {
         return answered(refusal);
     }
@@ -175,14 +192,14 @@ pub(super) fn get_policy(slot: u16, progress: &Progress) -> QueryOutcome {
 }
 
 /// Whether a namespace may have a queue more.
-pub(super) fn admit_queue(scope: &Scope<'_>, namespace: &str) -> Result<(), Refusal> {
-    let record = find(&scope.txn, namespace);
-    let is_usable = record.as_ref().map_or(!scope.namespaces.must_be_known, |it| !it.deleting);
+pub(super) fn admit_queue(context: &CommandContext<'_>, namespace: &str) -> Result<(), Refusal> {
+    let record = find(&context.txn, namespace);
+    let is_usable = record.as_ref().map_or(!context.namespaces.must_be_known, |it| !it.deleting);
     if !is_usable {
         return Err(unknown());
     }
     let most = record.and_then(|record| record.settings).map_or(0, |it| it.queues_max);
-    if most > 0 && catalogue::count(&scope.txn, namespace, most) >= most {
+    if most > 0 && catalogue::count(&context.txn, namespace, most) >= most {
         let message = format!("queues_max of {most} is reached in this namespace");
         let facts = [("limit", "queues_max".to_owned())];
         return Err(refuse_with(Reason::LimitReached, message, facts));
@@ -247,20 +264,20 @@ fn counters(txn: &Txn<'_>) -> NamespaceCounters {
     txn.get_message(Key::system(Kind::NamespaceCounters).bytes()).unwrap_or_default()
 }
 
-fn put_counters(scope: &mut Scope<'_>, counters: &NamespaceCounters) {
-    scope.txn.put_message(Key::system(Kind::NamespaceCounters), counters);
+fn put_counters(context: &mut CommandContext<'_>, counters: &NamespaceCounters) {
+    context.txn.put_message(Key::system(Kind::NamespaceCounters), counters);
 }
 
 /// Writes a namespace under a new version.
 fn save(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     namespace: &str,
     settings: NamespaceSettings,
     deleting: bool,
 ) -> Result<NamespaceRecord, Refusal> {
     let key = record_key(namespace);
-    let mut counters = counters(&scope.txn);
-    if scope.txn.get(key.bytes()).is_none() {
+    let mut counters = counters(&context.txn);
+    if context.txn.get(key.bytes()).is_none() {
         if counters.namespaces >= NAMESPACES_MAX {
             let message = format!("NAMESPACES_MAX of {NAMESPACES_MAX} is reached");
             let facts = [("limit", "NAMESPACES_MAX".to_owned())];
@@ -269,10 +286,10 @@ fn save(
         counters.namespaces += 1;
     }
     counters.last_version += 1;
-    put_counters(scope, &counters);
+    put_counters(context, &counters);
     let record =
         NamespaceRecord { settings: Some(settings), version: counters.last_version, deleting };
-    scope.txn.put_message(key, &record);
+    context.txn.put_message(key, &record);
     Ok(record)
 }
 
@@ -281,16 +298,16 @@ fn shown(name: &str, record: &NamespaceRecord) -> api::Namespace {
     api::Namespace { name: name.to_owned(), settings, version, deleting }
 }
 
-fn created(namespace: api::Namespace, created: bool) -> Verdict {
-    Verdict::Answer(answer::Answer::CreateNamespace(api::CreateNamespaceResponse {
+fn created(namespace: api::Namespace, created: bool) -> CommandOutcome {
+    CommandOutcome::Answer(answer::Answer::CreateNamespace(api::CreateNamespaceResponse {
         header: None,
         namespace: Some(namespace),
         created,
     }))
 }
 
-fn changed(name: &str, record: &NamespaceRecord) -> Verdict {
-    Verdict::Answer(answer::Answer::UpdateNamespace(api::UpdateNamespaceResponse {
+fn changed(name: &str, record: &NamespaceRecord) -> CommandOutcome {
+    CommandOutcome::Answer(answer::Answer::UpdateNamespace(api::UpdateNamespaceResponse {
         header: None,
         namespace: Some(shown(name, record)),
     }))

@@ -7,7 +7,10 @@ use trefoil_proto::internal::v1::{
     NamespaceConfigured, NamespaceCopy, NamespaceHere, Progress, Refusal, answer,
 };
 
-use super::{QueryOutcome, Ruling, Scope, Verdict, answered, namespace, refuse, refuse_with};
+use super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, namespace,
+    refuse, refuse_with,
+};
 use crate::check::{self, DEFAULT_NAMESPACE};
 use crate::key::{Key, Kind};
 use crate::limits::NAME_BYTES_MAX;
@@ -54,37 +57,44 @@ impl Changes {
 }
 
 /// Learns of a namespace, or that it is gone. The shard of its locks refuses the latter while there is something left.
-pub(super) fn configure(scope: &mut Scope<'_>, request: &ConfigureNamespace) -> Ruling {
-    check_place(scope.slot, &request.namespace)?;
+pub(super) fn configure_namespace(
+    context: &mut CommandContext<'_>,
+    request: &ConfigureNamespace,
+) -> CommandResult {
+    check_place(context.slot, &request.namespace)?;
     let key = copy_key(&request.namespace);
-    let known = scope.txn.get_message::<NamespaceCopy>(key.bytes()).map_or(0, |copy| copy.version);
+    let known =
+        context.txn.get_message::<NamespaceCopy>(key.bytes()).map_or(0, |copy| copy.version);
     let version = request.version;
     // News of a namespace that is older than a removal, and unknown, may be of the one that was removed.
-    let removed = scope.namespaces.removed_version;
+    let removed = context.namespaces.removed_version;
     let is_of_the_dead = known == 0 && request.settings.is_some() && version <= removed;
     let is_late = version <= known || is_of_the_dead;
     if is_late {
         return Ok(configured(known));
     }
-    if scope.slot == of_locks(&request.namespace) {
-        configure_locks(scope, request)?;
+    if context.slot == of_locks(&request.namespace) {
+        configure_locks(context, request)?;
     }
     if request.settings.is_some() {
-        scope.txn.put_message(key, &NamespaceCopy { version });
+        context.txn.put_message(key, &NamespaceCopy { version });
         return Ok(configured(version));
     }
-    scope.txn.delete(key);
-    scope.output.namespaces.removed_version = version;
+    context.txn.delete(key);
+    context.output.namespaces.removed_version = version;
     Ok(configured(0))
 }
 
 /// The counters of sessions and locks know the limits, so that these are there where they are needed.
-fn configure_locks(scope: &mut Scope<'_>, request: &ConfigureNamespace) -> Result<(), Refusal> {
+fn configure_locks(
+    context: &mut CommandContext<'_>,
+    request: &ConfigureNamespace,
+) -> Result<(), Refusal> {
     if let Some(settings) = &request.settings {
         check::namespace_settings(settings)?;
     }
     let key = lock_key(&request.namespace);
-    let mut counters = scope.txn.get_message::<LockNamespace>(key.bytes()).unwrap_or_default();
+    let mut counters = context.txn.get_message::<LockNamespace>(key.bytes()).unwrap_or_default();
     if request.settings.is_none() && counters.sessions + counters.locks + counters.waits > 0 {
         let facts = [
             ("sessions", counters.sessions.to_string()),
@@ -96,42 +106,41 @@ fn configure_locks(scope: &mut Scope<'_>, request: &ConfigureNamespace) -> Resul
     }
     counters.settings = request.settings;
     if counters == LockNamespace::default() {
-        scope.txn.delete(key);
+        context.txn.delete(key);
     } else {
         // Its numbers must not come again.
-        scope.txn.put_message(key, &counters);
+        context.txn.put_message(key, &counters);
     }
     Ok(())
 }
 
 /// Learns of the policy.
-pub(super) fn configure_policy(
-    scope: &mut Scope<'_>,
+pub(super) fn configure_namespace_policy(
+    context: &mut CommandContext<'_>,
     request: &ConfigureNamespacePolicy,
-) -> Ruling {
-    check_place(scope.slot, DEFAULT_NAMESPACE)?;
+) -> CommandResult {
+    check_place(context.slot, DEFAULT_NAMESPACE)?;
     let unknown = check::unknown_namespaces(request.unknown)?;
-    if request.version > scope.namespaces.policy_version {
-        scope.output.namespaces.policy = Some((request.version, unknown));
+    if request.version > context.namespaces.policy_version {
+        context.output.namespaces.policy = Some((request.version, unknown));
     }
-    Ok(configured(request.version.max(scope.namespaces.policy_version)))
+    Ok(configured(request.version.max(context.namespaces.policy_version)))
 }
 
 /// Refuses a namespace that is not declared, where it must be.
-pub(super) fn must_be_usable(scope: &Scope<'_>, name: &str) -> Result<(), Refusal> {
-    let may_be_used = !scope.namespaces.must_be_known
+pub(super) fn must_be_usable(context: &CommandContext<'_>, name: &str) -> Result<(), Refusal> {
+    let may_be_used = !context.namespaces.must_be_known
         || name == DEFAULT_NAMESPACE
-        || scope.txn.get(copy_key(name).bytes()).is_some();
+        || context.txn.get(copy_key(name).bytes()).is_some();
     if may_be_used { Ok(()) } else { Err(namespace::unknown()) }
 }
 
 /// What this shard knows, and on the shard of its locks what the namespace holds.
-pub(super) fn find(
-    store: &impl Store,
-    slot: u16,
+pub(super) fn find_namespace(
+    context: &QueryContext<'_, impl Store>,
     request: &FindNamespace,
-    progress: &Progress,
 ) -> QueryOutcome {
+    let QueryContext { store, slot, progress, .. } = *context;
     if let Err(refusal) = check::text("namespace", &request.namespace, 0, NAME_BYTES_MAX) {
         return answered(refusal);
     }
@@ -165,6 +174,6 @@ fn lock_key(namespace: &str) -> Key {
     Key::new(of_locks(namespace), Kind::LockNamespace).tail(namespace.as_bytes())
 }
 
-fn configured(version: u64) -> Verdict {
-    Verdict::Answer(answer::Answer::NamespaceConfigured(NamespaceConfigured { version }))
+fn configured(version: u64) -> CommandOutcome {
+    CommandOutcome::Answer(answer::Answer::NamespaceConfigured(NamespaceConfigured { version }))
 }

@@ -13,43 +13,42 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::queue::v1::{AckResponse, Delivery, DequeueResponse, EnqueueResponse};
 
-use super::polls::Polls;
 use super::{
-    Outcome, QueryOutcome, Ruling, Scope, Verdict, answered, done, refuse, refuse_with, timers,
+    CommandContext, CommandOutcome, CommandResult, Outcome, QueryContext, QueryOutcome, answered,
+    done, refuse, refuse_with, timers,
 };
 use crate::key::{Key, Kind};
 use crate::lease::LeaseId;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, DELIVERIES_MAX, PARTITIONS_MAX};
 use crate::store::{Store, Txn, decode, prefix_end};
-use crate::{CallId, check, slot};
+use crate::{check, slot};
 
 /// Partitions of a Dequeue whose first messages are compared: of more, the next are looked at when these have no more.
 const HEADS_MAX: usize = 16;
 
 /// A partition begins to exist, or learns of a newer version of its queue.
 pub(super) fn open_partition(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &OpenPartition,
-    shards: u32,
-) -> Ruling {
-    let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
+) -> CommandResult {
+    let place = Place::of_command(context, request.queue_id, request.partition)?;
     check::number("partition", request.partition.into(), 0, u64::from(PARTITIONS_MAX) - 1)?;
-    let known = place.find(&scope.txn);
+    let known = place.find(&context.txn);
     let newborn = || Partition { next_sequence: 1, fresh_from: 1, ..Partition::default() };
     let mut partition = known.unwrap_or_else(newborn);
     if request.catalogue_version < partition.catalogue_version {
         return Err(other_version(&partition));
     }
     partition.catalogue_version = request.catalogue_version;
-    scope.txn.put_message(place.key(Kind::Partition), &partition);
+    context.txn.put_message(place.key(Kind::Partition), &partition);
     Ok(done())
 }
 
 /// Appends messages to a partition.
-pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -> Ruling {
-    let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
+pub(super) fn enqueue_to(context: &mut CommandContext<'_>, request: &EnqueueTo) -> CommandResult {
+    let place = Place::of_command(context, request.queue_id, request.partition)?;
     at_most("messages", request.messages.len(), BATCH_ITEMS_MAX as u64)?;
-    let mut partition = place.open(&scope.txn)?;
+    let mut partition = place.open(&context.txn)?;
     same_version(&partition, request.catalogue_version)?;
     let mut message_ids = Vec::with_capacity(request.messages.len());
     for (n, message) in request.messages.iter().enumerate() {
@@ -64,46 +63,49 @@ pub(super) fn enqueue(scope: &mut Scope<'_>, request: &EnqueueTo, shards: u32) -
             key: message.key.clone(),
             value: message.value.clone(),
             headers: message.headers.clone(),
-            enqueued_at_ms: scope.now_ms,
-            enqueued_at_unix_ms: scope.wall_ms,
+            enqueued_at_ms: context.now_ms,
+            enqueued_at_unix_ms: context.wall_ms,
         };
-        scope.txn.put_message(place.record(Kind::Message, sequence), &stored);
+        context.txn.put_message(place.record(Kind::Message, sequence), &stored);
         message_ids.push(place.message_id(sequence));
         partition.next_sequence += 1;
         partition.messages += 1;
-        scope.output.counts.enqueued += 1;
-        scope.output.backlog += 1;
-        place.tell_ready(scope);
+        context.output.counts.enqueued += 1;
+        context.output.backlog += 1;
+        place.tell_ready(context);
     }
-    scope.txn.put_message(place.key(Kind::Partition), &partition);
-    Ok(Verdict::Answer(answer::Answer::Enqueue(EnqueueResponse { header: None, message_ids })))
+    context.txn.put_message(place.key(Kind::Partition), &partition);
+    Ok(CommandOutcome::Answer(answer::Answer::Enqueue(EnqueueResponse {
+        header: None,
+        message_ids,
+    })))
 }
 
 /// Leases ready messages of the partitions: of all their first ones the one that has been ready for longest, then the next. A
 /// partition that is not open has nothing.
-pub(super) fn dequeue(
-    scope: &mut Scope<'_>,
+pub(super) fn dequeue_from(
+    context: &mut CommandContext<'_>,
     request: &DequeueFrom,
-    drawn: Drawn,
-    shards: u32,
-) -> Ruling {
+) -> CommandResult {
+    let drawn = context.drawn()?;
     at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())?;
-    let places = Place::of_all(scope.slot, request.queue_id, &request.partitions, shards)?;
+    let places =
+        Place::of_all(context.slot, request.queue_id, &request.partitions, context.shards)?;
     let most = usize::try_from(request.max_messages).unwrap_or(usize::MAX).min(DELIVERIES_MAX);
     let mut batch = Batch { drawn, lease_ms: request.lease_ms, most, bytes: 0, deliveries: vec![] };
     for places in places.chunks(HEADS_MAX) {
-        let mut heads = heads(scope, places, request.catalogue_version, batch.left())?;
-        let all = batch.take(scope, &mut heads);
+        let mut heads = heads(context, places, request.catalogue_version, batch.left())?;
+        let all = batch.take(context, &mut heads);
         for head in heads.iter().filter(|head| head.has_given) {
-            scope.txn.put_message(head.place.key(Kind::Partition), &head.partition);
+            context.txn.put_message(head.place.key(Kind::Partition), &head.partition);
         }
         if !all {
             break;
         }
     }
-    scope.output.counts.dequeued += batch.deliveries.len() as u64;
+    context.output.counts.dequeued += batch.deliveries.len() as u64;
     let response = DequeueResponse { deliveries: batch.deliveries, ..DequeueResponse::default() };
-    Ok(Verdict::Answer(answer::Answer::Dequeue(response)))
+    Ok(CommandOutcome::Answer(answer::Answer::Dequeue(response)))
 }
 
 /// Whether a dequeue found nothing. That is no answer to keep: a long poll asks again under the same request id.
@@ -121,7 +123,7 @@ pub(super) fn is_nothing(response: &DequeueResponse) -> bool {
 }
 
 /// What a remembered answer is now: what is left of its leases, without those that are over.
-pub(super) fn what_is_left(scope: &Scope<'_>, response: &mut DequeueResponse, shards: u32) {
+pub(super) fn what_is_left(context: &CommandContext<'_>, response: &mut DequeueResponse) {
     if crate::mutant!(WholeLeaseAgain) {
         return;
     }
@@ -129,10 +131,11 @@ pub(super) fn what_is_left(scope: &Scope<'_>, response: &mut DequeueResponse, sh
     response.deliveries.retain_mut(|delivery| {
         let id = delivery.lease_id.parse::<LeaseId>();
         let lease = id.ok().and_then(|id| {
-            let place = Place::new(id.queue_id, id.partition, shards);
-            place.lease(&scope.txn, id.sequence).filter(|lease| lease.secret == id.secret)
+            let place = Place::new(id.queue_id, id.partition, context.shards);
+            place.lease(&context.txn, id.sequence).filter(|lease| lease.secret == id.secret)
         });
-        delivery.lease_ms = lease.map_or(0, |lease| lease.deadline_ms.saturating_sub(scope.now_ms));
+        delivery.lease_ms =
+            lease.map_or(0, |lease| lease.deadline_ms.saturating_sub(context.now_ms));
         delivery.lease_ms > 0
     });
     let over = before - response.deliveries.len();
@@ -141,11 +144,11 @@ pub(super) fn what_is_left(scope: &Scope<'_>, response: &mut DequeueResponse, sh
 }
 
 /// Settles a message, by its newest lease and before that runs out.
-pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Ruling {
-    let place = Place::of_command(scope, request.queue_id, request.partition, shards)?;
-    let mut partition = place.open(&scope.txn)?;
-    let Some(lease) = place.lease(&scope.txn, request.sequence) else {
-        if place.is_ready(&scope.txn, &partition, request.sequence) {
+pub(super) fn ack_lease(context: &mut CommandContext<'_>, request: &AckLease) -> CommandResult {
+    let place = Place::of_command(context, request.queue_id, request.partition)?;
+    let mut partition = place.open(&context.txn)?;
+    let Some(lease) = place.lease(&context.txn, request.sequence) else {
+        if place.is_ready(&context.txn, &partition, request.sequence) {
             return Err(refuse(Reason::StaleLease, "the lease ran out or was returned"));
         }
         return Err(refuse(
@@ -156,59 +159,59 @@ pub(super) fn ack(scope: &mut Scope<'_>, request: &AckLease, shards: u32) -> Rul
     if lease.secret != request.secret && !crate::mutant!(OldLeaseSettles) {
         return Err(refuse(Reason::StaleLease, "another lease of the message is the newest"));
     }
-    if lease.deadline_ms <= scope.now_ms {
+    if lease.deadline_ms <= context.now_ms {
         return Err(refuse(Reason::StaleLease, "the lease ran out"));
     }
     if !crate::mutant!(AckedComesBack) {
-        place.end_lease(scope, request.sequence, &lease);
-        scope.txn.delete(place.record(Kind::Message, request.sequence));
+        place.end_lease(context, request.sequence, &lease);
+        context.txn.delete(place.record(Kind::Message, request.sequence));
     }
     partition.messages -= 1;
     partition.leased -= 1;
-    scope.txn.put_message(place.key(Kind::Partition), &partition);
-    scope.output.counts.acked += 1;
-    scope.output.backlog -= 1;
-    Ok(Verdict::Answer(answer::Answer::Ack(AckResponse { header: None })))
+    context.txn.put_message(place.key(Kind::Partition), &partition);
+    context.output.counts.acked += 1;
+    context.output.backlog -= 1;
+    Ok(CommandOutcome::Answer(answer::Answer::Ack(AckResponse { header: None })))
 }
 
 /// Deliveries that did not reach their consumer are ready again and do not count. Leases that are over stay over.
-pub(super) fn return_leases(scope: &mut Scope<'_>, request: &ReturnLeases, shards: u32) -> Ruling {
+pub(super) fn return_leases(
+    context: &mut CommandContext<'_>,
+    request: &ReturnLeases,
+) -> CommandResult {
     at_most("leases", request.leases.len(), DELIVERIES_MAX as u64)?;
     let partitions = request.leases.iter().map(|lease| lease.partition).collect::<Vec<_>>();
-    let places = Place::of_all(scope.slot, request.queue_id, &partitions, shards)?;
+    let places = Place::of_all(context.slot, request.queue_id, &partitions, context.shards)?;
     for (place, returned) in places.iter().zip(&request.leases) {
-        let lease = place.lease(&scope.txn, returned.sequence);
+        let lease = place.lease(&context.txn, returned.sequence);
         let newest = lease
-            .filter(|lease| lease.secret == returned.secret && lease.deadline_ms > scope.now_ms);
+            .filter(|lease| lease.secret == returned.secret && lease.deadline_ms > context.now_ms);
         if let Some(mut lease) = newest {
-            place.end_lease(scope, returned.sequence, &lease);
+            place.end_lease(context, returned.sequence, &lease);
             lease.deliveries = lease.deliveries.saturating_sub(1);
-            place.comes_back(scope, returned.sequence, lease);
+            place.comes_back(context, returned.sequence, lease);
         }
     }
     Ok(done())
 }
 
 /// A lease may have run out: its own deadline decides.
-pub(super) fn lease_due(scope: &mut Scope<'_>, rest: &Bytes) {
-    let (place, sequence) = Place::of_timer(scope.slot, rest);
-    let Some(lease) = place.lease(&scope.txn, sequence) else { return };
-    if lease.deadline_ms <= scope.now_ms {
-        scope.txn.delete(place.record(Kind::Lease, sequence));
-        scope.output.counts.leases_expired += 1;
-        place.comes_back(scope, sequence, lease);
+pub(super) fn lease_due(context: &mut CommandContext<'_>, rest: &Bytes) {
+    let (place, sequence) = Place::of_timer(context.slot, rest);
+    let Some(lease) = place.lease(&context.txn, sequence) else { return };
+    if lease.deadline_ms <= context.now_ms {
+        context.txn.delete(place.record(Kind::Lease, sequence));
+        context.output.counts.leases_expired += 1;
+        place.comes_back(context, sequence, lease);
     }
 }
 
 /// Which partitions have something to deliver; waits until one has, when asked to.
 pub(super) fn await_ready(
-    store: &impl Store,
-    polls: &mut Polls,
-    call: CallId,
+    context: &mut QueryContext<'_, impl Store>,
     request: &AwaitReady,
-    slot: u16,
-    shards: u32,
 ) -> QueryOutcome {
+    let QueryContext { store, slot, shards, call, .. } = *context;
     let places = at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())
         .and_then(|()| Place::of_all(slot, request.queue_id, &request.partitions, shards));
     let places = match places {
@@ -220,7 +223,7 @@ pub(super) fn await_ready(
     if !partitions.is_empty() || !request.wait {
         return answered(answer::Answer::Ready(Ready { partitions }));
     }
-    if polls.wait(call, request.queue_id, &request.partitions) {
+    if context.polls.wait(call, request.queue_id, &request.partitions) {
         QueryOutcome::Parked
     } else {
         answered(refuse(Reason::Overloaded, "too many long polls wait at this shard"))
@@ -245,7 +248,7 @@ struct First {
 
 /// The first messages of partitions, each of which may give so many.
 fn heads(
-    scope: &Scope<'_>,
+    context: &CommandContext<'_>,
     places: &[Place],
     catalogue_version: u64,
     limit: usize,
@@ -253,11 +256,13 @@ fn heads(
     let mut heads = Vec::<Head>::with_capacity(places.len());
     for place in places {
         let is_listed_twice = heads.iter().any(|head| head.place.partition == place.partition);
-        let Some(partition) = place.find(&scope.txn).filter(|_| !is_listed_twice) else { continue };
+        let Some(partition) = place.find(&context.txn).filter(|_| !is_listed_twice) else {
+            continue;
+        };
         same_version(&partition, catalogue_version)?;
-        let ready = place.ready(&scope.txn, &partition, limit).into_iter();
+        let ready = place.ready(&context.txn, &partition, limit).into_iter();
         let mut head = Head { place: *place, partition, ready, first: None, has_given: false };
-        head.next(scope);
+        head.next(context);
         heads.push(head);
     }
     Ok(heads)
@@ -265,10 +270,10 @@ fn heads(
 
 impl Head {
     /// Goes on to the next message.
-    fn next(&mut self, scope: &Scope<'_>) -> Option<First> {
+    fn next(&mut self, context: &CommandContext<'_>) -> Option<First> {
         let next = self.ready.next().map(|(sequence, last)| {
             let key = self.place.record(Kind::Message, sequence);
-            let message = scope.txn.get(key.bytes()).expect("a ready message is stored");
+            let message = context.txn.get(key.bytes()).expect("a ready message is stored");
             let bytes = message.len();
             // Decoded from the shared buffer, so that the value is not copied.
             let message =
@@ -301,7 +306,7 @@ impl Batch {
     }
 
     /// Takes messages in the order in which they became ready; true when it could have taken more.
-    fn take(&mut self, scope: &mut Scope<'_>, heads: &mut [Head]) -> bool {
+    fn take(&mut self, context: &mut CommandContext<'_>, heads: &mut [Head]) -> bool {
         while self.left() > 0 {
             let oldest = heads.iter_mut().filter_map(|head| {
                 let since_ms = head.first.as_ref()?.since_ms();
@@ -313,12 +318,12 @@ impl Batch {
             if !self.deliveries.is_empty() && self.bytes + bytes > BATCH_BYTES_MAX {
                 return false;
             }
-            let Some(first) = head.next(scope) else { return true };
+            let Some(first) = head.next(context) else { return true };
             self.bytes += bytes;
             head.has_given = true;
             head.partition.leased += 1;
             head.partition.fresh_from = head.partition.fresh_from.max(first.sequence + 1);
-            self.deliveries.push(deliver(scope, &head.place, first, self.lease_ms, &self.drawn));
+            self.deliveries.push(deliver(context, &head.place, first, self.lease_ms, &self.drawn));
         }
         false
     }
@@ -326,7 +331,7 @@ impl Batch {
 
 /// Leases one message.
 fn deliver(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     place: &Place,
     first: First,
     lease_ms: u64,
@@ -339,19 +344,19 @@ fn deliver(
         lease: number,
         deliveries: last.deliveries.saturating_add(1),
         deadline_ms: if crate::mutant!(EarlyLeaseEnd) {
-            scope.now_ms
+            context.now_ms
         } else {
-            scope.now_ms.saturating_add(lease_ms)
+            context.now_ms.saturating_add(lease_ms)
         },
         secret: id.secret,
         ready_at_ms: 0,
     };
     if last.lease > 0 {
-        scope.txn.delete(place.record(Kind::Ready, sequence));
+        context.txn.delete(place.record(Kind::Ready, sequence));
     }
-    scope.txn.put_message(place.record(Kind::Lease, sequence), &lease);
+    context.txn.put_message(place.record(Kind::Lease, sequence), &lease);
     if !crate::mutant!(OrphanedLease) {
-        place.with_timer(scope, lease.deadline_ms, sequence, timers::set);
+        place.with_timer(context, lease.deadline_ms, sequence, timers::set);
     }
     Delivery {
         message_id: place.message_id(sequence),
@@ -403,13 +408,12 @@ impl Place {
 
     /// The partition of a command that was sent to its slot.
     fn of_command(
-        scope: &Scope<'_>,
+        context: &CommandContext<'_>,
         queue_id: u64,
         partition: u32,
-        shards: u32,
     ) -> Result<Self, Refusal> {
-        let place = Self::new(queue_id, partition, shards);
-        if place.slot != scope.slot {
+        let place = Self::new(queue_id, partition, context.shards);
+        if place.slot != context.slot {
             return Err(refuse(Reason::StaleMap, "the partition lives in another slot"));
         }
         Ok(place)
@@ -499,40 +503,40 @@ impl Place {
     }
 
     /// There is one more message to deliver: one of those who wait for it is to look.
-    fn tell_ready(&self, scope: &mut Scope<'_>) {
-        scope.output.ready.push((self.queue_id, self.partition));
+    fn tell_ready(&self, context: &mut CommandContext<'_>) {
+        context.output.ready.push((self.queue_id, self.partition));
     }
 
     /// A message that was leased is ready again, in its old place.
-    fn comes_back(&self, scope: &mut Scope<'_>, sequence: u64, lease: Lease) {
-        let mut partition = self.find(&scope.txn).expect("a partition with a lease is open");
+    fn comes_back(&self, context: &mut CommandContext<'_>, sequence: u64, lease: Lease) {
+        let mut partition = self.find(&context.txn).expect("a partition with a lease is open");
         partition.leased -= 1;
-        scope.txn.put_message(self.key(Kind::Partition), &partition);
-        let last = Lease { deadline_ms: 0, secret: 0, ready_at_ms: scope.now_ms, ..lease };
-        scope.txn.put_message(self.record(Kind::Ready, sequence), &last);
-        self.tell_ready(scope);
+        context.txn.put_message(self.key(Kind::Partition), &partition);
+        let last = Lease { deadline_ms: 0, secret: 0, ready_at_ms: context.now_ms, ..lease };
+        context.txn.put_message(self.record(Kind::Ready, sequence), &last);
+        self.tell_ready(context);
     }
 
     /// Removes a lease before its time, and its timer.
-    fn end_lease(&self, scope: &mut Scope<'_>, sequence: u64, lease: &Lease) {
-        scope.txn.delete(self.record(Kind::Lease, sequence));
-        self.with_timer(scope, lease.deadline_ms, sequence, timers::clear);
+    fn end_lease(&self, context: &mut CommandContext<'_>, sequence: u64, lease: &Lease) {
+        context.txn.delete(self.record(Kind::Lease, sequence));
+        self.with_timer(context, lease.deadline_ms, sequence, timers::clear);
     }
 
     /// Sets or clears the timer of a lease in the partition's own slot, which need not be the command's.
     fn with_timer(
         &self,
-        scope: &mut Scope<'_>,
+        context: &mut CommandContext<'_>,
         due_ms: u64,
         sequence: u64,
-        change: fn(&mut Scope<'_>, u64, Kind, &[u8]),
+        change: fn(&mut CommandContext<'_>, u64, Kind, &[u8]),
     ) {
         let mut rest = Vec::with_capacity(8 + 4 + 8);
         rest.extend_from_slice(&self.queue_id.to_be_bytes());
         rest.extend_from_slice(&self.partition.to_be_bytes());
         rest.extend_from_slice(&sequence.to_be_bytes());
-        let slot = std::mem::replace(&mut scope.slot, self.slot);
-        change(scope, due_ms, Kind::Lease, &rest);
-        scope.slot = slot;
+        let slot = std::mem::replace(&mut context.slot, self.slot);
+        change(context, due_ms, Kind::Lease, &rest);
+        context.slot = slot;
     }
 }

@@ -9,7 +9,7 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::reason::Effect;
 
-use super::{Outcome, Scope, queue, refuse, refuse_with, timers};
+use super::{CommandContext, Outcome, queue, refuse, refuse_with, timers};
 use crate::key::{Key, Kind};
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
@@ -37,7 +37,7 @@ impl From<&Progress> for Horizon {
 
 /// The remembered answer, and where it was decided; none when the command is to be executed.
 pub(super) fn recall(
-    scope: &Scope<'_>,
+    context: &CommandContext<'_>,
     command: &Command,
     id: &RequestId,
 ) -> Result<Option<(answer::Answer, Position)>, Refusal> {
@@ -45,9 +45,9 @@ pub(super) fn recall(
     if crate::mutant!(NoDedup) {
         return Ok(None);
     }
-    let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    let client = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     let Some(client) = client else {
-        if may_be_forgotten(scope.requests.known_from_ms, command, id) {
+        if may_be_forgotten(context.requests.known_from_ms, command, id) {
             return Err(forgotten());
         }
         return Ok(None);
@@ -55,7 +55,7 @@ pub(super) fn recall(
     if id.sequence < client.first_unacknowledged {
         return Err(refuse(Reason::RequestForgotten, "the sequence is below first_unacknowledged"));
     }
-    match scope.txn.get_message::<RequestAnswer>(answer_key(id).bytes()) {
+    match context.txn.get_message::<RequestAnswer>(answer_key(id).bytes()) {
         Some(record)
             if record.fingerprint != command.fingerprint && !crate::mutant!(AnyOperation) =>
         {
@@ -79,7 +79,7 @@ pub(super) fn recall(
         {
             Err(forgotten())
         }
-        None if client.open >= REQUESTS_OPEN_MAX && !frees_any(scope, id) => Err(refuse(
+        None if client.open >= REQUESTS_OPEN_MAX && !frees_any(context, id) => Err(refuse(
             Reason::TooManyOpenRequests,
             "too many unacknowledged requests: raise first_unacknowledged",
         )),
@@ -92,10 +92,10 @@ fn forgotten() -> Refusal {
 }
 
 /// A client that becomes known by a command.
-fn newborn(scope: &mut Scope<'_>, command: &Command, id: &RequestId) -> RequestClient {
-    watch_idle(scope, &id.client, scope.now_ms);
+fn newborn(context: &mut CommandContext<'_>, command: &Command, id: &RequestId) -> RequestClient {
+    watch_idle(context, &id.client, context.now_ms);
     let first_sequence = if is_first(command, id) { id.sequence } else { u64::MAX };
-    let known_from_ms = scope.requests.known_from_ms;
+    let known_from_ms = context.requests.known_from_ms;
     RequestClient { first_sequence, known_from_ms, ..RequestClient::default() }
 }
 
@@ -128,8 +128,8 @@ fn is_first(command: &Command, id: &RequestId) -> bool {
 }
 
 /// The position of a command in the entry that is being applied.
-pub(super) fn here(scope: &Scope<'_>, ordinal: u32) -> Position {
-    Position { term: scope.term, index: scope.index, ordinal, log_time_ms: scope.now_ms }
+pub(super) fn here(context: &CommandContext<'_>, ordinal: u32) -> Position {
+    Position { term: context.term, index: context.index, ordinal, log_time_ms: context.now_ms }
 }
 
 fn decided(record: &RequestAnswer) -> Position {
@@ -154,22 +154,22 @@ fn answered(record: RequestAnswer, answer: Answer, at: Position) -> RequestAnswe
 }
 
 /// The highest attempt seen of a command whose answer is kept; 0 for others.
-pub(super) fn newest_attempt(scope: &Scope<'_>, id: &RequestId) -> u32 {
-    scope
+pub(super) fn newest_attempt(context: &CommandContext<'_>, id: &RequestId) -> u32 {
+    context
         .txn
         .get_message::<RequestAnswer>(answer_key(id).bytes())
         .map_or(0, |record| record.attempt)
 }
 
 /// Whether its client has said that it was told the answer of a command, or wants it no longer.
-pub(super) fn is_acknowledged(scope: &Scope<'_>, id: &RequestId) -> bool {
-    let client = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+pub(super) fn is_acknowledged(context: &CommandContext<'_>, id: &RequestId) -> bool {
+    let client = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
     client.is_some_and(|client| id.sequence < client.first_unacknowledged)
 }
 
 /// Remembers how a command ended and where, and forgets what the client has acknowledged.
 pub(super) fn remember(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     command: &Command,
     outcome: &Outcome,
     position: Position,
@@ -180,21 +180,21 @@ pub(super) fn remember(
         Outcome::Answered(answer) => Some(answer.clone()),
         Outcome::Waiting(_) => None,
     };
-    let known = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
-    let mut client = known.unwrap_or_else(|| newborn(scope, command, id));
-    client.seen_at_ms = scope.now_ms;
+    let known = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    let mut client = known.unwrap_or_else(|| newborn(context, command, id));
+    client.seen_at_ms = context.now_ms;
     client.first_unacknowledged = client.first_unacknowledged.max(id.first_unacknowledged);
     let end = answers_key(&id.client).u64(client.first_unacknowledged);
     // What is left over goes with the next command: below the floor it is never looked at.
-    forget(scope, &id.client, &mut client, end.bytes());
-    let before = scope.txn.get_message::<RequestAnswer>(answer_key(id).bytes());
+    forget(context, &id.client, &mut client, end.bytes());
+    let before = context.txn.get_message::<RequestAnswer>(answer_key(id).bytes());
     if before.is_none() {
         client.open += 1;
     }
     let was_waiting = before.as_ref().is_some_and(waits);
     let attempt = before.map_or(0, |record| record.attempt).max(id.attempt);
     let fingerprint = command.fingerprint;
-    let slot = scope.slot.into();
+    let slot = context.slot.into();
     let waiting = RequestAnswer { slot, attempt, fingerprint, ..RequestAnswer::default() };
     let record = match answer {
         Some(answer) => answered(waiting, answer, position),
@@ -202,63 +202,64 @@ pub(super) fn remember(
     };
     client.waiting =
         (client.waiting + u32::from(waits(&record))).saturating_sub(u32::from(was_waiting));
-    scope.txn.put_message(answer_key(id), &record);
-    scope.txn.put_message(client_key(&id.client), &client);
+    context.txn.put_message(answer_key(id), &record);
+    context.txn.put_message(client_key(&id.client), &client);
 }
 
 /// Knows a client from now on, with no answer to keep: its retry is executed.
-pub(super) fn meet(scope: &mut Scope<'_>, command: &Command, id: &RequestId) {
-    let known = scope.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
-    let known = known.unwrap_or_else(|| newborn(scope, command, id));
-    let client = RequestClient { seen_at_ms: scope.now_ms, ..known };
-    scope.txn.put_message(client_key(&id.client), &client);
+pub(super) fn meet(context: &mut CommandContext<'_>, command: &Command, id: &RequestId) {
+    let known = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    let known = known.unwrap_or_else(|| newborn(context, command, id));
+    let client = RequestClient { seen_at_ms: context.now_ms, ..known };
+    context.txn.put_message(client_key(&id.client), &client);
 }
 
 /// Remembers the answers of commands that had waited until now.
-pub(super) fn settle(scope: &mut Scope<'_>) {
-    for n in 0..scope.output.settled.len() {
-        let settled = &scope.output.settled[n];
+pub(super) fn settle(context: &mut CommandContext<'_>) {
+    for n in 0..context.output.settled.len() {
+        let settled = &context.output.settled[n];
         let Some(id) = &settled.request_id else { continue };
         let (key, client_key) = (answer_key(id), client_key(&id.client));
         // The client may have acknowledged it meanwhile.
-        let Some(record) = scope.txn.get_message::<RequestAnswer>(key.bytes()) else {
+        let Some(record) = context.txn.get_message::<RequestAnswer>(key.bytes()) else {
             continue;
         };
         if waits(&record)
-            && let Some(mut client) = scope.txn.get_message::<RequestClient>(client_key.bytes())
+            && let Some(mut client) = context.txn.get_message::<RequestClient>(client_key.bytes())
         {
             client.waiting = client.waiting.saturating_sub(1);
             // It is idle from here on at the earliest.
-            client.seen_at_ms = scope.now_ms;
-            scope.txn.put_message(client_key, &client);
+            client.seen_at_ms = context.now_ms;
+            context.txn.put_message(client_key, &client);
         }
         // It was a timer, or a command that had another place in the entry.
-        let record = answered(record, settled.answer.clone(), here(scope, u32::MAX));
-        scope.txn.put_message(key, &record);
+        let record = answered(record, settled.answer.clone(), here(context, u32::MAX));
+        context.txn.put_message(key, &record);
     }
 }
 
 /// A client that has been idle for long is forgotten; until all its answers are gone this takes several steps.
-pub(super) fn client_due(scope: &mut Scope<'_>, rest: &Bytes) {
+pub(super) fn client_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let name = std::str::from_utf8(rest).expect("a client name is text");
-    let Some(mut client) = scope.txn.get_message::<RequestClient>(client_key(name).bytes()) else {
+    let Some(mut client) = context.txn.get_message::<RequestClient>(client_key(name).bytes())
+    else {
         return;
     };
     if client.waiting > 0 {
-        return watch_idle(scope, name, scope.now_ms);
+        return watch_idle(context, name, context.now_ms);
     }
-    if scope.now_ms < client.seen_at_ms.saturating_add(scope.requests.idle_ms) {
-        return watch_idle(scope, name, client.seen_at_ms);
+    if context.now_ms < client.seen_at_ms.saturating_add(context.requests.idle_ms) {
+        return watch_idle(context, name, client.seen_at_ms);
     }
     // Until the last step, what was forgotten by the steps before must not be executed again.
     client.first_unacknowledged = u64::MAX;
-    forget(scope, name, &mut client, &prefix_end(answers_key(name).bytes()));
+    forget(context, name, &mut client, &prefix_end(answers_key(name).bytes()));
     if client.open == 0 {
-        scope.txn.delete(client_key(name));
-        scope.output.forgotten_seen_at_ms = Some(client.seen_at_ms);
+        context.txn.delete(client_key(name));
+        context.output.forgotten_seen_at_ms = Some(client.seen_at_ms);
     } else {
-        scope.txn.put_message(client_key(name), &client);
-        watch_idle(scope, name, client.seen_at_ms);
+        context.txn.put_message(client_key(name), &client);
+        watch_idle(context, name, client.seen_at_ms);
     }
 }
 
@@ -277,26 +278,27 @@ fn waits(record: &RequestAnswer) -> bool {
 }
 
 /// Whether a command acknowledges any answer that is still kept.
-fn frees_any(scope: &Scope<'_>, id: &RequestId) -> bool {
+fn frees_any(context: &CommandContext<'_>, id: &RequestId) -> bool {
     let (start, end) =
         (answers_key(&id.client), answers_key(&id.client).u64(id.first_unacknowledged));
-    !scope.txn.scan(start.bytes(), end.bytes(), 1).is_empty()
+    !context.txn.scan(start.bytes(), end.bytes(), 1).is_empty()
 }
 
 /// Forgets a client's answers below `end`, as many as one step may.
-fn forget(scope: &mut Scope<'_>, name: &str, client: &mut RequestClient, end: &[u8]) {
-    for (key, value) in scope.txn.scan(answers_key(name).bytes(), end, ANSWERS_FORGOTTEN_MAX) {
-        scope.txn.delete(key);
+fn forget(context: &mut CommandContext<'_>, name: &str, client: &mut RequestClient, end: &[u8]) {
+    for (key, value) in context.txn.scan(answers_key(name).bytes(), end, ANSWERS_FORGOTTEN_MAX) {
+        context.txn.delete(key);
         client.open = client.open.saturating_sub(1);
         client.waiting = client.waiting.saturating_sub(u32::from(waits(&decode(&value))));
     }
 }
 
-fn watch_idle(scope: &mut Scope<'_>, name: &str, seen_at_ms: u64) {
-    let due = seen_at_ms.saturating_add(scope.requests.idle_ms).max(scope.now_ms.saturating_add(1));
-    let slot = std::mem::replace(&mut scope.slot, SYSTEM_SLOT);
-    timers::set(scope, due, Kind::RequestClient, name.as_bytes());
-    scope.slot = slot;
+fn watch_idle(context: &mut CommandContext<'_>, name: &str, seen_at_ms: u64) {
+    let due =
+        seen_at_ms.saturating_add(context.requests.idle_ms).max(context.now_ms.saturating_add(1));
+    let slot = std::mem::replace(&mut context.slot, SYSTEM_SLOT);
+    timers::set(context, due, Kind::RequestClient, name.as_bytes());
+    context.slot = slot;
 }
 
 fn client_key(name: &str) -> Key {

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::Scope;
+use super::CommandContext;
 use crate::key::{Key, Kind};
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{Store, prefix_end};
@@ -25,16 +25,16 @@ const KINDS: [Kind; 6] =
 /// Bytes before `rest`: system slot, kind of the record, due time, slot, kind.
 const HEAD: usize = 2 + 1 + 8 + 2 + 1;
 
-/// Sets a timer for a record of the scope's slot.
-pub(super) fn set(scope: &mut Scope<'_>, due_ms: u64, kind: Kind, rest: &[u8]) {
-    let key = key(scope.slot, due_ms, kind, rest);
-    scope.txn.put(key, Bytes::new());
+/// Sets a timer for a record of the context's slot.
+pub(super) fn set(context: &mut CommandContext<'_>, due_ms: u64, kind: Kind, rest: &[u8]) {
+    let key = key(context.slot, due_ms, kind, rest);
+    context.txn.put(key, Bytes::new());
 }
 
 /// Clears a timer that was set with exactly these values.
-pub(super) fn clear(scope: &mut Scope<'_>, due_ms: u64, kind: Kind, rest: &[u8]) {
-    let key = key(scope.slot, due_ms, kind, rest);
-    scope.txn.delete(key);
+pub(super) fn clear(context: &mut CommandContext<'_>, due_ms: u64, kind: Kind, rest: &[u8]) {
+    let key = key(context.slot, due_ms, kind, rest);
+    context.txn.delete(key);
 }
 
 /// The first `limit` timers that are due at `now_ms`, oldest first.

@@ -73,52 +73,7 @@ fn maybe_applied(call: CallId) -> Effect {
 
 /// Whether a command makes room: such commands are taken even when the disk is nearly full.
 pub(super) fn frees_space(command: &Command) -> bool {
-    match &command.operation {
-        Some(
-            Operation::CloseSession(_)
-            | Operation::KeepAlive(_)
-            | Operation::Release(_)
-            | Operation::ReleaseHeld(_)
-            | Operation::ForceStep(_)
-            | Operation::RequestRelease(_)
-            | Operation::CancelAcquire(_)
-            | Operation::LoseCaller(_)
-            | Operation::AckLease(_)
-            | Operation::ReturnLeases(_)
-            | Operation::DeleteSemaphore(_)
-            | Operation::ReleasePermits(_)
-            | Operation::CountDown(_)
-            | Operation::DeleteLatch(_)
-            | Operation::LeaveBarrier(_)
-            | Operation::WithdrawBarrier(_)
-            | Operation::Delete(_),
-        ) => true,
-        Some(
-            Operation::OpenSession(_)
-            | Operation::Acquire(_)
-            | Operation::Convert(_)
-            | Operation::Campaign(_)
-            | Operation::Proclaim(_)
-            | Operation::SetPermits(_)
-            | Operation::AcquirePermits(_)
-            | Operation::SetLatch(_)
-            | Operation::EnterBarrier(_)
-            | Operation::CreateQueue(_)
-            | Operation::OpenPartition(_)
-            | Operation::EnqueueTo(_)
-            | Operation::DequeueFrom(_)
-            | Operation::CreateNamespace(_)
-            | Operation::UpdateNamespace(_)
-            | Operation::DeleteNamespace(_)
-            | Operation::SetNamespacePolicy(_)
-            | Operation::ConfigureNamespace(_)
-            | Operation::ConfigureNamespacePolicy(_)
-            | Operation::NamespaceStep(_)
-            | Operation::Put(_)
-            | Operation::TouchFence(_),
-        )
-        | None => false,
-    }
+    command.operation.as_ref().is_some_and(Operation::frees_space)
 }
 
 impl Pending {

@@ -9,7 +9,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use bytes::Bytes;
 use prost::Message as _;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, needs_chance};
+use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_TERM, CallId, DRAWN_BYTES, MACHINE_VERSION, Position, ShardId};
@@ -134,7 +134,7 @@ impl Harness {
         let mut newest = self.sessions.clone();
         let draw = |command: &mut Command| {
             let operation = command.operation.as_ref().filter(|_| command.chance.is_none())?;
-            if !needs_chance(operation) {
+            if !operation.draws_chance() {
                 return None;
             }
             let Operation::OpenSession(open) = operation else {

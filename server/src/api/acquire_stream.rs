@@ -16,9 +16,9 @@ use trefoil_proto::lock::v1::acquire_stream_response::Step;
 
 use super::lock::{Abandoned, name_call};
 use super::operation::Operation;
-use super::told::{Listener, Teller, Told};
+use super::server_stream::{Listener, ServerStream, StreamSender};
 use super::{Api, Context, Decided, Shards, answer_within, fingerprint, other_answer};
-use crate::authorize::{Action, Resource};
+use crate::authorize::Resource;
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
 /// Time that a call has to be granted at once, before anybody asks for its place.
@@ -39,24 +39,25 @@ struct Looks<S> {
 }
 
 impl<S: Shards> Api<S> {
-    pub(super) fn acquire_stream(
+    #[allow(clippy::unused_async, reason = "every stream is begun alike")]
+    pub(super) async fn acquire_stream(
         self: &Arc<Self>,
         listener: Listener,
         mut request: lock::AcquireStreamRequest,
-    ) -> Result<Told<Response>, Refusal> {
+    ) -> Result<ServerStream<Response>, Refusal> {
         request.check()?;
         let acquire = request.acquire.unwrap_or_default();
-        let resource = Resource::of_acquire(&acquire);
-        let mut ask = self.begin(&listener, Action::UseLock, resource)?;
+        let resource = Resource::of_locks(&acquire.namespace, &acquire.name, &acquire.locks);
+        let mut ask = self.begin(&listener, resource)?;
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + acquire.wait_ms);
         ask.deadline = Instant::now() + answer_within(listener.timeout, longest);
         ask.fingerprint = fingerprint::of(&mut Operation::Acquire(acquire.clone()));
         let waiting = self.admission.wait(&listener.permit)?;
         let context = Context { ask, cancelled: None, fence: None };
         let api = Arc::clone(self);
-        Ok(self.tell(|teller| async move {
+        Ok(self.tell(|sender| async move {
             let _places = (waiting, listener.permit);
-            api.acquire_and_tell(&context, acquire, teller).await
+            api.acquire_and_tell(&context, acquire, sender).await
         }))
     }
 
@@ -64,7 +65,7 @@ impl<S: Shards> Api<S> {
         self: Arc<Self>,
         context: &Context,
         mut request: lock::AcquireRequest,
-        mut teller: Teller<Response>,
+        mut sender: StreamSender<Response>,
     ) -> Result<(), Refusal> {
         let call = name_call(request.request_id.take());
         let mut looks = Looks::new(&self, &request, &call);
@@ -75,16 +76,16 @@ impl<S: Shards> Api<S> {
                 let place = tokio::select! {
                     answer = &mut acquire => break answer?,
                     place = looks.next(context) => place?,
-                    refusal = teller.stopped() => return Err(refusal),
+                    refusal = sender.stopped() => return Err(refusal),
                 };
-                teller.say(Response { step: Some(Step::Waiting(place)) }).await?;
+                sender.say(Response { step: Some(Step::Waiting(place)) }).await?;
             }
         };
         // A grant that the client did not take is withdrawn.
         let mut abandoned = answer.acquired.then(|| Abandoned::new(&self, context, &sent, &call));
-        teller.say(Response { step: Some(Step::Answer(answer)) }).await?;
+        sender.say(Response { step: Some(Step::Answer(answer)) }).await?;
         if let Some(abandoned) = &mut abandoned
-            && teller.is_taken().await
+            && sender.is_taken().await
         {
             abandoned.is_answered();
         }

@@ -19,57 +19,12 @@ use trefoil_proto::reason::{Effect, Retry};
 
 use super::background::may_help;
 use super::lock::{name_call, pause_before};
-use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, partly};
+use super::{Api, Ask, Context, Decided, Shards, other_answer, partly};
 
 /// Pause before a shard without a leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 /// Time kept back of the caller's deadline to answer that the wait is over.
 const ANSWER_TIME: Duration = Duration::from_millis(50);
-
-/// A simple command and a simple query of the shard of a namespace.
-macro_rules! passed_on {
-    ($($name:ident($request:ident) -> $response:ident: $kind:ident $variant:ident;)*) => {
-        impl<S: Shards> Api<S> {
-            $(passed_on!(@$kind $name($request) -> $response: $variant);)*
-        }
-    };
-    (@command $name:ident($request:ident) -> $response:ident: $variant:ident) => {
-        pub(super) async fn $name(
-            &self,
-            context: &Context,
-            mut request: lock::$request,
-        ) -> Result<lock::$response, Refusal> {
-            let slot = slot::of_locks(&request.namespace);
-            let id = request.request_id.take();
-            expect_answer!(
-                self.command(slot, id, Command::$variant(request), &context.ask).await?,
-                $variant
-            )
-        }
-    };
-    (@query $name:ident($request:ident) -> $response:ident: $variant:ident) => {
-        pub(super) async fn $name(
-            &self,
-            context: &Context,
-            request: lock::$request,
-        ) -> Result<lock::$response, Refusal> {
-            let slot = slot::of_locks(&request.namespace);
-            expect_answer!(self.query(slot, Query::$variant(request), &context.ask).await?, $variant)
-        }
-    };
-}
-
-pub(super) use passed_on;
-
-passed_on! {
-    set_latch(SetLatchRequest) -> SetLatchResponse: command SetLatch;
-    count_down(CountDownRequest) -> CountDownResponse: command CountDown;
-    delete_latch(DeleteLatchRequest) -> DeleteLatchResponse: command DeleteLatch;
-    get_latch(GetLatchRequest) -> GetLatchResponse: query GetLatch;
-    list_latches(ListLatchesRequest) -> ListLatchesResponse: query ListLatches;
-    get_barrier(GetBarrierRequest) -> GetBarrierResponse: query GetBarrier;
-    list_barriers(ListBarriersRequest) -> ListBarriersResponse: query ListBarriers;
-}
 
 impl<S: Shards> Api<S> {
     /// Looks once, so that the round is known, and waits for its end.

@@ -7,10 +7,10 @@ use trefoil_proto::cluster::v1 as cluster;
 use trefoil_proto::common::v1::ResponseHeader;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::{Api, ShardState, Shards};
+use super::{Api, Context, ShardState, Shards};
 
 impl<S: Shards> Api<S> {
-    pub(crate) fn status(&self) -> cluster::StatusResponse {
+    pub(crate) fn own_status(&self) -> cluster::StatusResponse {
         let shards = self.shards.status();
         let members = self.shards.members().into_iter().map(|member| cluster::Member {
             id: member.id,
@@ -34,9 +34,17 @@ impl<S: Shards> Api<S> {
         }
     }
 
-    /// The same, and what each other member says of itself.
-    pub(super) async fn status_of_all(&self) -> cluster::StatusResponse {
-        let own = self.status();
+    /// What this node says of itself, and where that is asked for what each other member does.
+    pub(super) async fn status(
+        &self,
+        _: &Context,
+        request: cluster::StatusRequest,
+    ) -> Result<cluster::StatusResponse, Refusal> {
+        Ok(if request.all_nodes { self.status_of_all().await } else { self.own_status() })
+    }
+
+    async fn status_of_all(&self) -> cluster::StatusResponse {
+        let own = self.own_status();
         let id = self.shards.node_id();
         let mut asked = JoinSet::new();
         for member in own.members.iter().filter(|member| member.id != id).cloned() {
@@ -56,7 +64,8 @@ impl<S: Shards> Api<S> {
 
     pub(super) async fn transfer_leader(
         &self,
-        request: &cluster::TransferLeaderRequest,
+        _: &Context,
+        request: cluster::TransferLeaderRequest,
     ) -> Result<cluster::TransferLeaderResponse, Refusal> {
         let states = self.shards.status();
         let Some(state) = states.iter().find(|state| state.shard == request.shard) else {

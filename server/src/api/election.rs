@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use trefoil_core::slot;
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
 
@@ -40,28 +39,6 @@ impl<S: Shards> Api<S> {
         })
     }
 
-    pub(super) async fn proclaim(
-        &self,
-        context: &Context,
-        mut request: lock::ProclaimRequest,
-    ) -> Result<lock::ProclaimResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
-        expect_answer!(
-            self.command(slot, id, Command::Proclaim(request), &context.ask).await?,
-            Proclaim
-        )
-    }
-
-    pub(super) async fn leader(
-        &self,
-        context: &Context,
-        request: lock::LeaderRequest,
-    ) -> Result<lock::LeaderResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(self.query(slot, Query::Leader(request), &context.ask).await?, Leader)
-    }
-
     /// A leadership ends as its lock is released.
     pub(super) async fn resign(
         &self,
@@ -70,9 +47,17 @@ impl<S: Shards> Api<S> {
     ) -> Result<lock::ResignResponse, Refusal> {
         let lock::ResignRequest { namespace, session_id, name, fencing_token, request_id } =
             request;
-        let release =
-            lock::ReleaseRequest { namespace, session_id, name, fencing_token, request_id };
-        let lock::ReleaseResponse { header } = self.release(context, release).await?;
+        let slot = slot::of_locks(&namespace);
+        let release = Command::Release(lock::ReleaseRequest {
+            namespace,
+            session_id,
+            name,
+            fencing_token,
+            request_id: None,
+        });
+        let released = self.command(slot, request_id, release, &context.ask).await?;
+        let released: lock::ReleaseResponse = expect_answer!(released, Release)?;
+        let header = released.header;
         Ok(lock::ResignResponse { header })
     }
 }

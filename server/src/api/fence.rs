@@ -21,7 +21,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{LockMode, ValidateTokenRequest};
 use trefoil_proto::reason::{Effect, Retry};
 
-use super::operation::{self, Operation};
+use super::operation::Operation;
 use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, refusal};
 use crate::authorize::{Action, Principal, Resource, access};
 use crate::config::Service;
@@ -88,7 +88,7 @@ impl<S: Shards> Api<S> {
         principal: &Principal,
         operation: &mut Operation,
     ) -> Result<Option<Arc<Shown>>, Refusal> {
-        let Some(fence) = operation::take_fence(operation) else { return Ok(None) };
+        let Some(fence) = operation.fence_mut().and_then(Option::take) else { return Ok(None) };
         let lock = Resource::Lock { namespace: &fence.namespace, name: &fence.lock };
         (self.authorizer)(principal, Action::UseLock, lock)?;
         self.is_on(Service::Lock)?;

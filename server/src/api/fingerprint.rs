@@ -16,36 +16,18 @@ thread_local! {
     static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Names the fields that a retry changes of every call with a request id, and tells the others.
-macro_rules! fingerprints {
-    ($($variant:ident $($wait_ms:ident)?,)*; none: $($none:ident)*) => {
-        /// The fingerprint of an operation; 0 where it has no request id.
-        pub(super) fn of(operation: &mut Operation) -> u64 {
-            match operation {
-                $(Operation::$variant(request) => {
-                    let Some(id) = request.request_id.take() else { return 0 };
-                    $(let $wait_ms = std::mem::take(&mut request.$wait_ms);)?
-                    let fingerprint = hash(operation);
-                    let Operation::$variant(request) = operation else { return fingerprint };
-                    $(request.$wait_ms = $wait_ms;)?
-                    request.request_id = Some(id);
-                    fingerprint
-                })*
-                $(Operation::$none(_))|* => 0,
-            }
-        }
-    };
-}
-
-fingerprints! {
-    OpenSession, CloseSession, Acquire wait_ms, Release, Convert wait_ms, ReleaseAll, ForceRelease, RequestRelease,
-    Campaign wait_ms, Proclaim, Resign, SetPermits, DeleteSemaphore, AcquirePermits wait_ms, ReleasePermits,
-    SetLatch, CountDown, DeleteLatch, EnterBarrier wait_ms, LeaveBarrier wait_ms,
-    CreateQueue, Enqueue, Dequeue wait_ms, Ack, Put, Delete,
-    CreateNamespace, UpdateNamespace, DeleteNamespace, SetNamespacePolicy,;
-    none: KeepAlive DescribeLock ListLocks GetSession ListSessions ListDeadlocks ValidateToken Leader
-        DescribeSemaphore ListSemaphores AwaitLatch GetLatch ListLatches GetBarrier ListBarriers Get Status
-        TransferLeader GetNamespace ListNamespaces GetNamespacePolicy
+/// The fingerprint of an operation; 0 where it has no request id.
+pub(super) fn of(operation: &mut Operation) -> u64 {
+    let Some(id) = operation.request_id_mut().and_then(Option::take) else { return 0 };
+    let wait_ms = operation.wait_ms_mut().map(std::mem::take);
+    let fingerprint = hash(operation);
+    if let (Some(field), Some(wait_ms)) = (operation.wait_ms_mut(), wait_ms) {
+        *field = wait_ms;
+    }
+    if let Some(field) = operation.request_id_mut() {
+        *field = Some(id);
+    }
+    fingerprint
 }
 
 /// Maps are ordered and defaults are left out, so that equal operations have equal bytes.

@@ -12,14 +12,15 @@ use trefoil_core::machine::Body;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, ResponseHeader};
 use trefoil_proto::internal::v1::answer::Answer;
+use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{FindReleaseRequests, Refusal};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::keep_alive_stream_response::News;
 
-use super::told::{Listener, Teller, Told};
-use super::{Api, Ask, Context, Decided, Shards, other_answer, refusal};
-use crate::authorize::{Access, Action, Resource};
+use super::server_stream::{Listener, ServerStream, StreamSender};
+use super::{Api, Ask, Decided, Shards, expect_answer, other_answer, refusal};
+use crate::authorize::{Access, Resource};
 use crate::layer::unreadable;
 use crate::watch::{Cursor, Filter, Follower, Seen, Tip, Topic};
 
@@ -41,7 +42,7 @@ struct Keeper<S> {
     shard: ShardId,
     namespace: String,
     session_id: u64,
-    teller: Teller<Response>,
+    sender: StreamSender<Response>,
     /// What the session is asked for.
     follower: Follower,
     /// The renewal under way, and since when.
@@ -71,7 +72,7 @@ impl<S: Shards> Api<S> {
         self: &Arc<Self>,
         listener: Listener,
         mut messages: Messages,
-    ) -> Result<Told<Response>, Refusal> {
+    ) -> Result<ServerStream<Response>, Refusal> {
         let deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
         let mut first = match timeout_at(deadline, messages.message()).await {
             Ok(Ok(Some(first))) => first,
@@ -85,14 +86,14 @@ impl<S: Shards> Api<S> {
         };
         first.check()?;
         let lock::KeepAliveStreamRequest { namespace, session_id } = first;
-        let ask = self.begin(&listener, Action::UseSession, Resource::Namespace(&namespace))?;
+        let ask = self.begin(&listener, Resource::Namespace(&namespace))?;
         let shard = self.shard(slot::of_locks(&namespace));
         let (requests, index) = self.release_requests(&namespace, session_id, &ask).await?;
         let topic = Topic::Session { namespace: namespace.clone(), id: session_id };
         let filter = Filter { topic, prefix: String::new() };
         let follower = self.follow(shard, filter, Cursor::after(index), &ask).await?;
         let api = Arc::clone(self);
-        Ok(self.tell(|teller| async move {
+        Ok(self.tell(|sender| async move {
             let _permit = listener.permit;
             let mut keeper = Keeper {
                 api,
@@ -100,7 +101,7 @@ impl<S: Shards> Api<S> {
                 shard,
                 namespace,
                 session_id,
-                teller,
+                sender,
                 follower,
                 renewal: None,
                 messages: 1,
@@ -167,7 +168,7 @@ impl<S: Shards> Keeper<S> {
                 seen = self.follower.next() => seen.map_or(Next::Missed, Next::Asked),
                 () = sleep_until(self.check), if !is_renewing => Next::Check,
                 _ = looks.tick() => Next::Look,
-                refusal = self.teller.stopped() => return Err(refusal),
+                refusal = self.sender.stopped() => return Err(refusal),
             };
             let goes_on = match next {
                 Next::Message(None) => {
@@ -207,9 +208,10 @@ impl<S: Shards> Keeper<S> {
         let (api, ask, now) = (Arc::clone(&self.api), self.ask(), Instant::now());
         let (namespace, session_id) = (self.namespace.clone(), self.session_id);
         let renewal = Box::pin(async move {
-            let request = lock::KeepAliveRequest { namespace, session_id };
-            let context = Context { ask, cancelled: None, fence: None };
-            (now, api.keep_alive(&context, request).await)
+            let slot = slot::of_locks(&namespace);
+            let renew = Command::KeepAlive(lock::KeepAliveRequest { namespace, session_id });
+            let renewed = api.command(slot, None, renew, &ask).await;
+            (now, renewed.and_then(|decided| expect_answer!(decided, KeepAlive)))
         });
         self.renewal = Some((now, renewal));
         self.answers = self.messages;
@@ -244,7 +246,7 @@ impl<S: Shards> Keeper<S> {
         Ok(goes_on)
     }
 
-    /// Told once until the next renewal.
+    /// ServerStream once until the next renewal.
     async fn jeopardy(&mut self, cause: &str) -> Result<bool, Refusal> {
         if !std::mem::replace(&mut self.is_in_jeopardy, true) {
             let cause = cause.to_owned();
@@ -324,7 +326,7 @@ impl<S: Shards> Keeper<S> {
 
     async fn say_at(&mut self, header: ResponseHeader, news: News) -> Result<(), Refusal> {
         let session_id = self.session_id;
-        self.teller.say(Response { header: Some(header), session_id, news: Some(news) }).await
+        self.sender.say(Response { header: Some(header), session_id, news: Some(news) }).await
     }
 }
 

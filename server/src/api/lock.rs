@@ -11,7 +11,6 @@ use trefoil_core::{DRAWN_BYTES, slot};
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{CallName, CancelAcquire, ForceStep, Refusal, ReleaseHeld};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::reason::Effect;
@@ -23,44 +22,6 @@ use super::{Api, Context, Decided, Shards, expect_answer, other_answer, partly};
 const COME_BACK: Duration = Duration::from_millis(WAITER_CLAIM_MS);
 
 impl<S: Shards> Api<S> {
-    pub(super) async fn open_session(
-        &self,
-        context: &Context,
-        mut request: lock::OpenSessionRequest,
-    ) -> Result<lock::OpenSessionResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
-        expect_answer!(
-            self.command(slot, id, Command::OpenSession(request), &context.ask).await?,
-            OpenSession
-        )
-    }
-
-    pub(super) async fn keep_alive(
-        &self,
-        context: &Context,
-        request: lock::KeepAliveRequest,
-    ) -> Result<lock::KeepAliveResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(
-            self.command(slot, None, Command::KeepAlive(request), &context.ask).await?,
-            KeepAlive
-        )
-    }
-
-    pub(super) async fn close_session(
-        &self,
-        context: &Context,
-        mut request: lock::CloseSessionRequest,
-    ) -> Result<lock::CloseSessionResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
-        expect_answer!(
-            self.command(slot, id, Command::CloseSession(request), &context.ask).await?,
-            CloseSession
-        )
-    }
-
     /// Acquires, and never leaves behind a waiter or a grant that nobody knows of.
     pub(super) async fn acquire(
         self: &Arc<Self>,
@@ -104,19 +65,6 @@ impl<S: Shards> Api<S> {
         let decided = self.called(slot, call, Command::Convert(request), &context.ask).await;
         abandoned.judge(decided.as_ref().err());
         expect_answer!(decided?, Convert)
-    }
-
-    pub(super) async fn release(
-        &self,
-        context: &Context,
-        mut request: lock::ReleaseRequest,
-    ) -> Result<lock::ReleaseResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
-        expect_answer!(
-            self.command(slot, id, Command::Release(request), &context.ask).await?,
-            Release
-        )
     }
 
     /// Releases batch after batch. The request id goes with the first one, whose answer says how to go on: a retry
@@ -170,88 +118,6 @@ impl<S: Shards> Api<S> {
                 return Ok(lock::ForceReleaseResponse { header, released, fencing_token });
             }
         }
-    }
-
-    pub(super) async fn request_release(
-        &self,
-        context: &Context,
-        mut request: lock::RequestReleaseRequest,
-    ) -> Result<lock::RequestReleaseResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        let id = request.request_id.take();
-        expect_answer!(
-            self.command(slot, id, Command::RequestRelease(request), &context.ask).await?,
-            RequestRelease
-        )
-    }
-
-    pub(super) async fn validate_token(
-        &self,
-        context: &Context,
-        request: lock::ValidateTokenRequest,
-    ) -> Result<lock::ValidateTokenResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(
-            self.query(slot, Query::ValidateToken(request), &context.ask).await?,
-            ValidateToken
-        )
-    }
-
-    pub(super) async fn describe_lock(
-        &self,
-        context: &Context,
-        request: lock::DescribeLockRequest,
-    ) -> Result<lock::DescribeLockResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(
-            self.query(slot, Query::DescribeLock(request), &context.ask).await?,
-            DescribeLock
-        )
-    }
-
-    pub(super) async fn list_locks(
-        &self,
-        context: &Context,
-        request: lock::ListLocksRequest,
-    ) -> Result<lock::ListLocksResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(self.query(slot, Query::ListLocks(request), &context.ask).await?, ListLocks)
-    }
-
-    pub(super) async fn get_session(
-        &self,
-        context: &Context,
-        request: lock::GetSessionRequest,
-    ) -> Result<lock::GetSessionResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(
-            self.query(slot, Query::GetSession(request), &context.ask).await?,
-            GetSession
-        )
-    }
-
-    pub(super) async fn list_deadlocks(
-        &self,
-        context: &Context,
-        request: lock::ListDeadlocksRequest,
-    ) -> Result<lock::ListDeadlocksResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(
-            self.query(slot, Query::ListDeadlocks(request), &context.ask).await?,
-            ListDeadlocks
-        )
-    }
-
-    pub(super) async fn list_sessions(
-        &self,
-        context: &Context,
-        request: lock::ListSessionsRequest,
-    ) -> Result<lock::ListSessionsResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
-        expect_answer!(
-            self.query(slot, Query::ListSessions(request), &context.ask).await?,
-            ListSessions
-        )
     }
 }
 

@@ -13,18 +13,19 @@ mod dequeue;
 mod election;
 mod fence;
 mod fingerprint;
+mod generated;
 mod keep_alive_stream;
 mod lock;
-pub mod method;
 mod namespace;
 mod observe;
 pub mod operation;
 pub mod pipeline;
 mod queue;
+mod reflection;
 pub mod routes;
 mod semaphore;
+pub mod server_stream;
 pub mod shards;
-pub mod told;
 pub mod unary;
 mod watches;
 
@@ -37,7 +38,6 @@ use rand::random;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use trefoil_core::limits::{ANSWER_MARGIN_MS, CALL_TIMEOUT_MS};
-use trefoil_core::machine::needs_chance;
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
@@ -190,7 +190,7 @@ impl<S: Shards> Api<S> {
         caller: Caller,
         mut operation: Operation,
     ) -> Result<Outcome, Refusal> {
-        operation::check(&mut operation)?;
+        generated::check(&mut operation)?;
         let facts = operation::facts(&operation);
         facts.resource.each(|on| (self.authorizer)(&caller.principal, facts.action, on))?;
         self.service_is_on(&facts)?;
@@ -230,151 +230,6 @@ impl<S: Shards> Api<S> {
         }
         let message = format!("this cluster does not serve {}", service.name());
         Err(refusal(Reason::ServiceOff, message))
-    }
-
-    #[allow(clippy::too_many_lines, reason = "one table")]
-    async fn dispatch(
-        self: &Arc<Self>,
-        context: &Context,
-        operation: Operation,
-    ) -> Result<Outcome, Refusal> {
-        Ok(match operation {
-            Operation::OpenSession(request) => {
-                Outcome::OpenSession(self.open_session(context, request).await?)
-            }
-            Operation::KeepAlive(request) => {
-                Outcome::KeepAlive(self.keep_alive(context, request).await?)
-            }
-            Operation::CloseSession(request) => {
-                Outcome::CloseSession(self.close_session(context, request).await?)
-            }
-            Operation::Acquire(request) => Outcome::Acquire(self.acquire(context, request).await?),
-            Operation::Release(request) => Outcome::Release(self.release(context, request).await?),
-            Operation::Convert(request) => Outcome::Convert(self.convert(context, request).await?),
-            Operation::ReleaseAll(request) => {
-                Outcome::ReleaseAll(self.release_all(context, request).await?)
-            }
-            Operation::DescribeLock(request) => {
-                Outcome::DescribeLock(self.describe_lock(context, request).await?)
-            }
-            Operation::ListLocks(request) => {
-                Outcome::ListLocks(self.list_locks(context, request).await?)
-            }
-            Operation::GetSession(request) => {
-                Outcome::GetSession(self.get_session(context, request).await?)
-            }
-            Operation::ForceRelease(request) => {
-                Outcome::ForceRelease(self.force_release(context, request).await?)
-            }
-            Operation::ValidateToken(request) => {
-                Outcome::ValidateToken(self.validate_token(context, request).await?)
-            }
-            Operation::RequestRelease(request) => {
-                Outcome::RequestRelease(self.request_release(context, request).await?)
-            }
-            Operation::ListDeadlocks(request) => {
-                Outcome::ListDeadlocks(self.list_deadlocks(context, request).await?)
-            }
-            Operation::ListSessions(request) => {
-                Outcome::ListSessions(self.list_sessions(context, request).await?)
-            }
-            Operation::Campaign(request) => {
-                Outcome::Campaign(self.campaign(context, request).await?)
-            }
-            Operation::Proclaim(request) => {
-                Outcome::Proclaim(self.proclaim(context, request).await?)
-            }
-            Operation::Leader(request) => Outcome::Leader(self.leader(context, request).await?),
-            Operation::Resign(request) => Outcome::Resign(self.resign(context, request).await?),
-            Operation::SetLatch(request) => {
-                Outcome::SetLatch(self.set_latch(context, request).await?)
-            }
-            Operation::CountDown(request) => {
-                Outcome::CountDown(self.count_down(context, request).await?)
-            }
-            Operation::AwaitLatch(request) => {
-                Outcome::AwaitLatch(Box::pin(self.await_latch(context, request)).await?)
-            }
-            Operation::GetLatch(request) => {
-                Outcome::GetLatch(self.get_latch(context, request).await?)
-            }
-            Operation::DeleteLatch(request) => {
-                Outcome::DeleteLatch(self.delete_latch(context, request).await?)
-            }
-            Operation::ListLatches(request) => {
-                Outcome::ListLatches(self.list_latches(context, request).await?)
-            }
-            Operation::EnterBarrier(request) => {
-                Outcome::EnterBarrier(Box::pin(self.enter_barrier(context, request)).await?)
-            }
-            Operation::LeaveBarrier(request) => {
-                Outcome::LeaveBarrier(Box::pin(self.leave_barrier(context, request)).await?)
-            }
-            Operation::GetBarrier(request) => {
-                Outcome::GetBarrier(self.get_barrier(context, request).await?)
-            }
-            Operation::ListBarriers(request) => {
-                Outcome::ListBarriers(self.list_barriers(context, request).await?)
-            }
-            Operation::SetPermits(request) => {
-                Outcome::SetPermits(self.set_permits(context, request).await?)
-            }
-            Operation::DeleteSemaphore(request) => {
-                Outcome::DeleteSemaphore(self.delete_semaphore(context, request).await?)
-            }
-            Operation::AcquirePermits(request) => {
-                Outcome::AcquirePermits(self.acquire_permits(context, request).await?)
-            }
-            Operation::ReleasePermits(request) => {
-                Outcome::ReleasePermits(self.release_permits(context, request).await?)
-            }
-            Operation::DescribeSemaphore(request) => {
-                Outcome::DescribeSemaphore(self.describe_semaphore(context, request).await?)
-            }
-            Operation::ListSemaphores(request) => {
-                Outcome::ListSemaphores(self.list_semaphores(context, request).await?)
-            }
-            Operation::CreateQueue(request) => {
-                Outcome::CreateQueue(self.create_queue(context, request).await?)
-            }
-            Operation::Enqueue(request) => Outcome::Enqueue(self.enqueue(context, request).await?),
-            // Much larger than the others.
-            Operation::Dequeue(request) => {
-                Outcome::Dequeue(Box::pin(self.dequeue(context, request)).await?)
-            }
-            Operation::Ack(request) => Outcome::Ack(self.ack(context, request).await?),
-            Operation::Put(request) => Outcome::Put(self.put(context, request).await?),
-            Operation::Get(request) => Outcome::Get(self.get(context, request).await?),
-            Operation::Delete(request) => Outcome::Delete(self.delete(context, request).await?),
-            Operation::Status(request) if request.all_nodes => {
-                Outcome::Status(self.status_of_all().await)
-            }
-            Operation::Status(_) => Outcome::Status(self.status()),
-            Operation::CreateNamespace(request) => {
-                Outcome::CreateNamespace(self.create_namespace(context, request).await?)
-            }
-            Operation::UpdateNamespace(request) => {
-                Outcome::UpdateNamespace(self.update_namespace(context, request).await?)
-            }
-            Operation::GetNamespace(request) => {
-                Outcome::GetNamespace(self.get_namespace(context, request).await?)
-            }
-            Operation::ListNamespaces(request) => {
-                Outcome::ListNamespaces(self.list_namespaces(context, request).await?)
-            }
-            Operation::DeleteNamespace(request) => {
-                Outcome::DeleteNamespace(self.delete_namespace(context, request).await?)
-            }
-            Operation::GetNamespacePolicy(request) => {
-                Outcome::GetNamespacePolicy(self.get_namespace_policy(context, request).await?)
-            }
-            Operation::SetNamespacePolicy(request) => {
-                Outcome::SetNamespacePolicy(self.set_namespace_policy(context, request).await?)
-            }
-            Operation::TransferLeader(request) => {
-                Outcome::TransferLeader(self.transfer_leader(&request).await?)
-            }
-        })
     }
 
     /// Has one command applied at the shard of its slot.
@@ -421,7 +276,7 @@ impl<S: Shards> Api<S> {
         ask: &Ask,
     ) -> Command {
         let fingerprint = request_id.as_ref().map_or(0, |_| ask.fingerprint);
-        let chance = needs_chance(&operation).then(|| Drawn { high: random(), low: random() });
+        let chance = operation.draws_chance().then(|| Drawn { high: random(), low: random() });
         Command {
             request_id,
             slot: slot.into(),

@@ -96,17 +96,6 @@ impl<S: Shards> Api<S> {
         Ok(got)
     }
 
-    pub(super) async fn list_namespaces(
-        &self,
-        context: &Context,
-        request: cluster::ListNamespacesRequest,
-    ) -> Result<cluster::ListNamespacesResponse, Refusal> {
-        expect_answer!(
-            self.query(SYSTEM_SLOT, Query::ListNamespaces(request), &context.ask).await?,
-            ListNamespaces
-        )
-    }
-
     pub(super) async fn get_namespace_policy(
         self: &Arc<Self>,
         context: &Context,

@@ -8,11 +8,12 @@ use trefoil_core::check::Check as _;
 use trefoil_core::limits::{CALL_TIMEOUT_MS, WATCH_PROGRESS_MS};
 use trefoil_core::slot;
 use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::lock::v1 as lock;
 
-use super::told::{Listener, Open, Teller, Told};
-use super::{Api, Ask, Context, Shards};
-use crate::authorize::{Action, Resource};
+use super::server_stream::{Listener, Open, ServerStream, StreamSender};
+use super::{Api, Ask, Shards, expect_answer};
+use crate::authorize::Resource;
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
 type Response = lock::ObserveResponse;
@@ -22,18 +23,18 @@ impl<S: Shards> Api<S> {
         self: &Arc<Self>,
         listener: Listener,
         mut request: lock::ObserveRequest,
-    ) -> Result<Told<Response>, Refusal> {
+    ) -> Result<ServerStream<Response>, Refusal> {
         request.check()?;
         let lock::ObserveRequest { namespace, name } = request;
         let resource = Resource::Lock { namespace: &namespace, name: &name };
-        let ask = self.begin(&listener, Action::ReadLocks, resource)?;
+        let ask = self.begin(&listener, resource)?;
         let query = lock::LeaderRequest { namespace, name };
         let first = self.look(&ask, &query).await?;
         let api = Arc::clone(self);
         let open = Open::new(self.metrics.watchers.clone());
-        Ok(self.tell(|teller| async move {
+        Ok(self.tell(|sender| async move {
             let _places = (open, listener.permit);
-            api.observe_on(ask, query, first, teller).await
+            api.observe_on(ask, query, first, sender).await
         }))
     }
 
@@ -44,7 +45,7 @@ impl<S: Shards> Api<S> {
         mut ask: Ask,
         query: lock::LeaderRequest,
         mut seen: Response,
-        mut teller: Teller<Response>,
+        mut sender: StreamSender<Response>,
     ) -> Result<(), Refusal> {
         let mut told = None;
         let silence = Duration::from_millis(WATCH_PROGRESS_MS);
@@ -56,7 +57,7 @@ impl<S: Shards> Api<S> {
                 .as_ref()
                 .is_some_and(|(said, at): &(_, Instant)| *said == news && at.elapsed() < silence);
             if !is_told {
-                teller.say(seen).await?;
+                sender.say(seen).await?;
                 told = Some((news, Instant::now()));
             }
             ask.deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
@@ -65,7 +66,7 @@ impl<S: Shards> Api<S> {
                 // Whether events are missing does not matter: any is a reason to look.
                 _ = follower.next() => {}
                 () = sleep(silence) => {}
-                refusal = teller.stopped() => return Err(refusal),
+                refusal = sender.stopped() => return Err(refusal),
             }
             ask.deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
             seen = self.look(&ask, &query).await?;
@@ -73,8 +74,9 @@ impl<S: Shards> Api<S> {
     }
 
     async fn look(&self, ask: &Ask, query: &lock::LeaderRequest) -> Result<Response, Refusal> {
-        let context = Context { ask: ask.clone(), cancelled: None, fence: None };
-        let lock::LeaderResponse { header, leader } = self.leader(&context, query.clone()).await?;
+        let slot = slot::of_locks(&query.namespace);
+        let decided = self.query(slot, Query::Leader(query.clone()), ask).await?;
+        let lock::LeaderResponse { header, leader } = expect_answer!(decided, Leader)?;
         Ok(Response { header, leader })
     }
 

@@ -26,7 +26,7 @@ use trefoil_proto::pipeline::v1::pipeline_service_server::PipelineService;
 use trefoil_proto::status::to_status;
 
 use super::operation;
-use super::told::Open;
+use super::server_stream::Open;
 use super::unary::principal;
 use super::{Api, Caller, Outcome, Phase, Shards, stopping};
 use crate::authorize::Principal;
@@ -222,7 +222,7 @@ impl<S: Shards> Reader<S> {
         let admitted = if waits && self.calls.waiting >= STREAM_WAITING_MAX {
             Err(overloaded("the stream has too many calls that wait"))
         } else {
-            self.api.admission().admit(method.load(), None)
+            self.api.admission().admit(method.facts().admission, None)
         };
         let permit = admitted.inspect_err(|_| self.api.metrics().calls_shed.inc());
         let permit = match permit {

@@ -4,21 +4,11 @@ use std::sync::Arc;
 
 use trefoil_core::slot;
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
 
-use super::barrier::passed_on;
 use super::lock::{Abandoned, name_call};
 use super::{Api, Context, Shards, expect_answer};
-
-passed_on! {
-    set_permits(SetPermitsRequest) -> SetPermitsResponse: command SetPermits;
-    delete_semaphore(DeleteSemaphoreRequest) -> DeleteSemaphoreResponse: command DeleteSemaphore;
-    release_permits(ReleasePermitsRequest) -> ReleasePermitsResponse: command ReleasePermits;
-    describe_semaphore(DescribeSemaphoreRequest) -> DescribeSemaphoreResponse: query DescribeSemaphore;
-    list_semaphores(ListSemaphoresRequest) -> ListSemaphoresResponse: query ListSemaphores;
-}
 
 impl<S: Shards> Api<S> {
     /// Takes permits, and never leaves behind a waiter or a grant that nobody knows of.

@@ -13,9 +13,9 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::lock::v1 as lock;
 
-use super::told::{Listener, Open, Teller, Told};
+use super::server_stream::{Listener, Open, ServerStream, StreamSender};
 use super::{Api, Ask, Shards, refusal};
-use crate::authorize::{Action, Resource};
+use crate::authorize::Resource;
 use crate::layer::admission::Permit;
 use crate::metrics::WatchEnd;
 use crate::watch::{Cursor, Filter, Follower, Gone, Seen, Tip, Topic};
@@ -38,7 +38,7 @@ impl<S: Shards> Api<S> {
         self: &Arc<Self>,
         listener: Listener,
         mut request: lock::WatchLocksRequest,
-    ) -> Result<Told<lock::WatchLocksResponse>, Refusal> {
+    ) -> Result<ServerStream<lock::WatchLocksResponse>, Refusal> {
         request.check()?;
         let lock::WatchLocksRequest { namespace, name, prefix, after } = request.clone();
         let resource = if name.is_empty() {
@@ -46,7 +46,7 @@ impl<S: Shards> Api<S> {
         } else {
             Resource::Lock { namespace: &namespace, name: &name }
         };
-        let ask = self.begin(&listener, Action::ReadLocks, resource)?;
+        let ask = self.begin(&listener, resource)?;
         let slot = slot::of_locks(&namespace);
         let topic = if name.is_empty() {
             Topic::Namespace(namespace)
@@ -89,7 +89,7 @@ impl<S: Shards> Api<S> {
         shard: ShardId,
         follower: Follower,
         respond: fn(ResponseHeader, Vec<Seen>, WatchPosition) -> R,
-    ) -> Told<R> {
+    ) -> ServerStream<R> {
         let watch = Watch {
             api: Arc::clone(self),
             shard,
@@ -98,7 +98,7 @@ impl<S: Shards> Api<S> {
             _open: Open::new(self.metrics.watchers.clone()),
             _permit: listener.permit,
         };
-        self.tell(|teller| watch.run(teller))
+        self.tell(|sender| watch.run(sender))
     }
 
     /// Where a watch begins: after a position that there is in this shard, or after everything up to now.
@@ -145,15 +145,15 @@ impl<S: Shards> Api<S> {
 }
 
 impl<S: Shards, R: Send + 'static> Watch<S, R> {
-    async fn run(mut self, mut teller: Teller<R>) -> Result<(), Refusal> {
-        teller.say(self.response(Vec::new())).await?;
+    async fn run(mut self, mut sender: StreamSender<R>) -> Result<(), Refusal> {
+        sender.say(self.response(Vec::new())).await?;
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (mut told, mut led) = (Instant::now(), Instant::now());
         loop {
             let seen = tokio::select! {
                 seen = self.follower.next() => seen,
-                refusal = teller.stopped() => return Err(refusal),
+                refusal = sender.stopped() => return Err(refusal),
                 _ = looks.tick() => {
                     if self.api.shards.leader(self.shard).is_some() {
                         led = Instant::now();
@@ -170,7 +170,7 @@ impl<S: Shards, R: Send + 'static> Watch<S, R> {
             let seen = seen.map_err(|gone| self.ended(gone))?;
             self.api.metrics.watch_events.inc_by(seen.len() as u64);
             let response = self.response(seen);
-            teller.say(response).await?;
+            sender.say(response).await?;
             told = Instant::now();
         }
     }

@@ -7,13 +7,13 @@ use trefoil_core::limits as l;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use crate::api::method::Load;
+use trefoil_proto::common::v1::AdmissionClass;
 
 /// The places of one node.
 #[derive(Debug)]
 pub struct Admission {
     work: Places,
-    priority: Places,
+    reserved: Places,
     waiting: Places,
     streams: Places,
     renewals: Places,
@@ -34,14 +34,14 @@ pub struct Permit {
     _places: [Option<OwnedSemaphorePermit>; 2],
     /// The connection of a call that may come to wait.
     connection: Option<Connection>,
-    load: Load,
+    class: AdmissionClass,
 }
 
 impl Default for Admission {
     fn default() -> Self {
         Self {
             work: places(l::CLIENT_CALLS_MAX),
-            priority: places(l::CLIENT_CALLS_RESERVED),
+            reserved: places(l::CLIENT_CALLS_RESERVED),
             waiting: places(l::CLIENT_WAITING_MAX),
             streams: places(l::CLIENT_STREAMS_MAX),
             renewals: places(l::CLIENT_RENEWALS_RESERVED),
@@ -63,21 +63,27 @@ impl Admission {
     ///
     /// # Errors
     /// OVERLOADED: nothing happened.
-    pub fn admit(&self, load: Load, connection: Option<&Connection>) -> Result<Permit, Refusal> {
-        let place = match load {
-            Load::Work => take(&self.work)?,
-            Load::Priority => take(&self.work).or_else(|_| take(&self.priority))?,
-            Load::Stream => take(&self.streams)?,
-            Load::Renewal => take(&self.streams).or_else(|_| take(&self.renewals))?,
+    pub fn admit(
+        &self,
+        class: AdmissionClass,
+        connection: Option<&Connection>,
+    ) -> Result<Permit, Refusal> {
+        let place = match class {
+            AdmissionClass::Unspecified | AdmissionClass::Ordinary | AdmissionClass::Waiting => {
+                take(&self.work)?
+            }
+            AdmissionClass::Reserved => take(&self.work).or_else(|_| take(&self.reserved))?,
+            AdmissionClass::Stream => take(&self.streams)?,
+            AdmissionClass::Renewal => take(&self.streams).or_else(|_| take(&self.renewals))?,
         };
-        let own = match (load, connection) {
-            (Load::Stream, Some(connection)) => Some(connection.wait()?),
-            (Load::Renewal, Some(connection)) => Some(connection.renew()?),
+        let own = match (class, connection) {
+            (AdmissionClass::Stream, Some(connection)) => Some(connection.wait()?),
+            (AdmissionClass::Renewal, Some(connection)) => Some(connection.renew()?),
             _ => None,
         };
         // A stream has its place on the connection, whatever waits in it.
         let connection = connection.filter(|_| own.is_none()).cloned();
-        Ok(Permit { _places: [Some(place), own], connection, load })
+        Ok(Permit { _places: [Some(place), own], connection, class })
     }
 
     /// A place for a call that is about to wait, instead of its place among the working ones.
@@ -85,18 +91,18 @@ impl Admission {
     /// # Errors
     /// OVERLOADED: nothing happened.
     pub fn wait(&self, admitted: &Permit) -> Result<Permit, Refusal> {
-        let load = admitted.load;
+        let class = admitted.class;
         // Who leaves a barrier waits, too, and ends what others wait for.
-        let ends_waits = load == Load::Priority;
+        let ends_waits = class == AdmissionClass::Reserved;
         let own = admitted.connection.as_ref().map(|connection| match connection.wait() {
             Err(_) if ends_waits => connection.renew(),
             place => place,
         });
         let place = match take(&self.waiting) {
-            Err(_) if ends_waits => take(&self.priority),
+            Err(_) if ends_waits => take(&self.reserved),
             place => place,
         };
-        Ok(Permit { _places: [Some(place?), own.transpose()?], connection: None, load })
+        Ok(Permit { _places: [Some(place?), own.transpose()?], connection: None, class })
     }
 }
 
@@ -153,31 +159,31 @@ mod tests {
     fn what_ends_work_has_places_of_its_own() {
         let admission = Admission::default();
         let admit = |load| admission.admit(load, None);
-        let work = fill(l::CLIENT_CALLS_MAX, || admit(Load::Work));
-        let priority = fill(l::CLIENT_CALLS_RESERVED, || admit(Load::Priority));
+        let work = fill(l::CLIENT_CALLS_MAX, || admit(AdmissionClass::Ordinary));
+        let priority = fill(l::CLIENT_CALLS_RESERVED, || admit(AdmissionClass::Reserved));
         let waiting = fill(l::CLIENT_WAITING_MAX, || admission.wait(&work[0]));
-        let streams = fill(l::CLIENT_STREAMS_MAX, || admit(Load::Stream));
-        admit(Load::Renewal).unwrap();
+        let streams = fill(l::CLIENT_STREAMS_MAX, || admit(AdmissionClass::Stream));
+        admit(AdmissionClass::Renewal).unwrap();
         drop((work, priority, waiting, streams));
-        admit(Load::Work).unwrap();
+        admit(AdmissionClass::Ordinary).unwrap();
     }
 
     #[test]
     fn waits_of_a_connection_leave_places_for_what_is_short_or_renews() {
         let (admission, connection) = (Admission::default(), Connection::default());
         let admit = |load| admission.admit(load, Some(&connection));
-        let call = admit(Load::Work).unwrap();
-        let half = (0..l::CONNECTION_WAITS_MAX / 2).map(|_| admit(Load::Stream).unwrap());
+        let call = admit(AdmissionClass::Ordinary).unwrap();
+        let half = (0..l::CONNECTION_WAITS_MAX / 2).map(|_| admit(AdmissionClass::Stream).unwrap());
         let streams = half.collect::<Vec<_>>();
         let waits = fill(l::CONNECTION_WAITS_MAX / 2, || admission.wait(&call));
-        let why = admit(Load::Stream).unwrap_err().message;
+        let why = admit(AdmissionClass::Stream).unwrap_err().message;
         assert!(why.contains("CONNECTION_WAITS_MAX"), "{why}");
-        let renewals = fill(l::CONNECTION_RENEWALS_MAX, || admit(Load::Renewal));
+        let renewals = fill(l::CONNECTION_RENEWALS_MAX, || admit(AdmissionClass::Renewal));
         let held = streams.len() + waits.len() + renewals.len();
         assert!(held + 1_000 < l::CONNECTION_STREAMS_MAX as usize, "{held} streams stay");
-        admit(Load::Work).unwrap();
-        admit(Load::Priority).unwrap();
-        admission.wait(&admission.admit(Load::Work, None).unwrap()).unwrap();
+        admit(AdmissionClass::Ordinary).unwrap();
+        admit(AdmissionClass::Reserved).unwrap();
+        admission.wait(&admission.admit(AdmissionClass::Ordinary, None).unwrap()).unwrap();
         drop(waits);
         admission.wait(&call).unwrap();
     }

@@ -15,8 +15,8 @@ use tonic::Code;
 use tower::{Layer, Service, layer::layer_fn};
 
 use super::content;
-use crate::api::method::Method;
 use crate::metrics::{Handling, Metrics};
+use trefoil_proto::operation::Method;
 
 /// Measures the requests of known methods; a path that is none names nothing that could be counted under.
 pub(super) fn layer<S>(metrics: Arc<Metrics>) -> impl Layer<S, Service = Measure<S>> + Clone {

@@ -11,8 +11,9 @@ use http::{Request, Response};
 use tower::{Layer, Service, layer::layer_fn};
 
 use super::admission::{Admission, Connection};
-use crate::api::method::{Load, Method};
 use crate::metrics::Metrics;
+use trefoil_proto::common::v1::AdmissionClass;
+use trefoil_proto::operation::Method;
 
 /// Takes a place for each request, and gives it to the handler to keep.
 pub(super) fn layer<S>(
@@ -48,9 +49,10 @@ where
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        let load = Method::of_path(request.uri().path()).map_or(Load::Work, Method::load);
+        let method = Method::of_path(request.uri().path());
+        let class = method.map_or(AdmissionClass::Ordinary, |method| method.facts().admission);
         let connection = request.extensions().get::<Connection>();
-        match self.admission.admit(load, connection) {
+        match self.admission.admit(class, connection) {
             Ok(permit) => {
                 request.extensions_mut().insert(Arc::new(permit));
                 Box::pin(self.inner.call(request))

@@ -10,10 +10,10 @@ use trefoil_core::limits::{
     CALLS_BYTES_MAX, CALLS_BYTES_RESERVED, CALLS_MAX, CALLS_RESERVED, CALLS_WAITING_MAX,
 };
 use trefoil_core::replica::Reply;
-use trefoil_proto::common::v1::Reason;
+use trefoil_proto::common::v1::{AdmissionClass, Reason};
 use trefoil_proto::internal::v1::Refusal;
 
-use super::work::{Share, refusal};
+use super::work::refusal;
 use crate::peer::Asked;
 
 const STRIPES: usize = 16;
@@ -62,14 +62,12 @@ impl Drop for Permit {
 
 impl Calls {
     /// Makes room for a call of this many bytes, or refuses it with OVERLOADED before any work.
-    pub(crate) fn admit(&self, share: Share, bytes: usize) -> Result<Permit, Refusal> {
-        let (calls_max, bytes_max) = match share {
-            Share::Waiting | Share::Ordinary => {
-                (CALLS_MAX - CALLS_RESERVED, CALLS_BYTES_MAX - CALLS_BYTES_RESERVED)
-            }
-            Share::Reserved => (CALLS_MAX, CALLS_BYTES_MAX),
+    pub(crate) fn admit(&self, class: AdmissionClass, bytes: usize) -> Result<Permit, Refusal> {
+        let (calls_max, bytes_max) = match class {
+            AdmissionClass::Reserved => (CALLS_MAX, CALLS_BYTES_MAX),
+            _ => (CALLS_MAX - CALLS_RESERVED, CALLS_BYTES_MAX - CALLS_BYTES_RESERVED),
         };
-        let waits = share == Share::Waiting;
+        let waits = class == AdmissionClass::Waiting;
         let permit = Permit { load: Arc::clone(&self.load), waits, bytes };
         let calls = self.load.calls.fetch_add(1, Ordering::Relaxed);
         let waiting = self.load.waiting.fetch_add(usize::from(waits), Ordering::Relaxed);
@@ -141,17 +139,24 @@ mod tests {
     #[test]
     fn calls_that_wait_leave_room_for_others_and_those_for_the_reserved_share() {
         let calls = Calls::default();
-        let waiting = (0..CALLS_WAITING_MAX).map(|_| calls.admit(Share::Waiting, 1).unwrap());
+        let waiting =
+            (0..CALLS_WAITING_MAX).map(|_| calls.admit(AdmissionClass::Waiting, 1).unwrap());
         let mut held = waiting.collect::<Vec<_>>();
-        assert_eq!(calls.admit(Share::Waiting, 1).unwrap_err().reason(), Reason::Overloaded);
+        assert_eq!(
+            calls.admit(AdmissionClass::Waiting, 1).unwrap_err().reason(),
+            Reason::Overloaded
+        );
         let ordinary = CALLS_WAITING_MAX..CALLS_MAX - CALLS_RESERVED;
-        held.extend(ordinary.map(|_| calls.admit(Share::Ordinary, 1).unwrap()));
-        assert_eq!(calls.admit(Share::Ordinary, 1).unwrap_err().reason(), Reason::Overloaded);
-        held.push(calls.admit(Share::Reserved, 1).unwrap());
+        held.extend(ordinary.map(|_| calls.admit(AdmissionClass::Ordinary, 1).unwrap()));
+        assert_eq!(
+            calls.admit(AdmissionClass::Ordinary, 1).unwrap_err().reason(),
+            Reason::Overloaded
+        );
+        held.push(calls.admit(AdmissionClass::Reserved, 1).unwrap());
         assert_eq!(calls.in_flight(), held.len());
         held.clear();
         assert_eq!(calls.in_flight(), 0);
-        assert!(calls.admit(Share::Ordinary, CALLS_BYTES_MAX).is_err(), "bytes count too");
+        assert!(calls.admit(AdmissionClass::Ordinary, CALLS_BYTES_MAX).is_err(), "bytes count too");
         assert_eq!(calls.in_flight(), 0, "a refused call takes no room");
     }
 

@@ -21,7 +21,7 @@ use trefoil_proto::internal::v1::{Access, Command, Query, Refusal};
 use super::calls::Waiter;
 use super::shared::{Description, Shared};
 use super::table::ShardState;
-use super::work::{Answered, Ask, open_reply, refusal, share};
+use super::work::{Answered, Ask, admission, open_reply, refusal};
 use super::{Member, clock};
 use crate::authorize::{Action, Principal, Resource, access};
 use crate::peer::Links;
@@ -106,7 +106,7 @@ impl Handle {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
-        let _permit = self.shared.calls.admit(share(&work), work.bytes())?;
+        let _permit = self.shared.calls.admit(admission(&work), work.bytes())?;
         let answer_by_ms = clock::boot_deadline(ask.deadline);
         let mut call = Call::new(work, answer_by_ms);
         let mut moves = self.shared.table.moves();

@@ -6,9 +6,8 @@ use tokio::time::Instant;
 use trefoil_core::call::{Failure, Work, failure};
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
-use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::command::Operation;
-use trefoil_proto::internal::v1::{Access, Answer, Command, Query, Refusal, answer, query};
+use trefoil_proto::common::v1::{AdmissionClass, Reason};
+use trefoil_proto::internal::v1::{Access, Answer, Refusal, answer, command, query};
 
 /// What a shard answered, and where it was decided.
 #[derive(Clone, Debug, PartialEq)]
@@ -34,73 +33,13 @@ pub struct Ask {
     pub fingerprint: u64,
 }
 
-/// Which calls in flight a call counts against.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Share {
-    Ordinary,
-    /// For what waits: it leaves room for what ends its wait.
-    Waiting,
-    /// For what keeps sessions alive or frees things: it finds room when the node is busy.
-    Reserved,
-}
-
 /// Which calls in flight this one counts against.
-pub(crate) fn share(work: &Work) -> Share {
-    use Operation as O;
-    use query::Query as Q;
-    let operation = match work {
-        Work::Command(Command { operation: Some(operation), .. }) => operation,
-        Work::Query(Query {
-            query: Some(Q::AwaitReady(_) | Q::AwaitLatch(_) | Q::AwaitBarrier(_)),
-            ..
-        }) => return Share::Waiting,
-        _ => return Share::Ordinary,
+pub(crate) fn admission(work: &Work) -> AdmissionClass {
+    let class = match work {
+        Work::Command(command) => command.operation.as_ref().map(command::Operation::admission),
+        Work::Query(query) => query.query.as_ref().map(query::Query::admission),
     };
-    let waits = match operation {
-        O::Acquire(request) => request.wait_ms > 0,
-        O::Convert(request) => request.wait_ms > 0,
-        O::Campaign(request) => request.wait_ms > 0,
-        O::AcquirePermits(request) => request.wait_ms > 0,
-        _ => false,
-    };
-    match operation {
-        _ if waits => Share::Waiting,
-        O::KeepAlive(_)
-        | O::CloseSession(_)
-        | O::Release(_)
-        | O::ReleaseHeld(_)
-        | O::ForceStep(_)
-        | O::RequestRelease(_)
-        | O::CancelAcquire(_)
-        | O::CountDown(_)
-        | O::DeleteSemaphore(_)
-        | O::ReleasePermits(_)
-        | O::DeleteLatch(_)
-        | O::LeaveBarrier(_)
-        | O::WithdrawBarrier(_)
-        | O::LoseCaller(_) => Share::Reserved,
-        O::AckLease(_) | O::ReturnLeases(_) => Share::Reserved,
-        O::OpenSession(_)
-        | O::Acquire(_)
-        | O::Convert(_)
-        | O::Campaign(_)
-        | O::Proclaim(_)
-        | O::SetPermits(_)
-        | O::AcquirePermits(_)
-        | O::SetLatch(_)
-        | O::EnterBarrier(_)
-        | O::CreateQueue(_)
-        | O::OpenPartition(_) => Share::Ordinary,
-        O::EnqueueTo(_) | O::DequeueFrom(_) | O::Put(_) | O::Delete(_) => Share::Ordinary,
-        O::CreateNamespace(_)
-        | O::UpdateNamespace(_)
-        | O::DeleteNamespace(_)
-        | O::SetNamespacePolicy(_)
-        | O::ConfigureNamespace(_)
-        | O::ConfigureNamespacePolicy(_)
-        | O::NamespaceStep(_)
-        | O::TouchFence(_) => Share::Ordinary,
-    }
+    class.unwrap_or(AdmissionClass::Ordinary)
 }
 
 /// A refusal with its sentence.
@@ -128,7 +67,8 @@ pub(crate) fn open_reply(
 
 #[cfg(test)]
 mod tests {
-    use trefoil_proto::internal::v1::Query;
+    use trefoil_proto::internal::v1::command::Operation;
+    use trefoil_proto::internal::v1::{Command, Query};
     use trefoil_proto::lock::v1::KeepAliveRequest;
 
     use super::*;
@@ -137,8 +77,8 @@ mod tests {
     fn what_keeps_sessions_alive_finds_room() {
         let operation = Some(Operation::KeepAlive(KeepAliveRequest::default()));
         let renewal = Work::Command(Command { operation, ..Command::default() });
-        assert_eq!(share(&renewal), Share::Reserved);
-        assert_eq!(share(&Work::Query(Query::default())), Share::Ordinary);
+        assert_eq!(admission(&renewal), AdmissionClass::Reserved);
+        assert_eq!(admission(&Work::Query(Query::default())), AdmissionClass::Ordinary);
     }
 
     #[test]

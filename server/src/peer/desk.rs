@@ -24,7 +24,7 @@ use crate::authorize;
 use crate::node::calls::{Permit, Waiter};
 use crate::node::clock;
 use crate::node::shared::Shared;
-use crate::node::work::{refusal, share};
+use crate::node::work::{admission, refusal};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -150,7 +150,7 @@ impl Desk {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
-        let permit = self.shared.calls.admit(share(&work), work.bytes())?;
+        let permit = self.shared.calls.admit(admission(&work), work.bytes())?;
         // The answer may come before its call is noted: it waits for the lock.
         let mut open = self.lock();
         if open.len() >= FORWARD_CALLS_MAX || open.contains_key(&id) {

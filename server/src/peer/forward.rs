@@ -13,14 +13,14 @@ use trefoil_core::limits::{
     FORWARD_CALLS_MAX, FORWARD_CALLS_RESERVED, FORWARD_WAITING_MAX, PEER_FRAME_BYTES_MAX,
 };
 use trefoil_core::{NodeId, Position, ShardId};
-use trefoil_proto::common::v1::Reason;
+use trefoil_proto::common::v1::{AdmissionClass, Reason};
 use trefoil_proto::internal::v1::{
     Access, Answer, ForwardCall, ForwardReply, ForwardRequest, Refusal, answer, forward_call,
 };
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
 use crate::node::clock;
-use crate::node::work::{Answered, Share, refusal, share};
+use crate::node::work::{Answered, admission, refusal};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -40,7 +40,7 @@ pub(super) struct Forward {
 struct State {
     /// Where calls go; none while there is no stream.
     stream: Option<mpsc::Sender<Item>>,
-    waiting: HashMap<u64, (oneshot::Sender<End>, Share)>,
+    waiting: HashMap<u64, (oneshot::Sender<End>, AdmissionClass)>,
     /// Of these, those that wait at the leader.
     long: usize,
 }
@@ -62,17 +62,18 @@ enum End {
 
 impl State {
     /// Calls that wait leave room for those that end their wait, and all of them for what keeps sessions alive.
-    fn has_room(&self, share: Share) -> bool {
-        let most = match share {
-            Share::Reserved => FORWARD_CALLS_MAX,
-            Share::Ordinary | Share::Waiting => FORWARD_CALLS_MAX - FORWARD_CALLS_RESERVED,
+    fn has_room(&self, class: AdmissionClass) -> bool {
+        let most = match class {
+            AdmissionClass::Reserved => FORWARD_CALLS_MAX,
+            _ => FORWARD_CALLS_MAX - FORWARD_CALLS_RESERVED,
         };
-        self.waiting.len() < most && (share != Share::Waiting || self.long < FORWARD_WAITING_MAX)
+        self.waiting.len() < most
+            && (class != AdmissionClass::Waiting || self.long < FORWARD_WAITING_MAX)
     }
 
     fn take(&mut self, id: u64) -> Option<oneshot::Sender<End>> {
-        let (sender, share) = self.waiting.remove(&id)?;
-        self.long -= usize::from(share == Share::Waiting);
+        let (sender, class) = self.waiting.remove(&id)?;
+        self.long -= usize::from(class == AdmissionClass::Waiting);
         Some(sender)
     }
 }
@@ -109,7 +110,7 @@ impl Forward {
         access: &Access,
         deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
-        let share = share(&work);
+        let class = admission(&work);
         let (is_command, call) = match work {
             Work::Command(command) => (true, forward_call::Call::Command(command)),
             Work::Query(query) => (false, forward_call::Call::Query(query)),
@@ -118,7 +119,7 @@ impl Forward {
         let timeout_ms = deadline_ms.saturating_sub(clock::boot_ms());
         let access = Some(access.clone());
         let call = ForwardCall { id, shard, timeout_ms, call: Some(call), access };
-        let receiver = self.begin(call, share)?;
+        let receiver = self.begin(call, class)?;
         let _waiting = Waiting { forward: self, id };
         match receiver.await {
             Ok(End::Reply(reply)) => open(peer, shard, *reply),
@@ -140,7 +141,7 @@ impl Forward {
     fn begin(
         &self,
         call: ForwardCall,
-        share: Share,
+        class: AdmissionClass,
     ) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
         let mut state = self.lock();
         let Some(stream) = &state.stream else { return Err(away()) };
@@ -155,7 +156,7 @@ impl Forward {
         };
         let (sender, receiver) = oneshot::channel();
         let id = call.id;
-        if !state.has_room(share) {
+        if !state.has_room(class) {
             return Err(full());
         }
         match stream.try_send(Item::Call(Box::new(call))) {
@@ -163,8 +164,8 @@ impl Forward {
             Err(mpsc::error::TrySendError::Full(_)) => return Err(full()),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(away()),
         }
-        state.long += usize::from(share == Share::Waiting);
-        state.waiting.insert(id, (sender, share));
+        state.long += usize::from(class == AdmissionClass::Waiting);
+        state.waiting.insert(id, (sender, class));
         Ok(receiver)
     }
 

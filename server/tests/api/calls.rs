@@ -19,7 +19,6 @@ use crate::support::operations::*;
 use crate::support::{Served, Setup, Stream, metric, refused, serve, unary, usual};
 
 /// What an answer says, without when.
-#[allow(clippy::too_many_lines, reason = "one table")]
 fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, Refusal)> {
     fn clear(header: &mut Option<ResponseHeader>) {
         let header = header.as_mut().expect("every answer has a header");
@@ -28,84 +27,47 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
         (header.index, header.log_time_ms) = (0, 0);
     }
     if let Ok(outcome) = &mut end {
+        clear(outcome.header_mut().expect("errors are statuses"));
         match outcome {
-            Outcome::OpenSession(r) => clear(&mut r.header),
             Outcome::KeepAlive(r) => {
-                clear(&mut r.header);
                 r.remaining_ms = 0;
             }
-            Outcome::CloseSession(r) => clear(&mut r.header),
-            Outcome::Acquire(r) => clear(&mut r.header),
-            Outcome::Release(r) => clear(&mut r.header),
-            Outcome::Convert(r) => clear(&mut r.header),
-            Outcome::ReleaseAll(r) => clear(&mut r.header),
             Outcome::DescribeLock(r) => {
-                clear(&mut r.header);
                 r.holders.iter_mut().for_each(|holder| holder.held_ms = 0);
             }
             Outcome::ListLocks(r) => {
-                clear(&mut r.header);
                 let holders = r.locks.iter_mut().filter_map(|lock| lock.holder.as_mut());
                 holders.for_each(|holder| holder.held_ms = 0);
             }
             Outcome::GetSession(r) => {
-                clear(&mut r.header);
                 r.session.as_mut().expect("it is shown").remaining_ms = 0;
                 r.locks.iter_mut().for_each(|lock| lock.held_ms = 0);
             }
-            Outcome::ListDeadlocks(r) => clear(&mut r.header),
-            Outcome::RequestRelease(r) => clear(&mut r.header),
-            Outcome::ForceRelease(r) => clear(&mut r.header),
             Outcome::ValidateToken(r) => {
-                clear(&mut r.header);
                 r.holder.iter_mut().for_each(|holder| holder.held_ms = 0);
             }
             Outcome::ListSessions(r) => {
-                clear(&mut r.header);
                 r.sessions.iter_mut().for_each(|session| session.remaining_ms = 0);
             }
-            Outcome::Campaign(r) => clear(&mut r.header),
-            Outcome::Proclaim(r) => clear(&mut r.header),
             Outcome::Leader(r) => {
-                clear(&mut r.header);
                 r.leader.iter_mut().for_each(|leader| leader.leading_ms = 0);
             }
-            Outcome::Resign(r) => clear(&mut r.header),
             Outcome::GetLatch(r) => {
-                clear(&mut r.header);
                 r.latch.iter_mut().for_each(|latch| latch.age_ms = 0);
             }
             Outcome::ListLatches(r) => {
-                clear(&mut r.header);
                 r.latches.iter_mut().for_each(|latch| latch.age_ms = 0);
             }
             Outcome::GetBarrier(r) => {
-                clear(&mut r.header);
                 r.barrier.iter_mut().for_each(|barrier| barrier.age_ms = 0);
             }
             Outcome::ListBarriers(r) => {
-                clear(&mut r.header);
                 r.barriers.iter_mut().for_each(|barrier| barrier.age_ms = 0);
             }
-            Outcome::SetPermits(r) => clear(&mut r.header),
-            Outcome::DeleteSemaphore(r) => clear(&mut r.header),
-            Outcome::AcquirePermits(r) => clear(&mut r.header),
-            Outcome::ReleasePermits(r) => clear(&mut r.header),
             Outcome::DescribeSemaphore(r) => {
-                clear(&mut r.header);
                 r.holders.iter_mut().for_each(|holder| holder.held_ms = 0);
             }
-            Outcome::ListSemaphores(r) => clear(&mut r.header),
-            Outcome::SetLatch(r) => clear(&mut r.header),
-            Outcome::CountDown(r) => clear(&mut r.header),
-            Outcome::AwaitLatch(r) => clear(&mut r.header),
-            Outcome::DeleteLatch(r) => clear(&mut r.header),
-            Outcome::EnterBarrier(r) => clear(&mut r.header),
-            Outcome::LeaveBarrier(r) => clear(&mut r.header),
-            Outcome::CreateQueue(r) => clear(&mut r.header),
-            Outcome::Enqueue(r) => clear(&mut r.header),
             Outcome::Dequeue(r) => {
-                clear(&mut r.header);
                 r.waited_ms = 0;
                 for delivery in &mut r.deliveries {
                     // Its end is drawn.
@@ -114,24 +76,11 @@ fn timeless(mut end: Result<Outcome, tonic::Status>) -> Result<Outcome, (Code, R
                     delivery.enqueued_at_ms = 0;
                 }
             }
-            Outcome::Ack(r) => clear(&mut r.header),
-            Outcome::Put(r) => clear(&mut r.header),
-            Outcome::Get(r) => clear(&mut r.header),
-            Outcome::Delete(r) => clear(&mut r.header),
             Outcome::Status(r) => {
-                clear(&mut r.header);
                 r.uptime_ms = 0;
                 r.shards.iter_mut().for_each(|shard| shard.applied_index = 0);
             }
-            Outcome::TransferLeader(r) => clear(&mut r.header),
-            Outcome::CreateNamespace(r) => clear(&mut r.header),
-            Outcome::UpdateNamespace(r) => clear(&mut r.header),
-            Outcome::GetNamespace(r) => clear(&mut r.header),
-            Outcome::ListNamespaces(r) => clear(&mut r.header),
-            Outcome::DeleteNamespace(r) => clear(&mut r.header),
-            Outcome::GetNamespacePolicy(r) => clear(&mut r.header),
-            Outcome::SetNamespacePolicy(r) => clear(&mut r.header),
-            Outcome::Error(_) => unreachable!("errors are statuses"),
+            _ => {}
         }
     }
     end.map_err(|status| refused(Err(status)))

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use prost_reflect::DescriptorPool;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
@@ -102,6 +103,19 @@ const LISTED: [&str; 12] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
+/// Reads the option of an operation from what a client is told.
+fn says_what_release_is(files: Vec<Vec<u8>>) {
+    let mut pool = DescriptorPool::global();
+    for file in files {
+        pool.decode_file_descriptor_proto(file.as_slice()).unwrap();
+    }
+    let lock = pool.get_service_by_name("trefoil.lock.v1.LockService").unwrap();
+    let release = lock.methods().find(|method| method.name() == "Release").unwrap();
+    let option = pool.get_extension_by_name("trefoil.common.v1.operation").unwrap();
+    let said = release.options().get_extension(&option).to_string();
+    assert!(said.contains("frees_space:true"), "{said}");
+}
+
 /// Asks one version of reflection to list the services and to describe one.
 macro_rules! reflect {
     ($version:ident, $channel:expr) => {{
@@ -132,6 +146,42 @@ macro_rules! reflect {
             };
             assert!(!files.file_descriptor_proto.is_empty());
         }
+        // Of methods, files and extensions alike; and the options of each operation are there to read.
+        let release = "trefoil.lock.v1.LockService.Release".to_owned();
+        let MessageResponse::FileDescriptorResponse(files) =
+            ask(MessageRequest::FileContainingSymbol(release)).await
+        else {
+            panic!("no method")
+        };
+        let file = "trefoil/common/v1/operation.proto".to_owned();
+        let MessageResponse::FileDescriptorResponse(options) =
+            ask(MessageRequest::FileByFilename(file)).await
+        else {
+            panic!("no file")
+        };
+        let file = "trefoil/common/v1/common.proto".to_owned();
+        let MessageResponse::FileDescriptorResponse(common) =
+            ask(MessageRequest::FileByFilename(file)).await
+        else {
+            panic!("no file")
+        };
+        says_what_release_is([common, options, files].map(|of| of.file_descriptor_proto).concat());
+        let of_methods = "google.protobuf.MethodOptions".to_owned();
+        let MessageResponse::AllExtensionNumbersResponse(numbers) =
+            ask(MessageRequest::AllExtensionNumbersOfType(of_methods.clone())).await
+        else {
+            panic!("no numbers")
+        };
+        assert_eq!(numbers.extension_number, [50100]);
+        let extension = $version::ExtensionRequest {
+            containing_type: of_methods,
+            extension_number: 50100,
+        };
+        let by_number = ask(MessageRequest::FileContainingExtension(extension)).await;
+        assert!(matches!(by_number, MessageResponse::FileDescriptorResponse(_)));
+        let nothing = ask(MessageRequest::FileContainingSymbol("trefoil.Nothing".to_owned())).await;
+        let MessageResponse::ErrorResponse(nothing) = nothing else { panic!("it is described") };
+        assert_eq!(nothing.error_code, i32::from(tonic::Code::NotFound));
     }};
 }
 

@@ -11,7 +11,6 @@ use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
 use trefoil_proto::pipeline::v1::{Call, OpenRequest};
 use trefoil_proto::queue::v1::Message;
-use trefoil_server::api::operation;
 
 use crate::support::operations::*;
 use crate::support::{Setup, Stream, metric, refused, serve, unary, usual};
@@ -279,7 +278,7 @@ async fn every_bad_field_is_named_with_its_limit() {
     for (n, (operation, field, limit)) in
         (1..).zip([bad_locks(), bad_modes_and_questions(), bad_others(), bad_namespaces()].concat())
     {
-        let method = operation::method(&operation);
+        let method = operation.method();
         for end in [
             unary(&served.channel, operation.clone()).await,
             stream.call(n, operation.clone()).await,

@@ -7,6 +7,7 @@ use tonic::{Code, Status};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, RequestId, ResponseHeader};
 use trefoil_proto::lock::v1::OpenSessionResponse;
+use trefoil_proto::operation::Method;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
 use trefoil_proto::queue::v1::EnqueueRequest;
@@ -14,30 +15,14 @@ use trefoil_proto::queue::v1::EnqueueRequest;
 use crate::support::operations::*;
 use crate::support::{Served, refused, unary, usual};
 
-macro_rules! mutations {
-    ($($variant:ident)*) => {
-        /// Gives a mutation a request id; none of what is none.
-        fn named(mut operation: Operation, id: Option<RequestId>) -> Option<Operation> {
-            match &mut operation {
-                $(Operation::$variant(request) => request.request_id = id,)*
-                _ => return None,
-            }
-            Some(operation)
-        }
-
-        fn header(end: &Result<Outcome, Status>) -> Option<ResponseHeader> {
-            match end {
-                $(Ok(Outcome::$variant(response)) => response.header.clone(),)*
-                _ => None,
-            }
-        }
-    };
+/// Gives a mutation a request id; none of what is none.
+fn named(mut operation: Operation, id: Option<RequestId>) -> Option<Operation> {
+    *operation.request_id_mut()? = id;
+    Some(operation)
 }
 
-mutations! {
-    OpenSession CloseSession Acquire Release Convert ReleaseAll ForceRelease RequestRelease Campaign Proclaim Resign
-    SetPermits DeleteSemaphore AcquirePermits ReleasePermits SetLatch CountDown DeleteLatch EnterBarrier LeaveBarrier
-    CreateQueue Enqueue Dequeue Ack Put Delete CreateNamespace UpdateNamespace DeleteNamespace SetNamespacePolicy
+fn header(end: &Result<Outcome, Status>) -> Option<ResponseHeader> {
+    end.as_ref().ok()?.header().cloned()
 }
 
 fn again(sequence: u64) -> Option<RequestId> {
@@ -92,7 +77,8 @@ async fn everything(channel: &Channel) -> Vec<(u64, Operation)> {
 async fn every_mutation_is_answered_again_with_its_first_header() {
     let Served { channel, front: _front, .. } = usual().await;
     let done = everything(&channel).await;
-    assert_eq!(done.len(), 30, "one of each mutation");
+    let mutations = Method::ALL.iter().filter(|method| method.facts().has_request_id).count();
+    assert_eq!(done.len(), mutations, "one of each mutation");
 }
 
 /// Operations of which all touch one shard: of locks, of one key, of the meta shard, of a queue with one partition.
@@ -119,7 +105,7 @@ async fn another_operation_under_the_same_id_is_refused_and_named() {
         let others = done.iter().filter(|(other, operation)| {
             other != sequence
                 && place(operation) == place(first)
-                && method(operation) != method(first)
+                && operation.method() != first.method()
         });
         for (_, other) in others {
             // Whether it says that it is a retry or not.
@@ -140,10 +126,6 @@ async fn another_operation_under_the_same_id_is_refused_and_named() {
     }
     assert!(refusals > 600, "{refusals}");
     assert!(fake.log().len() >= commands + refusals, "the shards themselves refuse");
-}
-
-fn method(operation: &Operation) -> trefoil_server::api::method::Method {
-    trefoil_server::api::operation::method(operation)
 }
 
 fn batch(sequence: u64, attempt: u32, keys: &[&str], value: &str) -> EnqueueRequest {

@@ -3,7 +3,7 @@
 use trefoil_proto::internal::v1::{CallName, Refusal, Wait, Waiter, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{Ruling, Scope, Verdict, timers};
+use super::super::{CommandContext, CommandOutcome, CommandResult, timers};
 use super::handoff::rely;
 use super::place::timer_rest;
 use super::several::wanted;
@@ -32,11 +32,11 @@ pub(super) struct Call {
 }
 
 pub(in super::super) fn acquire(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::AcquireRequest,
-    name: CallName,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let name = context.call_name()?;
+    let mut space = Space::checked(context, &request.namespace)?;
     let several = !request.locks.is_empty();
     let call = Call {
         session_id: request.session_id,
@@ -52,10 +52,10 @@ pub(in super::super) fn acquire(
         space.must_be_lock(&want.name)?;
     }
     call.wants.iter().for_each(|want| space.tidy(&want.name));
-    let verdict = if several { space.acquire_all(call)? } else { space.acquire_one(call)? };
+    let outcome = if several { space.acquire_all(call)? } else { space.acquire_one(call)? };
     // A holder found dead on the way may have waited for several locks.
     space.hand_on_left();
-    Ok(verdict)
+    Ok(outcome)
 }
 
 /// The locks that an Acquire names, one or several; what names them may be anything.
@@ -77,9 +77,9 @@ pub(super) fn wants_of(
 }
 
 impl Space<'_, '_> {
-    fn acquire_one(&mut self, call: Call) -> Ruling {
+    fn acquire_one(&mut self, call: Call) -> CommandResult {
         let (name, mode) = (&call.wants[0].name, call.wants[0].mode());
-        let index = self.scope.index;
+        let index = self.context.index;
         if let Some(hold) = self.claim(call.session_id, name).hold {
             if hold.mode() < mode {
                 return Err(convert_needed(&hold));
@@ -87,7 +87,7 @@ impl Space<'_, '_> {
             self.change_claim(call.session_id, name, |claim| {
                 claim.hold.as_mut().map(|hold| rely(hold, &call.name, index))
             });
-            return Ok(Verdict::Answer(granted(&hold)));
+            return Ok(CommandOutcome::Answer(granted(&hold)));
         }
         if self.all_open(&call) {
             self.may_claim(&call)?;
@@ -95,46 +95,46 @@ impl Space<'_, '_> {
                 hold.lock_delay_ms = call.lock_delay_ms;
                 rely(hold, &call.name, index);
             });
-            return Ok(Verdict::Answer(granted(&hold)));
+            return Ok(CommandOutcome::Answer(granted(&hold)));
         }
         self.wait_for(call)
     }
 
-    fn acquire_all(&mut self, mut call: Call) -> Ruling {
+    fn acquire_all(&mut self, mut call: Call) -> CommandResult {
         self.find_held(&mut call)?;
         if self.all_open(&call) {
             self.may_claim(&call)?;
-            return Ok(Verdict::Answer(self.grant_all(&call.into_wait(self.scope))));
+            return Ok(CommandOutcome::Answer(self.grant_all(&call.into_wait(self.context))));
         }
         self.wait_for(call)
     }
 
     /// Waits for what is held, unless the caller does not want to.
-    pub(super) fn wait_for(&mut self, call: Call) -> Ruling {
+    pub(super) fn wait_for(&mut self, call: Call) -> CommandResult {
         let names = call.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
-        let verdict = self.enqueue(call)?;
+        let outcome = self.enqueue(call)?;
         // A lock that waited for this caller goes to it now.
         names.iter().for_each(|name| self.hand_on(name));
-        Ok(verdict)
+        Ok(outcome)
     }
 
-    fn enqueue(&mut self, call: Call) -> Ruling {
+    fn enqueue(&mut self, call: Call) -> CommandResult {
         let ordinals = self.claim(call.session_id, &call.wants[0].name).ordinals;
         if let Some((ordinal, wait)) = self.wait_of(&ordinals, &call) {
             if !self.has_passed(&wait) {
                 self.attach(ordinal, wait);
-                return Ok(Verdict::Wait(self.waiter_id(call.session_id, ordinal)));
+                return Ok(CommandOutcome::Wait(self.waiter_id(call.session_id, ordinal)));
             }
             self.time_out(ordinal, &wait);
             let answer = self.not_got(&wait);
             self.settle(ordinal, &wait, answer.clone());
-            return Ok(Verdict::Answer(answer));
+            return Ok(CommandOutcome::Answer(answer));
         }
         let permits = call.wants[0].permits;
         if call.wait_ms == 0 {
             self.count_blocked(permits);
-            let wait = call.into_wait(self.scope);
-            return Ok(Verdict::Answer(self.not_got(&wait)));
+            let wait = call.into_wait(self.context);
+            return Ok(CommandOutcome::Answer(self.not_got(&wait)));
         }
         self.may_wait(&call)?;
         let session_id = call.session_id;
@@ -143,10 +143,10 @@ impl Space<'_, '_> {
             && let Some(refusal) = self.refuse_deadlock(ordinal, session_id)
         {
             // An answer like any other: what is kept of the deadlock must not be dropped with the command.
-            return Ok(Verdict::Answer(answer::Answer::Refusal(refusal)));
+            return Ok(CommandOutcome::Answer(answer::Answer::Refusal(refusal)));
         }
         self.count_blocked(permits);
-        Ok(Verdict::Wait(self.waiter_id(session_id, ordinal)))
+        Ok(CommandOutcome::Wait(self.waiter_id(session_id, ordinal)))
     }
 
     /// Refuses a wait beyond what a lock, a session or a namespace may have.
@@ -189,9 +189,9 @@ impl Space<'_, '_> {
 
     /// A call that waits was sent again.
     fn attach(&mut self, ordinal: u64, mut wait: Wait) {
-        (wait.claimed_term, wait.claimed_index) = (self.scope.term, self.scope.index);
+        (wait.claimed_term, wait.claimed_index) = (self.context.term, self.context.index);
         wait.lost_at_ms = 0;
-        self.scope.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
+        self.context.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
     }
 
     /// Puts a call at the end of the waiters of its locks: of those who convert, or of all.
@@ -200,19 +200,19 @@ impl Space<'_, '_> {
         counters.last_ordinal += 1;
         counters.waits += 1;
         self.put_counters(&counters);
-        self.scope.output.locks.locks_waiting += 1;
+        self.context.output.locks.locks_waiting += 1;
         let ordinal = counters.last_ordinal;
-        let wait = call.into_wait(self.scope);
+        let wait = call.into_wait(self.context);
         let session_id = wait.session_id;
         let key = self.place.wait(session_id, ordinal);
-        timers::set(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
-        self.scope.txn.put_message(key, &wait);
+        timers::set(self.context, wait.deadline_ms, Kind::Wait, timer_rest(&key));
+        self.context.txn.put_message(key, &wait);
         for want in &wait.wants {
             self.change_claim(session_id, &want.name, |claim| claim.ordinals.push(ordinal));
         }
         for want in wanted(&wait.wants) {
             let place = self.place.waiter(&want.name, ordinal, wait.converts);
-            self.scope.txn.put_message(place, &Waiter { session_id });
+            self.context.txn.put_message(place, &Waiter { session_id });
             self.change_lock(&want.name, |lock| lock.waiters += 1);
         }
         self.tell_wait(LockEventKind::Waiting, &wait);
@@ -245,22 +245,22 @@ impl Space<'_, '_> {
     }
 
     fn count_blocked(&mut self, permits: u64) {
-        self.scope.output.counts.locks_blocked += 1;
-        self.scope.output.counts.permits_blocked += u64::from(permits > 0);
+        self.context.output.counts.locks_blocked += 1;
+        self.context.output.counts.permits_blocked += u64::from(permits > 0);
     }
 }
 
 impl Call {
     /// The wait that it is from now on.
-    fn into_wait(self, scope: &Scope<'_>) -> Wait {
+    fn into_wait(self, context: &CommandContext<'_>) -> Wait {
         Wait {
             session_id: self.session_id,
             call: Some(self.name),
-            deadline_ms: scope.now_ms.saturating_add(self.wait_ms),
-            claimed_term: scope.term,
-            claimed_index: scope.index,
+            deadline_ms: context.now_ms.saturating_add(self.wait_ms),
+            claimed_term: context.term,
+            claimed_index: context.index,
             lost_at_ms: 0,
-            since_ms: scope.now_ms,
+            since_ms: context.now_ms,
             wants: self.wants,
             converts: self.converts,
             lock_delay_ms: self.lock_delay_ms,

@@ -8,28 +8,30 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1 as api;
 
-use super::super::gates::Gates;
-use super::super::{QueryOutcome, Ruling, Scope, Verdict, refuse, refuse_with, requests};
+use super::super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
+    requests,
+};
 use super::latch::park;
 use super::view::{View, end};
 use super::{Space, check_name, limit_reached, session_expired, stripped, text_of};
+use crate::check;
 use crate::limits::{BARRIER_PARTIES_MAX, BARRIERS_PER_NAMESPACE_MAX, BARRIERS_PER_SESSION_MAX};
 use crate::store::{Store, decode, prefix_end};
-use crate::{CallId, check};
 
 /// Barriers of one page: each may have a thousand sessions in its record.
 const LISTED_MAX: u32 = 100;
 
 /// Enters, or says how far the barrier is. A call that does not wait leaves a place only where it is the last one missing.
 pub(in super::super) fn enter_barrier(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::EnterBarrierRequest,
-    drawn: &Bytes,
-) -> Ruling {
+) -> CommandResult {
     // The first command of a call alone has its request id: what they all say names the call.
-    let named = CallName { request_id: request.request_id.clone(), drawn: drawn.clone() };
+    let drawn = context.command.map(|command| command.drawn.clone()).unwrap_or_default();
+    let named = CallName { request_id: request.request_id.clone(), drawn };
     let call = stripped(check::call_name(Some(&named))?);
-    let mut space = Space::checked(scope, &request.namespace)?;
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("parties", request.parties.into(), 1, BARRIER_PARTIES_MAX.into())?;
     let (name, id, parties) = (&request.name, request.session_id, request.parties);
@@ -60,7 +62,7 @@ pub(in super::super) fn enter_barrier(
     if barrier.round == 0 {
         space.begin_round(&mut barrier)?;
     }
-    let deadline_ms = space.scope.now_ms.saturating_add(request.wait_ms);
+    let deadline_ms = space.context.now_ms.saturating_add(request.wait_ms);
     let party = Party { session_id: id, deadline_ms, call: Some(call) };
     match barrier.inside.iter_mut().find(|party| party.session_id == id) {
         Some(known) => *known = party,
@@ -69,7 +71,7 @@ pub(in super::super) fn enter_barrier(
     space.note_entry(id, name)?;
     if is_last {
         barrier.tripped = true;
-        space.scope.output.counts.barriers_tripped += 1;
+        space.context.output.counts.barriers_tripped += 1;
         for party in &barrier.inside {
             space.tell_party(name, party.session_id, Ok(show(&barrier, party.session_id)));
         }
@@ -80,16 +82,16 @@ pub(in super::super) fn enter_barrier(
 
 /// Gives up a place; whoever was the last one to do so ends the round.
 pub(in super::super) fn leave_barrier(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::LeaveBarrierRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (name, id) = (&request.name, request.session_id);
     space.renew(id)?;
     let barrier = space.barrier(name).unwrap_or_default();
     if request.round > 0 && request.round != barrier.round {
-        return Ok(Verdict::Answer(answer::Answer::BarrierSeen(over(request.round))));
+        return Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(over(request.round))));
     }
     if !is_in(&barrier, id) {
         if request.round == 0 {
@@ -97,42 +99,41 @@ pub(in super::super) fn leave_barrier(
         }
         return Ok(seen(&barrier, id));
     }
-    Ok(Verdict::Answer(answer::Answer::BarrierSeen(space.step_out(name, id))))
+    Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(space.step_out(name, id))))
 }
 
 /// The caller of an EnterBarrier does not wait any more. This is no sign of life of its session, so it renews nothing.
 pub(in super::super) fn withdraw_barrier(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &WithdrawBarrier,
-) -> Ruling {
+) -> CommandResult {
     check_name("name", &request.name)?;
     let named = check::call_name(request.call.as_ref())?;
     // Where the same call was sent again meanwhile that one still waits, or is in.
-    let newest = |id| requests::newest_attempt(scope, id) <= id.attempt;
+    let newest = |id| requests::newest_attempt(context, id) <= id.attempt;
     let mut is_meant = named.request_id.as_ref().is_none_or(newest);
-    let mut space = Space::checked(scope, &request.namespace)?;
+    let mut space = Space::checked(context, &request.namespace)?;
     let barrier = space.barrier(&request.name).unwrap_or_default();
     is_meant &= request.round == 0 || request.round == barrier.round;
     let call = Some(stripped(named));
     let is_of = |party: &Party| party.session_id == request.session_id && party.call == call;
     if !is_meant || !barrier.inside.iter().any(is_of) {
         let seen = BarrierSeen { inside: false, ..show(&barrier, request.session_id) };
-        return Ok(Verdict::Answer(answer::Answer::BarrierSeen(seen)));
+        return Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(seen)));
     }
     if barrier.tripped && request.unless_tripped {
         return Ok(seen(&barrier, request.session_id));
     }
     let seen = space.step_out(&request.name, request.session_id);
-    Ok(Verdict::Answer(answer::Answer::BarrierSeen(seen)))
+    Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(seen)))
 }
 
 /// Says how far a round is. Where asked to, waits until all have entered or this session is out, or until all have left.
 pub(in super::super) fn await_barrier(
-    view: &View<'_, impl Store>,
-    gates: &mut Gates,
-    call: CallId,
+    context: &mut QueryContext<'_, impl Store>,
     request: &AwaitBarrier,
 ) -> QueryOutcome {
+    let view = View::of(context, &request.namespace);
     let (name, id) = (&request.name, request.session_id);
     let seen = view.checked().and_then(|()| {
         check_name("name", name)?;
@@ -148,17 +149,18 @@ pub(in super::super) fn await_barrier(
     };
     match seen {
         Ok(seen) if waits(&seen) && request.enters => {
-            park(gates, call, view.place.entered(id, name).into())
+            park(context, view.place.entered(id, name).into())
         }
-        Ok(seen) if waits(&seen) => park(gates, call, view.place.barrier(name).into()),
+        Ok(seen) if waits(&seen) => park(context, view.place.barrier(name).into()),
         seen => end(seen.map(answer::Answer::BarrierSeen)),
     }
 }
 
 pub(in super::super) fn get_barrier(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::GetBarrierRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let barrier = view.barrier(&request.name).unwrap_or_default();
@@ -175,9 +177,10 @@ pub(in super::super) fn get_barrier(
 }
 
 pub(in super::super) fn list_barriers(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::ListBarriersRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     let api::ListBarriersRequest { prefix, page_size, page_token, .. } = request;
     let (place, size) = (view.place, (*page_size).min(LISTED_MAX));
     end(view.page(size, prefix, page_token, |name| place.barrier(name)).map(
@@ -205,10 +208,10 @@ impl Space<'_, '_> {
         let mut counters = self.counters();
         if !barrier.inside.is_empty() {
             counters.barriers += u64::from(before.is_none());
-            self.scope.txn.put_message(key.clone(), barrier);
+            self.context.txn.put_message(key.clone(), barrier);
         } else if before.is_some() {
             counters.barriers = counters.barriers.saturating_sub(1);
-            self.scope.txn.delete(key.clone());
+            self.context.txn.delete(key.clone());
         }
         self.put_counters(&counters);
         if let Some(before) = before.filter(|before| before.round != barrier.round) {
@@ -221,7 +224,7 @@ impl Space<'_, '_> {
     fn end_round(&mut self, name: &str, round: u64) {
         let key = Bytes::from(self.place.barrier(name));
         let answer = answer::Answer::BarrierSeen(over(round)).into();
-        self.scope.output.gates.push((key, answer));
+        self.context.output.gates.push((key, answer));
     }
 
     fn begin_round(&mut self, barrier: &mut Barrier) -> Result<(), Refusal> {
@@ -232,14 +235,14 @@ impl Space<'_, '_> {
         }
         counters.last_round += 1;
         self.put_counters(&counters);
-        (barrier.round, barrier.since_ms) = (counters.last_round, self.scope.now_ms);
+        (barrier.round, barrier.since_ms) = (counters.last_round, self.context.now_ms);
         Ok(())
     }
 
     /// Takes out whose session is over and, before all have entered, whose wait is; not the one who asks. Where that leaves
     /// nobody the round is over.
     fn drop_the_late(&mut self, name: &str, barrier: &mut Barrier, but_for: u64) {
-        let now_ms = self.scope.now_ms;
+        let now_ms = self.context.now_ms;
         for party in std::mem::take(&mut barrier.inside) {
             let id = party.session_id;
             if self.living(id).is_err() {
@@ -279,7 +282,7 @@ impl Space<'_, '_> {
             Err(refusal) => refusal.into(),
         };
         let key = self.place.entered(id, name);
-        self.scope.output.gates.push((key.into(), answer));
+        self.context.output.gates.push((key.into(), answer));
     }
 
     /// The end of a session finds the barrier.
@@ -294,7 +297,7 @@ impl Space<'_, '_> {
         }
         session.entered += 1;
         self.put_session(id, &session);
-        self.scope.txn.put_message(key, &Entered {});
+        self.context.txn.put_message(key, &Entered {});
         Ok(())
     }
 
@@ -303,7 +306,7 @@ impl Space<'_, '_> {
         if self.get::<Entered>(&key).is_none() {
             return;
         }
-        self.scope.txn.delete(key);
+        self.context.txn.delete(key);
         if let Some(mut session) = self.session(id) {
             session.entered = session.entered.saturating_sub(1);
             self.put_session(id, &session);
@@ -313,7 +316,7 @@ impl Space<'_, '_> {
     /// Takes an ended session out of its barriers, of as many as this step may.
     pub(super) fn leave_barriers(&mut self, id: u64) {
         let all = self.place.entries(id);
-        for (key, _) in self.scope.txn.scan(all.bytes(), &prefix_end(all.bytes()), self.left) {
+        for (key, _) in self.context.txn.scan(all.bytes(), &prefix_end(all.bytes()), self.left) {
             self.step_out(&text_of(&key[all.bytes().len()..]), id);
             self.left = self.left.saturating_sub(1);
         }
@@ -363,6 +366,6 @@ fn over(round: u64) -> BarrierSeen {
     BarrierSeen { round, over: true, ..BarrierSeen::default() }
 }
 
-fn seen(barrier: &Barrier, id: u64) -> Verdict {
-    Verdict::Answer(answer::Answer::BarrierSeen(show(barrier, id)))
+fn seen(barrier: &Barrier, id: u64) -> CommandOutcome {
+    CommandOutcome::Answer(answer::Answer::BarrierSeen(show(barrier, id)))
 }

@@ -6,28 +6,33 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::LockEventKind;
 
-use super::super::{Ruling, Scope, done, requests};
+use super::super::{CommandContext, CommandResult, done, requests};
 use super::acquire::wants_of;
 use super::{Space, stripped};
 use crate::check;
 
 /// The caller of an Acquire or a Convert is gone. This is no sign of life of its session, so it renews nothing.
-pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAcquire) -> Ruling {
+pub(in super::super) fn cancel_acquire(
+    context: &mut CommandContext<'_>,
+    request: &CancelAcquire,
+) -> CommandResult {
     let mut wants = wants_of(&request.name, 0, &request.locks)?;
     let several = !request.locks.is_empty();
     wants[0].permits = request.permits;
     let named = check::call_name(request.call.as_ref())?;
     let id = named.request_id.as_ref();
-    if id.is_some_and(|id| requests::newest_attempt(scope, id) > id.attempt) {
+    if id.is_some_and(|id| requests::newest_attempt(context, id) > id.attempt) {
         // The same call was sent again meanwhile: that one still wants the lock, or has it.
         return Ok(done());
     }
     // Nobody knows any more which attempt was answered with the grant; its client goes on with it, unless the cancel
     // says that no attempt is wanted.
     let is_in_use = id.is_some_and(|id| {
-        !crate::mutant!(LateCancel) && id.attempt < u32::MAX && requests::is_acknowledged(scope, id)
+        !crate::mutant!(LateCancel)
+            && id.attempt < u32::MAX
+            && requests::is_acknowledged(context, id)
     });
-    let mut space = Space::checked(scope, &request.namespace)?;
+    let mut space = Space::checked(context, &request.namespace)?;
     let (call, session_id) = (stripped(named), request.session_id);
     let as_of = if request.as_of == 0 { u64::MAX } else { request.as_of };
     let ordinals = space.claim(session_id, &wants[0].name).ordinals;
@@ -52,15 +57,18 @@ pub(in super::super) fn cancel_acquire(scope: &mut Scope<'_>, request: &CancelAc
 }
 
 /// The last caller of a waiting call is gone: its lock does not go to it before it is sent again.
-pub(in super::super) fn lose_caller(scope: &mut Scope<'_>, request: &LoseCaller) -> Ruling {
-    let space = Space::checked(scope, &request.namespace)?;
-    let (term, now_ms) = (space.scope.term, space.scope.now_ms);
+pub(in super::super) fn lose_caller(
+    context: &mut CommandContext<'_>,
+    request: &LoseCaller,
+) -> CommandResult {
+    let space = Space::checked(context, &request.namespace)?;
+    let (term, now_ms) = (space.context.term, space.context.now_ms);
     if let Some(mut wait) = space.wait(request.session_id, request.ordinal) {
         let was_claimed = wait.claimed_term == term && wait.lost_at_ms == 0;
         if was_claimed && wait.claimed_index <= request.index {
             wait.lost_at_ms = now_ms.max(1);
             let key = space.place.wait(request.session_id, request.ordinal);
-            space.scope.txn.put_message(key, &wait);
+            space.context.txn.put_message(key, &wait);
         }
     }
     Ok(done())

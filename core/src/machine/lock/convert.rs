@@ -1,20 +1,20 @@
 //! Convert: another mode for a lock that is held, without letting it go.
 
-use trefoil_proto::internal::v1::{CallName, Hold, Want};
+use trefoil_proto::internal::v1::{Hold, Want};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{Ruling, Scope, Verdict};
+use super::super::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::Call;
 use super::place::converts;
 use super::{Space, check_name, convert_needed, converted, mode_of, names_grant};
 use crate::store::prefix_end;
 
 pub(in super::super) fn convert(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::ConvertRequest,
-    call: CallName,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let call = context.call_name()?;
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (session_id, name, mode) =
         (request.session_id, &request.name, mode_of(request.mode, None)?);
@@ -35,13 +35,13 @@ pub(in super::super) fn convert(
         return Err(space.not_holder(name));
     };
     if hold.mode() == mode {
-        return Ok(Verdict::Answer(converted(&hold)));
+        return Ok(CommandOutcome::Answer(converted(&hold)));
     }
     let is_down = mode < hold.mode();
     if is_down || !space.has_converts(name) && space.admits(name, mode, session_id) {
         let hold = space.regrant(name, session_id, mode);
         space.hand_on(name);
-        return Ok(Verdict::Answer(converted(&hold)));
+        return Ok(CommandOutcome::Answer(converted(&hold)));
     }
     space.wait_for(call)
 }
@@ -53,7 +53,7 @@ impl Space<'_, '_> {
             return false;
         }
         let waiters = self.place.waiters(name);
-        let first = self.scope.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1);
+        let first = self.context.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1);
         first.first().is_some_and(|(key, _)| converts(key))
     }
 
@@ -72,7 +72,7 @@ impl Space<'_, '_> {
         hold.mode = mode.into();
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
-        self.scope.output.counts.locks_converted += 1;
+        self.context.output.counts.locks_converted += 1;
         self.tell_grant(LockEventKind::Converted, name, session_id, &hold);
         self.end_several(session_id, name, mode, &convert_needed(&hold));
         hold

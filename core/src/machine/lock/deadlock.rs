@@ -39,7 +39,7 @@ impl Space<'_, '_> {
         let wait = self.wait(session_id, ordinal).expect("it has begun just now");
         self.leave(ordinal, &wait);
         self.keep(session_id, length, &edges);
-        self.scope.output.counts.deadlocks += 1;
+        self.context.output.counts.deadlocks += 1;
         Some(refusal(length, &edges))
     }
 
@@ -66,7 +66,7 @@ impl Space<'_, '_> {
                 }
             }
             if left == 0 {
-                self.scope.output.counts.deadlock_searches_cut += 1;
+                self.context.output.counts.deadlock_searches_cut += 1;
                 return None;
             }
         }
@@ -124,13 +124,13 @@ impl Space<'_, '_> {
         }
         let holders = self.place.holders(name);
         if (mode == LockMode::Exclusive || crate::mutant!(CircleImagined)) && lock.shared > 0 {
-            let found = self.scope.txn.scan(holders.bytes(), &prefix_end(holders.bytes()), *left);
+            let found = self.context.txn.scan(holders.bytes(), &prefix_end(holders.bytes()), *left);
             *left -= found.len();
             sessions.extend(found.iter().map(|(_, value)| decode::<Holder>(value).session_id));
         }
         let (first, own) =
             (self.place.waiters(name), self.place.waiter(name, ordinal, wait.converts));
-        let found = self.scope.txn.scan(first.bytes(), own.bytes(), *left);
+        let found = self.context.txn.scan(first.bytes(), own.bytes(), *left);
         *left -= found.len();
         sessions.extend(found.iter().map(|(_, value)| decode::<Waiter>(value).session_id));
         sessions
@@ -139,7 +139,7 @@ impl Space<'_, '_> {
     fn show(&self, edge: &Edge) -> api::DeadlockEdge {
         let owner = |id| self.session(id).map_or_else(String::new, |session| session.owner);
         let hold = self.claim(edge.to, &edge.name).hold;
-        let now_ms = self.scope.now_ms;
+        let now_ms = self.context.now_ms;
         api::DeadlockEdge {
             session_id: edge.from,
             owner: owner(edge.from),
@@ -162,13 +162,13 @@ impl Space<'_, '_> {
         let deadlock = api::Deadlock {
             number: counters.last_deadlock,
             session_id,
-            log_time_ms: self.scope.now_ms,
+            log_time_ms: self.context.now_ms,
             length: u32::try_from(length).unwrap_or(u32::MAX),
             edges: edges.to_vec(),
         };
-        self.scope.txn.put_message(self.place.deadlock(deadlock.number), &deadlock);
+        self.context.txn.put_message(self.place.deadlock(deadlock.number), &deadlock);
         if let Some(oldest) = deadlock.number.checked_sub(DEADLOCKS_KEPT_MAX) {
-            self.scope.txn.delete(self.place.deadlock(oldest));
+            self.context.txn.delete(self.place.deadlock(oldest));
         }
     }
 }

@@ -3,10 +3,10 @@
 
 use prost::Message as _;
 use trefoil_proto::common::v1::Value;
-use trefoil_proto::internal::v1::{CallName, Hold, Proclaimed, Refusal, Wait, answer};
+use trefoil_proto::internal::v1::{Hold, Proclaimed, Refusal, Wait, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{QueryOutcome, Ruling, Scope, Verdict};
+use super::super::{CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome};
 use super::acquire::acquire;
 use super::place::number_of;
 use super::view::{View, end};
@@ -18,10 +18,9 @@ use crate::store::Store;
 
 /// Acquires the lock, and proclaims the value as soon as that has succeeded.
 pub(in super::super) fn campaign(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::CampaignRequest,
-    name: CallName,
-) -> Ruling {
+) -> CommandResult {
     check::proclaimed(request.value.as_ref())?;
     let call = api::AcquireRequest {
         namespace: request.namespace.clone(),
@@ -32,10 +31,10 @@ pub(in super::super) fn campaign(
         lock_delay_ms: request.lock_delay_ms,
         ..api::AcquireRequest::default()
     };
-    let verdict = acquire(scope, &call, name)?;
-    let mut space = Space::new(scope, &request.namespace);
-    match &verdict {
-        Verdict::Wait(waiter) => {
+    let outcome = acquire(context, &call)?;
+    let mut space = Space::new(context, &request.namespace);
+    match &outcome {
+        CommandOutcome::Wait(waiter) => {
             let ordinal = number_of(&waiter.0);
             if let Some(wait) = space.wait(request.session_id, ordinal) {
                 space.stand(ordinal, wait, request.value.clone())?;
@@ -44,17 +43,20 @@ pub(in super::super) fn campaign(
                 space.lead(request.session_id, &request.name, request.value.clone())?;
             }
         }
-        Verdict::Answer(answer::Answer::Acquire(response)) if response.acquired => {
+        CommandOutcome::Answer(answer::Answer::Acquire(response)) if response.acquired => {
             space.lead(request.session_id, &request.name, request.value.clone())?;
         }
-        Verdict::Answer(_) => {}
+        CommandOutcome::Answer(_) => {}
     }
-    Ok(verdict)
+    Ok(outcome)
 }
 
 /// Whoever holds the lock alone may say something else, or something for the first time.
-pub(in super::super) fn proclaim(scope: &mut Scope<'_>, request: &api::ProclaimRequest) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+pub(in super::super) fn proclaim(
+    context: &mut CommandContext<'_>,
+    request: &api::ProclaimRequest,
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::proclaimed(request.value.as_ref())?;
     space.renew(request.session_id)?;
@@ -67,13 +69,14 @@ pub(in super::super) fn proclaim(scope: &mut Scope<'_>, request: &api::ProclaimR
         return Err(convert_needed(&hold));
     }
     space.lead(request.session_id, &request.name, request.value.clone())?;
-    Ok(Verdict::Answer(answer::Answer::Proclaim(api::ProclaimResponse { header: None })))
+    Ok(CommandOutcome::Answer(answer::Answer::Proclaim(api::ProclaimResponse { header: None })))
 }
 
 pub(in super::super) fn leader(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::LeaderRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let session_id = view.lock(&request.name).session_id;
@@ -99,7 +102,7 @@ impl Space<'_, '_> {
         let proclaimed = Proclaimed { value, since_ms: 0 };
         self.set_proclaimed(self.place.candidate(session_id, ordinal), Some(&proclaimed));
         let key = self.place.wait(session_id, ordinal);
-        self.scope.txn.put_message(key, &Wait { campaigns: true, ..wait });
+        self.context.txn.put_message(key, &Wait { campaigns: true, ..wait });
         self.may_proclaim()
     }
 
@@ -118,12 +121,12 @@ impl Space<'_, '_> {
         let key = self.place.leader(session_id, name);
         let before = self.get::<Proclaimed>(&key);
         if before.is_none() {
-            self.scope.output.counts.leaders_elected += 1;
+            self.context.output.counts.leaders_elected += 1;
             self.change_claim(session_id, name, |claim| {
                 claim.hold.as_mut().expect("a leader holds its lock").leads = true;
             });
         }
-        let since_ms = before.map_or(self.scope.now_ms, |before| before.since_ms);
+        let since_ms = before.map_or(self.context.now_ms, |before| before.since_ms);
         self.set_proclaimed(key, Some(&Proclaimed { value, since_ms }));
         let hold = self.claim(session_id, name).hold.expect("a leader holds its lock");
         self.tell_grant(LockEventKind::Proclaimed, name, session_id, &hold);
@@ -159,14 +162,14 @@ impl Space<'_, '_> {
 
     /// Sets or removes a value, and counts its bytes.
     fn set_proclaimed(&mut self, key: Key, proclaimed: Option<&Proclaimed>) {
-        let before = self.scope.txn.get(key.bytes()).map_or(0, |value| value.len() as u64);
+        let before = self.context.txn.get(key.bytes()).map_or(0, |value| value.len() as u64);
         let after = proclaimed.map_or(0, |proclaimed| proclaimed.encoded_len() as u64);
         let mut counters = self.counters();
         counters.proclaimed_bytes = (counters.proclaimed_bytes + after).saturating_sub(before);
         self.put_counters(&counters);
         match proclaimed {
-            Some(proclaimed) => self.scope.txn.put_message(key, proclaimed),
-            None => self.scope.txn.delete(key),
+            Some(proclaimed) => self.context.txn.put_message(key, proclaimed),
+            None => self.context.txn.delete(key),
         }
     }
 

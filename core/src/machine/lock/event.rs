@@ -1,11 +1,19 @@
 //! What happens to locks, as those who watch are told.
 
-use trefoil_proto::internal::v1::{Hold, Session, Wait};
-use trefoil_proto::lock::v1::{LockEvent, LockEventKind};
+use trefoil_proto::internal::v1::{Done, Hold, Session, Wait, answer};
+use trefoil_proto::lock::v1::{LockEvent, LockEventKind, WatchLocksRequest};
 
-use super::super::{Body, Event};
+use super::super::{Body, Event, QueryContext, QueryOutcome, answered};
 use super::Space;
 use super::several::wanted;
+
+/// Where a watch begins: the position of the answer is all that it says.
+pub(in super::super) fn watch_locks<S>(
+    _: &QueryContext<'_, S>,
+    _: &WatchLocksRequest,
+) -> QueryOutcome {
+    answered(answer::Answer::Done(Done {}))
+}
 
 impl Space<'_, '_> {
     /// A grant begins, changes or ends.
@@ -51,6 +59,6 @@ impl Space<'_, '_> {
     pub(super) fn tell_of(&mut self, session: &Session, event: LockEvent) {
         let event = LockEvent { owner: session.owner.clone(), ..event };
         let namespace = self.place.namespace.to_owned();
-        self.scope.output.events.push(Event { namespace, body: Body::Lock(event) });
+        self.context.output.events.push(Event { namespace, body: Body::Lock(event) });
     }
 }

@@ -4,15 +4,18 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, Refusal, answer};
 use trefoil_proto::lock::v1::LockEventKind;
 
-use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
+use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
 use super::place::number_of;
 use super::{Space, check_name, delays};
 use crate::store::{decode, prefix_end};
 
 /// Takes away grants, the one in mode UPDATE or EXCLUSIVE first. What is left over is for the next command, which knows
 /// by the tokens what was granted since the first one.
-pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+pub(in super::super) fn force_step(
+    context: &mut CommandContext<'_>,
+    request: &ForceStep,
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let name = &request.name;
     space.tidy(name);
@@ -29,7 +32,7 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
     let first = space.place.holder(name, request.fencing_token);
     let end = prefix_end(space.place.holders(name).bytes());
     let most = if request.fencing_token == 0 { space.left } else { 1 };
-    let shared = space.scope.txn.scan(first.bytes(), &end, most);
+    let shared = space.context.txn.scan(first.bytes(), &end, most);
     let shared = shared.iter().filter(|(key, _)| wanted(number_of(key)));
     for session_id in
         shared.map(|(_, value)| decode::<Holder>(value).session_id).collect::<Vec<_>>()
@@ -51,8 +54,8 @@ pub(in super::super) fn force_step(scope: &mut Scope<'_>, request: &ForceStep) -
         && space.left == 0
         && (1..token).contains(&space.oldest_shared(name, 0));
     space.hand_on(name);
-    space.scope.output.counts.locks_forced += u64::from(released);
-    Ok(Verdict::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
+    space.context.output.counts.locks_forced += u64::from(released);
+    Ok(CommandOutcome::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
 }
 
 impl Space<'_, '_> {

@@ -6,7 +6,7 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{Scope, Settled, timers};
+use super::super::{CommandContext, Settled, timers};
 use super::place::{number_of, ordinal_of, timer_rest};
 use super::semaphore::permits_held;
 use super::several::wanted;
@@ -19,10 +19,10 @@ use crate::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
 use crate::store::{decode, prefix_end};
 
 /// A wait's timer: its deadline has passed.
-pub(in super::super) fn wait_due(scope: &mut Scope<'_>, rest: &Bytes) {
+pub(in super::super) fn wait_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let (namespace, session_id, ordinal) = (take_text(&mut rest), rest.get_u64(), rest.get_u64());
-    let mut space = Space::new(scope, &namespace);
+    let mut space = Space::new(context, &namespace);
     let Some(wait) = space.wait(session_id, ordinal) else { return };
     let names = wait.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
     names.iter().for_each(|name| space.tidy(name));
@@ -40,15 +40,15 @@ pub(in super::super) fn wait_due(scope: &mut Scope<'_>, rest: &Bytes) {
 }
 
 /// A lock's timer: it is still to be handed on.
-pub(in super::super) fn lock_due(scope: &mut Scope<'_>, rest: &Bytes) {
+pub(in super::super) fn lock_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let namespace = take_text(&mut rest);
-    Space::new(scope, &namespace).tidy(&text_of(&rest));
+    Space::new(context, &namespace).tidy(&text_of(&rest));
 }
 
 impl Space<'_, '_> {
     pub(super) fn has_passed(&self, wait: &Wait) -> bool {
-        self.scope.now_ms >= wait.deadline_ms
+        self.context.now_ms >= wait.deadline_ms
     }
 
     /// Takes the lock from a holder whose session is over, and hands it on.
@@ -81,7 +81,7 @@ impl Space<'_, '_> {
         let how = if is_expired { LockEventKind::Expired } else { LockEventKind::Released };
         self.vacate(name, session_id, how);
         let Some((held, delay_ms)) = delay.filter(|(_, delay_ms)| *delay_ms > 0) else { return };
-        let until_ms = self.scope.now_ms.saturating_add(delay_ms);
+        let until_ms = self.context.now_ms.saturating_add(delay_ms);
         self.change_lock(name, |lock| {
             let mut delays = delays(lock).into_iter();
             let delay = delays.find(|(mode, _)| *mode == held).map(|(_, until_ms)| until_ms);
@@ -89,12 +89,12 @@ impl Space<'_, '_> {
             *delay = until_ms.max(*delay);
         });
         let key = self.place.lock(name);
-        timers::set(self.scope, until_ms, Kind::Lock, timer_rest(&key));
+        timers::set(self.context, until_ms, Kind::Lock, timer_rest(&key));
     }
 
     /// Ends the lock delays whose time has come.
     fn end_delays(&mut self, name: &str) {
-        let now_ms = self.scope.now_ms;
+        let now_ms = self.context.now_ms;
         let mut lock = self.lock(name);
         let before = lock;
         let delays = delays(&mut lock).into_iter();
@@ -109,7 +109,7 @@ impl Space<'_, '_> {
         if crate::mutant!(DelayForgotten) {
             return false;
         }
-        let now_ms = self.scope.now_ms;
+        let now_ms = self.context.now_ms;
         let mut lock = self.lock(name);
         delays(&mut lock)
             .into_iter()
@@ -124,8 +124,8 @@ impl Space<'_, '_> {
         self.abdicate(name, session_id, hold);
         self.tell_grant(how, name, session_id, hold);
         self.change_claim(session_id, name, |claim| claim.hold = None);
-        let held_ms = self.scope.now_ms.saturating_sub(hold.since_ms);
-        let output = &mut self.scope.output;
+        let held_ms = self.context.now_ms.saturating_sub(hold.since_ms);
+        let output = &mut self.context.output;
         output.counts.locks_released += 1;
         output.counts.lock_holds.record(held_ms);
         output.locks.locks_held -= 1;
@@ -164,15 +164,15 @@ impl Space<'_, '_> {
         let mut hold = Hold {
             mode: mode.into(),
             token: self.next_token(name),
-            since_ms: self.scope.now_ms,
+            since_ms: self.context.now_ms,
             ..Hold::default()
         };
         rely(&mut hold);
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
-        self.scope.output.counts.locks_acquired += 1;
+        self.context.output.counts.locks_acquired += 1;
         self.tell_grant(LockEventKind::Acquired, name, session_id, &hold);
-        self.scope.output.locks.locks_held += 1;
+        self.context.output.locks.locks_held += 1;
         hold
     }
 
@@ -180,7 +180,7 @@ impl Space<'_, '_> {
     pub(super) fn list(&mut self, name: &str, session_id: u64, hold: &Hold) {
         if hold.mode() == LockMode::Shared {
             let key = self.place.holder(name, hold.token);
-            self.scope.txn.put_message(key, &Holder { session_id });
+            self.context.txn.put_message(key, &Holder { session_id });
             self.change_lock(name, |lock| lock.shared += 1);
             self.count_permits(name, hold, true);
         } else {
@@ -193,7 +193,7 @@ impl Space<'_, '_> {
     /// The lock knows of it no longer.
     pub(super) fn unlist(&mut self, name: &str, hold: &Hold) {
         if hold.mode() == LockMode::Shared {
-            self.scope.txn.delete(self.place.holder(name, hold.token));
+            self.context.txn.delete(self.place.holder(name, hold.token));
             self.change_lock(name, |lock| lock.shared = lock.shared.saturating_sub(1));
             self.count_permits(name, hold, false);
         } else {
@@ -223,7 +223,7 @@ impl Space<'_, '_> {
         let end = prefix_end(holders.bytes());
         let mut from = holders;
         while self.lock(name).shared > 0 {
-            let Some((key, value)) = self.scope.txn.scan(from.bytes(), &end, 1).pop() else {
+            let Some((key, value)) = self.context.txn.scan(from.bytes(), &end, 1).pop() else {
                 break;
             };
             let (token, session_id) = (number_of(&key), decode::<Holder>(&value).session_id);
@@ -269,17 +269,17 @@ impl Space<'_, '_> {
 
     /// Whether somebody is there to take the answer of a waiting call.
     fn is_claimed(&self, wait: &Wait) -> bool {
-        wait.claimed_term == self.scope.term && wait.lost_at_ms == 0
+        wait.claimed_term == self.context.term && wait.lost_at_ms == 0
     }
 
     /// When a call that nobody claims loses its place; never while somebody does.
     fn lost_by_ms(&self, wait: &Wait) -> u64 {
         let lost_ms = if self.is_claimed(wait) {
             u64::MAX
-        } else if wait.claimed_term == self.scope.term {
+        } else if wait.claimed_term == self.context.term {
             wait.lost_at_ms
         } else {
-            wait.lost_at_ms.max(self.scope.term_started_ms)
+            wait.lost_at_ms.max(self.context.term_started_ms)
         };
         lost_ms.saturating_add(WAITER_CLAIM_MS)
     }
@@ -309,7 +309,7 @@ impl Space<'_, '_> {
                 break;
             }
             if self.left == 0 {
-                again_ms = Some(self.scope.now_ms);
+                again_ms = Some(self.context.now_ms);
                 break;
             }
             let (ordinal, wait) = self.first_wait(name);
@@ -326,10 +326,10 @@ impl Space<'_, '_> {
                 continue;
             } else if !self.is_turn(ordinal, &wait) {
                 if self.left == 0 {
-                    again_ms = Some(self.scope.now_ms);
+                    again_ms = Some(self.context.now_ms);
                 }
                 break;
-            } else if self.scope.now_ms >= self.lost_by_ms(&wait) {
+            } else if self.context.now_ms >= self.lost_by_ms(&wait) {
                 self.leave(ordinal, &wait);
                 late.push((ordinal, wait));
             } else if !self.is_claimed(&wait) {
@@ -347,7 +347,7 @@ impl Space<'_, '_> {
         }
         if let Some(again_ms) = again_ms {
             let key = self.place.lock(name);
-            timers::set(self.scope, again_ms, Kind::Lock, timer_rest(&key));
+            timers::set(self.context, again_ms, Kind::Lock, timer_rest(&key));
         }
     }
 
@@ -365,14 +365,14 @@ impl Space<'_, '_> {
 
     fn first_waiter(&self, name: &str) -> Option<(Bytes, Bytes)> {
         let waiters = self.place.waiters(name);
-        self.scope.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1).pop()
+        self.context.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1).pop()
     }
 
     /// Grants a lock to a session that waits for it.
     fn grant_wait(&mut self, name: &str, wait: &Wait) {
         let (mode, permits) = (wait.wants[0].mode(), wait.wants[0].permits);
-        let waited_ms = self.scope.now_ms.saturating_sub(wait.since_ms);
-        let counts = &mut self.scope.output.counts;
+        let waited_ms = self.context.now_ms.saturating_sub(wait.since_ms);
+        let counts = &mut self.context.output.counts;
         counts.lock_waits.record(waited_ms);
         if permits > 0 {
             counts.permit_waits.record(waited_ms);
@@ -446,8 +446,8 @@ impl Space<'_, '_> {
 
     pub(super) fn take_out(&mut self, ordinal: u64, wait: &Wait) {
         let key = self.place.wait(wait.session_id, ordinal);
-        timers::clear(self.scope, wait.deadline_ms, Kind::Wait, timer_rest(&key));
-        self.scope.txn.delete(key);
+        timers::clear(self.context, wait.deadline_ms, Kind::Wait, timer_rest(&key));
+        self.context.txn.delete(key);
         self.withdraw(ordinal, wait);
         for want in &wait.wants {
             self.change_claim(wait.session_id, &want.name, |claim| {
@@ -458,13 +458,13 @@ impl Space<'_, '_> {
             if wait.several {
                 self.left_behind.insert(want.name.clone());
             }
-            self.scope.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
+            self.context.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
             self.change_lock(&want.name, |lock| lock.waiters = lock.waiters.saturating_sub(1));
         }
         let mut counters = self.counters();
         counters.waits = counters.waits.saturating_sub(1);
         self.put_counters(&counters);
-        self.scope.output.locks.locks_waiting -= 1;
+        self.context.output.locks.locks_waiting -= 1;
         self.left = self.left.saturating_sub(wait.wants.len());
     }
 
@@ -475,7 +475,7 @@ impl Space<'_, '_> {
     }
 
     fn count_timeout(&mut self, wait: &Wait) {
-        let counts = &mut self.scope.output.counts;
+        let counts = &mut self.context.output.counts;
         counts.lock_timeouts += 1;
         counts.permit_timeouts += u64::from(wait.wants[0].permits > 0);
     }
@@ -484,7 +484,7 @@ impl Space<'_, '_> {
     pub(super) fn settle(&mut self, ordinal: u64, wait: &Wait, answer: impl Into<Answer>) {
         let waiter = self.waiter_id(wait.session_id, ordinal);
         let request_id = wait.call.as_ref().and_then(|call| call.request_id.clone());
-        self.scope.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
+        self.context.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
     }
 }
 

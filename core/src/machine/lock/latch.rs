@@ -4,16 +4,21 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{AwaitLatch, Latch, LatchSeen, Refusal, answer};
 use trefoil_proto::lock::v1 as api;
 
-use super::super::gates::Gates;
-use super::super::{QueryOutcome, Ruling, Scope, Verdict, answered, refuse, refuse_with};
+use super::super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, refuse,
+    refuse_with,
+};
 use super::view::{View, end};
 use super::{Space, check_name, limit_reached};
+use crate::check;
 use crate::limits::{LATCH_COUNT_MAX, LATCHES_PER_NAMESPACE_MAX};
 use crate::store::{Store, decode};
-use crate::{CallId, check};
 
-pub(in super::super) fn set_latch(scope: &mut Scope<'_>, request: &api::SetLatchRequest) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+pub(in super::super) fn set_latch(
+    context: &mut CommandContext<'_>,
+    request: &api::SetLatchRequest,
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("count", request.count, 1, LATCH_COUNT_MAX)?;
     let before = space.latch(&request.name);
@@ -38,19 +43,19 @@ pub(in super::super) fn set_latch(scope: &mut Scope<'_>, request: &api::SetLatch
         if before.is_none() {
             latch.first_round = latch.round;
         }
-        latch.since_ms = space.scope.now_ms;
+        latch.since_ms = space.context.now_ms;
         space.put_counters(&counters);
     }
-    space.scope.txn.put_message(space.place.latch(&request.name), &latch);
+    space.context.txn.put_message(space.place.latch(&request.name), &latch);
     let (header, round) = (None, latch.round);
-    Ok(Verdict::Answer(answer::Answer::SetLatch(api::SetLatchResponse { header, round })))
+    Ok(CommandOutcome::Answer(answer::Answer::SetLatch(api::SetLatchResponse { header, round })))
 }
 
 pub(in super::super) fn count_down(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::CountDownRequest,
-) -> Ruling {
-    let space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let mut latch = space.latch(&request.name).ok_or_else(unknown_latch)?;
     let mut seen = look(&latch, request.round)?;
@@ -58,40 +63,41 @@ pub(in super::super) fn count_down(
         latch.count = latch.count.saturating_sub(request.by.max(1));
         seen.count = latch.count;
         let key = space.place.latch(&request.name);
-        space.scope.txn.put_message(key.clone(), &latch);
+        space.context.txn.put_message(key.clone(), &latch);
         if latch.count == 0 {
-            space.scope.output.counts.latches_opened += 1;
-            space.scope.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
+            space.context.output.counts.latches_opened += 1;
+            space.context.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
         }
     }
     let LatchSeen { count, round } = seen;
     let counted = api::CountDownResponse { header: None, count, round };
-    Ok(Verdict::Answer(answer::Answer::CountDown(counted)))
+    Ok(CommandOutcome::Answer(answer::Answer::CountDown(counted)))
 }
 
 pub(in super::super) fn delete_latch(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::DeleteLatchRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     space.latch(&request.name).ok_or_else(unknown_latch)?;
     let key = space.place.latch(&request.name);
-    space.scope.txn.delete(key.clone());
+    space.context.txn.delete(key.clone());
     let mut counters = space.counters();
     counters.latches = counters.latches.saturating_sub(1);
     space.put_counters(&counters);
-    space.scope.output.gates.push((key.into(), unknown_latch().into()));
-    Ok(Verdict::Answer(answer::Answer::DeleteLatch(api::DeleteLatchResponse { header: None })))
+    space.context.output.gates.push((key.into(), unknown_latch().into()));
+    Ok(CommandOutcome::Answer(answer::Answer::DeleteLatch(api::DeleteLatchResponse {
+        header: None,
+    })))
 }
 
 /// Says how a round stands; waits until it is over, when asked to.
 pub(in super::super) fn await_latch(
-    view: &View<'_, impl Store>,
-    gates: &mut Gates,
-    call: CallId,
+    context: &mut QueryContext<'_, impl Store>,
     request: &AwaitLatch,
 ) -> QueryOutcome {
+    let view = View::of(context, &request.namespace);
     let seen = view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let latch = view.latch(&request.name).ok_or_else(unknown_latch)?;
@@ -99,15 +105,15 @@ pub(in super::super) fn await_latch(
     });
     match seen {
         Ok(seen) if seen.count > 0 && request.wait => {
-            park(gates, call, view.place.latch(&request.name).into())
+            park(context, view.place.latch(&request.name).into())
         }
         seen => end(seen.map(answer::Answer::LatchSeen)),
     }
 }
 
 /// Lets a call wait.
-pub(super) fn park(gates: &mut Gates, call: CallId, key: bytes::Bytes) -> QueryOutcome {
-    if gates.wait(call, key) {
+pub(super) fn park<S>(context: &mut QueryContext<'_, S>, key: bytes::Bytes) -> QueryOutcome {
+    if context.gates.wait(context.call, key) {
         QueryOutcome::Parked
     } else {
         answered(refuse(Reason::Overloaded, "too many calls wait at this shard"))
@@ -115,9 +121,10 @@ pub(super) fn park(gates: &mut Gates, call: CallId, key: bytes::Bytes) -> QueryO
 }
 
 pub(in super::super) fn get_latch(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::GetLatchRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let latch = view.latch(&request.name).ok_or_else(unknown_latch)?;
@@ -127,9 +134,10 @@ pub(in super::super) fn get_latch(
 }
 
 pub(in super::super) fn list_latches(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::ListLatchesRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     let api::ListLatchesRequest { prefix, page_size, page_token, .. } = request;
     let place = view.place;
     end(view.page(*page_size, prefix, page_token, |name| place.latch(name)).map(

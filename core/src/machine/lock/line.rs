@@ -2,7 +2,7 @@
 
 use trefoil_proto::internal::v1::{Claim, FindPlace, Place, Refusal, answer};
 
-use super::super::{QueryOutcome, answered};
+use super::super::{QueryContext, QueryOutcome, answered};
 use super::acquire::wants_of;
 use super::several::wanted;
 use super::stripped;
@@ -13,9 +13,10 @@ use crate::store::Store;
 
 /// Counts the waiters before a call, up to a bound, whether their sessions live or not.
 pub(in super::super) fn find_place(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &FindPlace,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     match count(view, request) {
         Ok(found) => answered(answer::Answer::Place(found)),
         Err(refusal) => answered(refusal),

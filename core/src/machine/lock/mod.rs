@@ -36,35 +36,31 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-pub(super) use self::acquire::acquire;
-pub(super) use self::barrier::{
-    await_barrier, enter_barrier, get_barrier, leave_barrier, list_barriers, withdraw_barrier,
-};
-pub(super) use self::cancel::{cancel_acquire, lose_caller};
-pub(super) use self::convert::convert;
-pub(super) use self::election::{campaign, leader, proclaim};
-pub(super) use self::force::force_step;
 pub(super) use self::handoff::{lock_due, wait_due};
-pub(super) use self::latch::{
-    await_latch, count_down, delete_latch, get_latch, list_latches, set_latch,
-};
-pub(super) use self::line::find_place;
 use self::place::{Place, number_of};
-pub(super) use self::release::{release, release_held};
-pub(super) use self::request::{find_release_requests, request_release};
 pub(super) use self::retry::recheck;
 use self::semaphore::permits_granted;
-pub(super) use self::semaphore::{
-    acquire_permits, delete_semaphore, describe_semaphore, list_semaphores, release_permits,
-    set_permits,
-};
-pub(super) use self::session::{
-    close_session, keep_alive, open_session, session_due, what_is_left,
-};
-pub(super) use self::view::{
-    View, describe_lock, get_session, list_deadlocks, list_locks, list_sessions, validate_token,
-};
-use super::{Scope, WaiterId, refuse, refuse_with};
+pub(super) use self::session::{session_due, what_is_left};
+
+/// Everything that has the name of a command or a query.
+pub(super) mod handlers {
+    pub(in super::super) use super::acquire::*;
+    pub(in super::super) use super::barrier::*;
+    pub(in super::super) use super::cancel::*;
+    pub(in super::super) use super::convert::*;
+    pub(in super::super) use super::election::*;
+    pub(in super::super) use super::event::*;
+    pub(in super::super) use super::force::*;
+    pub(in super::super) use super::latch::*;
+    pub(in super::super) use super::line::*;
+    pub(in super::super) use super::release::*;
+    pub(in super::super) use super::request::*;
+    pub(in super::super) use super::semaphore::*;
+    pub(in super::super) use super::session::*;
+    pub(in super::super) use super::view::*;
+}
+
+use super::{CommandContext, WaiterId, refuse, refuse_with};
 use crate::key::Key;
 use crate::limits::{
     ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, LOCKS_PER_ACQUIRE_MAX, NAME_BYTES_MAX,
@@ -82,7 +78,7 @@ const STEP_MAX: usize =
 /// The records of one namespace, as one step of a command sees and changes them. Nothing is held in memory between
 /// calls: every record is read where it is needed.
 struct Space<'s, 'a> {
-    scope: &'s mut Scope<'a>,
+    context: &'s mut CommandContext<'a>,
     place: Place<'s>,
     /// Claims and waits that this step may still end.
     left: usize,
@@ -92,15 +88,15 @@ struct Space<'s, 'a> {
 
 impl<'s, 'a> Space<'s, 'a> {
     /// The namespace of a timer.
-    fn new(scope: &'s mut Scope<'a>, namespace: &'s str) -> Self {
-        let place = Place { slot: scope.slot, namespace };
-        Self { scope, place, left: STEP_MAX, left_behind: BTreeSet::new() }
+    fn new(context: &'s mut CommandContext<'a>, namespace: &'s str) -> Self {
+        let place = Place { slot: context.slot, namespace };
+        Self { context, place, left: STEP_MAX, left_behind: BTreeSet::new() }
     }
 
     /// The namespace of a command, whose content may be anything.
-    fn checked(scope: &'s mut Scope<'a>, namespace: &'s str) -> Result<Self, Refusal> {
-        check_place(scope.slot, namespace)?;
-        Ok(Self::new(scope, namespace))
+    fn checked(context: &'s mut CommandContext<'a>, namespace: &'s str) -> Result<Self, Refusal> {
+        check_place(context.slot, namespace)?;
+        Ok(Self::new(context, namespace))
     }
 
     /// Names a call that waits, the same for each of its retries: the key of its wait.
@@ -109,7 +105,7 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     fn get<M: Message + Default>(&self, key: &Key) -> Option<M> {
-        self.scope.txn.get_message(key.bytes())
+        self.context.txn.get_message(key.bytes())
     }
 
     fn counters(&self) -> LockNamespace {
@@ -117,7 +113,7 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     fn put_counters(&mut self, counters: &LockNamespace) {
-        self.scope.txn.put_message(self.place.namespace(), counters);
+        self.context.txn.put_message(self.place.namespace(), counters);
     }
 
     fn session(&self, id: u64) -> Option<Session> {
@@ -125,7 +121,7 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     fn put_session(&mut self, id: u64, session: &Session) {
-        self.scope.txn.put_message(self.place.session(id), session);
+        self.context.txn.put_message(self.place.session(id), session);
     }
 
     /// A lock; one that has no record is free.
@@ -141,9 +137,9 @@ impl<'s, 'a> Space<'s, 'a> {
         let after = u64::from(is_wanted(&lock));
         let key = self.place.lock(name);
         if is_wanted(&lock) {
-            self.scope.txn.put_message(key, &lock);
+            self.context.txn.put_message(key, &lock);
         } else {
-            self.scope.txn.delete(key);
+            self.context.txn.delete(key);
         }
         if before != after {
             let mut counters = self.counters();
@@ -159,7 +155,7 @@ impl<'s, 'a> Space<'s, 'a> {
     /// The oldest waits of a session.
     fn waits_of(&self, session_id: u64, most: usize) -> Vec<(u64, Wait)> {
         let waits = self.place.waits(session_id);
-        let found = self.scope.txn.scan(waits.bytes(), &prefix_end(waits.bytes()), most);
+        let found = self.context.txn.scan(waits.bytes(), &prefix_end(waits.bytes()), most);
         found.iter().map(|(key, value)| (number_of(key), decode(value))).collect()
     }
 
@@ -183,9 +179,9 @@ impl<'s, 'a> Space<'s, 'a> {
         let after = counts(&claim);
         let key = self.place.claim(session_id, name);
         if claims_anything(&claim) {
-            self.scope.txn.put_message(key, &claim);
+            self.context.txn.put_message(key, &claim);
         } else {
-            self.scope.txn.delete(key);
+            self.context.txn.delete(key);
         }
         if before != after
             && let Some(mut session) = self.session(session_id)
@@ -248,10 +244,15 @@ pub fn is_grant(answer: &Answer) -> bool {
     }
 }
 
-/// The name of a command's call, by which its wait and its grant know it.
-pub(super) fn call_name(command: &Command) -> Result<CallName, Refusal> {
-    let call = CallName { request_id: command.request_id.clone(), drawn: command.drawn.clone() };
-    check::call_name(Some(&call)).map(stripped)
+impl CommandContext<'_> {
+    /// The name of the command's call, by which its wait and its grant know it.
+    fn call_name(&self) -> Result<CallName, Refusal> {
+        let call = self.command.map(|command| {
+            let Command { request_id, drawn, .. } = command;
+            CallName { request_id: request_id.clone(), drawn: drawn.clone() }
+        });
+        check::call_name(call.as_ref()).map(stripped)
+    }
 }
 
 /// Whether two sessions cannot hold a lock at the same time.

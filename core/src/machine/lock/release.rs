@@ -4,7 +4,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Claim, Refusal, ReleaseHeld, ReleasedHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind};
 
-use super::super::{Ruling, Scope, Verdict, refuse, refuse_with};
+use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
 use super::{STEP_MAX, Space, check_name, names_grant, text_of};
 use crate::check;
 use crate::limits::NAME_BYTES_MAX;
@@ -13,8 +13,11 @@ use crate::store::{decode, prefix_end};
 /// Claims that one step looks at.
 const CLAIMS_SEEN_MAX: usize = 10 * STEP_MAX;
 
-pub(in super::super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseRequest) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+pub(in super::super) fn release(
+    context: &mut CommandContext<'_>,
+    request: &api::ReleaseRequest,
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     space.renew(request.session_id)?;
     let hold = space.claim(request.session_id, &request.name).hold;
@@ -27,13 +30,16 @@ pub(in super::super) fn release(scope: &mut Scope<'_>, request: &api::ReleaseReq
     }
     space.vacate(&request.name, holder_id, LockEventKind::Released);
     space.hand_on(&request.name);
-    Ok(Verdict::Answer(answer::Answer::Release(api::ReleaseResponse { header: None })))
+    Ok(CommandOutcome::Answer(answer::Answer::Release(api::ReleaseResponse { header: None })))
 }
 
 /// Releases locks of a session in the order of their names. What is left over is for the next command, which knows by
 /// the tokens what was granted since the first one.
-pub(in super::super) fn release_held(scope: &mut Scope<'_>, request: &ReleaseHeld) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+pub(in super::super) fn release_held(
+    context: &mut CommandContext<'_>,
+    request: &ReleaseHeld,
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check::text("after", &request.after, 0, NAME_BYTES_MAX)?;
     space.renew(request.session_id)?;
     let up_to_token =
@@ -43,7 +49,7 @@ pub(in super::super) fn release_held(scope: &mut Scope<'_>, request: &ReleaseHel
     if !request.after.is_empty() {
         start.push(0);
     }
-    let seen = space.scope.txn.scan(&start, &prefix_end(claims.bytes()), CLAIMS_SEEN_MAX);
+    let seen = space.context.txn.scan(&start, &prefix_end(claims.bytes()), CLAIMS_SEEN_MAX);
     let (mut released, mut after) = (0, String::new());
     for (n, (key, value)) in seen.iter().enumerate() {
         let name = text_of(&key[claims.bytes().len()..]);
@@ -60,7 +66,7 @@ pub(in super::super) fn release_held(scope: &mut Scope<'_>, request: &ReleaseHel
         }
     }
     let released = ReleasedHeld { released, after, up_to_token };
-    Ok(Verdict::Answer(answer::Answer::ReleasedHeld(released)))
+    Ok(CommandOutcome::Answer(answer::Answer::ReleasedHeld(released)))
 }
 
 impl Space<'_, '_> {

@@ -5,7 +5,9 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockEvent, LockEventKind};
 
-use super::super::{QueryOutcome, Ruling, Scope, Verdict, answered};
+use super::super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered,
+};
 use super::place::number_of;
 use super::view::View;
 use super::{Space, check_name, text_of};
@@ -15,10 +17,10 @@ use crate::store::{Store, decode, prefix_end};
 
 /// Asks holders whose sessions live. Each costs one key, its claim.
 pub(in super::super) fn request_release(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::RequestReleaseRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::text("requester", &request.requester, 0, NAME_BYTES_MAX)?;
     check::text("reason", &request.reason, 0, NAME_BYTES_MAX)?;
@@ -30,7 +32,7 @@ pub(in super::super) fn request_release(
         return Err(space.nobody_holds(&request.name));
     }
     let response = api::RequestReleaseResponse { header: None, asked };
-    Ok(Verdict::Answer(answer::Answer::RequestRelease(response)))
+    Ok(CommandOutcome::Answer(answer::Answer::RequestRelease(response)))
 }
 
 impl Space<'_, '_> {
@@ -42,14 +44,14 @@ impl Space<'_, '_> {
         let first = self.place.holder(name, token);
         let end = prefix_end(self.place.holders(name).bytes());
         let most = if token == 0 { RELEASE_REQUESTS_MAX - holders.len() } else { 1 };
-        let shared = self.scope.txn.scan(first.bytes(), &end, most);
+        let shared = self.context.txn.scan(first.bytes(), &end, most);
         let shared = shared.iter().filter(|(key, _)| token == 0 || number_of(key) == token);
         holders.extend(shared.map(|(_, holder)| decode::<Holder>(holder).session_id));
         holders
     }
 
     fn ask(&mut self, request: &api::RequestReleaseRequest, session_id: u64) -> bool {
-        let (index, log_time_ms) = (self.scope.index, self.scope.now_ms);
+        let (index, log_time_ms) = (self.context.index, self.context.now_ms);
         let Ok(session) = self.living(session_id) else { return false };
         let mut claim = self.claim(session_id, &request.name);
         let Some(hold) = &mut claim.hold else { return false };
@@ -63,7 +65,7 @@ impl Space<'_, '_> {
             index,
             log_time_ms,
         });
-        self.scope.txn.put_message(self.place.claim(session_id, &request.name), &claim);
+        self.context.txn.put_message(self.place.claim(session_id, &request.name), &claim);
         self.tell_of(
             &session,
             LockEvent {
@@ -83,9 +85,10 @@ impl Space<'_, '_> {
 
 /// What a session was asked to release, among some of its locks.
 pub(in super::super) fn find_release_requests(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &FindReleaseRequests,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     match find(view, request) {
         Ok(found) => answered(answer::Answer::ReleaseRequests(found)),
         Err(refusal) => answered(refusal),

@@ -3,21 +3,21 @@
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CallName, Command, Hold, Want, answer};
 
-use super::super::{Ruling, Scope, Verdict};
+use super::super::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::wants_of;
 use super::handoff::rely;
-use super::{Space, call_name, names_grant};
+use super::{Space, names_grant};
 
 /// Looks whether a remembered grant lasts, and notes that its call was brought once more. An Acquire whose grant is over
 /// got nothing, and what is left of several locks goes with it; a Convert is one of somebody who does not hold the lock.
 pub(in super::super) fn recheck(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     command: &Command,
     remembered: answer::Answer,
-) -> Ruling {
+) -> CommandResult {
     use answer::Answer as A;
-    let Some(operation) = &command.operation else { return Ok(Verdict::Answer(remembered)) };
-    let call = &call_name(command)?;
+    let Some(operation) = &command.operation else { return Ok(CommandOutcome::Answer(remembered)) };
+    let call = &context.call_name()?;
     let (namespace, session_id, name, locks, token) = match (operation, &remembered) {
         (Operation::Acquire(r), A::Acquire(got)) if got.acquired => {
             (&r.namespace, r.session_id, &r.name, r.locks.as_slice(), got.fencing_token)
@@ -29,23 +29,23 @@ pub(in super::super) fn recheck(
             (&r.namespace, r.session_id, &r.name, [].as_slice(), got.fencing_token)
         }
         (Operation::Convert(r), A::Convert(got)) if got.converted => {
-            let mut space = Space::checked(scope, &r.namespace)?;
+            let mut space = Space::checked(context, &r.namespace)?;
             space.living(r.session_id)?;
             let hold = space.claim(r.session_id, &r.name).hold;
             let lasts = hold.is_some_and(|hold| names_grant(&hold, got.fencing_token));
             return if lasts {
-                Ok(Verdict::Answer(remembered))
+                Ok(CommandOutcome::Answer(remembered))
             } else {
                 Err(space.not_holder(&r.name))
             };
         }
-        _ => return Ok(Verdict::Answer(remembered)),
+        _ => return Ok(CommandOutcome::Answer(remembered)),
     };
     let mut wants = wants_of(name, 0, locks)?;
     if let A::AcquirePermits(got) = &remembered {
         wants[0].permits = got.permits;
     }
-    let mut space = Space::checked(scope, namespace)?;
+    let mut space = Space::checked(context, namespace)?;
     space.living(session_id)?;
     wants.iter().for_each(|want| space.tidy(&want.name));
     let lasts = |want: &Want| {
@@ -55,7 +55,7 @@ pub(in super::super) fn recheck(
         hold.is_some_and(|hold| relies(&hold, call) || is_kept(&hold))
     };
     if wants.iter().all(lasts) || crate::mutant!(EndedGrantRemembered) {
-        let index = space.scope.index;
+        let index = space.context.index;
         for want in &wants {
             space.change_claim(session_id, &want.name, |claim| {
                 claim
@@ -65,11 +65,11 @@ pub(in super::super) fn recheck(
                     .map(|hold| rely(hold, call, index))
             });
         }
-        return Ok(Verdict::Answer(remembered));
+        return Ok(CommandOutcome::Answer(remembered));
     }
     space.cancel_grant(session_id, &wants, call, u64::MAX);
     let answer = space.nothing_got(!locks.is_empty(), wants);
-    Ok(Verdict::Answer(answer))
+    Ok(CommandOutcome::Answer(answer))
 }
 
 fn relies(hold: &Hold, call: &CallName) -> bool {

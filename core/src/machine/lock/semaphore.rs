@@ -5,10 +5,12 @@
 //! oldest holder: who is dead never blocks for longer than the sweep takes, and nothing here looks at all holders at once.
 
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::internal::v1::{CallName, Hold, Lock, Refusal, Want, answer};
+use trefoil_proto::internal::v1::{Hold, Lock, Refusal, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{QueryOutcome, Ruling, Scope, Verdict, refuse, refuse_with};
+use super::super::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
+};
 use super::acquire::Call;
 use super::handoff::rely;
 use super::view::{View, end};
@@ -19,10 +21,10 @@ use crate::store::Store;
 
 /// Makes a name a semaphore, or changes how many permits one has.
 pub(in super::super) fn set_permits(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::SetPermitsRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("permits", request.permits, 1, SEMAPHORE_PERMITS_MAX)?;
     let (name, permits) = (&request.name, request.permits);
@@ -34,13 +36,13 @@ pub(in super::super) fn set_permits(
             return Err(refuse(Reason::OtherKind, message));
         }
         space.may_add_locks(1)?;
-        space.scope.txn.put(space.place.semaphore(name), Vec::new());
-        space.scope.output.locks.semaphores += 1;
+        space.context.txn.put(space.place.semaphore(name), Vec::new());
+        space.context.output.locks.semaphores += 1;
     }
     space.resize(name, permits);
     // More of them go to those who wait; and who waits for more than there are hears of it once its turn has come.
     space.hand_on(name);
-    Ok(Verdict::Answer(answer::Answer::SetPermits(api::SetPermitsResponse {
+    Ok(CommandOutcome::Answer(answer::Answer::SetPermits(api::SetPermitsResponse {
         header: None,
         permits_before: before.permits,
         in_use: space.lock(name).permits_in_use,
@@ -49,10 +51,10 @@ pub(in super::super) fn set_permits(
 
 /// A semaphore that anybody uses stays.
 pub(in super::super) fn delete_semaphore(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::DeleteSemaphoreRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let name = &request.name;
     space.tidy(name);
@@ -62,19 +64,19 @@ pub(in super::super) fn delete_semaphore(
         let facts = [("holders", lock.shared.to_string()), ("waiters", lock.waiters.to_string())];
         return Err(refuse_with(Reason::SemaphoreInUse, "the semaphore is in use", facts));
     }
-    space.scope.txn.delete(space.place.semaphore(name));
+    space.context.txn.delete(space.place.semaphore(name));
     space.resize(name, 0);
-    space.scope.output.locks.semaphores -= 1;
+    space.context.output.locks.semaphores -= 1;
     let (header, answer) = (None, answer::Answer::DeleteSemaphore);
-    Ok(Verdict::Answer(answer(api::DeleteSemaphoreResponse { header })))
+    Ok(CommandOutcome::Answer(answer(api::DeleteSemaphoreResponse { header })))
 }
 
 pub(in super::super) fn acquire_permits(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::AcquirePermitsRequest,
-    call: CallName,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let call = context.call_name()?;
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (name, permits) = (request.name.clone(), request.permits.max(1));
     let call = Call {
@@ -89,17 +91,17 @@ pub(in super::super) fn acquire_permits(
     space.renew(call.session_id)?;
     space.semaphore(&request.name)?;
     space.tidy(&request.name);
-    let verdict = space.take_permits(&request.name, permits, call)?;
+    let outcome = space.take_permits(&request.name, permits, call)?;
     // A holder found dead on the way may have waited for several locks.
     space.hand_on_left();
-    Ok(verdict)
+    Ok(outcome)
 }
 
 pub(in super::super) fn release_permits(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::ReleasePermitsRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     space.renew(request.session_id)?;
     let hold = space.claim(request.session_id, &request.name).hold;
@@ -116,13 +118,14 @@ pub(in super::super) fn release_permits(
     space.vacate(&request.name, request.session_id, LockEventKind::Released);
     space.hand_on(&request.name);
     let (header, answer) = (None, answer::Answer::ReleasePermits);
-    Ok(Verdict::Answer(answer(api::ReleasePermitsResponse { header })))
+    Ok(CommandOutcome::Answer(answer(api::ReleasePermitsResponse { header })))
 }
 
 pub(in super::super) fn describe_semaphore(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::DescribeSemaphoreRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let lock = view.lock(&request.name);
@@ -137,9 +140,10 @@ pub(in super::super) fn describe_semaphore(
 }
 
 pub(in super::super) fn list_semaphores(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::ListSemaphoresRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     let api::ListSemaphoresRequest { prefix, page_size, page_token, .. } = request;
     let place = view.place;
     end(view.page(*page_size, prefix, page_token, |name| place.semaphore(name)).map(
@@ -165,9 +169,9 @@ impl Space<'_, '_> {
         Ok(lock)
     }
 
-    fn take_permits(&mut self, name: &str, permits: u64, call: Call) -> Ruling {
+    fn take_permits(&mut self, name: &str, permits: u64, call: Call) -> CommandResult {
         let claim = self.claim(call.session_id, name);
-        let index = self.scope.index;
+        let index = self.context.index;
         if let Some(hold) = claim.hold {
             if hold.permits != permits {
                 return Err(permits_held(&hold));
@@ -175,7 +179,7 @@ impl Space<'_, '_> {
             self.change_claim(call.session_id, name, |claim| {
                 claim.hold.as_mut().map(|hold| rely(hold, &call.name, index))
             });
-            return Ok(Verdict::Answer(granted(&hold)));
+            return Ok(CommandOutcome::Answer(granted(&hold)));
         }
         if self.wait_of(&claim.ordinals, &call).is_none() {
             // A call that waits already is told when its turn comes: until then there may be enough again.
@@ -188,7 +192,7 @@ impl Space<'_, '_> {
                 hold.permits = permits;
                 rely(hold, &call.name, index);
             });
-            return Ok(Verdict::Answer(granted(&hold)));
+            return Ok(CommandOutcome::Answer(granted(&hold)));
         }
         self.wait_for(call)
     }
@@ -204,7 +208,7 @@ impl Space<'_, '_> {
     fn resize(&mut self, name: &str, permits: u64) {
         let before = self.lock(name).permits;
         self.change_lock(name, |lock| lock.permits = permits);
-        self.scope.output.locks.permits += signed(permits) - signed(before);
+        self.context.output.locks.permits += signed(permits) - signed(before);
     }
 
     /// Permits of a semaphore are taken, or given back.
@@ -219,7 +223,7 @@ impl Space<'_, '_> {
                 lock.permits_in_use.saturating_sub(hold.permits)
             };
         });
-        let output = &mut self.scope.output;
+        let output = &mut self.context.output;
         let (counted, change) = if is_taken {
             (&mut output.counts.permits_acquired, signed(hold.permits))
         } else {

@@ -5,7 +5,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Drawn, Refusal, Session, SessionMetadata, answer};
 use trefoil_proto::lock::v1 as api;
 
-use super::super::{Ruling, Scope, Verdict, namespace_copy, refuse, timers};
+use super::super::{CommandContext, CommandOutcome, CommandResult, namespace_copy, refuse, timers};
 use super::place::{Place, number_of, timer_rest};
 use super::{STEP_MAX, Space, refuse_at, session_expired, take_text, text_of};
 use crate::check;
@@ -14,12 +14,12 @@ use crate::limits::{SESSIONS_PER_NAMESPACE_MAX, TERM_GRACE_MS};
 use crate::store::prefix_end;
 
 pub(in super::super) fn open_session(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::OpenSessionRequest,
-    drawn: Drawn,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
-    namespace_copy::must_be_usable(space.scope, &request.namespace)?;
+) -> CommandResult {
+    let drawn = context.drawn()?;
+    let mut space = Space::checked(context, &request.namespace)?;
+    namespace_copy::must_be_usable(space.context, &request.namespace)?;
     let mut counters = space.counters();
     let settings = counters.settings.unwrap_or_default();
     let fixed = ("SESSIONS_PER_NAMESPACE_MAX", SESSIONS_PER_NAMESPACE_MAX);
@@ -34,11 +34,11 @@ pub(in super::super) fn open_session(
     let id = space.new_id(drawn)?;
     counters.sessions += 1;
     space.put_counters(&counters);
-    space.scope.output.locks.sessions += 1;
+    space.context.output.locks.sessions += 1;
     let session = Session {
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
-        renewed_at_ms: space.scope.now_ms,
+        renewed_at_ms: space.context.now_ms,
         lock_delay_ms: match request.lock_delay_ms {
             0 => settings.lock_delay_ms_default,
             lock_delay_ms => lock_delay_ms,
@@ -47,11 +47,11 @@ pub(in super::super) fn open_session(
     };
     if !request.metadata.is_empty() {
         let metadata = SessionMetadata { entries: request.metadata.clone() };
-        space.scope.txn.put_message(space.place.metadata(id), &metadata);
+        space.context.txn.put_message(space.place.metadata(id), &metadata);
     }
     let due_ms = space.due_ms(&session);
     space.watch(id, session, due_ms);
-    Ok(Verdict::Answer(answer::Answer::OpenSession(api::OpenSessionResponse {
+    Ok(CommandOutcome::Answer(answer::Answer::OpenSession(api::OpenSessionResponse {
         header: None,
         session_id: id,
         ttl_ms: request.ttl_ms,
@@ -61,50 +61,51 @@ pub(in super::super) fn open_session(
 
 /// What a remembered answer is now: what is left of the session.
 pub(in super::super) fn what_is_left(
-    scope: &Scope<'_>,
+    context: &CommandContext<'_>,
     namespace: &str,
     response: &mut api::OpenSessionResponse,
 ) {
-    let key = Place { slot: scope.slot, namespace }.session(response.session_id);
-    let session = scope.txn.get_message::<Session>(key.bytes());
-    let living = session.filter(|session| is_living(session, scope.now_ms, scope.term_started_ms));
-    response.remaining_ms = living.map_or(0, |session| remaining_ms(&session, scope.now_ms));
+    let key = Place { slot: context.slot, namespace }.session(response.session_id);
+    let session = context.txn.get_message::<Session>(key.bytes());
+    let living =
+        session.filter(|session| is_living(session, context.now_ms, context.term_started_ms));
+    response.remaining_ms = living.map_or(0, |session| remaining_ms(&session, context.now_ms));
 }
 
 pub(in super::super) fn keep_alive(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::KeepAliveRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     let remaining_ms = space.renew(request.session_id)?;
-    Ok(Verdict::Answer(answer::Answer::KeepAlive(api::KeepAliveResponse {
+    Ok(CommandOutcome::Answer(answer::Answer::KeepAlive(api::KeepAliveResponse {
         header: None,
         remaining_ms,
     })))
 }
 
 pub(in super::super) fn close_session(
-    scope: &mut Scope<'_>,
+    context: &mut CommandContext<'_>,
     request: &api::CloseSessionRequest,
-) -> Ruling {
-    let mut space = Space::checked(scope, &request.namespace)?;
+) -> CommandResult {
+    let mut space = Space::checked(context, &request.namespace)?;
     let mut session = space.living(request.session_id)?;
     // From here on nothing sees it as alive, so all that it held is released, whatever the sweep leaves for later.
     let released = u32::try_from(session.held).unwrap_or(u32::MAX);
     session.ended = true;
     space.put_session(request.session_id, &session);
     space.sweep(request.session_id);
-    Ok(Verdict::Answer(answer::Answer::CloseSession(api::CloseSessionResponse {
+    Ok(CommandOutcome::Answer(answer::Answer::CloseSession(api::CloseSessionResponse {
         header: None,
         released,
     })))
 }
 
 /// A session's timer: its time has come, or it was renewed, or there is something left to sweep.
-pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
+pub(in super::super) fn session_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let (namespace, id) = (take_text(&mut rest), number_of(&rest));
-    let mut space = Space::new(scope, &namespace);
+    let mut space = Space::new(context, &namespace);
     if crate::mutant!(TimerDecides)
         && let Some(mut session) = space.session(id)
     {
@@ -121,11 +122,11 @@ pub(in super::super) fn session_due(scope: &mut Scope<'_>, rest: &Bytes) {
 
 impl Space<'_, '_> {
     fn due_ms(&self, session: &Session) -> u64 {
-        due_ms(session, self.scope.term_started_ms)
+        due_ms(session, self.context.term_started_ms)
     }
 
     fn is_living(&self, session: &Session) -> bool {
-        is_living(session, self.scope.now_ms, self.scope.term_started_ms)
+        is_living(session, self.context.now_ms, self.context.term_started_ms)
     }
 
     /// The id of a new session: what was drawn, in the 63 bits that every language has in an integer.
@@ -151,7 +152,7 @@ impl Space<'_, '_> {
         let Some(mut session) = self.session(id) else { return true };
         if !session.ended && !self.is_living(&session) {
             (session.ended, session.expired) = (true, true);
-            self.scope.output.counts.sessions_expired += 1;
+            self.context.output.counts.sessions_expired += 1;
             self.put_session(id, &session);
         }
         session.ended
@@ -164,7 +165,7 @@ impl Space<'_, '_> {
             return Ok(1_000);
         }
         let mut session = self.living(id)?;
-        let now_ms = self.scope.now_ms;
+        let now_ms = self.context.now_ms;
         if now_ms.saturating_sub(session.renewed_at_ms) >= session.ttl_ms / 4 {
             session.renewed_at_ms = now_ms;
             self.put_session(id, &session);
@@ -175,7 +176,8 @@ impl Space<'_, '_> {
     /// Ends claims of an ended session, as many as this step may, and goes on with a timer until none is left.
     fn sweep(&mut self, id: u64) {
         let claims = self.place.claims(id);
-        for (key, _) in self.scope.txn.scan(claims.bytes(), &prefix_end(claims.bytes()), STEP_MAX) {
+        for (key, _) in self.context.txn.scan(claims.bytes(), &prefix_end(claims.bytes()), STEP_MAX)
+        {
             if self.left == 0 {
                 break;
             }
@@ -184,27 +186,27 @@ impl Space<'_, '_> {
         self.leave_barriers(id);
         let Some(session) = self.session(id) else { return };
         if session.claims > 0 || session.entered > 0 {
-            let now_ms = self.scope.now_ms;
+            let now_ms = self.context.now_ms;
             return self.watch(id, session, now_ms);
         }
         let key = self.place.session(id);
-        timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
-        self.scope.txn.delete(key);
+        timers::clear(self.context, session.timer_at_ms, Kind::Session, timer_rest(&key));
+        self.context.txn.delete(key);
         let metadata = self.place.metadata(id);
-        if self.scope.txn.get(metadata.bytes()).is_some() {
-            self.scope.txn.delete(metadata);
+        if self.context.txn.get(metadata.bytes()).is_some() {
+            self.context.txn.delete(metadata);
         }
         let mut counters = self.counters();
         counters.sessions = counters.sessions.saturating_sub(1);
         self.put_counters(&counters);
-        self.scope.output.locks.sessions -= 1;
+        self.context.output.locks.sessions -= 1;
     }
 
     /// Moves the one timer of a session.
     fn watch(&mut self, id: u64, mut session: Session, at_ms: u64) {
         let key = self.place.session(id);
-        timers::clear(self.scope, session.timer_at_ms, Kind::Session, timer_rest(&key));
-        timers::set(self.scope, at_ms, Kind::Session, timer_rest(&key));
+        timers::clear(self.context, session.timer_at_ms, Kind::Session, timer_rest(&key));
+        timers::set(self.context, at_ms, Kind::Session, timer_rest(&key));
         session.timer_at_ms = at_ms;
         self.put_session(id, &session);
     }

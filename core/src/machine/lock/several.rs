@@ -68,8 +68,8 @@ impl Space<'_, '_> {
 
     /// Grants a wait whose turn has come in all its orders.
     pub(super) fn grant_several(&mut self, ordinal: u64, wait: &Wait) {
-        let waited_ms = self.scope.now_ms.saturating_sub(wait.since_ms);
-        self.scope.output.counts.lock_waits.record(waited_ms);
+        let waited_ms = self.context.now_ms.saturating_sub(wait.since_ms);
+        self.context.output.counts.lock_waits.record(waited_ms);
         self.take_out(ordinal, wait);
         let answer = self.grant_all(wait);
         self.settle(ordinal, wait, answer);
@@ -93,10 +93,10 @@ impl Space<'_, '_> {
             return false;
         }
         want.held = true;
-        self.scope.txn.delete(self.place.waiter(name, ordinal, false));
+        self.context.txn.delete(self.place.waiter(name, ordinal, false));
         self.change_lock(name, |lock| lock.waiters -= 1);
         self.grant(name, session_id, want.mode(), |hold| hold.lock_delay_ms = wait.lock_delay_ms);
-        self.scope.txn.put_message(self.place.wait(session_id, ordinal), &wait);
+        self.context.txn.put_message(self.place.wait(session_id, ordinal), &wait);
         true
     }
 

@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use prost::Message;
 use trefoil_proto::internal::v1::{
-    Answer, Claim, Hold, Holder, Lock, Refusal, Session, SessionMetadata, Wait, Waiter, answer,
+    Answer, Claim, Hold, Holder, Lock, Progress, Refusal, Session, SessionMetadata, Wait, Waiter,
+    answer,
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use super::super::{QueryOutcome, answered};
+use super::super::{QueryContext, QueryOutcome, answered};
 use super::place::{Place, number_of, ordinal_of};
 use super::session::due_ms;
 use super::several::wanted;
@@ -35,9 +36,10 @@ pub(in super::super) struct View<'a, S> {
 }
 
 pub(in super::super) fn describe_lock(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::DescribeLockRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let lock = view.lock(&request.name);
@@ -53,9 +55,10 @@ pub(in super::super) fn describe_lock(
 }
 
 pub(in super::super) fn list_locks(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::ListLocksRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let api::ListLocksRequest { prefix, page_size, page_token, .. } = request;
         let place = view.place;
@@ -74,9 +77,10 @@ pub(in super::super) fn list_locks(
 }
 
 pub(in super::super) fn get_session(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::GetSessionRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let session = view.session(request.session_id).ok_or_else(session_expired)?;
         let claims = view.place.claims(request.session_id);
@@ -101,9 +105,10 @@ pub(in super::super) fn get_session(
 }
 
 pub(in super::super) fn list_sessions(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::ListSessionsRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let size = page_size(request.page_size)?;
         let list = List::of(view.place.sessions().bytes());
@@ -135,9 +140,10 @@ pub(in super::super) fn list_sessions(
 }
 
 pub(in super::super) fn validate_token(
-    view: &View<'_, impl Store>,
+    context: &QueryContext<'_, impl Store>,
     request: &api::ValidateTokenRequest,
 ) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let (name, token) = (&request.name, request.fencing_token);
@@ -155,7 +161,11 @@ pub(in super::super) fn validate_token(
     }))
 }
 
-pub(in super::super) fn list_deadlocks(view: &View<'_, impl Store>) -> QueryOutcome {
+pub(in super::super) fn list_deadlocks(
+    context: &QueryContext<'_, impl Store>,
+    request: &api::ListDeadlocksRequest,
+) -> QueryOutcome {
+    let view = &View::of(context, &request.namespace);
     end(view.checked().map(|()| {
         let deadlocks = view.place.deadlocks();
         let end = prefix_end(deadlocks.bytes());
@@ -166,14 +176,11 @@ pub(in super::super) fn list_deadlocks(view: &View<'_, impl Store>) -> QueryOutc
 }
 
 impl<'a, S: Store> View<'a, S> {
-    pub(in super::super) fn new(
-        store: &'a S,
-        slot: u16,
-        namespace: &'a str,
-        now_ms: u64,
-        term_started_ms: u64,
-        estimate_ms: u64,
-    ) -> Self {
+    /// Those of a namespace at the applied index: log time alone decides what is over, and ages are told by the leader's
+    /// estimate of it.
+    pub(super) fn of(context: &QueryContext<'a, S>, namespace: &'a str) -> Self {
+        let QueryContext { store, slot, now_ms: estimate_ms, progress, .. } = *context;
+        let Progress { log_time_ms: now_ms, term_started_at_ms: term_started_ms, .. } = *progress;
         let (place, estimate_ms) = (Place { slot, namespace }, estimate_ms.max(now_ms));
         Self { store, place, now_ms, term_started_ms, estimate_ms }
     }

@@ -11,18 +11,10 @@ use slog::{Discard, Logger, o};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::{Channel, Endpoint};
-use trefoil_proto::cache::v1::cache_service_client::CacheServiceClient;
-use trefoil_proto::cluster::v1::cluster_service_client::ClusterServiceClient;
-use trefoil_proto::cluster::v1::namespace_service_client::NamespaceServiceClient;
 use trefoil_proto::internal::v1::Refusal;
-use trefoil_proto::lock::v1::barrier_service_client::BarrierServiceClient;
-use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
-use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
-use trefoil_proto::lock::v1::semaphore_service_client::SemaphoreServiceClient;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::pipeline::v1::reply::Outcome;
 use trefoil_proto::pipeline::v1::{Call, OpenRequest, Reply};
-use trefoil_proto::queue::v1::queue_service_client::QueueServiceClient;
 use trefoil_proto::status::from_status;
 use trefoil_server::api::{Api, Settings};
 use trefoil_server::config::Service;
@@ -82,103 +74,7 @@ pub(crate) async fn usual() -> Served {
     serve(Setup::default()).await
 }
 
-/// What a unary call of an operation ends with.
-#[allow(clippy::too_many_lines, reason = "one table")]
-pub(crate) async fn unary(
-    channel: &Channel,
-    operation: Operation,
-) -> Result<Outcome, tonic::Status> {
-    use Operation as O;
-    let mut lock = LockServiceClient::new(channel.clone());
-    let mut election = ElectionServiceClient::new(channel.clone());
-    let mut barrier = BarrierServiceClient::new(channel.clone());
-    let mut semaphore = SemaphoreServiceClient::new(channel.clone());
-    let mut queue = QueueServiceClient::new(channel.clone());
-    let mut cache = CacheServiceClient::new(channel.clone());
-    let mut cluster = ClusterServiceClient::new(channel.clone());
-    let mut namespaces = NamespaceServiceClient::new(channel.clone());
-    Ok(match operation {
-        O::OpenSession(r) => Outcome::OpenSession(lock.open_session(r).await?.into_inner()),
-        O::KeepAlive(r) => Outcome::KeepAlive(lock.keep_alive(r).await?.into_inner()),
-        O::CloseSession(r) => Outcome::CloseSession(lock.close_session(r).await?.into_inner()),
-        O::Acquire(r) => Outcome::Acquire(lock.acquire(r).await?.into_inner()),
-        O::Release(r) => Outcome::Release(lock.release(r).await?.into_inner()),
-        O::Convert(r) => Outcome::Convert(lock.convert(r).await?.into_inner()),
-        O::ReleaseAll(r) => Outcome::ReleaseAll(lock.release_all(r).await?.into_inner()),
-        O::DescribeLock(r) => Outcome::DescribeLock(lock.describe_lock(r).await?.into_inner()),
-        O::ListLocks(r) => Outcome::ListLocks(lock.list_locks(r).await?.into_inner()),
-        O::GetSession(r) => Outcome::GetSession(lock.get_session(r).await?.into_inner()),
-        O::ListSessions(r) => Outcome::ListSessions(lock.list_sessions(r).await?.into_inner()),
-        O::ForceRelease(r) => Outcome::ForceRelease(lock.force_release(r).await?.into_inner()),
-        O::ValidateToken(r) => Outcome::ValidateToken(lock.validate_token(r).await?.into_inner()),
-        O::RequestRelease(r) => {
-            Outcome::RequestRelease(lock.request_release(r).await?.into_inner())
-        }
-        O::ListDeadlocks(r) => Outcome::ListDeadlocks(lock.list_deadlocks(r).await?.into_inner()),
-        O::Campaign(r) => Outcome::Campaign(election.campaign(r).await?.into_inner()),
-        O::Proclaim(r) => Outcome::Proclaim(election.proclaim(r).await?.into_inner()),
-        O::Leader(r) => Outcome::Leader(election.leader(r).await?.into_inner()),
-        O::Resign(r) => Outcome::Resign(election.resign(r).await?.into_inner()),
-        O::SetPermits(r) => Outcome::SetPermits(semaphore.set_permits(r).await?.into_inner()),
-        O::DeleteSemaphore(r) => {
-            Outcome::DeleteSemaphore(semaphore.delete_semaphore(r).await?.into_inner())
-        }
-        O::AcquirePermits(r) => {
-            Outcome::AcquirePermits(semaphore.acquire_permits(r).await?.into_inner())
-        }
-        O::ReleasePermits(r) => {
-            Outcome::ReleasePermits(semaphore.release_permits(r).await?.into_inner())
-        }
-        O::DescribeSemaphore(r) => {
-            Outcome::DescribeSemaphore(semaphore.describe_semaphore(r).await?.into_inner())
-        }
-        O::ListSemaphores(r) => {
-            Outcome::ListSemaphores(semaphore.list_semaphores(r).await?.into_inner())
-        }
-        O::SetLatch(r) => Outcome::SetLatch(barrier.set_latch(r).await?.into_inner()),
-        O::CountDown(r) => Outcome::CountDown(barrier.count_down(r).await?.into_inner()),
-        O::AwaitLatch(r) => Outcome::AwaitLatch(barrier.await_latch(r).await?.into_inner()),
-        O::GetLatch(r) => Outcome::GetLatch(barrier.get_latch(r).await?.into_inner()),
-        O::DeleteLatch(r) => Outcome::DeleteLatch(barrier.delete_latch(r).await?.into_inner()),
-        O::ListLatches(r) => Outcome::ListLatches(barrier.list_latches(r).await?.into_inner()),
-        O::EnterBarrier(r) => Outcome::EnterBarrier(barrier.enter_barrier(r).await?.into_inner()),
-        O::LeaveBarrier(r) => Outcome::LeaveBarrier(barrier.leave_barrier(r).await?.into_inner()),
-        O::GetBarrier(r) => Outcome::GetBarrier(barrier.get_barrier(r).await?.into_inner()),
-        O::ListBarriers(r) => Outcome::ListBarriers(barrier.list_barriers(r).await?.into_inner()),
-        O::CreateQueue(r) => Outcome::CreateQueue(queue.create_queue(r).await?.into_inner()),
-        O::Enqueue(r) => Outcome::Enqueue(queue.enqueue(r).await?.into_inner()),
-        O::Dequeue(r) => Outcome::Dequeue(queue.dequeue(r).await?.into_inner()),
-        O::Ack(r) => Outcome::Ack(queue.ack(r).await?.into_inner()),
-        O::Put(r) => Outcome::Put(cache.put(r).await?.into_inner()),
-        O::Get(r) => Outcome::Get(cache.get(r).await?.into_inner()),
-        O::Delete(r) => Outcome::Delete(cache.delete(r).await?.into_inner()),
-        O::Status(r) => Outcome::Status(cluster.status(r).await?.into_inner()),
-        O::TransferLeader(r) => {
-            Outcome::TransferLeader(cluster.transfer_leader(r).await?.into_inner())
-        }
-        O::CreateNamespace(r) => {
-            Outcome::CreateNamespace(namespaces.create_namespace(r).await?.into_inner())
-        }
-        O::UpdateNamespace(r) => {
-            Outcome::UpdateNamespace(namespaces.update_namespace(r).await?.into_inner())
-        }
-        O::GetNamespace(r) => {
-            Outcome::GetNamespace(namespaces.get_namespace(r).await?.into_inner())
-        }
-        O::ListNamespaces(r) => {
-            Outcome::ListNamespaces(namespaces.list_namespaces(r).await?.into_inner())
-        }
-        O::DeleteNamespace(r) => {
-            Outcome::DeleteNamespace(namespaces.delete_namespace(r).await?.into_inner())
-        }
-        O::GetNamespacePolicy(r) => {
-            Outcome::GetNamespacePolicy(namespaces.get_namespace_policy(r).await?.into_inner())
-        }
-        O::SetNamespacePolicy(r) => {
-            Outcome::SetNamespacePolicy(namespaces.set_namespace_policy(r).await?.into_inner())
-        }
-    })
-}
+include!(concat!(env!("OUT_DIR"), "/calls.rs"));
 
 /// The refusal of a call that must be refused, with its gRPC code.
 pub(crate) fn refused(end: Result<Outcome, tonic::Status>) -> (tonic::Code, Refusal) {

@@ -6,10 +6,9 @@ use trefoil_proto::cache::v1 as cache;
 use trefoil_proto::cluster::v1 as cluster;
 use trefoil_proto::common::v1::{RequestId, Value, value};
 use trefoil_proto::lock::v1 as lock;
+use trefoil_proto::operation::Method;
 use trefoil_proto::pipeline::v1::call::Operation;
 use trefoil_proto::queue::v1 as queue;
-use trefoil_server::api::method::{Load, Method};
-use trefoil_server::api::operation;
 
 pub(crate) fn text(text: &str) -> Option<Value> {
     Some(Value { kind: Some(value::Kind::Text(text.to_owned())) })
@@ -234,12 +233,11 @@ pub(crate) fn one_of_each() -> Vec<Operation> {
         Operation::TransferLeader(cluster::TransferLeaderRequest { shard: 0, to_node_id: 1 }),
     ]);
     all.extend(of_namespaces());
-    let there = all.iter().map(operation::method).collect::<BTreeSet<_>>();
+    let there = all.iter().map(Operation::method).collect::<BTreeSet<_>>();
     let of_ours = Method::ALL
         .iter()
         .copied()
-        .filter(|method| method.service().starts_with("trefoil.") && method.load() != Load::Stream)
-        .filter(|method| *method != Method::KeepAliveStream);
+        .filter(|method| method.is_unary() && method.facts().service.starts_with("trefoil."));
     assert_eq!(there, of_ours.collect(), "an operation is missing here");
     all
 }

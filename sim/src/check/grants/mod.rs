@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use trefoil_core::machine::{Outcome, Settled, WaiterId};
-use trefoil_proto::common::v1::{Reason, RequestId};
+use trefoil_proto::common::v1::{Reason, RequestId, SessionUse};
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command};
@@ -328,22 +328,11 @@ impl Grants {
 
     /// A command of a session renews it, or is refused because the session is over.
     fn touch(&mut self, operation: &Operation, answer: Option<&Answer>, times: Times) {
-        let (namespace, session) = match operation {
-            Operation::KeepAlive(r) => (&r.namespace, r.session_id),
-            Operation::CloseSession(r) => (&r.namespace, r.session_id),
-            Operation::Acquire(r) => (&r.namespace, r.session_id),
-            Operation::Campaign(r) => (&r.namespace, r.session_id),
-            Operation::Proclaim(r) => (&r.namespace, r.session_id),
-            Operation::EnterBarrier(r) => (&r.namespace, r.session_id),
-            Operation::LeaveBarrier(r) => (&r.namespace, r.session_id),
-            Operation::Convert(r) => (&r.namespace, r.session_id),
-            Operation::Release(r) => (&r.namespace, r.session_id),
-            Operation::ReleaseHeld(r) => (&r.namespace, r.session_id),
-            Operation::AcquirePermits(r) => (&r.namespace, r.session_id),
-            Operation::ReleasePermits(r) => (&r.namespace, r.session_id),
-            _ => return,
-        };
-        let Some(known) = self.sessions.get_mut(&(namespace.clone(), session)) else { return };
+        let Some((namespace, session, session_use)) = operation.session() else { return };
+        if session_use == SessionUse::Names {
+            return;
+        }
+        let Some(known) = self.sessions.get_mut(&(namespace.to_owned(), session)) else { return };
         let refused = match answer.and_then(|answer| answer.answer.as_ref()) {
             Some(A::Refusal(refusal)) => Some(refusal.reason()),
             _ => None,

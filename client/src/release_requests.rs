@@ -12,7 +12,7 @@ use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{KeepAliveStreamRequest, ReleaseAsked};
 
 use crate::node::Node;
-use crate::route::Scope;
+use crate::route::RoutingKey;
 use crate::session::Shared;
 use crate::{Client, Error};
 
@@ -31,7 +31,7 @@ pub(crate) async fn listen(session: Weak<Shared>) {
     let mut avoid = Vec::new();
     loop {
         let Some((client, id)) = session.upgrade().map(|shared| shared.name()) else { return };
-        let node = client.inner().routes.pick(Scope::locks(client.namespace()), &avoid);
+        let node = client.inner().routes.pick(RoutingKey::locks(client.namespace()), &avoid);
         let mut has_told = false;
         let end = told(&client, &node, id, |news| {
             has_told = true;

@@ -15,11 +15,12 @@ use trefoil_core::limits::CALL_TIMEOUT_MS;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::method::Method;
-use super::{Api, Ask, Phase, Shards, answer_within, operation, refusal, stopping};
-use crate::authorize::{Action, Principal, Resource, access};
+use super::generated::service;
+use super::{Api, Ask, Phase, Shards, answer_within, refusal, stopping};
+use crate::authorize::{Principal, Resource, access};
 use crate::layer::admission::Permit;
 use crate::metrics::Metrics;
+use trefoil_proto::operation::Method;
 
 /// Who opens a stream.
 #[derive(Debug)]
@@ -36,7 +37,7 @@ pub struct Listener {
 
 /// The responses of one stream. Dropped, it ends the task behind them.
 #[derive(Debug)]
-pub struct Told<T> {
+pub struct ServerStream<T> {
     responses: mpsc::Receiver<T>,
     /// None once its end was told.
     task: Option<JoinHandle<Result<(), Refusal>>>,
@@ -45,7 +46,7 @@ pub struct Told<T> {
 
 /// How a task tells its client something.
 #[derive(Debug)]
-pub(super) struct Teller<T> {
+pub(super) struct StreamSender<T> {
     responses: mpsc::Sender<T>,
     phase: watch::Receiver<Phase>,
 }
@@ -72,16 +73,11 @@ impl<S: Shards> Api<S> {
     pub(super) fn begin(
         &self,
         listener: &Listener,
-        action: Action,
         resource: Resource<'_>,
     ) -> Result<Ask, Refusal> {
+        let action = listener.method.facts().action;
         resource.each(|on| (self.authorizer)(&listener.principal, action, on))?;
-        if let Some(service) = operation::service(listener.method)
-            && !self.settings.services.contains(&service)
-        {
-            let message = format!("this cluster does not serve {}", service.name());
-            return Err(refusal(Reason::ServiceOff, message));
-        }
+        service(listener.method).map_or(Ok(()), |service| self.is_on(service))?;
         if *self.phase.borrow() != Phase::Serving {
             return Err(stopping());
         }
@@ -92,19 +88,19 @@ impl<S: Shards> Api<S> {
     }
 
     /// A stream of what a task tells. The task's end is the stream's.
-    pub(super) fn tell<T, F>(&self, task: impl FnOnce(Teller<T>) -> F) -> Told<T>
+    pub(super) fn tell<T, F>(&self, task: impl FnOnce(StreamSender<T>) -> F) -> ServerStream<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<(), Refusal>> + Send + 'static,
     {
         let (sender, responses) = mpsc::channel(1);
-        let teller = Teller { responses: sender, phase: self.phase.subscribe() };
+        let sender = StreamSender { responses: sender, phase: self.phase.subscribe() };
         let metrics = Arc::clone(&self.metrics);
-        Told { responses, task: Some(tokio::spawn(task(teller))), metrics }
+        ServerStream { responses, task: Some(tokio::spawn(task(sender))), metrics }
     }
 }
 
-impl<T> Teller<T> {
+impl<T> StreamSender<T> {
     /// Tells something as soon as the client takes it.
     pub(super) async fn say(&mut self, response: T) -> Result<(), Refusal> {
         tokio::select! {
@@ -131,7 +127,7 @@ async fn stops(phase: &mut watch::Receiver<Phase>) -> Refusal {
     stopping()
 }
 
-impl<T> Stream for Told<T> {
+impl<T> Stream for ServerStream<T> {
     type Item = Result<T, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -152,7 +148,7 @@ impl<T> Stream for Told<T> {
     }
 }
 
-impl<T> Drop for Told<T> {
+impl<T> Drop for ServerStream<T> {
     fn drop(&mut self) {
         if let Some(task) = &self.task {
             task.abort();

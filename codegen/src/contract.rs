@@ -1,0 +1,168 @@
+//! The compiled contract, and all that it says of operations.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use prost_reflect::{DescriptorPool, OneofDescriptor};
+use protox::Compiler;
+
+use crate::operation::{Error, Kind, Operation, Service, Step, error};
+
+/// What `proto/` says.
+#[derive(Debug)]
+pub struct Contract {
+    pool: DescriptorPool,
+    descriptors: Vec<u8>,
+    services: Vec<Service>,
+    commands: Vec<Step>,
+    queries: Vec<Step>,
+}
+
+impl Contract {
+    /// Compiles the files of a folder, and reads the options of every RPC and of every step of the log.
+    ///
+    /// # Errors
+    /// When a file does not compile, or an operation leaves something open or contradicts its messages: the sentence names it.
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self, Error> {
+        let folder = folder.as_ref();
+        let mut compiler = Compiler::new([folder])?;
+        compiler.include_source_info(true).include_imports(true).open_files(files(folder)?)?;
+        let (pool, descriptors) =
+            (compiler.descriptor_pool(), compiler.encode_file_descriptor_set());
+        let mut contract = Self {
+            services: services(&pool)?,
+            pool,
+            descriptors,
+            commands: Vec::new(),
+            queries: Vec::new(),
+        };
+        contract.commands = contract.steps("trefoil.internal.v1.Command", "operation")?;
+        contract.queries = contract.steps("trefoil.internal.v1.Query", "query")?;
+        contract.check()?;
+        Ok(contract)
+    }
+
+    /// The encoded descriptors of all files, options included.
+    #[must_use]
+    pub fn descriptors(&self) -> &[u8] {
+        &self.descriptors
+    }
+
+    /// The services, in the order of files.
+    #[must_use]
+    pub fn services(&self) -> &[Service] {
+        &self.services
+    }
+
+    /// Every RPC.
+    pub fn operations(&self) -> impl Iterator<Item = &Operation> {
+        self.services.iter().flat_map(|service| &service.operations)
+    }
+
+    /// The RPCs that also travel in frames.
+    pub(crate) fn unary(&self) -> impl Iterator<Item = &Operation> {
+        self.operations().filter(|operation| operation.is_unary())
+    }
+
+    /// What a shard applies.
+    #[must_use]
+    pub fn commands(&self) -> &[Step] {
+        &self.commands
+    }
+
+    /// What a shard reads.
+    #[must_use]
+    pub fn queries(&self) -> &[Step] {
+        &self.queries
+    }
+
+    fn oneof(&self, message: &str, name: &str) -> Result<OneofDescriptor, Error> {
+        let found = self.pool.get_message_by_name(message);
+        found
+            .and_then(|message| message.oneofs().find(|oneof| oneof.name() == name))
+            .ok_or_else(|| error(message, format_args!("has no oneof `{name}`")))
+    }
+
+    fn steps(&self, message: &str, name: &str) -> Result<Vec<Step>, Error> {
+        let is_command = name == "operation";
+        let by_request: BTreeMap<_, _> = self
+            .operations()
+            .map(|operation| (operation.request.full_name().to_owned(), operation))
+            .collect();
+        let by_name =
+            self.operations().map(|operation| (operation.name.as_str(), operation)).collect();
+        let fields = self.oneof(message, name)?;
+        fields.fields().map(|field| Step::read(&field, is_command, &by_request, &by_name)).collect()
+    }
+
+    /// Sees that every operation has its place in frames, and what is handed on its place in the log.
+    fn check(&self) -> Result<(), Error> {
+        let mut names = BTreeSet::new();
+        for operation in self.operations() {
+            if !names.insert(&operation.name) {
+                return Err(error(&operation.full_name, "shares its name with another RPC"));
+            }
+        }
+        let calls = variants(&self.oneof("trefoil.pipeline.v1.Call", "operation")?);
+        let replies = variants(&self.oneof("trefoil.pipeline.v1.Reply", "outcome")?);
+        let answers = variants(&self.oneof("trefoil.internal.v1.Answer", "answer")?);
+        for operation in self.unary() {
+            let request = operation.request.full_name();
+            let response = operation.response.full_name();
+            let has = |place: &str, there: &BTreeMap<String, String>, message: &str| match there
+                .get(&operation.name)
+            {
+                Some(found) if found == message => Ok(()),
+                _ => Err(error(
+                    &operation.full_name,
+                    format_args!("needs a field of its name and type {message} in {place}"),
+                )),
+            };
+            has("trefoil.pipeline.v1.Call", &calls, request)?;
+            has("trefoil.pipeline.v1.Reply", &replies, response)?;
+            if operation.is_direct {
+                let (steps, place) = match operation.kind {
+                    Kind::Command => (&self.commands, "trefoil.internal.v1.Command"),
+                    _ => (&self.queries, "trefoil.internal.v1.Query"),
+                };
+                let there = steps.iter().map(|step| (step.variant.clone(), step.message.clone()));
+                has(place, &there.collect(), request)?;
+                has("trefoil.internal.v1.Answer", &answers, response)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Name of each variant, and its message.
+fn variants(oneof: &OneofDescriptor) -> BTreeMap<String, String> {
+    oneof
+        .fields()
+        .filter_map(|field| {
+            let message = field.kind().as_message()?.full_name().to_owned();
+            Some((crate::text::pascal(field.name()), message))
+        })
+        .collect()
+}
+
+fn services(pool: &DescriptorPool) -> Result<Vec<Service>, Error> {
+    pool.services().map(|service| Service::read(pool, &service)).collect()
+}
+
+/// The files below a folder, sorted.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "proto") {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
