@@ -2,7 +2,7 @@
 //! `.proto` files (`trefoil/common/v1/operation.proto` says what they mean).
 
 use crate::common::v1::{
-    Action, AdmissionClass, Fence, RequestId, Resource, ResponseHeader, SessionUse,
+    Action, AdmissionClass, Fence, Reason, RequestId, Resource, ResponseHeader, SessionUse,
 };
 use crate::internal::v1::{command, query};
 use crate::lock::v1::LockWish;

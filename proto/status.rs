@@ -69,11 +69,10 @@ pub fn refusal_of(error: Error) -> Option<Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reason::ALL;
 
     #[test]
     fn refusals_survive_the_round_trip() {
-        for reason in ALL {
+        for reason in Reason::ALL.iter().copied() {
             let refusal = Refusal {
                 reason: reason.into(),
                 message: "name is longer than its limit".to_owned(),

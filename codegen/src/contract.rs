@@ -76,6 +76,18 @@ impl Contract {
         &self.queries
     }
 
+    /// Names of an enum's values in Rust, in the order of their numbers and without the one that says nothing.
+    pub(crate) fn values(&self, name: &str) -> Vec<String> {
+        let Some(values) = self.pool.get_enum_by_name(name) else { return Vec::new() };
+        let mut values = values.values().filter(|it| it.number() != 0).collect::<Vec<_>>();
+        values.sort_by_key(prost_reflect::EnumValueDescriptor::number);
+        let names = values.into_iter().map(|value| {
+            let name = crate::text::pascal(value.name());
+            name.strip_prefix(value.parent_enum().name()).unwrap_or(&name).to_owned()
+        });
+        names.collect()
+    }
+
     fn oneof(&self, message: &str, name: &str) -> Result<OneofDescriptor, Error> {
         let found = self.pool.get_message_by_name(message);
         found

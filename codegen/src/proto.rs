@@ -9,12 +9,27 @@ use crate::text::Code;
 #[must_use]
 pub fn proto(contract: &Contract) -> String {
     let mut code = Code::new();
+    all(&mut code, contract, "Reason");
+    all(&mut code, contract, "Action");
     methods(&mut code, contract);
     calls(&mut code, contract);
     outcomes(&mut code, contract);
     commands(&mut code, contract.commands());
     queries(&mut code, contract.queries());
     code.finish()
+}
+
+/// A list of the values of an enum, so that nobody keeps one.
+fn all(code: &mut Code, contract: &Contract, name: &str) {
+    code.line(format_args!("impl {name} {{"));
+    code.line("/// Every one, in the order of their numbers.");
+    code.line("pub const ALL: &[Self] = &[");
+    for value in contract.values(&format!("trefoil.common.v1.{name}")) {
+        code.line(format_args!("Self::{value},"));
+    }
+    code.line("];");
+    code.line("}");
+    code.line("");
 }
 
 fn methods(code: &mut Code, contract: &Contract) {

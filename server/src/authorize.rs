@@ -208,25 +208,9 @@ mod tests {
 
     use super::*;
 
-    const ACTIONS: [Action; 13] = [
-        Action::UseSession,
-        Action::UseLock,
-        Action::CreateQueue,
-        Action::Enqueue,
-        Action::Consume,
-        Action::ReadValue,
-        Action::WriteValue,
-        Action::ReadStatus,
-        Action::MoveLeader,
-        Action::ReadLocks,
-        Action::ControlLocks,
-        Action::ReadNamespaces,
-        Action::ManageNamespaces,
-    ];
-
     fn covered_by(work: &Work) -> Vec<Action> {
         let access = |action: &Action| Access { action: (*action).into(), ..Access::default() };
-        ACTIONS.into_iter().filter(|action| covers(&access(action), work)).collect()
+        Action::ALL.iter().copied().filter(|action| covers(&access(action), work)).collect()
     }
 
     fn command(operation: Operation) -> Work {

@@ -135,7 +135,7 @@ impl Guests {
     /// Serves a connection, where there is room for it.
     fn take(&mut self, stream: TcpStream, address: SocketAddr) {
         let Some(door) = self.doors.enter(address.ip()) else {
-            self.metrics.connections_refused.inc();
+            self.metrics.own.connections_refused.inc();
             return;
         };
         let open = Open::new(door, &self.metrics);
@@ -298,14 +298,14 @@ struct Open {
 
 impl Open {
     fn new(door: Door, metrics: &Arc<Metrics>) -> Self {
-        metrics.connections.inc();
+        metrics.own.connections.inc();
         Self { _door: door, metrics: Arc::clone(metrics) }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.metrics.connections.dec();
+        self.metrics.own.connections.dec();
     }
 }
 

@@ -19,7 +19,6 @@ use trefoil_core::replica::Role;
 use trefoil_core::replica::obstacles::{self, Obstacles};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
-use trefoil_proto::reason;
 use trefoil_proto::status::to_status;
 
 use self::durations::LogDurations;
@@ -39,84 +38,75 @@ const DISK_SECONDS: &[f64] = &[
     30.0,
 ];
 
+/// Registers what a node itself counts: one row for each metric, with its kind, name, meaning and labels or bounds. The fields are
+/// this crate's alone, so that one that nobody counts is dead code.
+macro_rules! own {
+    ($($field:ident: $kind:ident($($argument:expr),*);)*) => {
+        /// What a node itself counts.
+        #[derive(Debug)]
+        pub(crate) struct Own {
+            $(pub(crate) $field: own!(@$kind),)*
+        }
+
+        impl Own {
+            fn register(r: &Registrar<'_>) -> Result<Self, prometheus::Error> {
+                Ok(Self { $($field: r.$kind($($argument),*)?,)* })
+            }
+        }
+    };
+    (@counter) => { IntCounter };
+    (@counters) => { IntCounterVec };
+    (@gauge) => { IntGauge };
+    (@gauges) => { IntGaugeVec };
+    (@histogram) => { Histogram };
+    (@histograms) => { HistogramVec };
+}
+
+own! {
+    cache_hits: counter("cache_hits_total", "Gets answered to a client with a value.");
+    cache_misses: counter("cache_misses_total", "Gets answered to a client without a value.");
+    fence_validations: counter("fence_validations_total", "Fencing tokens that this node asked the shards of their locks about: once for each token and shard.");
+    fences_refused: counter("fences_refused_total", "Calls by this node that were refused because a newer holder of their fence's lock was there, or nobody held it under their token.");
+    raft_role: gauges("raft_role", "Role of this node in a shard: 0 follower, 1 candidate, 2 leader.", &["shard"]);
+    raft_current_term: gauges("raft_current_term", "Raft term of a shard.", &["shard"]);
+    two_histories: counter("two_histories_total", "Times that a shard stopped on this node since a peer has another history of it: a person must decide.");
+    state_diverged: counter("state_diverged_total", "Times that a peer had another state at the same index: a fault that must be looked into.");
+    state_damage: counters("state_damage_total", "Times that the state of a shard was found damaged on this node: it is rebuilt from a peer.", &["shard"]);
+    state_damaged: gauges("state_damaged", "1 while the state of a shard is damaged on this node and not rebuilt.", &["shard"]);
+    state_disputed: gauges("state_disputed", "1 while this node leads a shard whose replicas hold different states and no majority agrees: it refuses everything.", &["shard"]);
+    rpc_latency: histograms("rpc_latency_seconds", "Time between nodes from a message to its answer.", &["op"]);
+    wal_fsync: histogram("wal_fsync_seconds", "Time to write and sync one batch of the Raft log.", DISK_SECONDS);
+    checkpoint: histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS);
+    checkpoint_bytes: counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.");
+    scrub_bytes: counter("scrub_bytes_total", "Bytes of state files that were read to see whether the disk still has them as they were written.");
+    scrub_finished: gauge("scrub_finished_timestamp_seconds", "Unix time at which all state files had been read so, 0 before the first time; it takes a day or longer from one to the next.");
+    disk_free: gauge("disk_free_bytes", "Free bytes of the disk that holds the data directory.");
+    disk_low: gauge("disk_low", "1 while so little of the disk is free that other nodes should lead, and that what takes room is refused unless a majority of the others has it.");
+    obstacles: gauges("leader_obstacles", "Shards that this node should not lead, by what keeps it from that: `no_room`, `draining`, `slow_link`, `slow_disk`, `stopping`, `damaged`.", &["obstacle"]);
+    calls_shed: counter("calls_shed_total", "Calls refused before any work because too many were in flight.");
+    connections: gauge("connections", "Open client connections.");
+    connections_refused: counter("connections_refused_total", "Client connections refused by a cap.");
+    pipeline_streams: gauge("pipeline_streams", "Open pipelined streams.");
+    watchers: gauge("watchers", "Open watches.");
+    watch_events: counter("watch_events_total", "Events told to those who watch.");
+}
+
 /// The metrics of one node, on the registry that it was given.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
-    locks_acquired: IntCounter,
-    locks_released: IntCounter,
-    locks_blocked: IntCounter,
-    locks_forced: IntCounter,
-    locks_converted: IntCounter,
-    locks_timeouts: IntCounter,
-    locks_wait: LogDurations,
-    locks_hold: LogDurations,
-    permits_acquired: IntCounter,
-    permits_released: IntCounter,
-    permits_blocked: IntCounter,
-    permits_timeouts: IntCounter,
-    permits_wait: LogDurations,
-    leaders_elected: IntCounter,
-    latches_opened: IntCounter,
-    barriers_tripped: IntCounter,
-    deadlocks: IntCounter,
-    deadlock_searches_cut: IntCounter,
-    sessions_expired: IntCounter,
-    queue_enqueued: IntCounter,
-    queue_dequeued: IntCounter,
-    queue_acked: IntCounter,
-    leases_expired: IntCounter,
-    queue_lag: IntGaugeVec,
-    locks_held: IntGaugeVec,
-    locks_waiting: IntGaugeVec,
-    semaphores: IntGaugeVec,
-    permits: IntGaugeVec,
-    permits_in_use: IntGaugeVec,
-    sessions: IntGaugeVec,
+    pub(crate) own: Own,
+    /// What the machines count, in the order of [`Counts::totals`] and [`Counts::times`].
+    totals: Vec<IntCounter>,
+    times: Vec<LogDurations>,
+    /// What only the leader of a shard tells, in the order of [`Gauges::each`].
+    gauges: Vec<IntGaugeVec>,
     /// Shards that this node leads. Held while their gauges are written, so that none outlives a leadership.
     led: Mutex<BTreeSet<ShardId>>,
-    /// Gets whose key had a value.
-    pub cache_hits: IntCounter,
-    /// Gets whose key had none.
-    pub cache_misses: IntCounter,
-    cache_expired: IntCounter,
-    /// Fencing tokens that the shards of their locks were asked about.
-    pub fence_validations: IntCounter,
-    /// Calls refused because their fencing token was not good.
-    pub fences_refused: IntCounter,
-    raft_role: IntGaugeVec,
-    raft_current_term: IntGaugeVec,
-    state_diverged: IntCounter,
-    state_damage: IntCounterVec,
-    state_damaged: IntGaugeVec,
-    state_disputed: IntGaugeVec,
-    two_histories: IntCounter,
-    rpc_latency: HistogramVec,
-    wal_fsync: Histogram,
-    checkpoint: Histogram,
-    checkpoint_bytes: IntCounter,
-    scrub_bytes: IntCounter,
-    scrub_finished: IntGauge,
-    disk_free: IntGauge,
-    disk_low: IntGauge,
-    obstacles: IntGaugeVec,
     handled: IntCounterVec,
-    /// One for each of [`reason::ALL`], in that order.
     refused: Vec<(Reason, IntCounter)>,
     /// One for each of [`Method::ALL`], in that order.
     methods: Vec<MethodMetrics>,
-    /// Calls refused because too many were in flight.
-    pub calls_shed: IntCounter,
-    /// Open client connections.
-    pub connections: IntGauge,
-    /// Client connections refused by a cap.
-    pub connections_refused: IntCounter,
-    /// Open pipelined streams.
-    pub pipeline_streams: IntGauge,
-    /// Open watches.
-    pub watchers: IntGauge,
-    /// Events told to those who watch.
-    pub watch_events: IntCounter,
     watches_ended: IntCounterVec,
 }
 
@@ -229,9 +219,62 @@ impl Metrics {
     ///
     /// # Errors
     /// When the registry has one of the names already.
-    #[allow(clippy::too_many_lines, reason = "one table")]
     pub fn new(registry: Registry) -> Result<Arc<Self>, prometheus::Error> {
         let r = Registrar(&registry);
+        let (handled, methods) = Self::calls(&r)?;
+        let refused = r.counters(
+            "calls_refused_total",
+            "Calls that were refused, by the reason in their ErrorInfo (docs/errors.md).",
+            &["reason"],
+        )?;
+        let refused = Reason::ALL
+            .iter()
+            .map(|reason| (*reason, refused.with_label_values(&[reason.name()])))
+            .collect();
+        // Memory, CPU time, threads and open files, under the names that all exporters use.
+        r.0.register(Box::new(ProcessCollector::for_self()))?;
+        let build =
+            r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
+        build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
+        let watches_ended = r.counters(
+            "watches_ended_total",
+            "Watches that the node ended: the position is compacted, the watcher fell behind, or the shard has no leader.",
+            &["reason"],
+        )?;
+        for end in WatchEnd::ALL {
+            watches_ended.with_label_values(&[end.name()]);
+        }
+        let of_leader = |help: &str| format!("{help}, told by the shard's leader.");
+        let counts = Counts::default();
+        let totals = counts.totals();
+        let times = counts.times();
+        let gauges = Gauges::default();
+        let gauges = gauges.each().map(|(name, help, _)| {
+            let help = format!("{help}, told by the shard's leader alone.");
+            r.gauges(name, &help, &["shard"])
+        });
+        let metrics = Self {
+            own: Own::register(&r)?,
+            totals: totals
+                .map(|(name, help, _)| r.counter(name, &of_leader(help)))
+                .collect::<Result<_, _>>()?,
+            times: times
+                .map(|(name, help, _)| r.log_durations(name, &of_leader(help)))
+                .collect::<Result<_, _>>()?,
+            gauges: gauges.collect::<Result<_, _>>()?,
+            led: Mutex::default(),
+            handled,
+            refused,
+            methods,
+            watches_ended,
+            registry,
+        };
+        metrics.obstacles(&[]);
+        Ok(Arc::new(metrics))
+    }
+
+    /// Calls by method, and the counter of those that did not end well.
+    fn calls(r: &Registrar<'_>) -> Result<(IntCounterVec, Vec<MethodMetrics>), prometheus::Error> {
         let started = r.add(IntCounterVec::new(
             Opts::new("grpc_server_started_total", "Calls that began, unary and pipelined."),
             &["grpc_type", "grpc_service", "grpc_method"],
@@ -263,93 +306,7 @@ impl Metrics {
                 }
             })
             .collect();
-        let refused = r.counters(
-            "calls_refused_total",
-            "Calls that were refused, by the reason in their ErrorInfo (docs/errors.md).",
-            &["reason"],
-        )?;
-        let refused =
-            reason::ALL.map(|reason| (reason, refused.with_label_values(&[reason.name()])));
-        // Memory, CPU time, threads and open files, under the names that all exporters use.
-        r.0.register(Box::new(ProcessCollector::for_self()))?;
-        let build =
-            r.gauges("build_info", "Always 1; the labels say what runs.", &["version", "commit"])?;
-        build.with_label_values(&[crate::VERSION, crate::COMMIT]).set(1);
-        let watches_ended = r.counters(
-            "watches_ended_total",
-            "Watches that the node ended: the position is compacted, the watcher fell behind, or the shard has no leader.",
-            &["reason"],
-        )?;
-        for end in WatchEnd::ALL {
-            watches_ended.with_label_values(&[end.name()]);
-        }
-        let metrics = Self {
-            locks_acquired: r.counter("locks_acquired_total", "Locks granted, told by the shard's leader.")?,
-            locks_released: r.counter("locks_released_total", "Locks released by call, close or expiry, told by the shard's leader.")?,
-            locks_blocked: r.counter("locks_blocked_total", "Acquires and conversions that found the lock held, told by the shard's leader.")?,
-            locks_forced: r.counter("locks_forced_total", "Grants that an operator took away, told by the shard's leader.")?,
-            locks_converted: r.counter("locks_converted_total", "Grants whose mode was changed, told by the shard's leader.")?,
-            locks_timeouts: r.counter("locks_timeouts_total", "Waits for locks that ended at their deadline, told by the shard's leader.")?,
-            locks_wait: r.log_durations("locks_wait_seconds", "Time from the begin of a wait to its grant, told by the shard's leader.")?,
-            locks_hold: r.log_durations("locks_hold_seconds", "Time from a grant to the end of the hold, told by the shard's leader.")?,
-            permits_acquired: r.counter("permits_acquired_total", "Grants of permits, which count as locks granted as well, told by the shard's leader.")?,
-            permits_released: r.counter("permits_released_total", "Grants of permits that ended in any way, told by the shard's leader.")?,
-            permits_blocked: r.counter("permits_blocked_total", "Calls for permits that found too few left or others before them, told by the shard's leader.")?,
-            permits_timeouts: r.counter("permits_timeouts_total", "Waits for permits that ended at their deadline, told by the shard's leader.")?,
-            permits_wait: r.log_durations("permits_wait_seconds", "Time from the begin of a wait for permits to its grant, told by the shard's leader.")?,
-            leaders_elected: r.counter("leaders_elected_total", "Grants that made their session the leader of an election, told by the shard's leader.")?,
-            latches_opened: r.counter("latches_opened_total", "Latches counted down to zero, told by the shard's leader.")?,
-            barriers_tripped: r.counter("barriers_tripped_total", "Barriers whose parties had all entered, told by the shard's leader.")?,
-            deadlocks: r.counter("deadlocks_total", "Waits refused because they would have closed a circle of sessions, told by the shard's leader.")?,
-            deadlock_searches_cut: r.counter("deadlock_searches_cut_total", "Searches for a deadlock that ended at their bound, so that the call waits, told by the shard's leader.")?,
-            sessions_expired: r.counter("sessions_expired_total", "Sessions that were not kept alive, told by the shard's leader.")?,
-            queue_enqueued: r.counter("queue_enqueued_total", "Messages stored, told by the shard's leader.")?,
-            queue_dequeued: r.counter("queue_dequeued_total", "Deliveries leased, told by the shard's leader.")?,
-            queue_acked: r.counter("queue_acked_total", "Messages acknowledged, told by the shard's leader.")?,
-            leases_expired: r.counter("leases_expired_total", "Leases that ran out, so that their messages come again, told by the shard's leader.")?,
-            queue_lag: r.gauges("queue_lag", "Messages accepted and not yet acknowledged, dead or expired, told by the shard's leader alone.", &["shard"])?,
-            locks_held: r.gauges("locks_held", "Grants of locks, told by the shard's leader alone.", &["shard"])?,
-            locks_waiting: r.gauges("locks_waiting", "Calls that wait for locks, told by the shard's leader alone.", &["shard"])?,
-            semaphores: r.gauges("semaphores", "Semaphores, told by the shard's leader alone.", &["shard"])?,
-            permits: r.gauges("permits", "Permits that all semaphores have, told by the shard's leader alone.", &["shard"])?,
-            permits_in_use: r.gauges("permits_in_use", "Permits that are held, told by the shard's leader alone.", &["shard"])?,
-            sessions: r.gauges("sessions", "Open sessions, told by the shard's leader alone.", &["shard"])?,
-            led: Mutex::default(),
-            cache_hits: r.counter("cache_hits_total", "Gets answered to a client with a value.")?,
-            cache_misses: r.counter("cache_misses_total", "Gets answered to a client without a value.")?,
-            cache_expired: r.counter("cache_expired_total", "Values whose TTL ran out, told by the shard's leader.")?,
-            fence_validations: r.counter("fence_validations_total", "Fencing tokens that this node asked the shards of their locks about: once for each token and shard.")?,
-            fences_refused: r.counter("fences_refused_total", "Calls by this node that were refused because a newer holder of their fence's lock was there, or nobody held it under their token.")?,
-            raft_role: r.gauges("raft_role", "Role of this node in a shard: 0 follower, 1 candidate, 2 leader.", &["shard"])?,
-            raft_current_term: r.gauges("raft_current_term", "Raft term of a shard.", &["shard"])?,
-            two_histories: r.counter("two_histories_total", "Times that a shard stopped on this node since a peer has another history of it: a person must decide.")?,
-            state_diverged: r.counter("state_diverged_total", "Times that a peer had another state at the same index: a fault that must be looked into.")?,
-            state_damage: r.counters("state_damage_total", "Times that the state of a shard was found damaged on this node: it is rebuilt from a peer.", &["shard"])?,
-            state_damaged: r.gauges("state_damaged", "1 while the state of a shard is damaged on this node and not rebuilt.", &["shard"])?,
-            state_disputed: r.gauges("state_disputed", "1 while this node leads a shard whose replicas hold different states and no majority agrees: it refuses everything.", &["shard"])?,
-            rpc_latency: r.histograms("rpc_latency_seconds", "Time between nodes from a message to its answer.", &["op"])?,
-            wal_fsync: r.histogram("wal_fsync_seconds", "Time to write and sync one batch of the Raft log.", DISK_SECONDS)?,
-            checkpoint: r.histogram("checkpoint_seconds", "Time to write one checkpoint of a shard's state.", DISK_SECONDS)?,
-            checkpoint_bytes: r.counter("checkpoint_written_bytes_total", "Bytes of changed state that checkpoints wrote.")?,
-            scrub_bytes: r.counter("scrub_bytes_total", "Bytes of state files that were read to see whether the disk still has them as they were written.")?,
-            scrub_finished: r.gauge("scrub_finished_timestamp_seconds", "Unix time at which all state files had been read so, 0 before the first time; it takes a day or longer from one to the next.")?,
-            disk_free: r.gauge("disk_free_bytes", "Free bytes of the disk that holds the data directory.")?,
-            disk_low: r.gauge("disk_low", "1 while so little of the disk is free that other nodes should lead, and that what takes room is refused unless a majority of the others has it.")?,
-            obstacles: r.gauges("leader_obstacles", "Shards that this node should not lead, by what keeps it from that: `no_room`, `draining`, `slow_link`, `slow_disk`, `stopping`, `damaged`.", &["obstacle"])?,
-            handled,
-            refused: refused.to_vec(),
-            methods,
-            calls_shed: r.counter("calls_shed_total", "Calls refused before any work because too many were in flight.")?,
-            connections: r.gauge("connections", "Open client connections.")?,
-            connections_refused: r.counter("connections_refused_total", "Client connections refused by a cap.")?,
-            pipeline_streams: r.gauge("pipeline_streams", "Open pipelined streams.")?,
-            watchers: r.gauge("watchers", "Open watches.")?,
-            watch_events: r.counter("watch_events_total", "Events told to those who watch.")?,
-            watches_ended,
-            registry,
-        };
-        metrics.obstacles(&[]);
-        Ok(Arc::new(metrics))
+        Ok((handled, methods))
     }
 
     /// A call begins.
@@ -384,19 +341,6 @@ impl Metrics {
         Ok(own + &engine())
     }
 
-    /// What only the leader of a shard tells, with the present numbers.
-    fn gauges(&self, gauges: &Gauges) -> [(&IntGaugeVec, u64); 7] {
-        [
-            (&self.queue_lag, gauges.queue_backlog),
-            (&self.locks_held, gauges.locks_held),
-            (&self.locks_waiting, gauges.locks_waiting),
-            (&self.sessions, gauges.sessions),
-            (&self.semaphores, gauges.semaphores),
-            (&self.permits, gauges.permits),
-            (&self.permits_in_use, gauges.permits_in_use),
-        ]
-    }
-
     /// The registry.
     #[must_use]
     pub fn registry(&self) -> &Registry {
@@ -408,20 +352,21 @@ impl Metrics {
 impl Observer for Metrics {
     fn role(&self, shard: ShardId, role: Role, term: u64) {
         let label = shard.to_string();
-        self.raft_role.with_label_values(&[&label]).set(role as i64);
-        self.raft_current_term
+        self.own.raft_role.with_label_values(&[&label]).set(role as i64);
+        self.own
+            .raft_current_term
             .with_label_values(&[&label])
             .set(i64::try_from(term).unwrap_or(i64::MAX));
         // An alert sees that something rises only where it was there before.
-        self.state_damage.with_label_values(&[&label]);
-        for gauge in [&self.state_damaged, &self.state_disputed] {
+        self.own.state_damage.with_label_values(&[&label]);
+        for gauge in [&self.own.state_damaged, &self.own.state_disputed] {
             gauge.with_label_values(&[&label]);
         }
         let mut led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
         if role == Role::Leader {
             led.insert(shard);
         } else if led.remove(&shard) {
-            for (gauge, _) in self.gauges(&Gauges::default()) {
+            for gauge in &self.gauges {
                 // It may never have been set.
                 gauge.remove_label_values(&[&label]).ok();
             }
@@ -432,93 +377,75 @@ impl Observer for Metrics {
         if !is_leader {
             return;
         }
-        self.locks_acquired.inc_by(counts.locks_acquired);
-        self.locks_released.inc_by(counts.locks_released);
-        self.locks_blocked.inc_by(counts.locks_blocked);
-        self.locks_forced.inc_by(counts.locks_forced);
-        self.locks_converted.inc_by(counts.locks_converted);
-        self.locks_timeouts.inc_by(counts.lock_timeouts);
-        self.locks_wait.add(&counts.lock_waits);
-        self.locks_hold.add(&counts.lock_holds);
-        self.permits_acquired.inc_by(counts.permits_acquired);
-        self.permits_released.inc_by(counts.permits_released);
-        self.permits_blocked.inc_by(counts.permits_blocked);
-        self.permits_timeouts.inc_by(counts.permit_timeouts);
-        self.permits_wait.add(&counts.permit_waits);
-        self.leaders_elected.inc_by(counts.leaders_elected);
-        self.latches_opened.inc_by(counts.latches_opened);
-        self.barriers_tripped.inc_by(counts.barriers_tripped);
-        self.deadlocks.inc_by(counts.deadlocks);
-        self.deadlock_searches_cut.inc_by(counts.deadlock_searches_cut);
-        self.sessions_expired.inc_by(counts.sessions_expired);
-        self.queue_enqueued.inc_by(counts.enqueued);
-        self.queue_dequeued.inc_by(counts.dequeued);
-        self.queue_acked.inc_by(counts.acked);
-        self.leases_expired.inc_by(counts.leases_expired);
-        self.cache_expired.inc_by(counts.cache_expired);
+        for (counter, (.., more)) in self.totals.iter().zip(counts.totals()) {
+            counter.inc_by(more);
+        }
+        for (histogram, (.., more)) in self.times.iter().zip(counts.times()) {
+            histogram.add(more);
+        }
         let led = self.led.lock().unwrap_or_else(PoisonError::into_inner);
         if led.contains(&shard) {
             let label = shard.to_string();
-            for (gauge, number) in self.gauges(gauges) {
+            for (gauge, (.., number)) in self.gauges.iter().zip(gauges.each()) {
                 gauge.with_label_values(&[&label]).set(i64::try_from(number).unwrap_or(i64::MAX));
             }
         }
     }
 
     fn fsync(&self, seconds: f64) {
-        self.wal_fsync.observe(seconds);
+        self.own.wal_fsync.observe(seconds);
     }
 
     fn checkpoint(&self, _: ShardId, seconds: f64, bytes: u64) {
-        self.checkpoint.observe(seconds);
-        self.checkpoint_bytes.inc_by(bytes);
+        self.own.checkpoint.observe(seconds);
+        self.own.checkpoint_bytes.inc_by(bytes);
     }
 
     fn scrubbed(&self, bytes: u64, finished: bool) {
-        self.scrub_bytes.inc_by(bytes);
+        self.own.scrub_bytes.inc_by(bytes);
         if finished {
             let wall_s = clock::wall_us() / 1_000_000;
-            self.scrub_finished.set(i64::try_from(wall_s).unwrap_or(i64::MAX));
+            self.own.scrub_finished.set(i64::try_from(wall_s).unwrap_or(i64::MAX));
         }
     }
 
     fn disk(&self, free_bytes: u64, low: bool) {
-        self.disk_free.set(i64::try_from(free_bytes).unwrap_or(i64::MAX));
-        self.disk_low.set(i64::from(low));
+        self.own.disk_free.set(i64::try_from(free_bytes).unwrap_or(i64::MAX));
+        self.own.disk_low.set(i64::from(low));
     }
 
     fn obstacles(&self, of_shards: &[Obstacles]) {
         for obstacle in Obstacles::known() {
             let shards = of_shards.iter().filter(|set| set.has(obstacle)).count();
-            let gauge = self.obstacles.with_label_values(&[obstacles::name(obstacle)]);
+            let gauge = self.own.obstacles.with_label_values(&[obstacles::name(obstacle)]);
             gauge.set(i64::try_from(shards).unwrap_or(i64::MAX));
         }
     }
 
     fn rpc(&self, operation: PeerOperation, seconds: f64) {
-        self.rpc_latency.with_label_values(&[operation.name()]).observe(seconds);
+        self.own.rpc_latency.with_label_values(&[operation.name()]).observe(seconds);
     }
 
     fn diverged(&self, _: ShardId) {
-        self.state_diverged.inc();
+        self.own.state_diverged.inc();
     }
 
     fn damage(&self, shard: ShardId) {
         let shard = shard.to_string();
-        self.state_damage.with_label_values(&[&shard]).inc();
-        self.state_damaged.with_label_values(&[&shard]).set(1);
+        self.own.state_damage.with_label_values(&[&shard]).inc();
+        self.own.state_damaged.with_label_values(&[&shard]).set(1);
     }
 
     fn whole(&self, shard: ShardId) {
-        self.state_damaged.with_label_values(&[&shard.to_string()]).set(0);
+        self.own.state_damaged.with_label_values(&[&shard.to_string()]).set(0);
     }
 
     fn disputed(&self, shard: ShardId, disputed: bool) {
-        self.state_disputed.with_label_values(&[&shard.to_string()]).set(disputed.into());
+        self.own.state_disputed.with_label_values(&[&shard.to_string()]).set(disputed.into());
     }
 
     fn two_histories(&self, _: ShardId) {
-        self.two_histories.inc();
+        self.own.two_histories.inc();
     }
 }
 

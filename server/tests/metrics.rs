@@ -13,7 +13,8 @@ use prometheus::proto::MetricFamily;
 use trefoil_core::limits;
 use trefoil_core::machine::{Counts, Durations, Gauges};
 use trefoil_core::replica::Role;
-use trefoil_proto::reason::{self, Effect, Retry};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::reason::{DOMAIN, Effect, Retry};
 use trefoil_server::metrics::Metrics;
 use trefoil_server::node::{Observer as _, PeerOperation};
 
@@ -203,16 +204,15 @@ fn only_the_leader_tells_lag_and_counts() {
 #[test]
 fn every_reason_is_documented() {
     let mut text = format!(
-        "# Errors\n\n{NOTE}\nEvery error carries a `google.rpc.ErrorInfo` with domain `{}` and one of these reasons. \
+        "# Errors\n\n{NOTE}\nEvery error carries a `google.rpc.ErrorInfo` with domain `{DOMAIN}` and one of these reasons. \
          Its metadata names the facts,\nsuch as `field` and `limit`.\n\n\
          `retry` says whether the same request is worth sending again: never, `later`, when somebody has made room,\n\
          after a pause, at another node or the leader that the metadata names, or with the same request id. `effect`\n\
          says what may have happened: nothing at all, by no try of the same request id; nothing by the try that was\n\
          refused, while one before it whose end was not seen may have had its effect; or that nobody can say.\n\n\
-         | reason | gRPC code | retry | effect | meaning |\n| --- | --- | --- | --- | --- |\n",
-        reason::DOMAIN
+         | reason | gRPC code | retry | effect | meaning |\n| --- | --- | --- | --- | --- |\n"
     );
-    for reason in reason::ALL {
+    for reason in Reason::ALL {
         let row = reason.row();
         let retry = match row.retry {
             Retry::Never => "no",

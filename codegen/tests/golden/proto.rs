@@ -1,4 +1,29 @@
 // Written by trefoil-codegen from the options in proto/.
+impl Reason {
+    /// Every one, in the order of their numbers.
+    pub const ALL: &[Self] = &[
+    ];
+}
+
+impl Action {
+    /// Every one, in the order of their numbers.
+    pub const ALL: &[Self] = &[
+        Self::UseSession,
+        Self::UseLock,
+        Self::CreateQueue,
+        Self::Enqueue,
+        Self::Consume,
+        Self::ReadValue,
+        Self::WriteValue,
+        Self::ReadStatus,
+        Self::MoveLeader,
+        Self::ReadLocks,
+        Self::ControlLocks,
+        Self::ReadNamespaces,
+        Self::ManageNamespaces,
+    ];
+}
+
 /// An RPC of the client port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Method {

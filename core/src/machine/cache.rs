@@ -78,7 +78,7 @@ pub(super) fn item_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let Some(item) = context.txn.get_message::<CacheItem>(&key) else { return };
     if is_over(&item, context.now_ms) {
         context.txn.delete(key.clone());
-        context.output.counts.cache_expired += 1;
+        context.output.counts.cache_expired(1);
         context.output.lines.push((key, None));
     }
 }

@@ -37,37 +37,37 @@ impl Durations {
     }
 }
 
-/// How much there is on a shard now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Gauges {
-    /// Messages neither acknowledged, dead nor expired.
-    pub queue_backlog: u64,
-    /// Grants of locks.
-    pub locks_held: u64,
-    /// Calls that wait for locks.
-    pub locks_waiting: u64,
-    /// Sessions, those included that are over and not swept away yet.
-    pub sessions: u64,
-    /// Semaphores.
-    pub semaphores: u64,
-    /// The permits that they have.
-    pub permits: u64,
-    /// The permits that are held.
-    pub permits_in_use: u64,
+macro_rules! gauges {
+    ($($gauge:ident: $name:literal, $help:literal;)*) => {
+        /// How much there is on a shard now.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct Gauges {
+            $(#[doc = concat!($help, ".")] pub $gauge: u64,)*
+        }
+
+        impl Gauges {
+            /// Name of its metric, meaning and number of each.
+            pub fn each(&self) -> impl Iterator<Item = (&'static str, &'static str, u64)> {
+                [$(($name, $help, self.$gauge)),*].into_iter()
+            }
+        }
+
+        impl From<&Progress> for Gauges {
+            fn from(progress: &Progress) -> Self {
+                Self { $($gauge: progress.$gauge),* }
+            }
+        }
+    };
 }
 
-impl From<&Progress> for Gauges {
-    fn from(progress: &Progress) -> Self {
-        Self {
-            queue_backlog: progress.queue_backlog,
-            locks_held: progress.locks_held,
-            locks_waiting: progress.locks_waiting,
-            sessions: progress.sessions,
-            semaphores: progress.semaphores,
-            permits: progress.permits,
-            permits_in_use: progress.permits_in_use,
-        }
-    }
+gauges! {
+    queue_backlog: "queue_lag", "Messages accepted and not yet acknowledged, dead or expired";
+    locks_held: "locks_held", "Grants of locks";
+    locks_waiting: "locks_waiting", "Calls that wait for locks";
+    sessions: "sessions", "Open sessions";
+    semaphores: "semaphores", "Semaphores";
+    permits: "permits", "Permits that all semaphores have";
+    permits_in_use: "permits_in_use", "Permits that are held";
 }
 
 /// How a command changes what there is.

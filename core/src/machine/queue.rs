@@ -70,7 +70,7 @@ pub(super) fn enqueue_to(context: &mut CommandContext<'_>, request: &EnqueueTo) 
         message_ids.push(place.message_id(sequence));
         partition.next_sequence += 1;
         partition.messages += 1;
-        context.output.counts.enqueued += 1;
+        context.output.counts.enqueued(1);
         context.output.backlog += 1;
         place.tell_ready(context);
     }
@@ -103,7 +103,7 @@ pub(super) fn dequeue_from(
             break;
         }
     }
-    context.output.counts.dequeued += batch.deliveries.len() as u64;
+    context.output.counts.dequeued(batch.deliveries.len() as u64);
     let response = DequeueResponse { deliveries: batch.deliveries, ..DequeueResponse::default() };
     Ok(CommandOutcome::Answer(answer::Answer::Dequeue(response)))
 }
@@ -169,7 +169,7 @@ pub(super) fn ack_lease(context: &mut CommandContext<'_>, request: &AckLease) ->
     partition.messages -= 1;
     partition.leased -= 1;
     context.txn.put_message(place.key(Kind::Partition), &partition);
-    context.output.counts.acked += 1;
+    context.output.counts.acked(1);
     context.output.backlog -= 1;
     Ok(CommandOutcome::Answer(answer::Answer::Ack(AckResponse { header: None })))
 }
@@ -201,7 +201,7 @@ pub(super) fn lease_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let Some(lease) = place.lease(&context.txn, sequence) else { return };
     if lease.deadline_ms <= context.now_ms {
         context.txn.delete(place.record(Kind::Lease, sequence));
-        context.output.counts.leases_expired += 1;
+        context.output.counts.leases_expired(1);
         place.comes_back(context, sequence, lease);
     }
 }

@@ -14,8 +14,11 @@ impl<S: Shards> Api<S> {
     ) -> Result<cache::GetResponse, Refusal> {
         let slot = slot::of_cache(&request.namespace, &request.key);
         let response = self.fenced_get(slot, request, context).await?;
-        let counter =
-            if response.hit { &self.metrics.cache_hits } else { &self.metrics.cache_misses };
+        let counter = if response.hit {
+            &self.metrics.own.cache_hits
+        } else {
+            &self.metrics.own.cache_misses
+        };
         counter.inc();
         Ok(response)
     }

@@ -115,7 +115,7 @@ impl<S: Shards> Api<S> {
         for _ in 0..ROUNDS {
             let found = self.found(shown, slot, &context.ask).await?;
             if let Some(refusal) = found.refusal.filter(|_| !is_retry) {
-                self.metrics.fences_refused.inc();
+                self.metrics.own.fences_refused.inc();
                 return Err(refusal);
             }
             let fence = Some(found.checked.clone());
@@ -125,7 +125,7 @@ impl<S: Shards> Api<S> {
                     self.fences.forget(&place);
                 }
                 Err(refusal) if refusal.reason() == Reason::Fenced => {
-                    self.metrics.fences_refused.inc();
+                    self.metrics.own.fences_refused.inc();
                     self.refused(&place, refusal).await;
                     return end;
                 }
@@ -194,7 +194,7 @@ impl<S: Shards> Api<S> {
         if let Err(refusal) = &end
             && refusal.reason() == Reason::Fenced
         {
-            self.metrics.fences_refused.inc();
+            self.metrics.own.fences_refused.inc();
             self.refused(&shown.place(self.shard(slot)), refusal).await;
         }
         end
@@ -234,7 +234,7 @@ impl<S: Shards> Api<S> {
             let refusal = (token < mark.token).then(|| fenced(&shown.fence, mark.token, 0));
             return Ok(Found { checked, at_mark: token == mark.token, refusal });
         }
-        self.metrics.fence_validations.inc();
+        self.metrics.own.fence_validations.inc();
         let slot = slot::of_locks(&namespace);
         let query = ValidateTokenRequest { namespace, name: lock, fencing_token: token };
         let ask = Ask { access: Arc::clone(&shown.access), ..ask.clone() };

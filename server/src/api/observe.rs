@@ -31,7 +31,7 @@ impl<S: Shards> Api<S> {
         let query = lock::LeaderRequest { namespace, name };
         let first = self.look(&ask, &query).await?;
         let api = Arc::clone(self);
-        let open = Open::new(self.metrics.watchers.clone());
+        let open = Open::new(self.metrics.own.watchers.clone());
         Ok(self.tell(|sender| async move {
             let _places = (open, listener.permit);
             api.observe_on(ask, query, first, sender).await

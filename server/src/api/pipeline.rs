@@ -65,7 +65,7 @@ impl<S: Shards> PipelineService for Pipeline<S> {
             replies: sender,
             calls: Calls::default(),
         };
-        let open = Open::new(self.api.metrics().pipeline_streams.clone());
+        let open = Open::new(self.api.metrics().own.pipeline_streams.clone());
         let reader = tokio::spawn(reader.run(request.into_inner())).abort_handle();
         let frame = Frame::default();
         Ok(Response::new(Frames {
@@ -224,7 +224,7 @@ impl<S: Shards> Reader<S> {
         } else {
             self.api.admission().admit(method.facts().admission, None)
         };
-        let permit = admitted.inspect_err(|_| self.api.metrics().calls_shed.inc());
+        let permit = admitted.inspect_err(|_| self.api.metrics().own.calls_shed.inc());
         let permit = match permit {
             Ok(permit) => Arc::new(permit),
             Err(refusal) => {

@@ -95,7 +95,7 @@ impl<S: Shards> Api<S> {
             shard,
             follower,
             respond,
-            _open: Open::new(self.metrics.watchers.clone()),
+            _open: Open::new(self.metrics.own.watchers.clone()),
             _permit: listener.permit,
         };
         self.tell(|sender| watch.run(sender))
@@ -168,7 +168,7 @@ impl<S: Shards, R: Send + 'static> Watch<S, R> {
                 }
             };
             let seen = seen.map_err(|gone| self.ended(gone))?;
-            self.api.metrics.watch_events.inc_by(seen.len() as u64);
+            self.api.metrics.own.watch_events.inc_by(seen.len() as u64);
             let response = self.response(seen);
             sender.say(response).await?;
             told = Instant::now();

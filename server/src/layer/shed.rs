@@ -58,7 +58,7 @@ where
                 Box::pin(self.inner.call(request))
             }
             Err(refusal) => {
-                self.metrics.calls_shed.inc();
+                self.metrics.own.calls_shed.inc();
                 Box::pin(ready(Ok(self.metrics.refuse(&refusal, false).into_http())))
             }
         }

@@ -245,8 +245,8 @@ impl Space<'_, '_> {
     }
 
     fn count_blocked(&mut self, permits: u64) {
-        self.context.output.counts.locks_blocked += 1;
-        self.context.output.counts.permits_blocked += u64::from(permits > 0);
+        self.context.output.counts.locks_blocked(1);
+        self.context.output.counts.permits_blocked(u64::from(permits > 0));
     }
 }
 

@@ -71,7 +71,7 @@ pub(in super::super) fn enter_barrier(
     space.note_entry(id, name)?;
     if is_last {
         barrier.tripped = true;
-        space.context.output.counts.barriers_tripped += 1;
+        space.context.output.counts.barriers_tripped(1);
         for party in &barrier.inside {
             space.tell_party(name, party.session_id, Ok(show(&barrier, party.session_id)));
         }

@@ -72,7 +72,7 @@ impl Space<'_, '_> {
         hold.mode = mode.into();
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
-        self.context.output.counts.locks_converted += 1;
+        self.context.output.counts.locks_converted(1);
         self.tell_grant(LockEventKind::Converted, name, session_id, &hold);
         self.end_several(session_id, name, mode, &convert_needed(&hold));
         hold

@@ -39,7 +39,7 @@ impl Space<'_, '_> {
         let wait = self.wait(session_id, ordinal).expect("it has begun just now");
         self.leave(ordinal, &wait);
         self.keep(session_id, length, &edges);
-        self.context.output.counts.deadlocks += 1;
+        self.context.output.counts.deadlocks(1);
         Some(refusal(length, &edges))
     }
 
@@ -66,7 +66,7 @@ impl Space<'_, '_> {
                 }
             }
             if left == 0 {
-                self.context.output.counts.deadlock_searches_cut += 1;
+                self.context.output.counts.deadlock_searches_cut(1);
                 return None;
             }
         }

@@ -121,7 +121,7 @@ impl Space<'_, '_> {
         let key = self.place.leader(session_id, name);
         let before = self.get::<Proclaimed>(&key);
         if before.is_none() {
-            self.context.output.counts.leaders_elected += 1;
+            self.context.output.counts.leaders_elected(1);
             self.change_claim(session_id, name, |claim| {
                 claim.hold.as_mut().expect("a leader holds its lock").leads = true;
             });

@@ -54,7 +54,7 @@ pub(in super::super) fn force_step(
         && space.left == 0
         && (1..token).contains(&space.oldest_shared(name, 0));
     space.hand_on(name);
-    space.context.output.counts.locks_forced += u64::from(released);
+    space.context.output.counts.locks_forced(u64::from(released));
     Ok(CommandOutcome::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
 }
 

@@ -126,8 +126,8 @@ impl Space<'_, '_> {
         self.change_claim(session_id, name, |claim| claim.hold = None);
         let held_ms = self.context.now_ms.saturating_sub(hold.since_ms);
         let output = &mut self.context.output;
-        output.counts.locks_released += 1;
-        output.counts.lock_holds.record(held_ms);
+        output.counts.locks_released(1);
+        output.counts.lock_holds(held_ms);
         output.locks.locks_held -= 1;
         if claim.ordinals.is_empty() {
             return;
@@ -170,7 +170,7 @@ impl Space<'_, '_> {
         rely(&mut hold);
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
-        self.context.output.counts.locks_acquired += 1;
+        self.context.output.counts.locks_acquired(1);
         self.tell_grant(LockEventKind::Acquired, name, session_id, &hold);
         self.context.output.locks.locks_held += 1;
         hold
@@ -373,9 +373,9 @@ impl Space<'_, '_> {
         let (mode, permits) = (wait.wants[0].mode(), wait.wants[0].permits);
         let waited_ms = self.context.now_ms.saturating_sub(wait.since_ms);
         let counts = &mut self.context.output.counts;
-        counts.lock_waits.record(waited_ms);
+        counts.lock_waits(waited_ms);
         if permits > 0 {
-            counts.permit_waits.record(waited_ms);
+            counts.permit_waits(waited_ms);
         }
         let ordinals = self.claim(wait.session_id, name).ordinals;
         let waits = self.waits(wait.session_id, &ordinals).map(|(ordinal, wait)| {
@@ -476,8 +476,8 @@ impl Space<'_, '_> {
 
     fn count_timeout(&mut self, wait: &Wait) {
         let counts = &mut self.context.output.counts;
-        counts.lock_timeouts += 1;
-        counts.permit_timeouts += u64::from(wait.wants[0].permits > 0);
+        counts.lock_timeouts(1);
+        counts.permit_timeouts(u64::from(wait.wants[0].permits > 0));
     }
 
     /// Answers a call that waited, or changes what a retry of it is answered.

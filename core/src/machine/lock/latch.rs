@@ -65,7 +65,7 @@ pub(in super::super) fn count_down(
         let key = space.place.latch(&request.name);
         space.context.txn.put_message(key.clone(), &latch);
         if latch.count == 0 {
-            space.context.output.counts.latches_opened += 1;
+            space.context.output.counts.latches_opened(1);
             space.context.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
         }
     }

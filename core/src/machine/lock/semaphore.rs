@@ -224,13 +224,13 @@ impl Space<'_, '_> {
             };
         });
         let output = &mut self.context.output;
-        let (counted, change) = if is_taken {
-            (&mut output.counts.permits_acquired, signed(hold.permits))
+        if is_taken {
+            output.counts.permits_acquired(1);
+            output.locks.permits_in_use += signed(hold.permits);
         } else {
-            (&mut output.counts.permits_released, -signed(hold.permits))
-        };
-        *counted += 1;
-        output.locks.permits_in_use += change;
+            output.counts.permits_released(1);
+            output.locks.permits_in_use -= signed(hold.permits);
+        }
     }
 
     /// Whether a semaphore has so many permits left, once the oldest holders whose sessions are over are taken out, as many as

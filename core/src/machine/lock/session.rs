@@ -152,7 +152,7 @@ impl Space<'_, '_> {
         let Some(mut session) = self.session(id) else { return true };
         if !session.ended && !self.is_living(&session) {
             (session.ended, session.expired) = (true, true);
-            self.context.output.counts.sessions_expired += 1;
+            self.context.output.counts.sessions_expired(1);
             self.put_session(id, &session);
         }
         session.ended

@@ -69,7 +69,7 @@ impl Space<'_, '_> {
     /// Grants a wait whose turn has come in all its orders.
     pub(super) fn grant_several(&mut self, ordinal: u64, wait: &Wait) {
         let waited_ms = self.context.now_ms.saturating_sub(wait.since_ms);
-        self.context.output.counts.lock_waits.record(waited_ms);
+        self.context.output.counts.lock_waits(waited_ms);
         self.take_out(ordinal, wait);
         let answer = self.grant_all(wait);
         self.settle(ordinal, wait, answer);
