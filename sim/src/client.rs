@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calls::{Body, Queue, Request, Router, outcome};
 use crate::check::Violation;
-use crate::check::history::{Action, End, History, Outcome, Place};
+use crate::check::history::{Action, AnswerPosition, End, History, Outcome};
 use crate::check::requests::{Ledger, is_forgotten};
 use crate::dice::Dice;
 use crate::knobs::{Knobs, MILLISECOND, SECOND};
@@ -447,7 +447,12 @@ impl Client {
         let is_over = matches!(action, Action::Convert { .. })
             && matches!(outcome, Outcome::Refused(Reason::SessionExpired | Reason::NotHolder));
         let exact = (pending.id.is_some() || !is_tried_again) && !is_over;
-        self.end(now, pending, End::Answered(Place { shard, position, exact }, outcome), shared)
+        self.end(
+            now,
+            pending,
+            End::Answered(AnswerPosition { shard, position, exact }, outcome),
+            shared,
+        )
     }
 
     fn end(&mut self, now: u64, pending: Pending, end: End, shared: &mut Shared) -> Vec<Todo> {

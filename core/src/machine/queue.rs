@@ -31,7 +31,7 @@ pub(super) fn open_partition(
     context: &mut CommandContext<'_>,
     request: &OpenPartition,
 ) -> CommandResult {
-    let place = Place::of_command(context, request.queue_id, request.partition)?;
+    let place = PartitionKeys::of_command(context, request.queue_id, request.partition)?;
     check::number("partition", request.partition.into(), 0, u64::from(PARTITIONS_MAX) - 1)?;
     let known = place.find(&context.txn);
     let newborn = || Partition { next_sequence: 1, fresh_from: 1, ..Partition::default() };
@@ -46,7 +46,7 @@ pub(super) fn open_partition(
 
 /// Appends messages to a partition.
 pub(super) fn enqueue_to(context: &mut CommandContext<'_>, request: &EnqueueTo) -> CommandResult {
-    let place = Place::of_command(context, request.queue_id, request.partition)?;
+    let place = PartitionKeys::of_command(context, request.queue_id, request.partition)?;
     at_most("messages", request.messages.len(), BATCH_ITEMS_MAX as u64)?;
     let mut partition = place.open(&context.txn)?;
     same_version(&partition, request.catalogue_version)?;
@@ -90,7 +90,7 @@ pub(super) fn dequeue_from(
     let drawn = context.drawn()?;
     at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())?;
     let places =
-        Place::of_all(context.slot, request.queue_id, &request.partitions, context.shards)?;
+        PartitionKeys::of_all(context.slot, request.queue_id, &request.partitions, context.shards)?;
     let most = usize::try_from(request.max_messages).unwrap_or(usize::MAX).min(DELIVERIES_MAX);
     let mut batch = Batch { drawn, lease_ms: request.lease_ms, most, bytes: 0, deliveries: vec![] };
     for places in places.chunks(HEADS_MAX) {
@@ -131,7 +131,7 @@ pub(super) fn what_is_left(context: &CommandContext<'_>, response: &mut DequeueR
     response.deliveries.retain_mut(|delivery| {
         let id = delivery.lease_id.parse::<LeaseId>();
         let lease = id.ok().and_then(|id| {
-            let place = Place::new(id.queue_id, id.partition, context.shards);
+            let place = PartitionKeys::new(id.queue_id, id.partition, context.shards);
             place.lease(&context.txn, id.sequence).filter(|lease| lease.secret == id.secret)
         });
         delivery.lease_ms =
@@ -145,7 +145,7 @@ pub(super) fn what_is_left(context: &CommandContext<'_>, response: &mut DequeueR
 
 /// Settles a message, by its newest lease and before that runs out.
 pub(super) fn ack_lease(context: &mut CommandContext<'_>, request: &AckLease) -> CommandResult {
-    let place = Place::of_command(context, request.queue_id, request.partition)?;
+    let place = PartitionKeys::of_command(context, request.queue_id, request.partition)?;
     let mut partition = place.open(&context.txn)?;
     let Some(lease) = place.lease(&context.txn, request.sequence) else {
         if place.is_ready(&context.txn, &partition, request.sequence) {
@@ -181,7 +181,8 @@ pub(super) fn return_leases(
 ) -> CommandResult {
     at_most("leases", request.leases.len(), DELIVERIES_MAX as u64)?;
     let partitions = request.leases.iter().map(|lease| lease.partition).collect::<Vec<_>>();
-    let places = Place::of_all(context.slot, request.queue_id, &partitions, context.shards)?;
+    let places =
+        PartitionKeys::of_all(context.slot, request.queue_id, &partitions, context.shards)?;
     for (place, returned) in places.iter().zip(&request.leases) {
         let lease = place.lease(&context.txn, returned.sequence);
         let newest = lease
@@ -197,7 +198,7 @@ pub(super) fn return_leases(
 
 /// A lease may have run out: its own deadline decides.
 pub(super) fn lease_due(context: &mut CommandContext<'_>, rest: &Bytes) {
-    let (place, sequence) = Place::of_timer(context.slot, rest);
+    let (place, sequence) = PartitionKeys::of_timer(context.slot, rest);
     let Some(lease) = place.lease(&context.txn, sequence) else { return };
     if lease.deadline_ms <= context.now_ms {
         context.txn.delete(place.record(Kind::Lease, sequence));
@@ -213,7 +214,7 @@ pub(super) fn await_ready(
 ) -> QueryOutcome {
     let QueryContext { store, slot, shards, call, .. } = *context;
     let places = at_most("partitions", request.partitions.len(), PARTITIONS_MAX.into())
-        .and_then(|()| Place::of_all(slot, request.queue_id, &request.partitions, shards));
+        .and_then(|()| PartitionKeys::of_all(slot, request.queue_id, &request.partitions, shards));
     let places = match places {
         Ok(places) => places,
         Err(refusal) => return answered(refusal),
@@ -232,7 +233,7 @@ pub(super) fn await_ready(
 
 /// The next message of a partition.
 struct Head {
-    place: Place,
+    place: PartitionKeys,
     partition: Partition,
     ready: std::vec::IntoIter<(u64, Lease)>,
     first: Option<First>,
@@ -249,7 +250,7 @@ struct First {
 /// The first messages of partitions, each of which may give so many.
 fn heads(
     context: &CommandContext<'_>,
-    places: &[Place],
+    places: &[PartitionKeys],
     catalogue_version: u64,
     limit: usize,
 ) -> Result<Vec<Head>, Refusal> {
@@ -332,7 +333,7 @@ impl Batch {
 /// Leases one message.
 fn deliver(
     context: &mut CommandContext<'_>,
-    place: &Place,
+    place: &PartitionKeys,
     first: First,
     lease_ms: u64,
     drawn: &Drawn,
@@ -394,13 +395,13 @@ fn other_version(partition: &Partition) -> Refusal {
 
 /// Where the records of a partition are.
 #[derive(Clone, Copy)]
-struct Place {
+struct PartitionKeys {
     slot: u16,
     queue_id: u64,
     partition: u32,
 }
 
-impl Place {
+impl PartitionKeys {
     /// A partition of this shard's slot map.
     fn new(queue_id: u64, partition: u32, shards: u32) -> Self {
         Self { slot: slot::of_partition(queue_id, partition, shards), queue_id, partition }

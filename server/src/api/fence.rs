@@ -38,14 +38,14 @@ pub(super) struct Shown {
 }
 
 /// A token at a shard.
-type Place = (ShardId, String, String, u64);
+type MarkKey = (ShardId, String, String, u64);
 /// What is known of it. Whoever holds the lock finds it out for all who wait.
 type Known = Arc<AsyncMutex<Option<Found>>>;
 
 /// Tokens that were found out about.
 #[derive(Debug, Default)]
 pub(super) struct Fences {
-    known: Mutex<BTreeMap<Place, Known>>,
+    known: Mutex<BTreeMap<MarkKey, Known>>,
 }
 
 #[derive(Clone, Debug)]
@@ -58,7 +58,7 @@ struct Found {
 }
 
 impl Fences {
-    fn at(&self, place: &Place) -> Known {
+    fn at(&self, place: &MarkKey) -> Known {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.get(place) {
             return Arc::clone(found);
@@ -70,13 +70,13 @@ impl Fences {
         Arc::clone(known.entry(place.clone()).or_default())
     }
 
-    fn forget(&self, place: &Place) {
+    fn forget(&self, place: &MarkKey) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(place);
     }
 }
 
 impl Shown {
-    fn place(&self, shard: ShardId) -> Place {
+    fn place(&self, shard: ShardId) -> MarkKey {
         (shard, self.fence.namespace.clone(), self.fence.lock.clone(), self.fence.token)
     }
 }
@@ -252,14 +252,14 @@ impl<S: Shards> Api<S> {
     }
 
     /// The shard was used under the token: it is the mark now, or was.
-    async fn reached(&self, place: &Place) {
+    async fn reached(&self, place: &MarkKey) {
         if let Some(found) = &mut *self.fences.at(place).lock().await {
             found.at_mark = true;
         }
     }
 
     /// A newer holder was there: that stays true, and need not be asked again.
-    async fn refused(&self, place: &Place, refusal: &Refusal) {
+    async fn refused(&self, place: &MarkKey, refusal: &Refusal) {
         if refusal.metadata.contains_key("mark")
             && let Some(found) = &mut *self.fences.at(place).lock().await
         {

@@ -13,7 +13,7 @@ use trefoil_core::{NodeId, ShardId};
 use super::applier::{Owned, State};
 use super::{Config, Observer, StartError, clock};
 use crate::storage::{
-    self, DataDirectory, EngineLog, Expected, OpenError, Recovered, Refusal, evidence,
+    self, DataDirectory, EngineLog, Expected, OpenError, Recovered, StorageError, evidence,
 };
 
 /// What the disk held.
@@ -37,8 +37,8 @@ impl From<OpenError> for StartError {
     }
 }
 
-impl From<Refusal> for StartError {
-    fn from(refusal: Refusal) -> Self {
+impl From<StorageError> for StartError {
+    fn from(refusal: StorageError) -> Self {
         Self::Damaged(refusal.0)
     }
 }
@@ -89,8 +89,8 @@ pub(super) fn open(
         let state = store.map(|store| {
             let path = Arc::clone(store.file().path());
             let machine = || Machine::open(&store, shard, config.shards);
-            let machine = evidence::catch(&path, machine).map_err(Refusal::from)?;
-            Ok::<_, Refusal>(State { machine, store })
+            let machine = evidence::catch(&path, machine).map_err(StorageError::from)?;
+            Ok::<_, StorageError>(State { machine, store })
         });
         owned.insert(shard, Owned::new(state.transpose()?, generation));
         boots.push(boot);

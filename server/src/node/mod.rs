@@ -37,7 +37,7 @@ use thiserror::Error;
 use trefoil_core::NodeId;
 use trefoil_core::replica::Tuning;
 
-use self::shared::{Place, Shared};
+use self::shared::{NodeIdentity, Shared};
 use self::threads::Parts;
 use crate::authorize::Authorizer;
 use crate::peer::{Introductions, Links};
@@ -170,7 +170,7 @@ pub fn start(
     let peers = boot::check_members(&mut config)?;
     let logger = logger.new(o!("node" => config.node));
     let disk = boot::open(&config, observer.as_ref(), &logger)?;
-    let place = Place {
+    let place = NodeIdentity {
         node: config.node,
         members: config.members.clone(),
         shards: config.shards,

@@ -75,7 +75,7 @@ impl fmt::Debug for Description {
 
 /// The identity of a node in its cluster.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct NodeIdentity {
     pub(super) node: NodeId,
     pub(super) members: Vec<Member>,
     pub(super) shards: u32,
@@ -84,8 +84,8 @@ pub(super) struct Place {
 }
 
 impl Shared {
-    pub(super) fn new(place: Place, observer: Arc<dyn Observer>, logger: Logger) -> Self {
-        let Place { node, members, shards, endpoint, authorizer } = place;
+    pub(super) fn new(place: NodeIdentity, observer: Arc<dyn Observer>, logger: Logger) -> Self {
+        let NodeIdentity { node, members, shards, endpoint, authorizer } = place;
         Self {
             cluster_id: OnceLock::new(),
             node,

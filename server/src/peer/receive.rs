@@ -19,7 +19,7 @@ use trefoil_proto::internal::v1::{Manifest, SnapshotChunk, SnapshotRequest};
 
 use super::server::decode;
 use crate::node::shared::Shared;
-use crate::storage::Refusal;
+use crate::storage::StorageError;
 use crate::storage::snapshot::Writer;
 use crate::storage::state::next_generation;
 
@@ -136,7 +136,7 @@ fn write(
     position: (u64, u64),
     manifest: Manifest,
     mut chunks: mpsc::Receiver<SnapshotChunk>,
-) -> Result<u64, Refusal> {
+) -> Result<u64, StorageError> {
     let generation = next_generation(root, shard)?;
     let mut writer = Writer::create(root, shard, generation, position, manifest)?;
     while let Some(chunk) = chunks.blocking_recv() {

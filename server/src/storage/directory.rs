@@ -11,7 +11,7 @@ use trefoil_core::NodeId;
 use trefoil_core::member::{Incarnations, Stage, Starts, Word};
 
 use super::durable::{self, make_directory, sync_directory};
-use super::fault::{OpenError, Refusal};
+use super::fault::{OpenError, StorageError};
 
 /// Version of everything in the directory. A node opens no other.
 pub const DIRECTORY_FORMAT: u32 = 2;
@@ -112,7 +112,7 @@ impl DataDirectory {
     /// Refuses a directory that another process holds, that is not what `expected` says, or that is damaged.
     pub fn open(path: &Path, expected: &Expected) -> Result<(Self, Identity, bool), OpenError> {
         make_directory(path)
-            .map_err(|error| Refusal::io("make the data directory", path, &error))
+            .map_err(|error| StorageError::io("make the data directory", path, &error))
             .map_err(OpenError::misuse)?;
         let lock = lock(path).map_err(OpenError::misuse)?;
         check_access(path).map_err(OpenError::misuse)?;
@@ -135,7 +135,7 @@ impl DataDirectory {
     ///
     /// # Errors
     /// When the identity cannot be written.
-    pub fn born(&mut self) -> Result<(), Refusal> {
+    pub fn born(&mut self) -> Result<(), StorageError> {
         self.identity.born = true;
         self.write()
     }
@@ -144,7 +144,7 @@ impl DataDirectory {
     ///
     /// # Errors
     /// When the identity cannot be written.
-    pub fn start(&mut self, number: u64) -> Result<(), Refusal> {
+    pub fn start(&mut self, number: u64) -> Result<(), StorageError> {
         let starts = self.identity.starts().next(number);
         (self.identity.starts, self.identity.numbers) = (starts.count, starts.numbers);
         self.write()
@@ -154,7 +154,7 @@ impl DataDirectory {
     ///
     /// # Errors
     /// When the identity cannot be written.
-    pub fn reach(&mut self, stage: &Stage) -> Result<(), Refusal> {
+    pub fn reach(&mut self, stage: &Stage) -> Result<(), StorageError> {
         match stage {
             Stage::New => {}
             Stage::Promised(members) => self.identity.incarnations.clone_from(members),
@@ -171,7 +171,7 @@ impl DataDirectory {
     ///
     /// # Errors
     /// When the identity cannot be written.
-    pub fn break_promise(&mut self, incarnation: u64) -> Result<(), Refusal> {
+    pub fn break_promise(&mut self, incarnation: u64) -> Result<(), StorageError> {
         if self.identity.cluster_id.is_some() || self.identity.incarnations.is_empty() {
             return Ok(());
         }
@@ -180,7 +180,7 @@ impl DataDirectory {
         self.write()
     }
 
-    fn write(&self) -> Result<(), Refusal> {
+    fn write(&self) -> Result<(), StorageError> {
         write_sealed(&self.path, IDENTITY, &self.identity)
     }
 
@@ -215,26 +215,26 @@ impl DataDirectory {
     }
 }
 
-fn lock(path: &Path) -> Result<File, Refusal> {
+fn lock(path: &Path) -> Result<File, StorageError> {
     let name = path.join(LOCK);
     let file = durable::open_file(&name, !name.exists()).or_else(|error| match error.kind() {
         std::io::ErrorKind::AlreadyExists => durable::open_file(&name, false),
         _ => Err(error),
     });
-    let file = file.map_err(|error| Refusal::io("open", &name, &error))?;
+    let file = file.map_err(|error| StorageError::io("open", &name, &error))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Refusal(format!(
+        Err(TryLockError::WouldBlock) => Err(StorageError(format!(
             "data directory {} is in use by another process: stop that one, or give this one another --data-dir",
             path.display()
         ))),
-        Err(TryLockError::Error(error)) => Err(Refusal::io("lock", &name, &error)),
+        Err(TryLockError::Error(error)) => Err(StorageError::io("lock", &name, &error)),
     }
 }
 
 /// Sees that this process may read and write all that is there, before a file that it may not is taken for damaged.
-fn check_access(path: &Path) -> Result<(), Refusal> {
-    let unread = |error: std::io::Error| Refusal::io("read", path, &error);
+fn check_access(path: &Path) -> Result<(), StorageError> {
+    let unread = |error: std::io::Error| StorageError::io("read", path, &error);
     for entry in std::fs::read_dir(path).map_err(unread)? {
         let entry = entry.map_err(unread)?;
         // The file system's own.
@@ -248,30 +248,30 @@ fn check_access(path: &Path) -> Result<(), Refusal> {
         match rustix::fs::access(&path, access) {
             Ok(()) if is_folder => check_access(&path)?,
             Ok(()) | Err(Errno::NOENT) => {}
-            Err(error) => return Err(Refusal::io("use", &path, &error.into())),
+            Err(error) => return Err(StorageError::io("use", &path, &error.into())),
         }
     }
     Ok(())
 }
 
 /// Compares what a directory is with what it should be.
-fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Refusal> {
+fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), StorageError> {
     let path = path.display();
     if identity.format != DIRECTORY_FORMAT {
-        return Err(Refusal(format!(
+        return Err(StorageError(format!(
             "data directory {path} has format {}, and this binary knows format {DIRECTORY_FORMAT}: run the version that wrote it",
             identity.format
         )));
     }
     if identity.setup != hex(expected.setup) {
         let names = identity.members.values().cloned().collect::<Vec<_>>().join(",");
-        return Err(Refusal(format!(
+        return Err(StorageError(format!(
             "data directory {path} belongs to another cluster, with the members {names} and its own token: \
              give the --cluster-token and --initial-cluster it was made with, or another --data-dir"
         )));
     }
     if identity.node_id != expected.node_id || identity.node_name != expected.node_name {
-        return Err(Refusal(format!(
+        return Err(StorageError(format!(
             "data directory {path} belongs to node {} ({}), not {} ({}): give --name {}, or another --data-dir",
             identity.node_name,
             identity.node_id,
@@ -281,7 +281,7 @@ fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Re
         )));
     }
     if identity.shards != expected.shards {
-        return Err(Refusal(format!(
+        return Err(StorageError(format!(
             "data directory {path} was made with --shards {}, not {}: the number is fixed at bootstrap",
             identity.shards, expected.shards
         )));
@@ -289,7 +289,7 @@ fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Re
     if identity.services != expected.services {
         let list =
             |services: &BTreeSet<String>| services.iter().cloned().collect::<Vec<_>>().join(",");
-        return Err(Refusal(format!(
+        return Err(StorageError(format!(
             "data directory {path} was made with --services {}, not {}: they are fixed at bootstrap",
             list(&identity.services),
             list(&expected.services)
@@ -299,14 +299,15 @@ fn check(path: &Path, identity: &Identity, expected: &Expected) -> Result<(), Re
 }
 
 /// Writes the identity of a new node, where nothing stands that could be somebody's data.
-fn create(path: &Path, expected: &Expected) -> Result<Identity, Refusal> {
-    let entries = std::fs::read_dir(path).map_err(|error| Refusal::io("read", path, &error))?;
+fn create(path: &Path, expected: &Expected) -> Result<Identity, StorageError> {
+    let entries =
+        std::fs::read_dir(path).map_err(|error| StorageError::io("read", path, &error))?;
     for entry in entries {
-        let name = entry.map_err(|error| Refusal::io("read", path, &error))?.file_name();
+        let name = entry.map_err(|error| StorageError::io("read", path, &error))?.file_name();
         let harmless =
             name == LOCK || name == LOST_AND_FOUND || name == format!("{IDENTITY}.tmp").as_str();
         if !harmless {
-            return Err(Refusal(format!(
+            return Err(StorageError(format!(
                 "data directory {} holds {} but no file named {IDENTITY}: restore that file, or give an empty --data-dir",
                 path.display(),
                 name.display()
@@ -333,19 +334,19 @@ fn create(path: &Path, expected: &Expected) -> Result<Identity, Refusal> {
 }
 
 /// Removes what a bootstrap left that did not come to its end.
-fn clear(path: &Path) -> Result<(), Refusal> {
+fn clear(path: &Path) -> Result<(), StorageError> {
     for name in [LOG, STATE] {
         let folder = path.join(name);
         if folder.exists() {
             std::fs::remove_dir_all(&folder)
-                .map_err(|error| Refusal::io("remove", &folder, &error))?;
+                .map_err(|error| StorageError::io("remove", &folder, &error))?;
         }
     }
     let mark = path.join(MARK);
     if mark.exists() {
-        std::fs::remove_file(&mark).map_err(|error| Refusal::io("remove", &mark, &error))?;
+        std::fs::remove_file(&mark).map_err(|error| StorageError::io("remove", &mark, &error))?;
     }
-    sync_directory(path).map_err(|error| Refusal::io("sync", path, &error))
+    sync_directory(path).map_err(|error| StorageError::io("sync", path, &error))
 }
 
 fn hex(id: [u8; 16]) -> String {
@@ -356,10 +357,10 @@ fn unhex(text: &str) -> Option<[u8; 16]> {
     u128::from_str_radix(text, 16).ok().map(u128::to_be_bytes)
 }
 
-fn write_sealed<T: Serialize>(path: &Path, name: &str, value: &T) -> Result<(), Refusal> {
+fn write_sealed<T: Serialize>(path: &Path, name: &str, value: &T) -> Result<(), StorageError> {
     let json = serde_json::to_string(value).expect("our own structure is JSON");
     let result = durable::replace(path, name, durable::seal(&json).as_bytes());
-    result.map_err(|error| Refusal::io("write", &path.join(name), &error))
+    result.map_err(|error| StorageError::io("write", &path.join(name), &error))
 }
 
 /// A sealed file; none when it is not there.
@@ -371,7 +372,7 @@ fn read_sealed<T: for<'de> Deserialize<'de>>(
     let text = match std::fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Refusal::io("read", &path, &error).into()),
+        Err(error) => return Err(StorageError::io("read", &path, &error).into()),
     };
     let damaged = || {
         OpenError::Damaged(format!(

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use trefoil_core::ShardId;
 
-use super::fault::Refusal;
+use super::fault::StorageError;
 use super::state::file_path;
 use super::{DataDirectory, durable};
 
@@ -37,7 +37,7 @@ impl Damaged {
     }
 }
 
-impl From<Damaged> for Refusal {
+impl From<Damaged> for StorageError {
     fn from(damaged: Damaged) -> Self {
         Self(format!("{damaged}; treat this data directory as lost, as docs/operations.md says"))
     }
@@ -51,10 +51,10 @@ pub enum Unusable {
     Damaged(#[from] Damaged),
     /// It is not this node's to use, or of another version: somebody has to look.
     #[error(transparent)]
-    Refused(#[from] Refusal),
+    Refused(#[from] StorageError),
 }
 
-impl From<Unusable> for Refusal {
+impl From<Unusable> for StorageError {
     fn from(unusable: Unusable) -> Self {
         match unusable {
             Unusable::Damaged(damaged) => damaged.into(),
@@ -109,7 +109,7 @@ const SUFFIX: &str = ".redb.damaged";
 ///
 /// # Errors
 /// When it cannot be renamed or removed.
-pub fn keep(root: &Path, shard: ShardId, generation: u64) -> Result<Option<PathBuf>, Refusal> {
+pub fn keep(root: &Path, shard: ShardId, generation: u64) -> Result<Option<PathBuf>, StorageError> {
     let path = file_path(root, shard, generation);
     if !path.exists() {
         return Ok(kept(root, shard)?.map(|(_, path)| path));
@@ -121,15 +121,15 @@ pub fn keep(root: &Path, shard: ShardId, generation: u64) -> Result<Option<PathB
         Some(_) => std::fs::remove_file(&path),
         None => std::fs::rename(&path, &to),
     };
-    moved.map_err(|error| Refusal::io("put aside", &path, &error))?;
-    durable::sync_directory(&folder).map_err(|error| Refusal::io("sync", &folder, &error))?;
+    moved.map_err(|error| StorageError::io("put aside", &path, &error))?;
+    durable::sync_directory(&folder).map_err(|error| StorageError::io("sync", &folder, &error))?;
     Ok(Some(before.map_or(to, |(_, path)| path)))
 }
 
 /// The damaged file of a shard that is kept, and its generation.
-pub(super) fn kept(root: &Path, shard: ShardId) -> Result<Option<(u64, PathBuf)>, Refusal> {
+pub(super) fn kept(root: &Path, shard: ShardId) -> Result<Option<(u64, PathBuf)>, StorageError> {
     let folder = DataDirectory::state_path(root);
-    let unread = |error: std::io::Error| Refusal::io("read", &folder, &error);
+    let unread = |error: std::io::Error| StorageError::io("read", &folder, &error);
     for entry in std::fs::read_dir(&folder).map_err(unread)? {
         let name = entry.map_err(unread)?.file_name();
         let generation = name

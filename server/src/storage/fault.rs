@@ -31,9 +31,9 @@ pub fn die(sentence: impl std::fmt::Display) -> ! {
 /// Why a node does not start, in one line that names the file or directory and says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub struct Refusal(pub String);
+pub struct StorageError(pub String);
 
-impl Refusal {
+impl StorageError {
     /// A file that could not be used.
     pub(crate) fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         Self(format!("cannot {doing} {}: {error}{}", path.display(), remedy(error)))
@@ -52,13 +52,13 @@ pub enum OpenError {
 }
 
 impl OpenError {
-    pub(crate) fn misuse(refusal: Refusal) -> Self {
+    pub(crate) fn misuse(refusal: StorageError) -> Self {
         Self::Misuse(refusal.0)
     }
 }
 
-impl From<Refusal> for OpenError {
-    fn from(refusal: Refusal) -> Self {
+impl From<StorageError> for OpenError {
+    fn from(refusal: StorageError) -> Self {
         Self::Damaged(refusal.0)
     }
 }
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn an_error_that_a_person_can_mend_says_how() {
         let line =
-            |kind: ErrorKind| Refusal::io("open", Path::new("/d/LOCK"), &Error::from(kind)).0;
+            |kind: ErrorKind| StorageError::io("open", Path::new("/d/LOCK"), &Error::from(kind)).0;
         let user = format!("user {} must own", rustix::process::geteuid().as_raw());
         assert!(line(ErrorKind::PermissionDenied).contains(&user));
         assert!(line(ErrorKind::ReadOnlyFilesystem).contains("can be written"));

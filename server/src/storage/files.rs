@@ -10,7 +10,7 @@ use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 
 use super::durable::FILE_MODE;
 use super::fault::{die, is_no_space};
-use super::mark::{self, Place, Queue};
+use super::mark::{self, LogOffset, Queue};
 
 /// Bytes read at once to see whether a tail is empty.
 const PROBE_BYTES: usize = 64 << 10;
@@ -23,9 +23,9 @@ pub struct Guard {
     /// sync, and what is cut off above it may have been acknowledged.
     power_lost: bool,
     /// Tails with something in them that were cut off.
-    cuts: Mutex<Vec<(Queue, Place)>>,
+    cuts: Mutex<Vec<(Queue, LogOffset)>>,
     /// A cut below the mark that was refused.
-    refused: Mutex<Option<(Queue, Place)>>,
+    refused: Mutex<Option<(Queue, LogOffset)>>,
 }
 
 impl Guard {
@@ -43,17 +43,17 @@ impl Guard {
 
     /// Places above the mark at which something was cut off.
     #[must_use]
-    pub fn cuts(&self) -> Vec<(Queue, Place)> {
+    pub fn cuts(&self) -> Vec<(Queue, LogOffset)> {
         self.cuts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The cut below the mark that was refused.
     #[must_use]
-    pub fn refused(&self) -> Option<(Queue, Place)> {
+    pub fn refused(&self) -> Option<(Queue, LogOffset)> {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, at: (Queue, Place)) -> io::Result<()> {
+    fn check(&self, at: (Queue, LogOffset)) -> io::Result<()> {
         if at.1 >= self.mark.mark().spans[at.0 as usize].end {
             return Ok(());
         }
@@ -166,7 +166,7 @@ impl<F: FileSystem> std::fmt::Debug for GuardedHandle<F> {
 impl<F: FileSystem> GuardedHandle<F> {
     fn before_truncate(&self, offset: usize) -> io::Result<()> {
         let Some((queue, file)) = self.file else { return Ok(()) };
-        let place = Place { file, offset: offset as u64 };
+        let place = LogOffset { file, offset: offset as u64 };
         self.guard.check((queue, place))?;
         if self.written.load(Ordering::Acquire) == 0 && !self.is_empty_after(place.offset)? {
             // Nothing was written through this handle: raft-engine opens the log and found a tail that is no batch.
@@ -210,7 +210,7 @@ impl<F: FileSystem> Handle for GuardedHandle<F> {
         let offset = self.written.load(Ordering::Acquire);
         let synced = self.inner.sync().and_then(|()| match self.file {
             Some((queue, file)) if offset > 0 => {
-                self.guard.mark.advance(queue, Place { file, offset })
+                self.guard.mark.advance(queue, LogOffset { file, offset })
             }
             _ => Ok(()),
         });

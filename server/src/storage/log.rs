@@ -15,9 +15,9 @@ use trefoil_core::limits::LOG_PURGE_BYTES;
 use trefoil_core::replica::{Boot, PersistBatch};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
-use super::fault::{Refusal, die, is_no_space};
+use super::fault::{StorageError, die, is_no_space};
 use super::files::{Guard, Guarded};
-use super::mark::{self, Mark, Place, Queue};
+use super::mark::{self, LogOffset, Mark, Queue};
 use super::regions::{MEMBERS_REGION, region, shard_of};
 use super::{DataDirectory, LogStore, LogWrite, Recovered, durable};
 
@@ -110,7 +110,7 @@ impl EngineLog {
     ///
     /// # Errors
     /// When it cannot be written, or is there.
-    pub fn create(root: &Path, shards: &[ShardId]) -> Result<(), Refusal> {
+    pub fn create(root: &Path, shards: &[ShardId]) -> Result<(), StorageError> {
         Self::create_with(root, shards, Options::default(), Arc::new(DefaultFileSystem))
     }
 
@@ -118,7 +118,7 @@ impl EngineLog {
     ///
     /// # Errors
     /// When acknowledged entries are damaged or missing. Nothing of them is changed on disk.
-    pub fn open(root: &Path, shards: &[ShardId]) -> Result<(Self, Vec<Recovered>), Refusal> {
+    pub fn open(root: &Path, shards: &[ShardId]) -> Result<(Self, Vec<Recovered>), StorageError> {
         Self::open_with(root, shards, Options::default(), Arc::new(DefaultFileSystem))
     }
 }
@@ -133,12 +133,12 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         shards: &[ShardId],
         options: Options,
         files: Arc<F>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), StorageError> {
         let path = DataDirectory::log_path(root);
-        durable::make_directory(&path).map_err(|error| Refusal::io("make", &path, &error))?;
+        durable::make_directory(&path).map_err(|error| StorageError::io("make", &path, &error))?;
         let mark_path = DataDirectory::mark_path(root);
         let mark = mark::File::create(&mark_path, options.boot)
-            .map_err(|error| Refusal::io("make", &mark_path, &error))?;
+            .map_err(|error| StorageError::io("make", &mark_path, &error))?;
         let log = Self::start(path, options, files, Guard::new(mark, false))?;
         let mut batch = LogBatch::default();
         for &shard in shards {
@@ -147,13 +147,13 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             hard_state.set_commit(BIRTH_INDEX);
             put_base(&mut batch, shard, &hard_state, (BIRTH_INDEX, BIRTH_TERM), BIRTH_GENERATION);
         }
-        log.engine
-            .write(&mut batch, true)
-            .map_err(|error| Refusal(format!("cannot write {}: {error}", log.path.display())))?;
+        log.engine.write(&mut batch, true).map_err(|error| {
+            StorageError(format!("cannot write {}: {error}", log.path.display()))
+        })?;
         log.sync_mark();
         for directory in [log.path.as_path(), root] {
             durable::sync_directory(directory)
-                .map_err(|error| Refusal::io("sync", directory, &error))?;
+                .map_err(|error| StorageError::io("sync", directory, &error))?;
         }
         Ok(())
     }
@@ -167,26 +167,29 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         shards: &[ShardId],
         options: Options,
         files: Arc<F>,
-    ) -> Result<(Self, Vec<Recovered>), Refusal> {
+    ) -> Result<(Self, Vec<Recovered>), StorageError> {
         let path = DataDirectory::log_path(root);
         let mark_path = DataDirectory::mark_path(root);
         let (mark_file, mark) = mark::File::open(&mark_path, options.boot).map_err(|error| {
-            Refusal(format!(
+            StorageError(format!(
                 "cannot use {}, which says how far the log is synced: {error}; restore it from a copy, or treat this data directory as lost, as docs/operations.md says",
                 mark_path.display()
             ))
         })?;
         check_files(&path, &mark)?;
         settle(&path, &mark, &files)
-            .map_err(|error| Refusal::io("write again the end of", &path, &error))?;
+            .map_err(|error| StorageError::io("write again the end of", &path, &error))?;
         // Only a loss of power can take what the kernel had.
         let power_lost = mark.boot == 0 || mark.boot != options.boot;
         let log = Self::start(path, options, files, Guard::new(mark_file, power_lost))?;
         if log.mark().uncertain {
-            log.doubt(shards).map_err(|error| Refusal::io("write", &log.path, &error))?;
+            log.doubt(shards).map_err(|error| StorageError::io("write", &log.path, &error))?;
         }
         let recovered = shards.iter().map(|&shard| log.recover(shard)).collect::<Result<_, _>>()?;
-        log.guard.mark().note_boot().map_err(|error| Refusal::io("write", &mark_path, &error))?;
+        log.guard
+            .mark()
+            .note_boot()
+            .map_err(|error| StorageError::io("write", &mark_path, &error))?;
         Ok((log, recovered))
     }
 
@@ -195,11 +198,11 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         options: Options,
         files: Arc<F>,
         guard: Guard,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, StorageError> {
         let guard = Arc::new(guard);
         let dir = path
             .to_str()
-            .ok_or_else(|| Refusal(format!("the path {} is not UTF-8", path.display())))?;
+            .ok_or_else(|| StorageError(format!("the path {} is not UTF-8", path.display())))?;
         let config = Config {
             dir: dir.to_owned(),
             recovery_mode: RecoveryMode::TolerateTailCorruption,
@@ -214,7 +217,8 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         // raft-engine would make its lock file readable to all.
         let lock = path.join("LOCK");
         if !lock.exists() {
-            durable::open_file(&lock, true).map_err(|error| Refusal::io("make", &lock, &error))?;
+            durable::open_file(&lock, true)
+                .map_err(|error| StorageError::io("make", &lock, &error))?;
         }
         let files = Arc::new(Guarded::new(files, Arc::clone(&guard)));
         let engine = Engine::open_with_file_system(config, files);
@@ -252,15 +256,15 @@ impl<F: FileSystem + 'static> EngineLog<F> {
 
     /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
     #[must_use]
-    pub fn cuts(&self) -> Vec<(Queue, Place)> {
+    pub fn cuts(&self) -> Vec<(Queue, LogOffset)> {
         self.guard.cuts()
     }
 
     /// What the log holds of a shard. Every entry is read: raft-engine itself checks only the last batch of a file.
-    fn recover(&self, shard: ShardId) -> Result<Recovered, Refusal> {
+    fn recover(&self, shard: ShardId) -> Result<Recovered, StorageError> {
         let region = region(shard);
         let missing = |what: &str| {
-            Refusal(format!(
+            StorageError(format!(
                 "{} does not hold the {what} of shard {shard}: treat this data directory as lost, as docs/operations.md says",
                 self.path.display()
             ))
@@ -292,7 +296,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         Ok(Recovered { shard, boot, generation, damage })
     }
 
-    fn scan(&self, shard: ShardId, last: u64, boot: &mut Boot) -> Result<(), Refusal> {
+    fn scan(&self, shard: ShardId, last: u64, boot: &mut Boot) -> Result<(), StorageError> {
         let mut next = boot.truncated.0 + 1;
         let mut entries = Vec::new();
         while next <= last {
@@ -506,14 +510,14 @@ fn decode_pair(bytes: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*index), u64::from_le_bytes(term.try_into().ok()?)))
 }
 
-fn damaged(path: &Path, refused: Option<(Queue, Place)>, error: &Error) -> Refusal {
+fn damaged(path: &Path, refused: Option<(Queue, LogOffset)>, error: &Error) -> StorageError {
     let (path, place) = match refused {
-        Some((queue, Place { file, offset })) => {
+        Some((queue, LogOffset { file, offset })) => {
             (path.join(super::files::name(queue, file)), format!(" at offset {offset}"))
         }
         None => (path.to_owned(), String::new()),
     };
-    Refusal(format!(
+    StorageError(format!(
         "{} is damaged{place} where it was acknowledged; nothing was changed: treat this data directory as lost, as docs/operations.md says ({error})",
         path.display()
     ))
@@ -560,14 +564,17 @@ fn write_again<F: FileSystem>(path: &Path, from: u64, files: &Arc<F>) -> std::io
 
 /// Sees that every file that the mark speaks of is there and long enough, and that none is missing between two:
 /// raft-engine would ignore what lies before a gap.
-fn check_files(path: &Path, mark: &Mark) -> Result<(), Refusal> {
-    let entries = std::fs::read_dir(path).map_err(|error| Refusal::io("read", path, &error))?;
+fn check_files(path: &Path, mark: &Mark) -> Result<(), StorageError> {
+    let entries =
+        std::fs::read_dir(path).map_err(|error| StorageError::io("read", path, &error))?;
     let mut files = [BTreeMap::new(), BTreeMap::new()];
     for entry in entries {
-        let entry = entry.map_err(|error| Refusal::io("read", path, &error))?;
+        let entry = entry.map_err(|error| StorageError::io("read", path, &error))?;
         if let Some((queue, file)) = entry.file_name().to_str().and_then(super::files::parse) {
-            let bytes =
-                entry.metadata().map_err(|error| Refusal::io("read", &entry.path(), &error))?.len();
+            let bytes = entry
+                .metadata()
+                .map_err(|error| StorageError::io("read", &entry.path(), &error))?
+                .len();
             files[queue as usize].insert(file, bytes);
         }
     }
@@ -577,13 +584,13 @@ fn check_files(path: &Path, mark: &Mark) -> Result<(), Refusal> {
         let suffix = if queue == Queue::Append { "raftlog" } else { "rewrite" };
         for file in span.first..=last {
             let Some(&bytes) = files.get(&file) else {
-                return Err(Refusal(format!(
+                return Err(StorageError(format!(
                     "{}/{file:016}.{suffix} is missing: restore it, or treat this data directory as lost, as docs/operations.md says",
                     path.display()
                 )));
             };
             if file == span.end.file && bytes < span.end.offset {
-                return Err(Refusal(format!(
+                return Err(StorageError(format!(
                     "{}/{file:016}.{suffix} ends at {bytes} and was synced up to {}: restore it, or treat this data directory as lost, as docs/operations.md says",
                     path.display(),
                     span.end.offset

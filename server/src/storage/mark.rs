@@ -31,7 +31,7 @@ pub enum Queue {
 
 /// A place in a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct LogOffset {
     /// Number of the file, from 1; 0 is before all.
     pub file: u64,
     /// Offset in it.
@@ -44,7 +44,7 @@ pub struct Span {
     /// The first file; those before it were removed.
     pub first: u64,
     /// The end of what was synced.
-    pub end: Place,
+    pub end: LogOffset,
 }
 
 /// What of the log must be on disk.
@@ -83,8 +83,11 @@ impl File {
     /// When it cannot be written, or is there.
     pub fn create(path: &Path, boot: u64) -> std::io::Result<Self> {
         let file = durable::open_file(path, true)?;
-        let mark =
-            Mark { spans: [Span { first: 1, end: Place::default() }; 2], boot, uncertain: false };
+        let mark = Mark {
+            spans: [Span { first: 1, end: LogOffset::default() }; 2],
+            boot,
+            uncertain: false,
+        };
         let mut state = State { file, mark, synced: mark, counter: 0, slot: 0 };
         state.write()?;
         state.sync()?;
@@ -122,7 +125,7 @@ impl File {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn advance(&self, queue: Queue, end: Place) -> std::io::Result<()> {
+    pub fn advance(&self, queue: Queue, end: LogOffset) -> std::io::Result<()> {
         let mut state = self.lock();
         let span = &mut state.mark.spans[queue as usize];
         if end <= span.end {
@@ -240,8 +243,8 @@ fn read_slot(file: &std::fs::File, offset: u64) -> Option<(u64, Mark)> {
     if magic != MAGIC || checksum != xxh3_64(&bytes[..SLOT_BYTES - 8]) {
         return None;
     }
-    let append = Span { first: a_first, end: Place { file: a_file, offset: a_offset } };
-    let rewrite = Span { first: r_first, end: Place { file: r_file, offset: r_offset } };
+    let append = Span { first: a_first, end: LogOffset { file: a_file, offset: a_offset } };
+    let rewrite = Span { first: r_first, end: LogOffset { file: r_file, offset: r_offset } };
     Some((counter, Mark { spans: [append, rewrite], boot, uncertain: uncertain != 0 }))
 }
 

@@ -30,7 +30,7 @@ use trefoil_core::replica::{Boot, PersistBatch};
 
 pub use self::directory::{DataDirectory, Expected, Identity};
 pub use self::evidence::{Damaged, Unusable};
-pub use self::fault::{OpenError, Refusal, die};
+pub use self::fault::{OpenError, StorageError, die};
 pub use self::log::EngineLog;
 pub use self::reserve::Reserve;
 pub use self::scrub::Scrubbed;

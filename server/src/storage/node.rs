@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use trefoil_core::machine::Machine;
 use trefoil_core::{META_SHARD, ShardId};
 
-use super::fault::{OpenError, Refusal};
+use super::fault::{OpenError, StorageError};
 use super::log::BIRTH_GENERATION;
 use super::state::{file_path, remove_other_generations};
 use super::{
@@ -49,11 +49,11 @@ pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk
         let store = match open_state(path, &mut recovered, cache_bytes) {
             // Nobody else has what it held.
             Err(Unusable::Damaged(damaged)) if identity.members.len() == 1 => {
-                return Err(Refusal::from(damaged).into());
+                return Err(StorageError::from(damaged).into());
             }
             Err(Unusable::Damaged(damaged)) => {
                 log.write(&[LogWrite::Damage(recovered.shard)]).map_err(|error| {
-                    Refusal::io("write", &DataDirectory::log_path(path), &error)
+                    StorageError::io("write", &DataDirectory::log_path(path), &error)
                 })?;
                 recovered.damage = Some(damaged.to_string());
                 None
@@ -89,12 +89,12 @@ fn open_state(
     })?
 }
 
-fn give_birth(path: &Path, shard: ShardId, cache_bytes: usize) -> Result<(), Refusal> {
+fn give_birth(path: &Path, shard: ShardId, cache_bytes: usize) -> Result<(), StorageError> {
     let mut store = StateStore::create(path, shard, BIRTH_GENERATION, cache_bytes)?;
     Machine::bootstrap(&mut store);
     let checkpoint = store.freeze().expect("a machine is born with a record");
     checkpoint
         .write_in_place(None)
         .map(drop)
-        .map_err(|error| Refusal::io("write the state below", path, &error))
+        .map_err(|error| StorageError::io("write the state below", path, &error))
 }

@@ -14,7 +14,7 @@ use trefoil_core::machine::Digest;
 use trefoil_proto::internal::v1::{Manifest, Progress, Record, SnapshotChunk};
 
 use super::durable;
-use super::fault::Refusal;
+use super::fault::StorageError;
 use super::state::{self, RECORDS, STATE_FORMAT, StateFile};
 
 /// A snapshot to be sent: one transaction on the last finished checkpoint. While it is open, the pages that it shows
@@ -191,7 +191,7 @@ impl Writer {
         generation: u64,
         position: (u64, u64),
         manifest: Manifest,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, StorageError> {
         check_format(&manifest)?;
         let (path, backend) = state::create_file(root, shard, generation)?;
         Self::create_on(&path, shard, generation, position, manifest, backend)
@@ -208,7 +208,7 @@ impl Writer {
         position: (u64, u64),
         manifest: Manifest,
         backend: impl StorageBackend,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, StorageError> {
         check_format(&manifest)?;
         let path = path.to_owned();
         let folder = path.parent().map_or_else(PathBuf::new, Path::to_owned);
@@ -234,19 +234,19 @@ impl Writer {
     ///
     /// # Errors
     /// When it is not the next one, is damaged, or cannot be written.
-    pub fn write(&mut self, chunk: &SnapshotChunk) -> Result<(), Refusal> {
+    pub fn write(&mut self, chunk: &SnapshotChunk) -> Result<(), StorageError> {
         if self.complete || chunk.ordinal != self.ordinal {
-            return Err(Refusal(format!(
+            return Err(StorageError(format!(
                 "chunk {} came where {} was due",
                 chunk.ordinal, self.ordinal
             )));
         }
         if checksum(&chunk.records) != chunk.checksum {
-            return Err(Refusal(format!("chunk {} is damaged", chunk.ordinal)));
+            return Err(StorageError(format!("chunk {} is damaged", chunk.ordinal)));
         }
         for record in &chunk.records {
             if self.last_key.as_ref().is_some_and(|last| *last >= record.key) {
-                return Err(Refusal(format!("chunk {} is out of order", chunk.ordinal)));
+                return Err(StorageError(format!("chunk {} is out of order", chunk.ordinal)));
             }
             self.last_key = Some(record.key.clone());
             self.bytes += (record.key.len() + record.value.len()) as u64;
@@ -256,7 +256,7 @@ impl Writer {
         self.ordinal += 1;
         self.complete = chunk.last;
         if self.records > self.manifest.records || self.bytes > self.manifest.bytes {
-            return Err(Refusal("the snapshot holds more than its manifest says".to_owned()));
+            return Err(StorageError("the snapshot holds more than its manifest says".to_owned()));
         }
         Ok(())
     }
@@ -276,12 +276,12 @@ impl Writer {
     ///
     /// # Errors
     /// When something is missing or differs; the file is removed.
-    pub fn finish(mut self) -> Result<(), Refusal> {
+    pub fn finish(mut self) -> Result<(), StorageError> {
         if !self.complete
             || self.records != self.manifest.records
             || self.bytes != self.manifest.bytes
         {
-            return Err(Refusal(format!(
+            return Err(StorageError(format!(
                 "the snapshot holds {} records with {} bytes, and its manifest says {} with {}",
                 self.records, self.bytes, self.manifest.records, self.manifest.bytes
             )));
@@ -296,10 +296,10 @@ impl Writer {
             })?;
         }
         durable::sync_directory(&self.folder)
-            .map_err(|error| Refusal::io("sync", &self.folder, &error))
+            .map_err(|error| StorageError::io("sync", &self.folder, &error))
     }
 
-    fn check_progress(&self) -> Result<(), Refusal> {
+    fn check_progress(&self) -> Result<(), StorageError> {
         let key = state::progress_key();
         let progress = match &self.open {
             Some((file, write)) => {
@@ -315,14 +315,14 @@ impl Writer {
         if found == Some((self.position.0, self.position.1, self.manifest.chain)) {
             return Ok(());
         }
-        Err(Refusal(format!(
+        Err(StorageError(format!(
             "the snapshot is not of entry {} of term {}",
             self.position.0, self.position.1
         )))
     }
 
-    fn failed(&self, error: &redb::Error) -> Refusal {
-        Refusal(format!("cannot write the snapshot {}: {error}", self.path.display()))
+    fn failed(&self, error: &redb::Error) -> StorageError {
+        StorageError(format!("cannot write the snapshot {}: {error}", self.path.display()))
     }
 
     fn remove(&self) {
@@ -331,11 +331,11 @@ impl Writer {
     }
 }
 
-fn check_format(manifest: &Manifest) -> Result<(), Refusal> {
+fn check_format(manifest: &Manifest) -> Result<(), StorageError> {
     if manifest.format == STATE_FORMAT {
         return Ok(());
     }
-    Err(Refusal(format!(
+    Err(StorageError(format!(
         "the snapshot has format {}, and this node knows {STATE_FORMAT}",
         manifest.format
     )))

@@ -26,7 +26,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use super::blocks::{Blocks, Health, Unfit};
 use super::checkpoint::{Checkpoint, Written};
 use super::evidence::{Damaged, Unusable};
-use super::fault::{Refusal, die, is_no_space};
+use super::fault::{StorageError, die, is_no_space};
 use super::gaps::{Gaps, PASSED_MIN};
 use super::merge::Merge;
 use super::pace::{Pace, Paced};
@@ -200,8 +200,8 @@ impl StateFile {
     }
 }
 
-fn refuse(path: &Path, error: &dyn std::fmt::Display) -> Refusal {
-    Refusal(format!(
+fn refuse(path: &Path, error: &dyn std::fmt::Display) -> StorageError {
+    StorageError(format!(
         "cannot open the state file {}: {error}; treat this data directory as lost, as docs/operations.md says",
         path.display()
     ))
@@ -277,11 +277,12 @@ impl StateStore {
         shard: ShardId,
         generation: u64,
         cache_bytes: usize,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<Self, StorageError> {
         let (path, backend) = create_file(root, shard, generation)?;
         let store = Self::open_on(shard, generation, &path, backend, cache_bytes)?;
         let folder = super::DataDirectory::state_path(root);
-        durable::sync_directory(&folder).map_err(|error| Refusal::io("sync", &folder, &error))?;
+        durable::sync_directory(&folder)
+            .map_err(|error| StorageError::io("sync", &folder, &error))?;
         Ok(store)
     }
 
@@ -298,7 +299,7 @@ impl StateStore {
         let path = file_path(root, shard, generation);
         let file = durable::open_file(&path, false).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => Damaged::new(&path, "it is missing").into(),
-            _ => Unusable::from(Refusal::io("open", &path, &error)),
+            _ => Unusable::from(StorageError::io("open", &path, &error)),
         })?;
         let backend = FileBackend::new(file).map_err(|error| refuse(&path, &error))?;
         Self::open_on(shard, generation, &path, backend, cache_bytes)
@@ -472,12 +473,12 @@ pub(super) fn create_file(
     root: &Path,
     shard: ShardId,
     generation: u64,
-) -> Result<(PathBuf, FileBackend), Refusal> {
+) -> Result<(PathBuf, FileBackend), StorageError> {
     let folder = super::DataDirectory::state_path(root);
-    durable::make_directory(&folder).map_err(|error| Refusal::io("make", &folder, &error))?;
+    durable::make_directory(&folder).map_err(|error| StorageError::io("make", &folder, &error))?;
     let path = file_path(root, shard, generation);
     let file =
-        durable::open_file(&path, true).map_err(|error| Refusal::io("make", &path, &error))?;
+        durable::open_file(&path, true).map_err(|error| StorageError::io("make", &path, &error))?;
     let backend = FileBackend::new(file).map_err(|error| refuse(&path, &error))?;
     Ok((path, backend))
 }
@@ -505,18 +506,24 @@ pub(super) fn write_facts(
 ///
 /// # Errors
 /// When a file cannot be removed.
-pub fn remove_other_generations(root: &Path, shard: ShardId, keep: u64) -> Result<(), Refusal> {
+pub fn remove_other_generations(
+    root: &Path,
+    shard: ShardId,
+    keep: u64,
+) -> Result<(), StorageError> {
     let mut removed = false;
     for generation in generations(root, shard)? {
         if generation != keep {
             let path = file_path(root, shard, generation);
-            std::fs::remove_file(&path).map_err(|error| Refusal::io("remove", &path, &error))?;
+            std::fs::remove_file(&path)
+                .map_err(|error| StorageError::io("remove", &path, &error))?;
             removed = true;
         }
     }
     let folder = super::DataDirectory::state_path(root);
     if removed {
-        durable::sync_directory(&folder).map_err(|error| Refusal::io("sync", &folder, &error))?;
+        durable::sync_directory(&folder)
+            .map_err(|error| StorageError::io("sync", &folder, &error))?;
     }
     Ok(())
 }
@@ -525,16 +532,18 @@ pub fn remove_other_generations(root: &Path, shard: ShardId, keep: u64) -> Resul
 ///
 /// # Errors
 /// When the directory cannot be read.
-pub fn next_generation(root: &Path, shard: ShardId) -> Result<u64, Refusal> {
+pub fn next_generation(root: &Path, shard: ShardId) -> Result<u64, StorageError> {
     let kept = super::evidence::kept(root, shard)?.map(|(generation, _)| generation);
     Ok(generations(root, shard)?.into_iter().chain(kept).max().unwrap_or(0) + 1)
 }
 
-fn generations(root: &Path, shard: ShardId) -> Result<Vec<u64>, Refusal> {
+fn generations(root: &Path, shard: ShardId) -> Result<Vec<u64>, StorageError> {
     let folder = super::DataDirectory::state_path(root);
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(&folder).map_err(|error| Refusal::io("read", &folder, &error))? {
-        let name = entry.map_err(|error| Refusal::io("read", &folder, &error))?.file_name();
+    for entry in
+        std::fs::read_dir(&folder).map_err(|error| StorageError::io("read", &folder, &error))?
+    {
+        let name = entry.map_err(|error| StorageError::io("read", &folder, &error))?.file_name();
         let number = name
             .to_str()
             .and_then(|name| name.strip_suffix(".redb")?.strip_prefix(&format!("{shard}-")));

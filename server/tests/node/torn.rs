@@ -12,7 +12,7 @@ use trefoil_core::{NodeId, ShardId};
 use trefoil_server::node::{Handle, StartError};
 use trefoil_server::storage::files;
 use trefoil_server::storage::log::Options;
-use trefoil_server::storage::mark::{self, Place, Queue};
+use trefoil_server::storage::mark::{self, LogOffset, Queue};
 use trefoil_server::storage::{DataDirectory, EngineLog};
 
 use crate::support::{Cluster, SHARDS, get, key_in, put, until};
@@ -25,7 +25,7 @@ const SEVERAL_ELECTIONS: Duration = Duration::from_millis(3_600);
 /// The last file of a stopped node's log, and where it is known to be synced to.
 fn marked_end(root: &Path) -> (PathBuf, u64) {
     let (_, mark) = mark::File::open(&DataDirectory::mark_path(root), EARLIER.boot).unwrap();
-    let Place { file, offset } = mark.spans[0].end;
+    let LogOffset { file, offset } = mark.spans[0].end;
     (DataDirectory::log_path(root).join(files::name(Queue::Append, file)), offset)
 }
 

@@ -11,7 +11,7 @@ use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 use trefoil_server::storage::fault::on_fault;
 use trefoil_server::storage::log::Options;
 use trefoil_server::storage::mark;
-use trefoil_server::storage::{EngineLog, LogStore, LogWrite, Recovered, Refusal};
+use trefoil_server::storage::{EngineLog, LogStore, LogWrite, Recovered, StorageError};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::support::{Fault, Images, Random, Recorder, Step, contents, restore, scratch};
@@ -86,7 +86,7 @@ impl Shard {
     }
 }
 
-fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), Refusal> {
+fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), StorageError> {
     EngineLog::open_with(root, &SHARDS, options, Arc::new(DefaultFileSystem))
 }
 
@@ -322,7 +322,7 @@ fn marked_offset(root: &Path) -> usize {
 /// Opens what must be refused, and sees that nothing changed.
 fn assert_refused(root: &Path, what: &str) {
     let before = contents(root);
-    let Err(Refusal(sentence)) = open(root, AFTER_POWER_LOSS) else {
+    let Err(StorageError(sentence)) = open(root, AFTER_POWER_LOSS) else {
         panic!("{what} was not refused")
     };
     assert!(sentence.contains(root.to_str().unwrap()) && !sentence.contains('\n'), "{sentence}");

@@ -16,7 +16,7 @@ use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::blocks::GROUP;
 use trefoil_server::storage::fault::on_fault;
 use trefoil_server::storage::state::file_path;
-use trefoil_server::storage::{Refusal, StateStore, evidence};
+use trefoil_server::storage::{StateStore, StorageError, evidence};
 
 use crate::support::Random;
 use crate::support::lossy::{Lossy, memory_of};
@@ -55,7 +55,7 @@ fn checkpoint(store: &mut StateStore) {
     }
 }
 
-fn open_on(disk: impl StorageBackend) -> Result<StateStore, Refusal> {
+fn open_on(disk: impl StorageBackend) -> Result<StateStore, StorageError> {
     let path = Path::new("rotten.redb");
     Ok(StateStore::open_on(SHARD, GENERATION, path, disk, SMALL_CACHE_BYTES)?)
 }
@@ -142,7 +142,7 @@ fn trial(bytes: &[u8], model: &Model, seed: u64, rot: impl Fn(&mut [u8])) -> End
     }
     let mut store = match lives(|| open_on(disk.clone())) {
         Ok(Ok(store)) => store,
-        Ok(Err(Refusal(sentence))) => return End::Refused(sentence),
+        Ok(Err(StorageError(sentence))) => return End::Refused(sentence),
         Err(words) => panic!("opening a file ends no process: {words}"),
     };
     if late {
@@ -219,7 +219,7 @@ fn no_bit_of_the_header_turns_over_unseen() {
     let Sound { mut bytes, .. } = sound();
     for bit in 0..SECTOR * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
-        let Refusal(sentence) = open_on(memory_of(&bytes)).map(drop).unwrap_err();
+        let StorageError(sentence) = open_on(memory_of(&bytes)).map(drop).unwrap_err();
         assert!(sentence.contains("its block at byte 0 is damaged"), "bit {bit}: {sentence}");
         bytes[bit / 8] ^= 1 << (bit % 8);
     }
@@ -319,7 +319,7 @@ fn a_scrub_finds_what_the_disk_has_lost_behind_the_cache() {
         let mut rotten = bytes.clone();
         rotten[at] ^= bit;
         let cold = lives(|| {
-            let store = open_on(memory_of(&rotten)).map_err(|Refusal(sentence)| sentence)?;
+            let store = open_on(memory_of(&rotten)).map_err(|StorageError(sentence)| sentence)?;
             store.scan(&[], &[0xff; 8], usize::MAX);
             Ok::<_, String>(())
         });

@@ -15,7 +15,7 @@ use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::log::BIRTH_GENERATION;
 use trefoil_server::storage::snapshot::Writer;
 use trefoil_server::storage::state::{file_path, next_generation, remove_other_generations};
-use trefoil_server::storage::{EngineLog, LogStore as _, LogWrite, Refusal, StateStore};
+use trefoil_server::storage::{EngineLog, LogStore as _, LogWrite, StateStore, StorageError};
 
 use crate::support::Random;
 use crate::support::lossy::{Lossy, Tear, memory_of};
@@ -214,7 +214,7 @@ fn a_damaged_root_is_refused() {
     let at = bytes.windows(value.len()).position(|window| window == value).unwrap();
     bytes[at + 3] ^= 4;
     std::fs::write(&path, bytes).unwrap();
-    let Refusal(words) = StateStore::open_generation(root.path(), SHARD, 1, CACHE_BYTES)
+    let StorageError(words) = StateStore::open_generation(root.path(), SHARD, 1, CACHE_BYTES)
         .map(drop)
         .unwrap_err()
         .into();
@@ -226,7 +226,7 @@ fn a_missing_or_foreign_file_is_refused() {
     let root = tempfile::tempdir().unwrap();
     drop(StateStore::create(root.path(), SHARD, 1, CACHE_BYTES).unwrap());
     let refused = |shard, generation| {
-        let Refusal(sentence) =
+        let StorageError(sentence) =
             StateStore::open_generation(root.path(), shard, generation, CACHE_BYTES)
                 .map(drop)
                 .unwrap_err()
@@ -314,7 +314,7 @@ fn a_bad_snapshot_is_refused_and_leaves_no_file() {
         writer.finish()
     };
     let refused = |position, manifest, chunks: &[_], words: &str| {
-        let Refusal(sentence) = receive(position, manifest, chunks).unwrap_err();
+        let StorageError(sentence) = receive(position, manifest, chunks).unwrap_err();
         assert!(sentence.contains(words), "{sentence}");
         assert!(!file_path(to.path(), SHARD, 9).exists(), "{words}: the file is gone");
     };
@@ -386,7 +386,7 @@ fn before_install() -> (tempfile::TempDir, u64, Vec<(Bytes, Bytes)>) {
     (root, generation, everything(&store))
 }
 
-fn restart(root: &Path) -> Result<(Boot, StateStore), Refusal> {
+fn restart(root: &Path) -> Result<(Boot, StateStore), StorageError> {
     let (_, mut recovered) = EngineLog::open(root, &[SHARD])?;
     let mut recovered = recovered.remove(0);
     let store = StateStore::open_generation(root, SHARD, recovered.generation, CACHE_BYTES)?;
@@ -426,7 +426,7 @@ fn a_crash_after_the_install_batch_has_the_snapshot_and_nothing_else() {
     assert!(!file_path(root.path(), SHARD, BIRTH_GENERATION).exists());
     drop(store);
     std::fs::remove_file(file_path(root.path(), SHARD, generation)).unwrap();
-    let Refusal(sentence) = restart(root.path()).map(drop).unwrap_err();
+    let StorageError(sentence) = restart(root.path()).map(drop).unwrap_err();
     assert!(sentence.contains(&format!("{SHARD}-{generation}.redb")), "{sentence}");
 }
 

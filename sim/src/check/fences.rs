@@ -16,12 +16,12 @@ const NO_REASON: &str = "a token is refused where a newer one was, or when nobod
 const UNMARKED: &str = "a fenced read leaves its mark before it reads";
 
 /// The shard and the lock.
-type Place = (ShardId, String, String);
+type AnswerPosition = (ShardId, String, String);
 
 /// The highest writer's token under which each shard was used.
 #[derive(Clone, Debug, Default)]
 pub struct Fences {
-    marks: BTreeMap<Place, u64>,
+    marks: BTreeMap<AnswerPosition, u64>,
     /// Requests whose answer is remembered: it is given again whatever the mark is.
     done: BTreeSet<(ShardId, String, u64)>,
     /// Uses that were refused because of a newer holder.
@@ -100,7 +100,7 @@ impl Fences {
     }
 }
 
-fn place(shard: ShardId, checked: &CheckedFence) -> Option<(Place, u64)> {
+fn place(shard: ShardId, checked: &CheckedFence) -> Option<(AnswerPosition, u64)> {
     let fence = checked.fence.as_ref()?;
     Some(((shard, fence.namespace.clone(), fence.lock.clone()), fence.token))
 }

@@ -214,7 +214,7 @@ pub enum Outcome {
 
 /// Where an answer was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct AnswerPosition {
     /// The shard.
     pub shard: ShardId,
     /// The position that the reply told.
@@ -232,7 +232,7 @@ pub enum End {
     /// Refused before the state machine decided: it did not and will not take effect.
     NotDone(Reason),
     /// Answered by the state machine.
-    Answered(Place, Outcome),
+    Answered(AnswerPosition, Outcome),
 }
 
 /// One call of one client, with all its retries.
@@ -251,9 +251,9 @@ pub struct Call {
 }
 
 impl Call {
-    /// Place and outcome of an answered call.
+    /// AnswerPosition and outcome of an answered call.
     #[must_use]
-    pub fn answered(&self) -> Option<(&Place, &Outcome)> {
+    pub fn answered(&self) -> Option<(&AnswerPosition, &Outcome)> {
         match &self.end {
             End::Answered(place, outcome) => Some((place, outcome)),
             End::Open | End::NotDone(_) => None,
@@ -295,7 +295,7 @@ impl History {
     }
 
     /// All answered calls.
-    pub fn answered(&self) -> impl Iterator<Item = (&Call, &Place, &Outcome)> {
+    pub fn answered(&self) -> impl Iterator<Item = (&Call, &AnswerPosition, &Outcome)> {
         self.calls
             .iter()
             .filter_map(|call| call.answered().map(|(place, outcome)| (call, place, outcome)))
@@ -316,7 +316,7 @@ pub(crate) mod build {
         outcome: Outcome,
     ) -> Call {
         let position = Position { term: 2, index, ordinal: 0, log_time_ms: index };
-        let place = Place { shard: 1, position, exact: true };
+        let place = AnswerPosition { shard: 1, position, exact: true };
         Call { client: 1, called_at, ended_at, action, end: End::Answered(place, outcome) }
     }
 

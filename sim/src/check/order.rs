@@ -5,13 +5,13 @@ use std::collections::BTreeMap;
 use trefoil_core::ShardId;
 
 use super::Violation;
-use super::history::{Call, History, Place};
+use super::history::{AnswerPosition, Call, History};
 
 const ORDER: &str = "positions follow real time";
 const UNIQUE: &str = "one command has one position";
 const TIME: &str = "term and log time never decrease along the log";
 
-type Item<'a> = (&'a Call, &'a Place);
+type Item<'a> = (&'a Call, &'a AnswerPosition);
 
 /// Compares the positions of each shard with the times of the calls.
 #[must_use]

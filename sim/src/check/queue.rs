@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::history::{Action, Call, Delivery, History, Outcome, Place};
+use super::history::{Action, AnswerPosition, Call, Delivery, History, Outcome};
 
 const PHANTOM: &str = "a delivery carries what was enqueued";
 const ONCE: &str = "an enqueue makes one message";
@@ -20,7 +20,7 @@ type Id<'a> = (&'a str, &'a str);
 #[derive(Clone, Copy)]
 struct Delivered<'a> {
     call: &'a Call,
-    place: &'a Place,
+    place: &'a AnswerPosition,
     delivery: &'a Delivery,
     lease_ms: u64,
 }
@@ -28,7 +28,7 @@ struct Delivered<'a> {
 #[derive(Clone, Copy)]
 struct Acked<'a> {
     call: &'a Call,
-    place: &'a Place,
+    place: &'a AnswerPosition,
     lease_id: &'a str,
 }
 

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::history::{Action, Call, History, Outcome, Place};
+use super::history::{Action, AnswerPosition, Call, History, Outcome};
 
 const NEWEST: &str = "a read shows the newest write at or before its index";
 const VERSIONS: &str = "versions of a key rise with the positions of its writes";
@@ -16,7 +16,7 @@ const THERE: &str = "a value is there until its time is up by the log";
 #[derive(Clone, Copy)]
 struct Write<'a> {
     call: &'a Call,
-    place: &'a Place,
+    place: &'a AnswerPosition,
     version: u64,
     /// None for a deletion.
     value: Option<&'a str>,
@@ -90,7 +90,7 @@ fn hidden<'a>(
     key: &str,
     writes: &[Write<'a>],
     read: &Call,
-    place: &Place,
+    place: &AnswerPosition,
 ) -> Option<Write<'a>> {
     let before = writes.iter().filter(|write| write.place.position.index <= place.position.index);
     let newest = *before.max_by_key(|write| write.version)?;
@@ -105,7 +105,7 @@ fn hidden<'a>(
     (certain && !unseen && there).then_some(newest)
 }
 
-fn contradicts(write: &Write<'_>, read: &Place, value: &str, version: u64) -> bool {
+fn contradicts(write: &Write<'_>, read: &AnswerPosition, value: &str, version: u64) -> bool {
     let (written, seen) = (write.place.position.index, read.position.index);
     let missed = written <= seen && write.version > version;
     let foreseen = write.place.exact && written > seen && write.version <= version;

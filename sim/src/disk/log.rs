@@ -14,7 +14,7 @@ use trefoil_core::ShardId;
 use trefoil_server::storage::{LogStore, LogWrite};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::mark::{Mark, MarkFile, Place};
+use super::mark::{LogOffset, Mark, MarkFile};
 use super::shadow::Log;
 use super::volume::{FileId, Volume};
 use super::wire::{self, Change, Reader};
@@ -281,7 +281,7 @@ impl Inner {
         if self.end >= self.segment_bytes {
             let (segment, id) = self.last();
             self.volume.sync(id)?;
-            self.mark.advance(Place { segment, offset: self.end })?;
+            self.mark.advance(LogOffset { segment, offset: self.end })?;
             self.begin_segment(segment + 1)?;
         }
         let (segment, start) = (self.last().0, self.end);
@@ -384,7 +384,7 @@ impl Inner {
         let (segment, id) = self.last();
         self.volume.sync(id)?;
         self.kept.clone_from(&self.memory);
-        self.mark.advance(Place { segment, offset: self.end })
+        self.mark.advance(LogOffset { segment, offset: self.end })
     }
 
     fn recover(&mut self, mark: &Mark, boot: u64) -> Result<(), String> {

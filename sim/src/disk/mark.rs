@@ -12,7 +12,7 @@ const WORDS: usize = 7;
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Place {
+pub struct LogOffset {
     /// Number of the segment.
     pub segment: u64,
     /// Offset in it.
@@ -25,7 +25,7 @@ pub struct Mark {
     /// The first segment.
     pub first: u64,
     /// The end of what was synced.
-    pub end: Place,
+    pub end: LogOffset,
     /// Which run of the machine wrote it.
     pub boot: u64,
     /// A tail was cut off and the shards were not told yet.
@@ -50,7 +50,7 @@ impl MarkFile {
     /// # Errors
     /// When the disk fails.
     pub fn create(volume: &Volume, boot: u64) -> io::Result<Self> {
-        let mark = Mark { first: 1, end: Place::default(), boot, uncertain: false };
+        let mark = Mark { first: 1, end: LogOffset::default(), boot, uncertain: false };
         let id = volume.create(NAME);
         volume.set_len(id, SLOTS[1] + 8 * WORDS as u64)?;
         let mut file = Self { volume: volume.clone(), id, mark, synced: mark, counter: 0, slot: 0 };
@@ -74,7 +74,7 @@ impl MarkFile {
         }
         let (counter, slot, [first, segment, offset, boot_then, uncertain]) =
             newest.ok_or_else(|| io::Error::other("no slot of the mark is whole"))?;
-        let end = Place { segment, offset };
+        let end = LogOffset { segment, offset };
         let found = Mark { first, end, boot: boot_then, uncertain: uncertain != 0 };
         let mark = Mark { boot, ..found };
         let file =
@@ -94,7 +94,7 @@ impl MarkFile {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn advance(&mut self, end: Place) -> io::Result<()> {
+    pub fn advance(&mut self, end: LogOffset) -> io::Result<()> {
         if end <= self.mark.end {
             return Ok(());
         }

@@ -5,7 +5,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, timers};
 use super::handoff::rely;
-use super::place::timer_rest;
+use super::keys::timer_rest;
 use super::several::wanted;
 use super::{
     Space, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached, mode_of,
@@ -191,7 +191,7 @@ impl Space<'_, '_> {
     fn attach(&mut self, ordinal: u64, mut wait: Wait) {
         (wait.claimed_term, wait.claimed_index) = (self.context.term, self.context.index);
         wait.lost_at_ms = 0;
-        self.context.txn.put_message(self.place.wait(wait.session_id, ordinal), &wait);
+        self.context.txn.put_message(self.keys.wait(wait.session_id, ordinal), &wait);
     }
 
     /// Puts a call at the end of the waiters of its locks: of those who convert, or of all.
@@ -204,15 +204,15 @@ impl Space<'_, '_> {
         let ordinal = counters.last_ordinal;
         let wait = call.into_wait(self.context);
         let session_id = wait.session_id;
-        let key = self.place.wait(session_id, ordinal);
+        let key = self.keys.wait(session_id, ordinal);
         timers::set(self.context, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.context.txn.put_message(key, &wait);
         for want in &wait.wants {
             self.change_claim(session_id, &want.name, |claim| claim.ordinals.push(ordinal));
         }
         for want in wanted(&wait.wants) {
-            let place = self.place.waiter(&want.name, ordinal, wait.converts);
-            self.context.txn.put_message(place, &Waiter { session_id });
+            let keys = self.keys.waiter(&want.name, ordinal, wait.converts);
+            self.context.txn.put_message(keys, &Waiter { session_id });
             self.change_lock(&want.name, |lock| lock.waiters += 1);
         }
         self.tell_wait(LockEventKind::Waiting, &wait);

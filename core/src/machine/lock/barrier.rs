@@ -149,9 +149,9 @@ pub(in super::super) fn await_barrier(
     };
     match seen {
         Ok(seen) if waits(&seen) && request.enters => {
-            park(context, view.place.entered(id, name).into())
+            park(context, view.keys.entered(id, name).into())
         }
-        Ok(seen) if waits(&seen) => park(context, view.place.barrier(name).into()),
+        Ok(seen) if waits(&seen) => park(context, view.keys.barrier(name).into()),
         seen => end(seen.map(answer::Answer::BarrierSeen)),
     }
 }
@@ -182,8 +182,8 @@ pub(in super::super) fn list_barriers(
 ) -> QueryOutcome {
     let view = &View::of(context, &request.namespace);
     let api::ListBarriersRequest { prefix, page_size, page_token, .. } = request;
-    let (place, size) = (view.place, (*page_size).min(LISTED_MAX));
-    end(view.page(size, prefix, page_token, |name| place.barrier(name)).map(
+    let (keys, size) = (view.keys, (*page_size).min(LISTED_MAX));
+    end(view.page(size, prefix, page_token, |name| keys.barrier(name)).map(
         |(found, next_page_token)| {
             let barriers = found.into_iter().map(|(name, value)| {
                 let barrier = decode(&value);
@@ -198,12 +198,12 @@ pub(in super::super) fn list_barriers(
 
 impl Space<'_, '_> {
     fn barrier(&self, name: &str) -> Option<Barrier> {
-        self.get(&self.place.barrier(name))
+        self.get(&self.keys.barrier(name))
     }
 
     /// A barrier without anybody has no record; then its round is over.
     fn put_barrier(&mut self, name: &str, barrier: &Barrier) {
-        let key = self.place.barrier(name);
+        let key = self.keys.barrier(name);
         let before = self.barrier(name);
         let mut counters = self.counters();
         if !barrier.inside.is_empty() {
@@ -222,7 +222,7 @@ impl Space<'_, '_> {
     }
 
     fn end_round(&mut self, name: &str, round: u64) {
-        let key = Bytes::from(self.place.barrier(name));
+        let key = Bytes::from(self.keys.barrier(name));
         let answer = answer::Answer::BarrierSeen(over(round)).into();
         self.context.output.gates.push((key, answer));
     }
@@ -281,13 +281,13 @@ impl Space<'_, '_> {
             Ok(seen) => answer::Answer::BarrierSeen(seen).into(),
             Err(refusal) => refusal.into(),
         };
-        let key = self.place.entered(id, name);
+        let key = self.keys.entered(id, name);
         self.context.output.gates.push((key.into(), answer));
     }
 
     /// The end of a session finds the barrier.
     fn note_entry(&mut self, id: u64, name: &str) -> Result<(), Refusal> {
-        let key = self.place.entered(id, name);
+        let key = self.keys.entered(id, name);
         if self.get::<Entered>(&key).is_some() {
             return Ok(());
         }
@@ -302,7 +302,7 @@ impl Space<'_, '_> {
     }
 
     fn forget_entry(&mut self, id: u64, name: &str) {
-        let key = self.place.entered(id, name);
+        let key = self.keys.entered(id, name);
         if self.get::<Entered>(&key).is_none() {
             return;
         }
@@ -315,7 +315,7 @@ impl Space<'_, '_> {
 
     /// Takes an ended session out of its barriers, of as many as this step may.
     pub(super) fn leave_barriers(&mut self, id: u64) {
-        let all = self.place.entries(id);
+        let all = self.keys.entries(id);
         for (key, _) in self.context.txn.scan(all.bytes(), &prefix_end(all.bytes()), self.left) {
             self.step_out(&text_of(&key[all.bytes().len()..]), id);
             self.left = self.left.saturating_sub(1);
@@ -325,7 +325,7 @@ impl Space<'_, '_> {
 
 impl<S: Store> View<'_, S> {
     fn barrier(&self, name: &str) -> Option<Barrier> {
-        self.get(self.place.barrier(name).bytes())
+        self.get(self.keys.barrier(name).bytes())
     }
 
     fn barrier_info(&self, name: String, barrier: &Barrier) -> api::BarrierInfo {

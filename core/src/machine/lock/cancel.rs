@@ -67,7 +67,7 @@ pub(in super::super) fn lose_caller(
         let was_claimed = wait.claimed_term == term && wait.lost_at_ms == 0;
         if was_claimed && wait.claimed_index <= request.index {
             wait.lost_at_ms = now_ms.max(1);
-            let key = space.place.wait(request.session_id, request.ordinal);
+            let key = space.keys.wait(request.session_id, request.ordinal);
             space.context.txn.put_message(key, &wait);
         }
     }
@@ -98,8 +98,8 @@ impl Space<'_, '_> {
         for name in names {
             let is_unwanted = self.change_claim(session_id, name, |claim| {
                 let hold = claim.hold.as_mut()?;
-                let place = hold.acquirers.iter().position(relies)?;
-                hold.acquirers.remove(place);
+                let keys = hold.acquirers.iter().position(relies)?;
+                hold.acquirers.remove(keys);
                 Some(hold.acquirers.is_empty() && !hold.kept)
             });
             if is_unwanted == Some(true) && !crate::mutant!(CancelLeavesGrant) {

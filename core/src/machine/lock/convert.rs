@@ -5,7 +5,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::Call;
-use super::place::converts;
+use super::keys::converts;
 use super::{Space, check_name, convert_needed, converted, mode_of, names_grant};
 use crate::store::prefix_end;
 
@@ -52,7 +52,7 @@ impl Space<'_, '_> {
         if self.lock(name).waiters == 0 {
             return false;
         }
-        let waiters = self.place.waiters(name);
+        let waiters = self.keys.waiters(name);
         let first = self.context.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1);
         first.first().is_some_and(|(key, _)| converts(key))
     }

@@ -60,9 +60,9 @@ impl Space<'_, '_> {
                 if crate::mutant!(CircleOfTwo) && from != start {
                     continue;
                 }
-                if let Entry::Vacant(place) = reached.entry(edge.to) {
+                if let Entry::Vacant(keys) = reached.entry(edge.to) {
                     next.push_back(edge.to);
-                    place.insert(edge);
+                    keys.insert(edge);
                 }
             }
             if left == 0 {
@@ -122,14 +122,14 @@ impl Space<'_, '_> {
         if lock.session_id != 0 && conflict(lock.mode(), mode) {
             sessions.push(lock.session_id);
         }
-        let holders = self.place.holders(name);
+        let holders = self.keys.holders(name);
         if (mode == LockMode::Exclusive || crate::mutant!(CircleImagined)) && lock.shared > 0 {
             let found = self.context.txn.scan(holders.bytes(), &prefix_end(holders.bytes()), *left);
             *left -= found.len();
             sessions.extend(found.iter().map(|(_, value)| decode::<Holder>(value).session_id));
         }
         let (first, own) =
-            (self.place.waiters(name), self.place.waiter(name, ordinal, wait.converts));
+            (self.keys.waiters(name), self.keys.waiter(name, ordinal, wait.converts));
         let found = self.context.txn.scan(first.bytes(), own.bytes(), *left);
         *left -= found.len();
         sessions.extend(found.iter().map(|(_, value)| decode::<Waiter>(value).session_id));
@@ -166,9 +166,9 @@ impl Space<'_, '_> {
             length: u32::try_from(length).unwrap_or(u32::MAX),
             edges: edges.to_vec(),
         };
-        self.context.txn.put_message(self.place.deadlock(deadlock.number), &deadlock);
+        self.context.txn.put_message(self.keys.deadlock(deadlock.number), &deadlock);
         if let Some(oldest) = deadlock.number.checked_sub(DEADLOCKS_KEPT_MAX) {
-            self.context.txn.delete(self.place.deadlock(oldest));
+            self.context.txn.delete(self.keys.deadlock(oldest));
         }
     }
 }

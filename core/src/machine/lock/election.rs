@@ -8,7 +8,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome};
 use super::acquire::acquire;
-use super::place::number_of;
+use super::keys::number_of;
 use super::view::{View, end};
 use super::{Space, check_name, convert_needed, limit_reached};
 use crate::check;
@@ -80,7 +80,7 @@ pub(in super::super) fn leader(
     end(view.checked().and_then(|()| {
         check_name("name", &request.name)?;
         let session_id = view.lock(&request.name).session_id;
-        let key = view.place.leader(session_id, &request.name);
+        let key = view.keys.leader(session_id, &request.name);
         let leader = view.get::<Proclaimed>(key.bytes()).and_then(|proclaimed| {
             let holder = view.holder(&request.name, session_id)?;
             Some(api::Leadership {
@@ -100,8 +100,8 @@ impl Space<'_, '_> {
     fn stand(&mut self, ordinal: u64, wait: Wait, value: Option<Value>) -> Result<(), Refusal> {
         let session_id = wait.session_id;
         let proclaimed = Proclaimed { value, since_ms: 0 };
-        self.set_proclaimed(self.place.candidate(session_id, ordinal), Some(&proclaimed));
-        let key = self.place.wait(session_id, ordinal);
+        self.set_proclaimed(self.keys.candidate(session_id, ordinal), Some(&proclaimed));
+        let key = self.keys.wait(session_id, ordinal);
         self.context.txn.put_message(key, &Wait { campaigns: true, ..wait });
         self.may_proclaim()
     }
@@ -118,7 +118,7 @@ impl Space<'_, '_> {
     }
 
     fn set_leader(&mut self, session_id: u64, name: &str, value: Option<Value>) {
-        let key = self.place.leader(session_id, name);
+        let key = self.keys.leader(session_id, name);
         let before = self.get::<Proclaimed>(&key);
         if before.is_none() {
             self.context.output.counts.leaders_elected(1);
@@ -139,8 +139,7 @@ impl Space<'_, '_> {
             return;
         };
         if mode == LockMode::Exclusive {
-            let candidate =
-                self.get::<Proclaimed>(&self.place.candidate(wait.session_id, *ordinal));
+            let candidate = self.get::<Proclaimed>(&self.keys.candidate(wait.session_id, *ordinal));
             let candidate = candidate.expect("a campaign has its value");
             self.set_leader(wait.session_id, name, candidate.value);
         }
@@ -149,14 +148,14 @@ impl Space<'_, '_> {
     /// A grant is no leadership any more.
     pub(super) fn abdicate(&mut self, name: &str, session_id: u64, hold: &mut Hold) {
         if std::mem::take(&mut hold.leads) && !crate::mutant!(LeaderStays) {
-            self.set_proclaimed(self.place.leader(session_id, name), None);
+            self.set_proclaimed(self.keys.leader(session_id, name), None);
         }
     }
 
     /// A wait has ended.
     pub(super) fn withdraw(&mut self, ordinal: u64, wait: &Wait) {
         if wait.campaigns {
-            self.set_proclaimed(self.place.candidate(wait.session_id, ordinal), None);
+            self.set_proclaimed(self.keys.candidate(wait.session_id, ordinal), None);
         }
     }
 

@@ -58,7 +58,7 @@ impl Space<'_, '_> {
     /// Something happens to a lock of this session.
     pub(super) fn tell_of(&mut self, session: &Session, event: LockEvent) {
         let event = LockEvent { owner: session.owner.clone(), ..event };
-        let namespace = self.place.namespace.to_owned();
+        let namespace = self.keys.namespace.to_owned();
         self.context.output.events.push(Event { namespace, body: Body::Lock(event) });
     }
 }

@@ -5,7 +5,7 @@ use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, Refusal, answer
 use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
-use super::place::number_of;
+use super::keys::number_of;
 use super::{Space, check_name, delays};
 use crate::store::{decode, prefix_end};
 
@@ -29,8 +29,8 @@ pub(in super::super) fn force_step(
         space.vacate(name, lock.session_id, LockEventKind::Forced);
         released += 1;
     }
-    let first = space.place.holder(name, request.fencing_token);
-    let end = prefix_end(space.place.holders(name).bytes());
+    let first = space.keys.holder(name, request.fencing_token);
+    let end = prefix_end(space.keys.holders(name).bytes());
     let most = if request.fencing_token == 0 { space.left } else { 1 };
     let shared = space.context.txn.scan(first.bytes(), &end, most);
     let shared = shared.iter().filter(|(key, _)| wanted(number_of(key)));

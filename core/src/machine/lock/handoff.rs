@@ -7,7 +7,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{CommandContext, Settled, timers};
-use super::place::{number_of, ordinal_of, timer_rest};
+use super::keys::{number_of, ordinal_of, timer_rest};
 use super::semaphore::permits_held;
 use super::several::wanted;
 use super::{
@@ -88,7 +88,7 @@ impl Space<'_, '_> {
             let delay = delay.expect("a lock is held in a mode");
             *delay = until_ms.max(*delay);
         });
-        let key = self.place.lock(name);
+        let key = self.keys.lock(name);
         timers::set(self.context, until_ms, Kind::Lock, timer_rest(&key));
     }
 
@@ -179,7 +179,7 @@ impl Space<'_, '_> {
     /// The lock knows of a grant.
     pub(super) fn list(&mut self, name: &str, session_id: u64, hold: &Hold) {
         if hold.mode() == LockMode::Shared {
-            let key = self.place.holder(name, hold.token);
+            let key = self.keys.holder(name, hold.token);
             self.context.txn.put_message(key, &Holder { session_id });
             self.change_lock(name, |lock| lock.shared += 1);
             self.count_permits(name, hold, true);
@@ -193,7 +193,7 @@ impl Space<'_, '_> {
     /// The lock knows of it no longer.
     pub(super) fn unlist(&mut self, name: &str, hold: &Hold) {
         if hold.mode() == LockMode::Shared {
-            self.context.txn.delete(self.place.holder(name, hold.token));
+            self.context.txn.delete(self.keys.holder(name, hold.token));
             self.change_lock(name, |lock| lock.shared = lock.shared.saturating_sub(1));
             self.count_permits(name, hold, false);
         } else {
@@ -219,7 +219,7 @@ impl Space<'_, '_> {
     /// Token of the oldest living session in mode SHARED but for one; 0 where there is none. The dead before it are
     /// taken out, as many as this step may.
     pub(super) fn oldest_shared(&mut self, name: &str, but_for: u64) -> u64 {
-        let holders = self.place.holders(name);
+        let holders = self.keys.holders(name);
         let end = prefix_end(holders.bytes());
         let mut from = holders;
         while self.lock(name).shared > 0 {
@@ -234,7 +234,7 @@ impl Space<'_, '_> {
                 self.left -= 1;
                 self.bury(name, session_id);
             }
-            from = self.place.holder(name, token + 1);
+            from = self.keys.holder(name, token + 1);
         }
         0
     }
@@ -346,7 +346,7 @@ impl Space<'_, '_> {
             self.settle(ordinal, &wait, answer);
         }
         if let Some(again_ms) = again_ms {
-            let key = self.place.lock(name);
+            let key = self.keys.lock(name);
             timers::set(self.context, again_ms, Kind::Lock, timer_rest(&key));
         }
     }
@@ -364,7 +364,7 @@ impl Space<'_, '_> {
     }
 
     fn first_waiter(&self, name: &str) -> Option<(Bytes, Bytes)> {
-        let waiters = self.place.waiters(name);
+        let waiters = self.keys.waiters(name);
         self.context.txn.scan(waiters.bytes(), &prefix_end(waiters.bytes()), 1).pop()
     }
 
@@ -445,7 +445,7 @@ impl Space<'_, '_> {
     }
 
     pub(super) fn take_out(&mut self, ordinal: u64, wait: &Wait) {
-        let key = self.place.wait(wait.session_id, ordinal);
+        let key = self.keys.wait(wait.session_id, ordinal);
         timers::clear(self.context, wait.deadline_ms, Kind::Wait, timer_rest(&key));
         self.context.txn.delete(key);
         self.withdraw(ordinal, wait);
@@ -458,7 +458,7 @@ impl Space<'_, '_> {
             if wait.several {
                 self.left_behind.insert(want.name.clone());
             }
-            self.context.txn.delete(self.place.waiter(&want.name, ordinal, wait.converts));
+            self.context.txn.delete(self.keys.waiter(&want.name, ordinal, wait.converts));
             self.change_lock(&want.name, |lock| lock.waiters = lock.waiters.saturating_sub(1));
         }
         let mut counters = self.counters();

@@ -46,7 +46,7 @@ pub(in super::super) fn set_latch(
         latch.since_ms = space.context.now_ms;
         space.put_counters(&counters);
     }
-    space.context.txn.put_message(space.place.latch(&request.name), &latch);
+    space.context.txn.put_message(space.keys.latch(&request.name), &latch);
     let (header, round) = (None, latch.round);
     Ok(CommandOutcome::Answer(answer::Answer::SetLatch(api::SetLatchResponse { header, round })))
 }
@@ -62,7 +62,7 @@ pub(in super::super) fn count_down(
     if seen.count > 0 {
         latch.count = latch.count.saturating_sub(request.by.max(1));
         seen.count = latch.count;
-        let key = space.place.latch(&request.name);
+        let key = space.keys.latch(&request.name);
         space.context.txn.put_message(key.clone(), &latch);
         if latch.count == 0 {
             space.context.output.counts.latches_opened(1);
@@ -81,7 +81,7 @@ pub(in super::super) fn delete_latch(
     let mut space = Space::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     space.latch(&request.name).ok_or_else(unknown_latch)?;
-    let key = space.place.latch(&request.name);
+    let key = space.keys.latch(&request.name);
     space.context.txn.delete(key.clone());
     let mut counters = space.counters();
     counters.latches = counters.latches.saturating_sub(1);
@@ -105,7 +105,7 @@ pub(in super::super) fn await_latch(
     });
     match seen {
         Ok(seen) if seen.count > 0 && request.wait => {
-            park(context, view.place.latch(&request.name).into())
+            park(context, view.keys.latch(&request.name).into())
         }
         seen => end(seen.map(answer::Answer::LatchSeen)),
     }
@@ -139,8 +139,8 @@ pub(in super::super) fn list_latches(
 ) -> QueryOutcome {
     let view = &View::of(context, &request.namespace);
     let api::ListLatchesRequest { prefix, page_size, page_token, .. } = request;
-    let place = view.place;
-    end(view.page(*page_size, prefix, page_token, |name| place.latch(name)).map(
+    let keys = view.keys;
+    end(view.page(*page_size, prefix, page_token, |name| keys.latch(name)).map(
         |(found, next_page_token)| {
             let latches = found.into_iter().map(|(name, value)| {
                 let latch = decode(&value);
@@ -158,13 +158,13 @@ pub(in super::super) fn list_latches(
 
 impl Space<'_, '_> {
     fn latch(&self, name: &str) -> Option<Latch> {
-        self.get(&self.place.latch(name))
+        self.get(&self.keys.latch(name))
     }
 }
 
 impl<S: Store> View<'_, S> {
     fn latch(&self, name: &str) -> Option<Latch> {
-        self.get(self.place.latch(name).bytes())
+        self.get(self.keys.latch(name).bytes())
     }
 
     fn latch_info(&self, name: String, latch: &Latch) -> api::LatchInfo {

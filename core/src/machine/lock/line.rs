@@ -28,15 +28,15 @@ fn count(view: &View<'_, impl Store>, request: &FindPlace) -> Result<Place, Refu
     let wants = wants_of(&request.name, 0, &request.locks)?;
     let call = stripped(check::call_name(request.call.as_ref())?);
     let (session_id, first) = (request.session_id, &wants[0].name);
-    let claim = view.get::<Claim>(view.place.claim(session_id, first).bytes()).unwrap_or_default();
+    let claim = view.get::<Claim>(view.keys.claim(session_id, first).bytes()).unwrap_or_default();
     let mut waits = claim.ordinals.into_iter().map(|at| (at, view.wait(session_id, at)));
     let found = waits.find(|(_, wait)| wait.call.as_ref() == Some(&call));
     let Some((ordinal, wait)) = found else {
         return Ok(Place { name: first.clone(), ..Place::default() });
     };
     let places = wanted(&wait.wants).map(|want| {
-        let first = view.place.waiters(&want.name);
-        let own = view.place.waiter(&want.name, ordinal, false);
+        let first = view.keys.waiters(&want.name);
+        let own = view.keys.waiter(&want.name, ordinal, false);
         let before = view.store.scan(first.bytes(), own.bytes(), WAITERS_COUNTED_MAX + 1).len();
         Place {
             waits: true,

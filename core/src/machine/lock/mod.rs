@@ -13,9 +13,9 @@ mod election;
 mod event;
 mod force;
 mod handoff;
+mod keys;
 mod latch;
 mod line;
-mod place;
 mod release;
 mod request;
 mod retry;
@@ -37,7 +37,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 pub(super) use self::handoff::{lock_due, wait_due};
-use self::place::{Place, number_of};
+use self::keys::{LockKeys, number_of};
 pub(super) use self::retry::recheck;
 use self::semaphore::permits_granted;
 pub(super) use self::session::{session_due, what_is_left};
@@ -79,7 +79,7 @@ const STEP_MAX: usize =
 /// calls: every record is read where it is needed.
 struct Space<'s, 'a> {
     context: &'s mut CommandContext<'a>,
-    place: Place<'s>,
+    keys: LockKeys<'s>,
     /// Claims and waits that this step may still end.
     left: usize,
     /// Locks that a wait for several does not stand in the order of any more: their next waiters may have their turn.
@@ -89,8 +89,8 @@ struct Space<'s, 'a> {
 impl<'s, 'a> Space<'s, 'a> {
     /// The namespace of a timer.
     fn new(context: &'s mut CommandContext<'a>, namespace: &'s str) -> Self {
-        let place = Place { slot: context.slot, namespace };
-        Self { context, place, left: STEP_MAX, left_behind: BTreeSet::new() }
+        let keys = LockKeys { slot: context.slot, namespace };
+        Self { context, keys, left: STEP_MAX, left_behind: BTreeSet::new() }
     }
 
     /// The namespace of a command, whose content may be anything.
@@ -101,7 +101,7 @@ impl<'s, 'a> Space<'s, 'a> {
 
     /// Names a call that waits, the same for each of its retries: the key of its wait.
     fn waiter_id(&self, session_id: u64, ordinal: u64) -> WaiterId {
-        WaiterId(self.place.wait(session_id, ordinal).into())
+        WaiterId(self.keys.wait(session_id, ordinal).into())
     }
 
     fn get<M: Message + Default>(&self, key: &Key) -> Option<M> {
@@ -109,24 +109,24 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     fn counters(&self) -> LockNamespace {
-        self.get(&self.place.namespace()).unwrap_or_default()
+        self.get(&self.keys.namespace()).unwrap_or_default()
     }
 
     fn put_counters(&mut self, counters: &LockNamespace) {
-        self.context.txn.put_message(self.place.namespace(), counters);
+        self.context.txn.put_message(self.keys.namespace(), counters);
     }
 
     fn session(&self, id: u64) -> Option<Session> {
-        self.get(&self.place.session(id))
+        self.get(&self.keys.session(id))
     }
 
     fn put_session(&mut self, id: u64, session: &Session) {
-        self.context.txn.put_message(self.place.session(id), session);
+        self.context.txn.put_message(self.keys.session(id), session);
     }
 
     /// A lock; one that has no record is free.
     fn lock(&self, name: &str) -> Lock {
-        self.get(&self.place.lock(name)).unwrap_or_default()
+        self.get(&self.keys.lock(name)).unwrap_or_default()
     }
 
     /// Changes a lock, and with it what its namespace counts.
@@ -135,7 +135,7 @@ impl<'s, 'a> Space<'s, 'a> {
         let before = u64::from(is_wanted(&lock));
         change(&mut lock);
         let after = u64::from(is_wanted(&lock));
-        let key = self.place.lock(name);
+        let key = self.keys.lock(name);
         if is_wanted(&lock) {
             self.context.txn.put_message(key, &lock);
         } else {
@@ -149,19 +149,19 @@ impl<'s, 'a> Space<'s, 'a> {
     }
 
     fn wait(&self, session_id: u64, ordinal: u64) -> Option<Wait> {
-        self.get(&self.place.wait(session_id, ordinal))
+        self.get(&self.keys.wait(session_id, ordinal))
     }
 
     /// The oldest waits of a session.
     fn waits_of(&self, session_id: u64, most: usize) -> Vec<(u64, Wait)> {
-        let waits = self.place.waits(session_id);
+        let waits = self.keys.waits(session_id);
         let found = self.context.txn.scan(waits.bytes(), &prefix_end(waits.bytes()), most);
         found.iter().map(|(key, value)| (number_of(key), decode(value))).collect()
     }
 
     /// What a session has to do with a lock; nothing where there is no record.
     fn claim(&self, session_id: u64, name: &str) -> Claim {
-        self.get(&self.place.claim(session_id, name)).unwrap_or_default()
+        self.get(&self.keys.claim(session_id, name)).unwrap_or_default()
     }
 
     /// Changes a claim, and with it what its session counts.
@@ -177,7 +177,7 @@ impl<'s, 'a> Space<'s, 'a> {
         let before = counts(&claim);
         let result = change(&mut claim);
         let after = counts(&claim);
-        let key = self.place.claim(session_id, name);
+        let key = self.keys.claim(session_id, name);
         if claims_anything(&claim) {
             self.context.txn.put_message(key, &claim);
         } else {

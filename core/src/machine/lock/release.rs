@@ -44,8 +44,8 @@ pub(in super::super) fn release_held(
     space.renew(request.session_id)?;
     let up_to_token =
         if request.up_to_token == 0 { space.counters().last_token } else { request.up_to_token };
-    let claims = space.place.claims(request.session_id);
-    let mut start = space.place.claim(request.session_id, &request.after).bytes().to_vec();
+    let claims = space.keys.claims(request.session_id);
+    let mut start = space.keys.claim(request.session_id, &request.after).bytes().to_vec();
     if !request.after.is_empty() {
         start.push(0);
     }

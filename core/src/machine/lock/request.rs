@@ -8,7 +8,7 @@ use trefoil_proto::lock::v1::{self as api, LockEvent, LockEventKind};
 use super::super::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered,
 };
-use super::place::number_of;
+use super::keys::number_of;
 use super::view::View;
 use super::{Space, check_name, text_of};
 use crate::check;
@@ -41,8 +41,8 @@ impl Space<'_, '_> {
         let lock = self.lock(name);
         let alone = lock.session_id != 0 && (token == 0 || token == lock.token);
         let mut holders = Vec::from_iter(alone.then_some(lock.session_id));
-        let first = self.place.holder(name, token);
-        let end = prefix_end(self.place.holders(name).bytes());
+        let first = self.keys.holder(name, token);
+        let end = prefix_end(self.keys.holders(name).bytes());
         let most = if token == 0 { RELEASE_REQUESTS_MAX - holders.len() } else { 1 };
         let shared = self.context.txn.scan(first.bytes(), &end, most);
         let shared = shared.iter().filter(|(key, _)| token == 0 || number_of(key) == token);
@@ -65,7 +65,7 @@ impl Space<'_, '_> {
             index,
             log_time_ms,
         });
-        self.context.txn.put_message(self.place.claim(session_id, &request.name), &claim);
+        self.context.txn.put_message(self.keys.claim(session_id, &request.name), &claim);
         self.tell_of(
             &session,
             LockEvent {
@@ -102,8 +102,8 @@ fn find(
     view.checked()?;
     check::text("after", &request.after, 0, NAME_BYTES_MAX)?;
     view.session(request.session_id).ok_or_else(super::session_expired)?;
-    let claims = view.place.claims(request.session_id);
-    let mut start = view.place.claim(request.session_id, &request.after).bytes().to_vec();
+    let claims = view.keys.claims(request.session_id);
+    let mut start = view.keys.claim(request.session_id, &request.after).bytes().to_vec();
     if !request.after.is_empty() {
         start.push(0);
     }

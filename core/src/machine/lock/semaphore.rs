@@ -36,7 +36,7 @@ pub(in super::super) fn set_permits(
             return Err(refuse(Reason::OtherKind, message));
         }
         space.may_add_locks(1)?;
-        space.context.txn.put(space.place.semaphore(name), Vec::new());
+        space.context.txn.put(space.keys.semaphore(name), Vec::new());
         space.context.output.locks.semaphores += 1;
     }
     space.resize(name, permits);
@@ -64,7 +64,7 @@ pub(in super::super) fn delete_semaphore(
         let facts = [("holders", lock.shared.to_string()), ("waiters", lock.waiters.to_string())];
         return Err(refuse_with(Reason::SemaphoreInUse, "the semaphore is in use", facts));
     }
-    space.context.txn.delete(space.place.semaphore(name));
+    space.context.txn.delete(space.keys.semaphore(name));
     space.resize(name, 0);
     space.context.output.locks.semaphores -= 1;
     let (header, answer) = (None, answer::Answer::DeleteSemaphore);
@@ -145,8 +145,8 @@ pub(in super::super) fn list_semaphores(
 ) -> QueryOutcome {
     let view = &View::of(context, &request.namespace);
     let api::ListSemaphoresRequest { prefix, page_size, page_token, .. } = request;
-    let place = view.place;
-    end(view.page(*page_size, prefix, page_token, |name| place.semaphore(name)).map(
+    let keys = view.keys;
+    end(view.page(*page_size, prefix, page_token, |name| keys.semaphore(name)).map(
         |(found, next_page_token)| {
             let semaphores = found.into_iter().map(|(name, _)| {
                 let lock = view.lock(&name);

@@ -6,7 +6,7 @@ use trefoil_proto::internal::v1::{Drawn, Refusal, Session, SessionMetadata, answ
 use trefoil_proto::lock::v1 as api;
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, namespace_copy, refuse, timers};
-use super::place::{Place, number_of, timer_rest};
+use super::keys::{LockKeys, number_of, timer_rest};
 use super::{STEP_MAX, Space, refuse_at, session_expired, take_text, text_of};
 use crate::check;
 use crate::key::Kind;
@@ -47,7 +47,7 @@ pub(in super::super) fn open_session(
     };
     if !request.metadata.is_empty() {
         let metadata = SessionMetadata { entries: request.metadata.clone() };
-        space.context.txn.put_message(space.place.metadata(id), &metadata);
+        space.context.txn.put_message(space.keys.metadata(id), &metadata);
     }
     let due_ms = space.due_ms(&session);
     space.watch(id, session, due_ms);
@@ -65,7 +65,7 @@ pub(in super::super) fn what_is_left(
     namespace: &str,
     response: &mut api::OpenSessionResponse,
 ) {
-    let key = Place { slot: context.slot, namespace }.session(response.session_id);
+    let key = LockKeys { slot: context.slot, namespace }.session(response.session_id);
     let session = context.txn.get_message::<Session>(key.bytes());
     let living =
         session.filter(|session| is_living(session, context.now_ms, context.term_started_ms));
@@ -175,7 +175,7 @@ impl Space<'_, '_> {
 
     /// Ends claims of an ended session, as many as this step may, and goes on with a timer until none is left.
     fn sweep(&mut self, id: u64) {
-        let claims = self.place.claims(id);
+        let claims = self.keys.claims(id);
         for (key, _) in self.context.txn.scan(claims.bytes(), &prefix_end(claims.bytes()), STEP_MAX)
         {
             if self.left == 0 {
@@ -189,10 +189,10 @@ impl Space<'_, '_> {
             let now_ms = self.context.now_ms;
             return self.watch(id, session, now_ms);
         }
-        let key = self.place.session(id);
+        let key = self.keys.session(id);
         timers::clear(self.context, session.timer_at_ms, Kind::Session, timer_rest(&key));
         self.context.txn.delete(key);
-        let metadata = self.place.metadata(id);
+        let metadata = self.keys.metadata(id);
         if self.context.txn.get(metadata.bytes()).is_some() {
             self.context.txn.delete(metadata);
         }
@@ -204,7 +204,7 @@ impl Space<'_, '_> {
 
     /// Moves the one timer of a session.
     fn watch(&mut self, id: u64, mut session: Session, at_ms: u64) {
-        let key = self.place.session(id);
+        let key = self.keys.session(id);
         timers::clear(self.context, session.timer_at_ms, Kind::Session, timer_rest(&key));
         timers::set(self.context, at_ms, Kind::Session, timer_rest(&key));
         session.timer_at_ms = at_ms;

@@ -93,10 +93,10 @@ impl Space<'_, '_> {
             return false;
         }
         want.held = true;
-        self.context.txn.delete(self.place.waiter(name, ordinal, false));
+        self.context.txn.delete(self.keys.waiter(name, ordinal, false));
         self.change_lock(name, |lock| lock.waiters -= 1);
         self.grant(name, session_id, want.mode(), |hold| hold.lock_delay_ms = wait.lock_delay_ms);
-        self.context.txn.put_message(self.place.wait(session_id, ordinal), &wait);
+        self.context.txn.put_message(self.keys.wait(session_id, ordinal), &wait);
         true
     }
 

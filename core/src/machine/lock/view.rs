@@ -11,7 +11,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::{QueryContext, QueryOutcome, answered};
-use super::place::{Place, number_of, ordinal_of};
+use super::keys::{LockKeys, number_of, ordinal_of};
 use super::session::due_ms;
 use super::several::wanted;
 use super::{check_name, check_place, delayed_until_ms, is_in_use, session_expired, text_of};
@@ -27,7 +27,7 @@ const SHARED_SEEN_MIN: usize = 16;
 /// The records of one namespace.
 pub(in super::super) struct View<'a, S> {
     pub(super) store: &'a S,
-    pub(super) place: Place<'a>,
+    pub(super) keys: LockKeys<'a>,
     /// Log time of the last entry in ms, which decides what is over, and of the first stamped one of the term.
     now_ms: u64,
     term_started_ms: u64,
@@ -61,9 +61,9 @@ pub(in super::super) fn list_locks(
     let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let api::ListLocksRequest { prefix, page_size, page_token, .. } = request;
-        let place = view.place;
+        let keys = view.keys;
         let (found, next_page_token) =
-            view.page(*page_size, prefix, page_token, |name| place.lock(name))?;
+            view.page(*page_size, prefix, page_token, |name| keys.lock(name))?;
         let locks = found.into_iter().map(|(name, value)| (name, decode(&value)));
         // A semaphore that nobody uses has a record as well.
         let locks = locks.filter(|(_, lock)| is_in_use(lock));
@@ -83,7 +83,7 @@ pub(in super::super) fn get_session(
     let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let session = view.session(request.session_id).ok_or_else(session_expired)?;
-        let claims = view.place.claims(request.session_id);
+        let claims = view.keys.claims(request.session_id);
         let page = PAGE_ITEMS_MAX as usize;
         let found = view.store.scan(claims.bytes(), &prefix_end(claims.bytes()), page);
         let locks = found.iter().map(|(key, value)| {
@@ -111,14 +111,13 @@ pub(in super::super) fn list_sessions(
     let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let size = page_size(request.page_size)?;
-        let list = List::of(view.place.sessions().bytes());
+        let list = List::of(view.keys.sessions().bytes());
         let after = list.after(&request.page_token)?.map(str::parse);
         let after =
             after.transpose().map_err(|_| check::invalid("page_token", "that of a page"))?;
         let after = after.unwrap_or(0_u64);
-        let start = view.place.session(after.saturating_add(1));
-        let found =
-            view.store.scan(start.bytes(), &prefix_end(view.place.sessions().bytes()), size);
+        let start = view.keys.session(after.saturating_add(1));
+        let found = view.store.scan(start.bytes(), &prefix_end(view.keys.sessions().bytes()), size);
         let next_page_token = match found.last() {
             Some((key, _)) if found.len() == size => list.token(&number_of(key).to_string()),
             _ => String::new(),
@@ -148,7 +147,7 @@ pub(in super::super) fn validate_token(
         check_name("name", &request.name)?;
         let (name, token) = (&request.name, request.fencing_token);
         let lock = view.lock(name);
-        let shared = view.get::<Holder>(view.place.holder(name, token).bytes());
+        let shared = view.get::<Holder>(view.keys.holder(name, token).bytes());
         let session_id = shared.map_or(lock.session_id, |holder| holder.session_id);
         let holder = view.holder(name, session_id).filter(|holder| holder.fencing_token == token);
         let present = view.holders(name, &lock, 1).pop().map_or(0, |holder| holder.fencing_token);
@@ -167,7 +166,7 @@ pub(in super::super) fn list_deadlocks(
 ) -> QueryOutcome {
     let view = &View::of(context, &request.namespace);
     end(view.checked().map(|()| {
-        let deadlocks = view.place.deadlocks();
+        let deadlocks = view.keys.deadlocks();
         let end = prefix_end(deadlocks.bytes());
         let found = view.store.scan(deadlocks.bytes(), &end, PAGE_ITEMS_MAX as usize);
         let deadlocks = found.iter().map(|(_, value)| decode(value)).collect();
@@ -181,12 +180,12 @@ impl<'a, S: Store> View<'a, S> {
     pub(super) fn of(context: &QueryContext<'a, S>, namespace: &'a str) -> Self {
         let QueryContext { store, slot, now_ms: estimate_ms, progress, .. } = *context;
         let Progress { log_time_ms: now_ms, term_started_at_ms: term_started_ms, .. } = *progress;
-        let (place, estimate_ms) = (Place { slot, namespace }, estimate_ms.max(now_ms));
-        Self { store, place, now_ms, term_started_ms, estimate_ms }
+        let (keys, estimate_ms) = (LockKeys { slot, namespace }, estimate_ms.max(now_ms));
+        Self { store, keys, now_ms, term_started_ms, estimate_ms }
     }
 
     pub(super) fn checked(&self) -> Result<(), Refusal> {
-        check_place(self.place.slot, self.place.namespace)
+        check_place(self.keys.slot, self.keys.namespace)
     }
 
     pub(super) fn get<M: Message + Default>(&self, key: &[u8]) -> Option<M> {
@@ -194,7 +193,7 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     pub(super) fn lock(&self, name: &str) -> Lock {
-        self.get(self.place.lock(name).bytes()).unwrap_or_default()
+        self.get(self.keys.lock(name).bytes()).unwrap_or_default()
     }
 
     fn is_living(&self, session: &Session) -> bool {
@@ -203,7 +202,7 @@ impl<'a, S: Store> View<'a, S> {
 
     /// A session that lives.
     pub(super) fn session(&self, id: u64) -> Option<Session> {
-        self.get(self.place.session(id).bytes()).filter(|session| self.is_living(session))
+        self.get(self.keys.session(id).bytes()).filter(|session| self.is_living(session))
     }
 
     /// Records of one kind by the ends of their keys, which are names: those with a prefix, after the last one of the page
@@ -234,7 +233,7 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     pub(super) fn wait(&self, session_id: u64, ordinal: u64) -> Wait {
-        self.get(self.place.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
+        self.get(self.keys.wait(session_id, ordinal).bytes()).expect("a waiter has its wait")
     }
 
     pub(super) fn since(&self, since_ms: u64) -> u64 {
@@ -258,14 +257,14 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     fn metadata(&self, session_id: u64) -> BTreeMap<String, String> {
-        let metadata = self.get::<SessionMetadata>(self.place.metadata(session_id).bytes());
+        let metadata = self.get::<SessionMetadata>(self.keys.metadata(session_id).bytes());
         metadata.unwrap_or_default().entries
     }
 
     /// The metadata of a page of sessions: of those that have any, as many as the page may have.
     fn metadata_after(&self, after: u64, size: usize) -> BTreeMap<u64, BTreeMap<String, String>> {
-        let start = self.place.metadata(after.saturating_add(1));
-        let end = prefix_end(self.place.all_metadata().bytes());
+        let start = self.keys.metadata(after.saturating_add(1));
+        let end = prefix_end(self.keys.all_metadata().bytes());
         let found = self.store.scan(start.bytes(), &end, size);
         let entries = |value: &[u8]| decode::<SessionMetadata>(value).entries;
         found.iter().map(|(key, value)| (number_of(key), entries(value))).collect()
@@ -311,7 +310,7 @@ impl<'a, S: Store> View<'a, S> {
 
     pub(super) fn holder(&self, name: &str, session_id: u64) -> Option<api::LockHolder> {
         let session = self.session(session_id)?;
-        let claim = self.get::<Claim>(self.place.claim(session_id, name).bytes())?;
+        let claim = self.get::<Claim>(self.keys.claim(session_id, name).bytes())?;
         let hold = claim.hold?;
         Some(api::LockHolder {
             session_id,
@@ -328,7 +327,7 @@ impl<'a, S: Store> View<'a, S> {
         if lock.shared == 0 || holders.len() == most {
             return holders;
         }
-        let start = self.place.holders(name);
+        let start = self.keys.holders(name);
         let page = most.max(SHARED_SEEN_MIN);
         let found = self.store.scan(start.bytes(), &prefix_end(start.bytes()), page);
         let shared = found.iter().map(|(_, value)| decode::<Holder>(value).session_id);
@@ -338,7 +337,7 @@ impl<'a, S: Store> View<'a, S> {
     }
 
     pub(super) fn waiters(&self, name: &str) -> Vec<api::LockWaiter> {
-        let waiters = self.place.waiters(name);
+        let waiters = self.keys.waiters(name);
         let end = prefix_end(waiters.bytes());
         let found = self.store.scan(waiters.bytes(), &end, PAGE_ITEMS_MAX as usize);
         let waiter = |key: &[u8], session_id| {

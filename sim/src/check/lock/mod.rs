@@ -7,7 +7,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::LockMode;
 
 use super::Violation;
-use super::history::{Action, Call, History, Outcome, Place};
+use super::history::{Action, AnswerPosition, Call, History, Outcome};
 
 const ALL: &str = "several locks are granted all together, as they were asked for";
 const RISE: &str = "fencing tokens of a lock rise with its grants";
@@ -24,7 +24,7 @@ type Name<'a> = (&'a str, &'a str);
 #[derive(Clone, Copy)]
 struct Grant<'a> {
     call: &'a Call,
-    place: &'a Place,
+    place: &'a AnswerPosition,
     session: u64,
     token: u64,
     mode: LockMode,
@@ -43,7 +43,7 @@ struct At {
 }
 
 impl At {
-    fn of(call: &Call, place: &Place) -> Self {
+    fn of(call: &Call, place: &AnswerPosition) -> Self {
         let (index, log_time_ms) = (place.position.index, place.position.log_time_ms);
         Self { index, log_time_ms, ended_at: call.ended_at }
     }

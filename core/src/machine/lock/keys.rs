@@ -10,12 +10,12 @@ const ACQUIRES: u64 = 1 << 63;
 
 /// Where the records of a namespace are.
 #[derive(Clone, Copy)]
-pub(in super::super) struct Place<'s> {
+pub(in super::super) struct LockKeys<'s> {
     pub(super) slot: u16,
     pub(super) namespace: &'s str,
 }
 
-impl Place<'_> {
+impl LockKeys<'_> {
     fn key(self, kind: Kind) -> Key {
         Key::new(self.slot, kind)
     }
