@@ -9,7 +9,7 @@ use trefoil_client::proto::lock::v1::{AcquireRequest, LockMode, ReleaseRequest};
 use trefoil_client::proto::queue::v1::{AckRequest, DequeueRequest, EnqueueRequest, Message};
 use trefoil_client::{Client, Error, Request, Value};
 use trefoil_core::Position;
-use trefoil_sim::check::history::{Action, Delivery, End, History, Outcome, Place};
+use trefoil_sim::check::history::{Action, AnswerPosition, Delivery, End, History, Outcome};
 use trefoil_sim::check::{Clocks, Violation, durable, linear, lock, queue, register};
 
 /// Clients that write into one history.
@@ -216,7 +216,7 @@ impl Recorded<'_> {
 }
 
 /// The client retries by itself, so no answer is known to be that of a first try.
-fn place(header: Option<&ResponseHeader>) -> Place {
+fn place(header: Option<&ResponseHeader>) -> AnswerPosition {
     let header = header.expect("every reply has a header");
     let position = Position {
         term: header.term,
@@ -224,7 +224,7 @@ fn place(header: Option<&ResponseHeader>) -> Place {
         ordinal: 0,
         log_time_ms: header.log_time_ms,
     };
-    Place { shard: header.shard, position, exact: false }
+    AnswerPosition { shard: header.shard, position, exact: false }
 }
 
 fn reason(error: &Error) -> Reason {

@@ -62,17 +62,17 @@ pub(super) struct Mark {
 /// The topics that are watched.
 #[derive(Debug, Default)]
 pub(super) struct Topics {
-    spaces: BTreeMap<String, Space>,
+    spaces: BTreeMap<String, NamespaceTopics>,
 }
 
 #[derive(Debug, Default)]
-struct Space {
+struct NamespaceTopics {
     all: Option<watch::Sender<Mark>>,
     names: BTreeMap<String, watch::Sender<Mark>>,
     sessions: BTreeMap<u64, watch::Sender<Mark>>,
 }
 
-impl Space {
+impl NamespaceTopics {
     fn is_empty(&self) -> bool {
         self.all.is_none() && self.names.is_empty() && self.sessions.is_empty()
     }

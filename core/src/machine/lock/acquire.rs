@@ -8,8 +8,8 @@ use super::handoff::rely;
 use super::keys::timer_rest;
 use super::several::wanted;
 use super::{
-    Space, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached, mode_of,
-    refuse_at,
+    LockTxn, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached,
+    mode_of, refuse_at,
 };
 use crate::check;
 use crate::key::Kind;
@@ -36,7 +36,7 @@ pub(in super::super) fn acquire(
     request: &api::AcquireRequest,
 ) -> CommandResult {
     let name = context.call_name()?;
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     let several = !request.locks.is_empty();
     let call = Call {
         session_id: request.session_id,
@@ -47,14 +47,14 @@ pub(in super::super) fn acquire(
         converts: false,
         lock_delay_ms: request.lock_delay_ms,
     };
-    space.renew(call.session_id)?;
+    locks.renew(call.session_id)?;
     for want in &call.wants {
-        space.must_be_lock(&want.name)?;
+        locks.must_be_lock(&want.name)?;
     }
-    call.wants.iter().for_each(|want| space.tidy(&want.name));
-    let outcome = if several { space.acquire_all(call)? } else { space.acquire_one(call)? };
+    call.wants.iter().for_each(|want| locks.tidy(&want.name));
+    let outcome = if several { locks.acquire_all(call)? } else { locks.acquire_one(call)? };
     // A holder found dead on the way may have waited for several locks.
-    space.hand_on_left();
+    locks.hand_on_left();
     Ok(outcome)
 }
 
@@ -76,7 +76,7 @@ pub(super) fn wants_of(
     locks.iter().map(|wish| want(&wish.name, wish.mode)).collect()
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     fn acquire_one(&mut self, call: Call) -> CommandResult {
         let (name, mode) = (&call.wants[0].name, call.wants[0].mode());
         let index = self.context.index;

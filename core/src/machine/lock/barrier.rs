@@ -14,7 +14,7 @@ use super::super::{
 };
 use super::latch::park;
 use super::view::{View, end};
-use super::{Space, check_name, limit_reached, session_expired, stripped, text_of};
+use super::{LockTxn, check_name, limit_reached, session_expired, stripped, text_of};
 use crate::check;
 use crate::limits::{BARRIER_PARTIES_MAX, BARRIERS_PER_NAMESPACE_MAX, BARRIERS_PER_SESSION_MAX};
 use crate::store::{Store, decode, prefix_end};
@@ -31,20 +31,20 @@ pub(in super::super) fn enter_barrier(
     let drawn = context.command.map(|command| command.drawn.clone()).unwrap_or_default();
     let named = CallName { request_id: request.request_id.clone(), drawn };
     let call = stripped(check::call_name(Some(&named))?);
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("parties", request.parties.into(), 1, BARRIER_PARTIES_MAX.into())?;
     let (name, id, parties) = (&request.name, request.session_id, request.parties);
-    space.renew(id)?;
-    let mut barrier = space.barrier(name).unwrap_or_default();
+    locks.renew(id)?;
+    let mut barrier = locks.barrier(name).unwrap_or_default();
     if barrier.tripped && is_in(&barrier, id) {
         return Ok(seen(&barrier, id));
     }
     if barrier.tripped || barrier.parties != parties || lacks_one(&barrier) {
-        space.drop_the_late(name, &mut barrier, id);
+        locks.drop_the_late(name, &mut barrier, id);
     }
     if barrier.tripped {
-        space.put_barrier(name, &barrier);
+        locks.put_barrier(name, &barrier);
         return Ok(seen(&barrier, id));
     }
     if barrier.round > 0 && barrier.parties != parties {
@@ -56,27 +56,27 @@ pub(in super::super) fn enter_barrier(
     let is_inside = is_in(&barrier, id);
     let is_last = !is_inside && lacks_one(&barrier);
     if request.wait_ms == 0 && !is_last {
-        space.put_barrier(name, &barrier);
+        locks.put_barrier(name, &barrier);
         return Ok(seen(&barrier, id));
     }
     if barrier.round == 0 {
-        space.begin_round(&mut barrier)?;
+        locks.begin_round(&mut barrier)?;
     }
-    let deadline_ms = space.context.now_ms.saturating_add(request.wait_ms);
+    let deadline_ms = locks.context.now_ms.saturating_add(request.wait_ms);
     let party = Party { session_id: id, deadline_ms, call: Some(call) };
     match barrier.inside.iter_mut().find(|party| party.session_id == id) {
         Some(known) => *known = party,
         None => barrier.inside.push(party),
     }
-    space.note_entry(id, name)?;
+    locks.note_entry(id, name)?;
     if is_last {
         barrier.tripped = true;
-        space.context.output.counts.barriers_tripped(1);
+        locks.context.output.counts.barriers_tripped(1);
         for party in &barrier.inside {
-            space.tell_party(name, party.session_id, Ok(show(&barrier, party.session_id)));
+            locks.tell_party(name, party.session_id, Ok(show(&barrier, party.session_id)));
         }
     }
-    space.put_barrier(name, &barrier);
+    locks.put_barrier(name, &barrier);
     Ok(seen(&barrier, id))
 }
 
@@ -85,11 +85,11 @@ pub(in super::super) fn leave_barrier(
     context: &mut CommandContext<'_>,
     request: &api::LeaveBarrierRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (name, id) = (&request.name, request.session_id);
-    space.renew(id)?;
-    let barrier = space.barrier(name).unwrap_or_default();
+    locks.renew(id)?;
+    let barrier = locks.barrier(name).unwrap_or_default();
     if request.round > 0 && request.round != barrier.round {
         return Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(over(request.round))));
     }
@@ -99,7 +99,7 @@ pub(in super::super) fn leave_barrier(
         }
         return Ok(seen(&barrier, id));
     }
-    Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(space.step_out(name, id))))
+    Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(locks.step_out(name, id))))
 }
 
 /// The caller of an EnterBarrier does not wait any more. This is no sign of life of its session, so it renews nothing.
@@ -112,8 +112,8 @@ pub(in super::super) fn withdraw_barrier(
     // Where the same call was sent again meanwhile that one still waits, or is in.
     let newest = |id| requests::newest_attempt(context, id) <= id.attempt;
     let mut is_meant = named.request_id.as_ref().is_none_or(newest);
-    let mut space = Space::checked(context, &request.namespace)?;
-    let barrier = space.barrier(&request.name).unwrap_or_default();
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
+    let barrier = locks.barrier(&request.name).unwrap_or_default();
     is_meant &= request.round == 0 || request.round == barrier.round;
     let call = Some(stripped(named));
     let is_of = |party: &Party| party.session_id == request.session_id && party.call == call;
@@ -124,7 +124,7 @@ pub(in super::super) fn withdraw_barrier(
     if barrier.tripped && request.unless_tripped {
         return Ok(seen(&barrier, request.session_id));
     }
-    let seen = space.step_out(&request.name, request.session_id);
+    let seen = locks.step_out(&request.name, request.session_id);
     Ok(CommandOutcome::Answer(answer::Answer::BarrierSeen(seen)))
 }
 
@@ -196,7 +196,7 @@ pub(in super::super) fn list_barriers(
     ))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     fn barrier(&self, name: &str) -> Option<Barrier> {
         self.get(&self.keys.barrier(name))
     }

@@ -8,7 +8,7 @@ use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{CommandContext, CommandResult, done, requests};
 use super::acquire::wants_of;
-use super::{Space, stripped};
+use super::{LockTxn, stripped};
 use crate::check;
 
 /// The caller of an Acquire or a Convert is gone. This is no sign of life of its session, so it renews nothing.
@@ -32,27 +32,27 @@ pub(in super::super) fn cancel_acquire(
             && id.attempt < u32::MAX
             && requests::is_acknowledged(context, id)
     });
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     let (call, session_id) = (stripped(named), request.session_id);
     let as_of = if request.as_of == 0 { u64::MAX } else { request.as_of };
-    let ordinals = space.claim(session_id, &wants[0].name).ordinals;
-    let mut waits = space.waits(session_id, &ordinals);
+    let ordinals = locks.claim(session_id, &wants[0].name).ordinals;
+    let mut waits = locks.waits(session_id, &ordinals);
     let found = waits.find(|(_, wait)| is_named(wait.call.as_ref(), &call));
     drop(waits);
     if let Some((ordinal, wait)) = found {
         if wait.claimed_index <= as_of {
-            space.leave(ordinal, &wait);
-            let answer = space.not_got(&wait);
-            space.settle(ordinal, &wait, answer);
+            locks.leave(ordinal, &wait);
+            let answer = locks.not_got(&wait);
+            locks.settle(ordinal, &wait, answer);
         }
-    } else if !is_in_use && space.cancel_grant(session_id, &wants, &call, as_of) {
+    } else if !is_in_use && locks.cancel_grant(session_id, &wants, &call, as_of) {
         // A retry must not be told that it has the lock. No call waits under ordinal 0.
         let wait = Wait { call: Some(call), several, wants: wants.clone(), ..Wait::default() };
-        let answer = space.not_got(&wait);
-        space.settle(0, &wait, answer);
+        let answer = locks.not_got(&wait);
+        locks.settle(0, &wait, answer);
     }
     // A lock may have waited for the caller who is gone.
-    wants.iter().for_each(|want| space.hand_on(&want.name));
+    wants.iter().for_each(|want| locks.hand_on(&want.name));
     Ok(done())
 }
 
@@ -61,20 +61,20 @@ pub(in super::super) fn lose_caller(
     context: &mut CommandContext<'_>,
     request: &LoseCaller,
 ) -> CommandResult {
-    let space = Space::checked(context, &request.namespace)?;
-    let (term, now_ms) = (space.context.term, space.context.now_ms);
-    if let Some(mut wait) = space.wait(request.session_id, request.ordinal) {
+    let locks = LockTxn::checked(context, &request.namespace)?;
+    let (term, now_ms) = (locks.context.term, locks.context.now_ms);
+    if let Some(mut wait) = locks.wait(request.session_id, request.ordinal) {
         let was_claimed = wait.claimed_term == term && wait.lost_at_ms == 0;
         if was_claimed && wait.claimed_index <= request.index {
             wait.lost_at_ms = now_ms.max(1);
-            let key = space.keys.wait(request.session_id, request.ordinal);
-            space.context.txn.put_message(key, &wait);
+            let key = locks.keys.wait(request.session_id, request.ordinal);
+            locks.context.txn.put_message(key, &wait);
         }
     }
     Ok(done())
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// Releases what no other Acquire was answered with, unless the call was brought by an entry after `as_of`. Says
     /// whether the call had anything.
     pub(super) fn cancel_grant(

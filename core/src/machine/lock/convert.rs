@@ -6,7 +6,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 use super::super::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::Call;
 use super::keys::converts;
-use super::{Space, check_name, convert_needed, converted, mode_of, names_grant};
+use super::{LockTxn, check_name, convert_needed, converted, mode_of, names_grant};
 use crate::store::prefix_end;
 
 pub(in super::super) fn convert(
@@ -14,7 +14,7 @@ pub(in super::super) fn convert(
     request: &api::ConvertRequest,
 ) -> CommandResult {
     let call = context.call_name()?;
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (session_id, name, mode) =
         (request.session_id, &request.name, mode_of(request.mode, None)?);
@@ -27,26 +27,26 @@ pub(in super::super) fn convert(
         converts: true,
         lock_delay_ms: None,
     };
-    space.renew(session_id)?;
-    space.must_be_lock(name)?;
-    space.tidy(name);
-    let hold = space.claim(session_id, name).hold;
+    locks.renew(session_id)?;
+    locks.must_be_lock(name)?;
+    locks.tidy(name);
+    let hold = locks.claim(session_id, name).hold;
     let Some(hold) = hold.filter(|hold| names_grant(hold, request.fencing_token)) else {
-        return Err(space.not_holder(name));
+        return Err(locks.not_holder(name));
     };
     if hold.mode() == mode {
         return Ok(CommandOutcome::Answer(converted(&hold)));
     }
     let is_down = mode < hold.mode();
-    if is_down || !space.has_converts(name) && space.admits(name, mode, session_id) {
-        let hold = space.regrant(name, session_id, mode);
-        space.hand_on(name);
+    if is_down || !locks.has_converts(name) && locks.admits(name, mode, session_id) {
+        let hold = locks.regrant(name, session_id, mode);
+        locks.hand_on(name);
         return Ok(CommandOutcome::Answer(converted(&hold)));
     }
-    space.wait_for(call)
+    locks.wait_for(call)
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// Whether others wait to convert.
     fn has_converts(&self, name: &str) -> bool {
         if self.lock(name).waiters == 0 {

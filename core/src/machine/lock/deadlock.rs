@@ -14,7 +14,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::refuse;
 use super::several::wanted;
-use super::{Space, conflict, mode_name};
+use super::{LockTxn, conflict, mode_name};
 use crate::limits::{DEADLOCK_EDGES_MAX, DEADLOCK_STEPS_MAX, DEADLOCKS_KEPT_MAX};
 use crate::store::{decode, prefix_end};
 
@@ -29,7 +29,7 @@ struct Edge {
     since_ms: u64,
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// Takes back a wait that has just begun, where it closes a circle, and says so.
     pub(super) fn refuse_deadlock(&mut self, ordinal: u64, session_id: u64) -> Option<Refusal> {
         let circle = self.circle(session_id)?;

@@ -10,7 +10,7 @@ use super::super::{CommandContext, CommandOutcome, CommandResult, QueryContext, 
 use super::acquire::acquire;
 use super::keys::number_of;
 use super::view::{View, end};
-use super::{Space, check_name, convert_needed, limit_reached};
+use super::{LockTxn, check_name, convert_needed, limit_reached};
 use crate::check;
 use crate::key::Key;
 use crate::limits::PROCLAIMED_BYTES_PER_NAMESPACE_MAX;
@@ -32,19 +32,19 @@ pub(in super::super) fn campaign(
         ..api::AcquireRequest::default()
     };
     let outcome = acquire(context, &call)?;
-    let mut space = Space::new(context, &request.namespace);
+    let mut locks = LockTxn::new(context, &request.namespace);
     match &outcome {
         CommandOutcome::Wait(waiter) => {
             let ordinal = number_of(&waiter.0);
-            if let Some(wait) = space.wait(request.session_id, ordinal) {
-                space.stand(ordinal, wait, request.value.clone())?;
-            } else if space.holds_alone(request.session_id, &request.name) {
+            if let Some(wait) = locks.wait(request.session_id, ordinal) {
+                locks.stand(ordinal, wait, request.value.clone())?;
+            } else if locks.holds_alone(request.session_id, &request.name) {
                 // The lock waited for this session and went to it at once.
-                space.lead(request.session_id, &request.name, request.value.clone())?;
+                locks.lead(request.session_id, &request.name, request.value.clone())?;
             }
         }
         CommandOutcome::Answer(answer::Answer::Acquire(response)) if response.acquired => {
-            space.lead(request.session_id, &request.name, request.value.clone())?;
+            locks.lead(request.session_id, &request.name, request.value.clone())?;
         }
         CommandOutcome::Answer(_) => {}
     }
@@ -56,19 +56,19 @@ pub(in super::super) fn proclaim(
     context: &mut CommandContext<'_>,
     request: &api::ProclaimRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::proclaimed(request.value.as_ref())?;
-    space.renew(request.session_id)?;
-    space.must_be_lock(&request.name)?;
-    let hold = space.claim(request.session_id, &request.name).hold;
+    locks.renew(request.session_id)?;
+    locks.must_be_lock(&request.name)?;
+    let hold = locks.claim(request.session_id, &request.name).hold;
     let Some(hold) = hold.filter(|hold| hold.token == request.fencing_token) else {
-        return Err(space.not_holder(&request.name));
+        return Err(locks.not_holder(&request.name));
     };
     if hold.mode() != LockMode::Exclusive {
         return Err(convert_needed(&hold));
     }
-    space.lead(request.session_id, &request.name, request.value.clone())?;
+    locks.lead(request.session_id, &request.name, request.value.clone())?;
     Ok(CommandOutcome::Answer(answer::Answer::Proclaim(api::ProclaimResponse { header: None })))
 }
 
@@ -95,7 +95,7 @@ pub(in super::super) fn leader(
     }))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// A wait is a campaign from now on. Where it is one already, the value of the newest call counts.
     fn stand(&mut self, ordinal: u64, wait: Wait, value: Option<Value>) -> Result<(), Refusal> {
         let session_id = wait.session_id;

@@ -4,7 +4,7 @@ use trefoil_proto::internal::v1::{Done, Hold, Session, Wait, answer};
 use trefoil_proto::lock::v1::{LockEvent, LockEventKind, WatchLocksRequest};
 
 use super::super::{Body, Event, QueryContext, QueryOutcome, answered};
-use super::Space;
+use super::LockTxn;
 use super::several::wanted;
 
 /// Where a watch begins: the position of the answer is all that it says.
@@ -15,7 +15,7 @@ pub(in super::super) fn watch_locks<S>(
     answered(answer::Answer::Done(Done {}))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// A grant begins, changes or ends.
     pub(super) fn tell_grant(
         &mut self,

@@ -6,7 +6,7 @@ use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
 use super::keys::number_of;
-use super::{Space, check_name, delays};
+use super::{LockTxn, check_name, delays};
 use crate::store::{decode, prefix_end};
 
 /// Takes away grants, the one in mode UPDATE or EXCLUSIVE first. What is left over is for the next command, which knows
@@ -15,50 +15,50 @@ pub(in super::super) fn force_step(
     context: &mut CommandContext<'_>,
     request: &ForceStep,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let name = &request.name;
-    space.tidy(name);
+    locks.tidy(name);
     let is_first = request.token == 0;
-    let token = if is_first { space.next_token(&request.name) } else { request.token };
+    let token = if is_first { locks.next_token(&request.name) } else { request.token };
     let wanted =
         |other| other < token && (request.fencing_token == 0 || other == request.fencing_token);
-    let lock = space.lock(name);
+    let lock = locks.lock(name);
     let mut released = 0;
     if lock.session_id != 0 && wanted(lock.token) {
-        space.vacate(name, lock.session_id, LockEventKind::Forced);
+        locks.vacate(name, lock.session_id, LockEventKind::Forced);
         released += 1;
     }
-    let first = space.keys.holder(name, request.fencing_token);
-    let end = prefix_end(space.keys.holders(name).bytes());
-    let most = if request.fencing_token == 0 { space.left } else { 1 };
-    let shared = space.context.txn.scan(first.bytes(), &end, most);
+    let first = locks.keys.holder(name, request.fencing_token);
+    let end = prefix_end(locks.keys.holders(name).bytes());
+    let most = if request.fencing_token == 0 { locks.left } else { 1 };
+    let shared = locks.context.txn.scan(first.bytes(), &end, most);
     let shared = shared.iter().filter(|(key, _)| wanted(number_of(key)));
     for session_id in
         shared.map(|(_, value)| decode::<Holder>(value).session_id).collect::<Vec<_>>()
     {
-        if space.left == 0 {
+        if locks.left == 0 {
             break;
         }
-        space.left -= 1;
-        space.vacate(name, session_id, LockEventKind::Forced);
+        locks.left -= 1;
+        locks.vacate(name, session_id, LockEventKind::Forced);
         released += 1;
     }
     if is_first && request.fencing_token > 0 && released == 0 {
-        return Err(space.nobody_holds(name));
+        return Err(locks.nobody_holds(name));
     }
     if request.fencing_token == 0 {
-        space.change_lock(name, |lock| delays(lock).into_iter().for_each(|(_, until)| *until = 0));
+        locks.change_lock(name, |lock| delays(lock).into_iter().for_each(|(_, until)| *until = 0));
     }
     let more = request.fencing_token == 0
-        && space.left == 0
-        && (1..token).contains(&space.oldest_shared(name, 0));
-    space.hand_on(name);
-    space.context.output.counts.locks_forced(u64::from(released));
+        && locks.left == 0
+        && (1..token).contains(&locks.oldest_shared(name, 0));
+    locks.hand_on(name);
+    locks.context.output.counts.locks_forced(u64::from(released));
     Ok(CommandOutcome::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     pub(super) fn nobody_holds(&mut self, name: &str) -> Refusal {
         let message = "nobody holds the lock with this token";
         match self.holder_token(name) {

@@ -11,7 +11,7 @@ use super::keys::{number_of, ordinal_of, timer_rest};
 use super::semaphore::permits_held;
 use super::several::wanted;
 use super::{
-    Space, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
+    LockTxn, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
     take_text, text_of,
 };
 use crate::key::Kind;
@@ -22,31 +22,31 @@ use crate::store::{decode, prefix_end};
 pub(in super::super) fn wait_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let (namespace, session_id, ordinal) = (take_text(&mut rest), rest.get_u64(), rest.get_u64());
-    let mut space = Space::new(context, &namespace);
-    let Some(wait) = space.wait(session_id, ordinal) else { return };
+    let mut locks = LockTxn::new(context, &namespace);
+    let Some(wait) = locks.wait(session_id, ordinal) else { return };
     let names = wait.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
-    names.iter().for_each(|name| space.tidy(name));
-    if let Some(wait) = space.wait(session_id, ordinal) {
-        if space.is_over(wait.session_id) {
-            space.leave(ordinal, &wait);
-            space.settle(ordinal, &wait, session_expired());
-        } else if space.has_passed(&wait) {
-            space.time_out(ordinal, &wait);
-            let answer = space.not_got(&wait);
-            space.settle(ordinal, &wait, answer);
+    names.iter().for_each(|name| locks.tidy(name));
+    if let Some(wait) = locks.wait(session_id, ordinal) {
+        if locks.is_over(wait.session_id) {
+            locks.leave(ordinal, &wait);
+            locks.settle(ordinal, &wait, session_expired());
+        } else if locks.has_passed(&wait) {
+            locks.time_out(ordinal, &wait);
+            let answer = locks.not_got(&wait);
+            locks.settle(ordinal, &wait, answer);
         }
     }
-    names.iter().for_each(|name| space.hand_on(name));
+    names.iter().for_each(|name| locks.hand_on(name));
 }
 
 /// A lock's timer: it is still to be handed on.
 pub(in super::super) fn lock_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let namespace = take_text(&mut rest);
-    Space::new(context, &namespace).tidy(&text_of(&rest));
+    LockTxn::new(context, &namespace).tidy(&text_of(&rest));
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     pub(super) fn has_passed(&self, wait: &Wait) -> bool {
         self.context.now_ms >= wait.deadline_ms
     }

@@ -9,7 +9,7 @@ use super::super::{
     refuse_with,
 };
 use super::view::{View, end};
-use super::{Space, check_name, limit_reached};
+use super::{LockTxn, check_name, limit_reached};
 use crate::check;
 use crate::limits::{LATCH_COUNT_MAX, LATCHES_PER_NAMESPACE_MAX};
 use crate::store::{Store, decode};
@@ -18,10 +18,10 @@ pub(in super::super) fn set_latch(
     context: &mut CommandContext<'_>,
     request: &api::SetLatchRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("count", request.count, 1, LATCH_COUNT_MAX)?;
-    let before = space.latch(&request.name);
+    let before = locks.latch(&request.name);
     let count = before.map_or(0, |latch| latch.count);
     if count != request.expected.unwrap_or(0) {
         let message = "the latch counts down, or has another count than expected";
@@ -30,7 +30,7 @@ pub(in super::super) fn set_latch(
     let mut latch = before.unwrap_or_default();
     (latch.count, latch.set_count) = (request.count, request.count);
     if count == 0 {
-        let mut counters = space.counters();
+        let mut counters = locks.counters();
         if before.is_none() {
             counters.latches += 1;
             if counters.latches > LATCHES_PER_NAMESPACE_MAX {
@@ -43,10 +43,10 @@ pub(in super::super) fn set_latch(
         if before.is_none() {
             latch.first_round = latch.round;
         }
-        latch.since_ms = space.context.now_ms;
-        space.put_counters(&counters);
+        latch.since_ms = locks.context.now_ms;
+        locks.put_counters(&counters);
     }
-    space.context.txn.put_message(space.keys.latch(&request.name), &latch);
+    locks.context.txn.put_message(locks.keys.latch(&request.name), &latch);
     let (header, round) = (None, latch.round);
     Ok(CommandOutcome::Answer(answer::Answer::SetLatch(api::SetLatchResponse { header, round })))
 }
@@ -55,18 +55,18 @@ pub(in super::super) fn count_down(
     context: &mut CommandContext<'_>,
     request: &api::CountDownRequest,
 ) -> CommandResult {
-    let space = Space::checked(context, &request.namespace)?;
+    let locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
-    let mut latch = space.latch(&request.name).ok_or_else(unknown_latch)?;
+    let mut latch = locks.latch(&request.name).ok_or_else(unknown_latch)?;
     let mut seen = look(&latch, request.round)?;
     if seen.count > 0 {
         latch.count = latch.count.saturating_sub(request.by.max(1));
         seen.count = latch.count;
-        let key = space.keys.latch(&request.name);
-        space.context.txn.put_message(key.clone(), &latch);
+        let key = locks.keys.latch(&request.name);
+        locks.context.txn.put_message(key.clone(), &latch);
         if latch.count == 0 {
-            space.context.output.counts.latches_opened(1);
-            space.context.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
+            locks.context.output.counts.latches_opened(1);
+            locks.context.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
         }
     }
     let LatchSeen { count, round } = seen;
@@ -78,15 +78,15 @@ pub(in super::super) fn delete_latch(
     context: &mut CommandContext<'_>,
     request: &api::DeleteLatchRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
-    space.latch(&request.name).ok_or_else(unknown_latch)?;
-    let key = space.keys.latch(&request.name);
-    space.context.txn.delete(key.clone());
-    let mut counters = space.counters();
+    locks.latch(&request.name).ok_or_else(unknown_latch)?;
+    let key = locks.keys.latch(&request.name);
+    locks.context.txn.delete(key.clone());
+    let mut counters = locks.counters();
     counters.latches = counters.latches.saturating_sub(1);
-    space.put_counters(&counters);
-    space.context.output.gates.push((key.into(), unknown_latch().into()));
+    locks.put_counters(&counters);
+    locks.context.output.gates.push((key.into(), unknown_latch().into()));
     Ok(CommandOutcome::Answer(answer::Answer::DeleteLatch(api::DeleteLatchResponse {
         header: None,
     })))
@@ -156,7 +156,7 @@ pub(in super::super) fn list_latches(
     ))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     fn latch(&self, name: &str) -> Option<Latch> {
         self.get(&self.keys.latch(name))
     }

@@ -77,7 +77,7 @@ const STEP_MAX: usize =
 
 /// The records of one namespace, as one step of a command sees and changes them. Nothing is held in memory between
 /// calls: every record is read where it is needed.
-struct Space<'s, 'a> {
+struct LockTxn<'s, 'a> {
     context: &'s mut CommandContext<'a>,
     keys: LockKeys<'s>,
     /// Claims and waits that this step may still end.
@@ -86,7 +86,7 @@ struct Space<'s, 'a> {
     left_behind: BTreeSet<String>,
 }
 
-impl<'s, 'a> Space<'s, 'a> {
+impl<'s, 'a> LockTxn<'s, 'a> {
     /// The namespace of a timer.
     fn new(context: &'s mut CommandContext<'a>, namespace: &'s str) -> Self {
         let keys = LockKeys { slot: context.slot, namespace };

@@ -5,7 +5,7 @@ use trefoil_proto::internal::v1::{Claim, Refusal, ReleaseHeld, ReleasedHeld, ans
 use trefoil_proto::lock::v1::{self as api, LockEventKind};
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
-use super::{STEP_MAX, Space, check_name, names_grant, text_of};
+use super::{LockTxn, STEP_MAX, check_name, names_grant, text_of};
 use crate::check;
 use crate::limits::NAME_BYTES_MAX;
 use crate::store::{decode, prefix_end};
@@ -17,19 +17,19 @@ pub(in super::super) fn release(
     context: &mut CommandContext<'_>,
     request: &api::ReleaseRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
-    space.renew(request.session_id)?;
-    let hold = space.claim(request.session_id, &request.name).hold;
+    locks.renew(request.session_id)?;
+    let hold = locks.claim(request.session_id, &request.name).hold;
     let mut holder_id = request.session_id;
     if hold.is_none_or(|hold| !names_grant(&hold, request.fencing_token)) {
-        holder_id = space.lock(&request.name).session_id;
+        holder_id = locks.lock(&request.name).session_id;
         if !crate::mutant!(AnyoneReleases) || holder_id == 0 {
-            return Err(space.not_holder(&request.name));
+            return Err(locks.not_holder(&request.name));
         }
     }
-    space.vacate(&request.name, holder_id, LockEventKind::Released);
-    space.hand_on(&request.name);
+    locks.vacate(&request.name, holder_id, LockEventKind::Released);
+    locks.hand_on(&request.name);
     Ok(CommandOutcome::Answer(answer::Answer::Release(api::ReleaseResponse { header: None })))
 }
 
@@ -39,28 +39,28 @@ pub(in super::super) fn release_held(
     context: &mut CommandContext<'_>,
     request: &ReleaseHeld,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check::text("after", &request.after, 0, NAME_BYTES_MAX)?;
-    space.renew(request.session_id)?;
+    locks.renew(request.session_id)?;
     let up_to_token =
-        if request.up_to_token == 0 { space.counters().last_token } else { request.up_to_token };
-    let claims = space.keys.claims(request.session_id);
-    let mut start = space.keys.claim(request.session_id, &request.after).bytes().to_vec();
+        if request.up_to_token == 0 { locks.counters().last_token } else { request.up_to_token };
+    let claims = locks.keys.claims(request.session_id);
+    let mut start = locks.keys.claim(request.session_id, &request.after).bytes().to_vec();
     if !request.after.is_empty() {
         start.push(0);
     }
-    let seen = space.context.txn.scan(&start, &prefix_end(claims.bytes()), CLAIMS_SEEN_MAX);
+    let seen = locks.context.txn.scan(&start, &prefix_end(claims.bytes()), CLAIMS_SEEN_MAX);
     let (mut released, mut after) = (0, String::new());
     for (n, (key, value)) in seen.iter().enumerate() {
         let name = text_of(&key[claims.bytes().len()..]);
         let hold = decode::<Claim>(value).hold;
         if hold.is_some_and(|hold| hold.token <= up_to_token) {
-            space.vacate(&name, request.session_id, LockEventKind::Released);
-            space.hand_on(&name);
-            space.left = space.left.saturating_sub(1);
+            locks.vacate(&name, request.session_id, LockEventKind::Released);
+            locks.hand_on(&name);
+            locks.left = locks.left.saturating_sub(1);
             released += 1;
         }
-        if space.left == 0 || n + 1 == CLAIMS_SEEN_MAX {
+        if locks.left == 0 || n + 1 == CLAIMS_SEEN_MAX {
             after = name;
             break;
         }
@@ -69,7 +69,7 @@ pub(in super::super) fn release_held(
     Ok(CommandOutcome::Answer(answer::Answer::ReleasedHeld(released)))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     pub(super) fn not_holder(&mut self, name: &str) -> Refusal {
         let message = "the session does not hold the lock with this token";
         match self.holder_token(name) {

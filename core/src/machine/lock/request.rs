@@ -10,7 +10,7 @@ use super::super::{
 };
 use super::keys::number_of;
 use super::view::View;
-use super::{Space, check_name, text_of};
+use super::{LockTxn, check_name, text_of};
 use crate::check;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX, RELEASE_REQUESTS_MAX};
 use crate::store::{Store, decode, prefix_end};
@@ -20,22 +20,22 @@ pub(in super::super) fn request_release(
     context: &mut CommandContext<'_>,
     request: &api::RequestReleaseRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::text("requester", &request.requester, 0, NAME_BYTES_MAX)?;
     check::text("reason", &request.reason, 0, NAME_BYTES_MAX)?;
     let mut asked = 0;
-    for session_id in space.holders_named(&request.name, request.fencing_token) {
-        asked += u32::from(space.ask(request, session_id));
+    for session_id in locks.holders_named(&request.name, request.fencing_token) {
+        asked += u32::from(locks.ask(request, session_id));
     }
     if asked == 0 {
-        return Err(space.nobody_holds(&request.name));
+        return Err(locks.nobody_holds(&request.name));
     }
     let response = api::RequestReleaseResponse { header: None, asked };
     Ok(CommandOutcome::Answer(answer::Answer::RequestRelease(response)))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// Sessions that hold a lock, with this token where it is not 0: the one in mode UPDATE or EXCLUSIVE first.
     fn holders_named(&self, name: &str, token: u64) -> Vec<u64> {
         let lock = self.lock(name);

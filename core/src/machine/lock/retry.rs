@@ -6,7 +6,7 @@ use trefoil_proto::internal::v1::{CallName, Command, Hold, Want, answer};
 use super::super::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::wants_of;
 use super::handoff::rely;
-use super::{Space, names_grant};
+use super::{LockTxn, names_grant};
 
 /// Looks whether a remembered grant lasts, and notes that its call was brought once more. An Acquire whose grant is over
 /// got nothing, and what is left of several locks goes with it; a Convert is one of somebody who does not hold the lock.
@@ -18,7 +18,7 @@ pub(in super::super) fn recheck(
     use answer::Answer as A;
     let Some(operation) = &command.operation else { return Ok(CommandOutcome::Answer(remembered)) };
     let call = &context.call_name()?;
-    let (namespace, session_id, name, locks, token) = match (operation, &remembered) {
+    let (namespace, session_id, name, wishes, token) = match (operation, &remembered) {
         (Operation::Acquire(r), A::Acquire(got)) if got.acquired => {
             (&r.namespace, r.session_id, &r.name, r.locks.as_slice(), got.fencing_token)
         }
@@ -29,35 +29,35 @@ pub(in super::super) fn recheck(
             (&r.namespace, r.session_id, &r.name, [].as_slice(), got.fencing_token)
         }
         (Operation::Convert(r), A::Convert(got)) if got.converted => {
-            let mut space = Space::checked(context, &r.namespace)?;
-            space.living(r.session_id)?;
-            let hold = space.claim(r.session_id, &r.name).hold;
+            let mut locks = LockTxn::checked(context, &r.namespace)?;
+            locks.living(r.session_id)?;
+            let hold = locks.claim(r.session_id, &r.name).hold;
             let lasts = hold.is_some_and(|hold| names_grant(&hold, got.fencing_token));
             return if lasts {
                 Ok(CommandOutcome::Answer(remembered))
             } else {
-                Err(space.not_holder(&r.name))
+                Err(locks.not_holder(&r.name))
             };
         }
         _ => return Ok(CommandOutcome::Answer(remembered)),
     };
-    let mut wants = wants_of(name, 0, locks)?;
+    let mut wants = wants_of(name, 0, wishes)?;
     if let A::AcquirePermits(got) = &remembered {
         wants[0].permits = got.permits;
     }
-    let mut space = Space::checked(context, namespace)?;
-    space.living(session_id)?;
-    wants.iter().for_each(|want| space.tidy(&want.name));
+    let mut locks = LockTxn::checked(context, namespace)?;
+    locks.living(session_id)?;
+    wants.iter().for_each(|want| locks.tidy(&want.name));
     let lasts = |want: &Want| {
-        let hold = space.claim(session_id, &want.name).hold;
+        let hold = locks.claim(session_id, &want.name).hold;
         // One that is not listed any more is known by its token; of several locks none was told alone.
         let is_kept = |hold: &Hold| hold.kept && (token == 0 || names_grant(hold, token));
         hold.is_some_and(|hold| relies(&hold, call) || is_kept(&hold))
     };
     if wants.iter().all(lasts) || crate::mutant!(EndedGrantRemembered) {
-        let index = space.context.index;
+        let index = locks.context.index;
         for want in &wants {
-            space.change_claim(session_id, &want.name, |claim| {
+            locks.change_claim(session_id, &want.name, |claim| {
                 claim
                     .hold
                     .as_mut()
@@ -67,8 +67,8 @@ pub(in super::super) fn recheck(
         }
         return Ok(CommandOutcome::Answer(remembered));
     }
-    space.cancel_grant(session_id, &wants, call, u64::MAX);
-    let answer = space.nothing_got(!locks.is_empty(), wants);
+    locks.cancel_grant(session_id, &wants, call, u64::MAX);
+    let answer = locks.nothing_got(!wishes.is_empty(), wants);
     Ok(CommandOutcome::Answer(answer))
 }
 

@@ -14,7 +14,7 @@ use super::super::{
 use super::acquire::Call;
 use super::handoff::rely;
 use super::view::{View, end};
-use super::{Space, check_name, granted, is_in_use, names_grant};
+use super::{LockTxn, check_name, granted, is_in_use, names_grant};
 use crate::check;
 use crate::limits::{PAGE_ITEMS_MAX, SEMAPHORE_PERMITS_MAX};
 use crate::store::Store;
@@ -24,28 +24,28 @@ pub(in super::super) fn set_permits(
     context: &mut CommandContext<'_>,
     request: &api::SetPermitsRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     check::number("permits", request.permits, 1, SEMAPHORE_PERMITS_MAX)?;
     let (name, permits) = (&request.name, request.permits);
-    space.tidy(name);
-    let before = space.lock(name);
+    locks.tidy(name);
+    let before = locks.lock(name);
     if before.permits == 0 {
         if super::is_wanted(&before) {
             let message = "the name is that of a lock that is held, waited for or delayed";
             return Err(refuse(Reason::OtherKind, message));
         }
-        space.may_add_locks(1)?;
-        space.context.txn.put(space.keys.semaphore(name), Vec::new());
-        space.context.output.locks.semaphores += 1;
+        locks.may_add_locks(1)?;
+        locks.context.txn.put(locks.keys.semaphore(name), Vec::new());
+        locks.context.output.locks.semaphores += 1;
     }
-    space.resize(name, permits);
+    locks.resize(name, permits);
     // More of them go to those who wait; and who waits for more than there are hears of it once its turn has come.
-    space.hand_on(name);
+    locks.hand_on(name);
     Ok(CommandOutcome::Answer(answer::Answer::SetPermits(api::SetPermitsResponse {
         header: None,
         permits_before: before.permits,
-        in_use: space.lock(name).permits_in_use,
+        in_use: locks.lock(name).permits_in_use,
     })))
 }
 
@@ -54,19 +54,19 @@ pub(in super::super) fn delete_semaphore(
     context: &mut CommandContext<'_>,
     request: &api::DeleteSemaphoreRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let name = &request.name;
-    space.tidy(name);
-    space.hand_on_left();
-    let lock = space.semaphore(name)?;
+    locks.tidy(name);
+    locks.hand_on_left();
+    let lock = locks.semaphore(name)?;
     if is_in_use(&lock) {
         let facts = [("holders", lock.shared.to_string()), ("waiters", lock.waiters.to_string())];
         return Err(refuse_with(Reason::SemaphoreInUse, "the semaphore is in use", facts));
     }
-    space.context.txn.delete(space.keys.semaphore(name));
-    space.resize(name, 0);
-    space.context.output.locks.semaphores -= 1;
+    locks.context.txn.delete(locks.keys.semaphore(name));
+    locks.resize(name, 0);
+    locks.context.output.locks.semaphores -= 1;
     let (header, answer) = (None, answer::Answer::DeleteSemaphore);
     Ok(CommandOutcome::Answer(answer(api::DeleteSemaphoreResponse { header })))
 }
@@ -76,7 +76,7 @@ pub(in super::super) fn acquire_permits(
     request: &api::AcquirePermitsRequest,
 ) -> CommandResult {
     let call = context.call_name()?;
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (name, permits) = (request.name.clone(), request.permits.max(1));
     let call = Call {
@@ -88,12 +88,12 @@ pub(in super::super) fn acquire_permits(
         converts: false,
         lock_delay_ms: None,
     };
-    space.renew(call.session_id)?;
-    space.semaphore(&request.name)?;
-    space.tidy(&request.name);
-    let outcome = space.take_permits(&request.name, permits, call)?;
+    locks.renew(call.session_id)?;
+    locks.semaphore(&request.name)?;
+    locks.tidy(&request.name);
+    let outcome = locks.take_permits(&request.name, permits, call)?;
     // A holder found dead on the way may have waited for several locks.
-    space.hand_on_left();
+    locks.hand_on_left();
     Ok(outcome)
 }
 
@@ -101,10 +101,10 @@ pub(in super::super) fn release_permits(
     context: &mut CommandContext<'_>,
     request: &api::ReleasePermitsRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
-    space.renew(request.session_id)?;
-    let hold = space.claim(request.session_id, &request.name).hold;
+    locks.renew(request.session_id)?;
+    let hold = locks.claim(request.session_id, &request.name).hold;
     let Some(hold) = hold.filter(|hold| hold.permits > 0) else {
         let message = "the session holds no permits of the semaphore";
         return Err(refuse_with(Reason::NotHolder, message, [("field", "session_id".to_owned())]));
@@ -115,8 +115,8 @@ pub(in super::super) fn release_permits(
         let message = "the session holds its permits with another fencing_token";
         return Err(refuse_with(Reason::NotHolder, message, facts));
     }
-    space.vacate(&request.name, request.session_id, LockEventKind::Released);
-    space.hand_on(&request.name);
+    locks.vacate(&request.name, request.session_id, LockEventKind::Released);
+    locks.hand_on(&request.name);
     let (header, answer) = (None, answer::Answer::ReleasePermits);
     Ok(CommandOutcome::Answer(answer(api::ReleasePermitsResponse { header })))
 }
@@ -162,7 +162,7 @@ pub(in super::super) fn list_semaphores(
     ))
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     fn semaphore(&self, name: &str) -> Result<Lock, Refusal> {
         let lock = self.lock(name);
         must_be_semaphore(&lock)?;

@@ -7,7 +7,7 @@ use trefoil_proto::lock::v1 as api;
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, namespace_copy, refuse, timers};
 use super::keys::{LockKeys, number_of, timer_rest};
-use super::{STEP_MAX, Space, refuse_at, session_expired, take_text, text_of};
+use super::{LockTxn, STEP_MAX, refuse_at, session_expired, take_text, text_of};
 use crate::check;
 use crate::key::Kind;
 use crate::limits::{SESSIONS_PER_NAMESPACE_MAX, TERM_GRACE_MS};
@@ -18,9 +18,9 @@ pub(in super::super) fn open_session(
     request: &api::OpenSessionRequest,
 ) -> CommandResult {
     let drawn = context.drawn()?;
-    let mut space = Space::checked(context, &request.namespace)?;
-    namespace_copy::must_be_usable(space.context, &request.namespace)?;
-    let mut counters = space.counters();
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
+    namespace_copy::must_be_usable(locks.context, &request.namespace)?;
+    let mut counters = locks.counters();
     let settings = counters.settings.unwrap_or_default();
     let fixed = ("SESSIONS_PER_NAMESPACE_MAX", SESSIONS_PER_NAMESPACE_MAX);
     refuse_at(counters.sessions, ("sessions_max", settings.sessions_max), fixed)?;
@@ -31,14 +31,14 @@ pub(in super::super) fn open_session(
             format_args!("at most {ttl_ms_max} in this namespace"),
         ));
     }
-    let id = space.new_id(drawn)?;
+    let id = locks.new_id(drawn)?;
     counters.sessions += 1;
-    space.put_counters(&counters);
-    space.context.output.locks.sessions += 1;
+    locks.put_counters(&counters);
+    locks.context.output.locks.sessions += 1;
     let session = Session {
         ttl_ms: request.ttl_ms,
         owner: request.owner.clone(),
-        renewed_at_ms: space.context.now_ms,
+        renewed_at_ms: locks.context.now_ms,
         lock_delay_ms: match request.lock_delay_ms {
             0 => settings.lock_delay_ms_default,
             lock_delay_ms => lock_delay_ms,
@@ -47,10 +47,10 @@ pub(in super::super) fn open_session(
     };
     if !request.metadata.is_empty() {
         let metadata = SessionMetadata { entries: request.metadata.clone() };
-        space.context.txn.put_message(space.keys.metadata(id), &metadata);
+        locks.context.txn.put_message(locks.keys.metadata(id), &metadata);
     }
-    let due_ms = space.due_ms(&session);
-    space.watch(id, session, due_ms);
+    let due_ms = locks.due_ms(&session);
+    locks.watch(id, session, due_ms);
     Ok(CommandOutcome::Answer(answer::Answer::OpenSession(api::OpenSessionResponse {
         header: None,
         session_id: id,
@@ -76,8 +76,8 @@ pub(in super::super) fn keep_alive(
     context: &mut CommandContext<'_>,
     request: &api::KeepAliveRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
-    let remaining_ms = space.renew(request.session_id)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
+    let remaining_ms = locks.renew(request.session_id)?;
     Ok(CommandOutcome::Answer(answer::Answer::KeepAlive(api::KeepAliveResponse {
         header: None,
         remaining_ms,
@@ -88,13 +88,13 @@ pub(in super::super) fn close_session(
     context: &mut CommandContext<'_>,
     request: &api::CloseSessionRequest,
 ) -> CommandResult {
-    let mut space = Space::checked(context, &request.namespace)?;
-    let mut session = space.living(request.session_id)?;
+    let mut locks = LockTxn::checked(context, &request.namespace)?;
+    let mut session = locks.living(request.session_id)?;
     // From here on nothing sees it as alive, so all that it held is released, whatever the sweep leaves for later.
     let released = u32::try_from(session.held).unwrap_or(u32::MAX);
     session.ended = true;
-    space.put_session(request.session_id, &session);
-    space.sweep(request.session_id);
+    locks.put_session(request.session_id, &session);
+    locks.sweep(request.session_id);
     Ok(CommandOutcome::Answer(answer::Answer::CloseSession(api::CloseSessionResponse {
         header: None,
         released,
@@ -105,22 +105,22 @@ pub(in super::super) fn close_session(
 pub(in super::super) fn session_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let (namespace, id) = (take_text(&mut rest), number_of(&rest));
-    let mut space = Space::new(context, &namespace);
+    let mut locks = LockTxn::new(context, &namespace);
     if crate::mutant!(TimerDecides)
-        && let Some(mut session) = space.session(id)
+        && let Some(mut session) = locks.session(id)
     {
         session.ended = true;
-        space.put_session(id, &session);
+        locks.put_session(id, &session);
     }
-    if space.is_over(id) {
-        space.sweep(id);
-    } else if let Some(session) = space.session(id) {
-        let due_ms = space.due_ms(&session);
-        space.watch(id, session, due_ms);
+    if locks.is_over(id) {
+        locks.sweep(id);
+    } else if let Some(session) = locks.session(id) {
+        let due_ms = locks.due_ms(&session);
+        locks.watch(id, session, due_ms);
     }
 }
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     fn due_ms(&self, session: &Session) -> u64 {
         due_ms(session, self.context.term_started_ms)
     }

@@ -12,9 +12,9 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use super::super::refuse_with;
 use super::acquire::Call;
 use super::handoff::rely_on;
-use super::{Space, convert_needed, is_wanted};
+use super::{LockTxn, convert_needed, is_wanted};
 
-impl Space<'_, '_> {
+impl LockTxn<'_, '_> {
     /// Finds what the session holds already; refuses where that is too weak.
     pub(super) fn find_held(&self, call: &mut Call) -> Result<(), Refusal> {
         for want in &mut call.wants {
