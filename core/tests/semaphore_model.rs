@@ -197,7 +197,7 @@ impl World {
         }));
         let semaphore = self.semaphores.entry(name).or_default();
         let before = std::mem::replace(&mut semaphore.permits, permits);
-        let ended = self.hand_on(name);
+        let ended = self.grant_waiters(name);
         self.settle(&applied, ended);
         let semaphore = &self.semaphores[name];
         self.seen.over_full += u64::from(semaphore.in_use() > permits);
@@ -258,7 +258,7 @@ impl World {
                 seen.other_number += 1;
                 return assert_eq!(refused(&applied), Some(Reason::PermitsHeld));
             }
-            holder.rely((permits, call));
+            holder.add_acquirer((permits, call));
             seen.again += 1;
             return assert_eq!(granted(&answered(&applied)), Some((permits, holder.token)));
         }
@@ -327,7 +327,7 @@ impl World {
             let same = |of: &Waiter| (of.session, of.permits, of.call) == (session, call.0, call.1);
             if let Some(at) = semaphore.line.iter().position(same) {
                 ended.push((semaphore.line.remove(at).id, End::None));
-                ended.extend(self.hand_on(name));
+                ended.extend(self.grant_waiters(name));
                 self.seen.cancelled_waits += 1;
             } else if let Some(holder) =
                 semaphore.holders.iter_mut().find(|of| of.session == session)
@@ -397,7 +397,7 @@ impl World {
     fn free(&mut self, name: &'static str, session: u64) -> Vec<(WaiterId, End)> {
         let semaphore = self.semaphores.get_mut(name).expect("it is there");
         semaphore.holders.retain(|holder| holder.session != session);
-        self.hand_on(name)
+        self.grant_waiters(name)
     }
 
     /// Waits whose time is over end; what they kept from others goes to those.
@@ -411,13 +411,13 @@ impl World {
         }
         self.seen.timed_out += ended.len() as u64;
         for name in NAMES {
-            ended.extend(self.hand_on(name));
+            ended.extend(self.grant_waiters(name));
         }
         ended
     }
 
     /// Whose turn it is gets what it waits for; all calls of its session end with that.
-    fn hand_on(&mut self, name: &'static str) -> Vec<(WaiterId, End)> {
+    fn grant_waiters(&mut self, name: &'static str) -> Vec<(WaiterId, End)> {
         let Some(semaphore) = self.semaphores.get_mut(name) else { return Vec::new() };
         let mut ended = Vec::new();
         while let Some(first) = semaphore.line.first().cloned() {

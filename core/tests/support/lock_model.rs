@@ -206,7 +206,7 @@ impl Model {
             self.counts.lock_timeouts += 1;
             self.give_up(&wait);
         }
-        self.hand_on();
+        self.grant_waiters();
     }
 
     /// One command of the entry.
@@ -303,7 +303,7 @@ impl Model {
         let is_first = first.is_none_or(|seat| !self.waits[&seat].converts);
         if mode < holder.mode || is_first && self.admits(&name, session, mode) {
             let grant = self.regrant(&name, session, mode);
-            self.hand_on();
+            self.grant_waiters();
             return Ok(Outcome::Answer(Answer::Converted(grant)));
         }
         let wants = vec![Want { name, mode, held: false }];
@@ -323,7 +323,7 @@ impl Model {
         if let Some(wait) = same {
             (wait.claimed_index, wait.lost_ms) = (index, None);
             let seat = wait.seat;
-            self.hand_on();
+            self.grant_waiters();
             return Ok(Outcome::Waits(seat));
         }
         if wait_ms == 0 {
@@ -387,7 +387,7 @@ impl Model {
         if request.fencing_token == 0 {
             self.lock(&name).delays.clear();
         }
-        self.hand_on();
+        self.grant_waiters();
         self.counts.locks_forced += held.len() as u64;
         Ok(Outcome::Answer(Answer::Forced(u32::try_from(held.len()).expect("few sessions"))))
     }
@@ -397,7 +397,7 @@ impl Model {
         let name = (request.namespace.clone(), request.name.clone());
         self.named(&name, request.session_id, request.fencing_token)?;
         self.vacate(&name, request.session_id);
-        self.hand_on();
+        self.grant_waiters();
         Ok(Outcome::Answer(Answer::Released))
     }
 
@@ -410,7 +410,7 @@ impl Model {
         let mut released = 0;
         for (name, session, _) in held.collect::<Vec<_>>() {
             self.vacate(&name, session);
-            self.hand_on();
+            self.grant_waiters();
             released += 1;
         }
         Ok(Outcome::Answer(Answer::ReleasedHeld(released)))
@@ -454,7 +454,7 @@ impl Model {
                 self.leave(&wait);
                 self.give_up(&wait);
             }
-            self.hand_on();
+            self.grant_waiters();
             return done;
         }
         // Its client goes on with a grant that it has acknowledged.
@@ -495,7 +495,7 @@ impl Model {
                 self.vacate(&name, session);
             }
         }
-        self.hand_on();
+        self.grant_waiters();
         true
     }
 

@@ -99,7 +99,7 @@ impl Model {
     /// Each lock goes to those who have waited longest, one after the other, as long as no holder is in the way. Who wants
     /// several stands first for all of them before it gets any. A lock waits a while for one whose caller is lost, then
     /// forgets it.
-    pub(super) fn hand_on(&mut self) {
+    pub(super) fn grant_waiters(&mut self) {
         let mut gone = Vec::new();
         while let Some(wait) = self.next_turn() {
             if wait.lost_ms.is_some() {
@@ -145,7 +145,7 @@ impl Model {
                 self.grant(&want.name, session, want.mode, lock_delay_ms);
             }
             let holder = self.lock(&want.name).holder(session).expect("it is held now");
-            holder.rely(id, index);
+            holder.add_acquirer(id, index);
             grants.push((want.name.1.clone(), holder.grant));
         }
         grants
@@ -179,7 +179,7 @@ impl Model {
                 self.settle(Some(wait.seat), &wait.id, Answer::Converted(grant));
             } else {
                 let holder = self.lock(name).holder(wait.session).expect("granted above");
-                holder.rely(&wait.id, wait.claimed_index);
+                holder.add_acquirer(&wait.id, wait.claimed_index);
                 self.settle(Some(wait.seat), &wait.id, Answer::Granted(grant));
             }
         }
@@ -207,7 +207,7 @@ impl Lock {
 }
 
 impl Holder {
-    pub(super) fn rely(&mut self, id: &Id, index: u64) {
+    pub(super) fn add_acquirer(&mut self, id: &Id, index: u64) {
         if let Some(known) = self.relying.iter_mut().find(|(other, _)| other == id) {
             known.1 = index;
         } else if self.relying.len() < ACQUIRES_PER_CLAIM_MAX {

@@ -41,7 +41,7 @@ impl Model {
         self.sessions.remove(&(namespace.to_owned(), id)).ok_or((Reason::SessionExpired, None))?;
         let released_before = self.counts.locks_released;
         self.forget_session(namespace, id);
-        self.hand_on();
+        self.grant_waiters();
         let released = self.counts.locks_released - released_before;
         Ok(Outcome::Answer(Answer::Closed(u32::try_from(released).expect("few locks"))))
     }

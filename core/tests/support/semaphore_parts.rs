@@ -69,7 +69,7 @@ impl Holder {
     }
 
     /// A call was answered with it.
-    pub fn rely(&mut self, call: (u64, u64)) {
+    pub fn add_acquirer(&mut self, call: (u64, u64)) {
         self.callers.insert(call);
     }
 }

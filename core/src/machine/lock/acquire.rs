@@ -4,7 +4,7 @@ use trefoil_proto::internal::v1::{CallName, Refusal, Wait, Waiter, Want, answer}
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::{CommandContext, CommandOutcome, CommandResult, timers};
-use super::handoff::rely;
+use super::handoff::add_acquirer;
 use super::keys::timer_rest;
 use super::several::wanted;
 use super::{
@@ -51,10 +51,10 @@ pub(in super::super) fn acquire(
     for want in &call.wants {
         locks.must_be_lock(&want.name)?;
     }
-    call.wants.iter().for_each(|want| locks.tidy(&want.name));
+    call.wants.iter().for_each(|want| locks.reclaim_expired(&want.name));
     let outcome = if several { locks.acquire_all(call)? } else { locks.acquire_one(call)? };
     // A holder found dead on the way may have waited for several locks.
-    locks.hand_on_left();
+    locks.grant_left_waiters();
     Ok(outcome)
 }
 
@@ -85,7 +85,7 @@ impl LockTxn<'_, '_> {
                 return Err(convert_needed(&hold));
             }
             self.change_claim(call.session_id, name, |claim| {
-                claim.hold.as_mut().map(|hold| rely(hold, &call.name, index))
+                claim.hold.as_mut().map(|hold| add_acquirer(hold, &call.name, index))
             });
             return Ok(CommandOutcome::Answer(granted(&hold)));
         }
@@ -93,7 +93,7 @@ impl LockTxn<'_, '_> {
             self.may_claim(&call)?;
             let hold = self.grant(name, call.session_id, mode, |hold| {
                 hold.lock_delay_ms = call.lock_delay_ms;
-                rely(hold, &call.name, index);
+                add_acquirer(hold, &call.name, index);
             });
             return Ok(CommandOutcome::Answer(granted(&hold)));
         }
@@ -114,7 +114,7 @@ impl LockTxn<'_, '_> {
         let names = call.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
         let outcome = self.enqueue(call)?;
         // A lock that waited for this caller goes to it now.
-        names.iter().for_each(|name| self.hand_on(name));
+        names.iter().for_each(|name| self.grant_waiters(name));
         Ok(outcome)
     }
 

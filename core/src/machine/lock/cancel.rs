@@ -52,7 +52,7 @@ pub(in super::super) fn cancel_acquire(
         locks.settle(0, &wait, answer);
     }
     // A lock may have waited for the caller who is gone.
-    wants.iter().for_each(|want| locks.hand_on(&want.name));
+    wants.iter().for_each(|want| locks.grant_waiters(&want.name));
     Ok(done())
 }
 
@@ -106,7 +106,7 @@ impl LockTxn<'_, '_> {
                 self.vacate(name, session_id, LockEventKind::Released);
             }
         }
-        wants.iter().for_each(|want| self.hand_on(&want.name));
+        wants.iter().for_each(|want| self.grant_waiters(&want.name));
         true
     }
 

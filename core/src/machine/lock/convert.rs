@@ -29,7 +29,7 @@ pub(in super::super) fn convert(
     };
     locks.renew(session_id)?;
     locks.must_be_lock(name)?;
-    locks.tidy(name);
+    locks.reclaim_expired(name);
     let hold = locks.claim(session_id, name).hold;
     let Some(hold) = hold.filter(|hold| names_grant(hold, request.fencing_token)) else {
         return Err(locks.not_holder(name));
@@ -40,7 +40,7 @@ pub(in super::super) fn convert(
     let is_down = mode < hold.mode();
     if is_down || !locks.has_converts(name) && locks.admits(name, mode, session_id) {
         let hold = locks.regrant(name, session_id, mode);
-        locks.hand_on(name);
+        locks.grant_waiters(name);
         return Ok(CommandOutcome::Answer(converted(&hold)));
     }
     locks.wait_for(call)
@@ -61,7 +61,7 @@ impl LockTxn<'_, '_> {
     pub(super) fn regrant(&mut self, name: &str, session_id: u64, mode: LockMode) -> Hold {
         if crate::mutant!(ConvertLetsGo) {
             self.vacate(name, session_id, LockEventKind::Released);
-            self.hand_on(name);
+            self.grant_waiters(name);
             return self.grant(name, session_id, mode, |_| {});
         }
         let claim = self.claim(session_id, name);

@@ -18,7 +18,7 @@ pub(in super::super) fn force_step(
     let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let name = &request.name;
-    locks.tidy(name);
+    locks.reclaim_expired(name);
     let is_first = request.token == 0;
     let token = if is_first { locks.next_token(&request.name) } else { request.token };
     let wanted =
@@ -53,7 +53,7 @@ pub(in super::super) fn force_step(
     let more = request.fencing_token == 0
         && locks.left == 0
         && (1..token).contains(&locks.oldest_shared(name, 0));
-    locks.hand_on(name);
+    locks.grant_waiters(name);
     locks.context.output.counts.locks_forced(u64::from(released));
     Ok(CommandOutcome::Answer(answer::Answer::ForcedStep(ForcedStep { released, more, token })))
 }

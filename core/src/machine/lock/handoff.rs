@@ -25,7 +25,7 @@ pub(in super::super) fn wait_due(context: &mut CommandContext<'_>, rest: &Bytes)
     let mut locks = LockTxn::new(context, &namespace);
     let Some(wait) = locks.wait(session_id, ordinal) else { return };
     let names = wait.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
-    names.iter().for_each(|name| locks.tidy(name));
+    names.iter().for_each(|name| locks.reclaim_expired(name));
     if let Some(wait) = locks.wait(session_id, ordinal) {
         if locks.is_over(wait.session_id) {
             locks.leave(ordinal, &wait);
@@ -36,14 +36,14 @@ pub(in super::super) fn wait_due(context: &mut CommandContext<'_>, rest: &Bytes)
             locks.settle(ordinal, &wait, answer);
         }
     }
-    names.iter().for_each(|name| locks.hand_on(name));
+    names.iter().for_each(|name| locks.grant_waiters(name));
 }
 
 /// A lock's timer: it is still to be handed on.
 pub(in super::super) fn lock_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let mut rest = rest.clone();
     let namespace = take_text(&mut rest);
-    LockTxn::new(context, &namespace).tidy(&text_of(&rest));
+    LockTxn::new(context, &namespace).reclaim_expired(&text_of(&rest));
 }
 
 impl LockTxn<'_, '_> {
@@ -52,13 +52,13 @@ impl LockTxn<'_, '_> {
     }
 
     /// Takes the lock from a holder whose session is over, and hands it on.
-    pub(super) fn tidy(&mut self, name: &str) {
+    pub(super) fn reclaim_expired(&mut self, name: &str) {
         if !is_wanted(&self.lock(name)) {
             return;
         }
         self.end_delays(name);
         self.free_from_the_dead(name);
-        self.hand_on(name);
+        self.grant_waiters(name);
     }
 
     /// Only whoever holds it in mode UPDATE or EXCLUSIVE: those in mode SHARED are looked at when they are in the way.
@@ -66,12 +66,12 @@ impl LockTxn<'_, '_> {
         let lock = self.lock(name);
         if self.left > 0 && lock.session_id != 0 && self.is_over(lock.session_id) {
             self.left -= 1;
-            self.bury(name, lock.session_id);
+            self.expire_hold(name, lock.session_id);
         }
     }
 
     /// The session of a holder is over. Where it expired, and did not close, a lock delay begins.
-    fn bury(&mut self, name: &str, session_id: u64) {
+    fn expire_hold(&mut self, name: &str, session_id: u64) {
         let expired = self.session(session_id).filter(|session| session.expired);
         let is_expired = expired.is_some();
         let delay = expired.and_then(|session| {
@@ -159,7 +159,7 @@ impl LockTxn<'_, '_> {
         name: &str,
         session_id: u64,
         mode: LockMode,
-        rely: impl FnOnce(&mut Hold),
+        acquire: impl FnOnce(&mut Hold),
     ) -> Hold {
         let mut hold = Hold {
             mode: mode.into(),
@@ -167,7 +167,7 @@ impl LockTxn<'_, '_> {
             since_ms: self.context.now_ms,
             ..Hold::default()
         };
-        rely(&mut hold);
+        acquire(&mut hold);
         self.list(name, session_id, &hold);
         self.change_claim(session_id, name, |claim| claim.hold = Some(hold.clone()));
         self.context.output.counts.locks_acquired(1);
@@ -232,7 +232,7 @@ impl LockTxn<'_, '_> {
                     return token;
                 }
                 self.left -= 1;
-                self.bury(name, session_id);
+                self.expire_hold(name, session_id);
             }
             from = self.keys.holder(name, token + 1);
         }
@@ -285,15 +285,15 @@ impl LockTxn<'_, '_> {
     }
 
     /// Hands a lock on, and each that a wait for several left meanwhile. A step that may do no more leaves it to timers.
-    pub(super) fn hand_on(&mut self, name: &str) {
-        self.hand_on_one(name);
-        self.hand_on_left();
+    pub(super) fn grant_waiters(&mut self, name: &str) {
+        self.grant_waiter(name);
+        self.grant_left_waiters();
     }
 
     /// Hands on what waits for several left behind.
-    pub(super) fn hand_on_left(&mut self) {
+    pub(super) fn grant_left_waiters(&mut self) {
         while let Some(name) = self.left_behind.pop_first() {
-            self.hand_on_one(&name);
+            self.grant_waiter(&name);
         }
     }
 
@@ -301,7 +301,7 @@ impl LockTxn<'_, '_> {
     /// and their deadlines have not passed. One who wants several locks is granted all when it stands first in all of
     /// them, and keeps its place until then. Where nobody is there to take a waiter's answer the lock waits until that
     /// waiter is claimed, or has lost its place; where this step may do no more, it waits as well. A timer goes on.
-    fn hand_on_one(&mut self, name: &str) {
+    fn grant_waiter(&mut self, name: &str) {
         let (mut late, mut again_ms) = (Vec::new(), None);
         loop {
             let lock = self.lock(name);
@@ -394,7 +394,7 @@ impl LockTxn<'_, '_> {
                 hold.lock_delay_ms = wait.lock_delay_ms;
                 hold.permits = permits;
                 for (_, wait, _) in waits.iter().filter(fits) {
-                    rely_on(hold, wait);
+                    add_waiter_as_acquirer(hold, wait);
                 }
             })
         };
@@ -433,9 +433,9 @@ impl LockTxn<'_, '_> {
         }
         if claim.hold.is_some() {
             self.left = self.left.saturating_sub(1);
-            self.bury(name, session_id);
+            self.expire_hold(name, session_id);
         }
-        self.hand_on(name);
+        self.grant_waiters(name);
     }
 
     /// Takes a call that gets nothing out of the waiters; whoever does so settles it.
@@ -489,12 +489,12 @@ impl LockTxn<'_, '_> {
 }
 
 /// A call that waited is answered with a grant.
-pub(super) fn rely_on(hold: &mut Hold, wait: &Wait) {
-    rely(hold, wait.call.as_ref().expect("a wait is that of a call"), wait.claimed_index);
+pub(super) fn add_waiter_as_acquirer(hold: &mut Hold, wait: &Wait) {
+    add_acquirer(hold, wait.call.as_ref().expect("a wait is that of a call"), wait.claimed_index);
 }
 
 /// An Acquire is answered with a grant, perhaps once more.
-pub(super) fn rely(hold: &mut Hold, call: &CallName, index: u64) {
+pub(super) fn add_acquirer(hold: &mut Hold, call: &CallName, index: u64) {
     if let Some(known) = hold.acquirers.iter_mut().find(|other| other.call.as_ref() == Some(call)) {
         known.claimed_index = index;
     } else if hold.acquirers.len() < ACQUIRES_PER_CLAIM_MAX {

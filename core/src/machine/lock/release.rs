@@ -29,7 +29,7 @@ pub(in super::super) fn release(
         }
     }
     locks.vacate(&request.name, holder_id, LockEventKind::Released);
-    locks.hand_on(&request.name);
+    locks.grant_waiters(&request.name);
     Ok(CommandOutcome::Answer(answer::Answer::Release(api::ReleaseResponse { header: None })))
 }
 
@@ -56,7 +56,7 @@ pub(in super::super) fn release_held(
         let hold = decode::<Claim>(value).hold;
         if hold.is_some_and(|hold| hold.token <= up_to_token) {
             locks.vacate(&name, request.session_id, LockEventKind::Released);
-            locks.hand_on(&name);
+            locks.grant_waiters(&name);
             locks.left = locks.left.saturating_sub(1);
             released += 1;
         }

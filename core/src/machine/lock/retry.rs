@@ -5,7 +5,7 @@ use trefoil_proto::internal::v1::{CallName, Command, Hold, Want, answer};
 
 use super::super::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::wants_of;
-use super::handoff::rely;
+use super::handoff::add_acquirer;
 use super::{LockTxn, names_grant};
 
 /// Looks whether a remembered grant lasts, and notes that its call was brought once more. An Acquire whose grant is over
@@ -47,12 +47,12 @@ pub(in super::super) fn recheck(
     }
     let mut locks = LockTxn::checked(context, namespace)?;
     locks.living(session_id)?;
-    wants.iter().for_each(|want| locks.tidy(&want.name));
+    wants.iter().for_each(|want| locks.reclaim_expired(&want.name));
     let lasts = |want: &Want| {
         let hold = locks.claim(session_id, &want.name).hold;
         // One that is not listed any more is known by its token; of several locks none was told alone.
         let is_kept = |hold: &Hold| hold.kept && (token == 0 || names_grant(hold, token));
-        hold.is_some_and(|hold| relies(&hold, call) || is_kept(&hold))
+        hold.is_some_and(|hold| has_acquirer(&hold, call) || is_kept(&hold))
     };
     if wants.iter().all(lasts) || crate::mutant!(EndedGrantRemembered) {
         let index = locks.context.index;
@@ -61,8 +61,8 @@ pub(in super::super) fn recheck(
                 claim
                     .hold
                     .as_mut()
-                    .filter(|hold| relies(hold, call))
-                    .map(|hold| rely(hold, call, index))
+                    .filter(|hold| has_acquirer(hold, call))
+                    .map(|hold| add_acquirer(hold, call, index))
             });
         }
         return Ok(CommandOutcome::Answer(remembered));
@@ -72,6 +72,6 @@ pub(in super::super) fn recheck(
     Ok(CommandOutcome::Answer(answer))
 }
 
-fn relies(hold: &Hold, call: &CallName) -> bool {
+fn has_acquirer(hold: &Hold, call: &CallName) -> bool {
     hold.acquirers.iter().any(|acquirer| acquirer.call.as_ref() == Some(call))
 }

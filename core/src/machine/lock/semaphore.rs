@@ -12,7 +12,7 @@ use super::super::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
 };
 use super::acquire::Call;
-use super::handoff::rely;
+use super::handoff::add_acquirer;
 use super::view::{View, end};
 use super::{LockTxn, check_name, granted, is_in_use, names_grant};
 use crate::check;
@@ -28,7 +28,7 @@ pub(in super::super) fn set_permits(
     check_name("name", &request.name)?;
     check::number("permits", request.permits, 1, SEMAPHORE_PERMITS_MAX)?;
     let (name, permits) = (&request.name, request.permits);
-    locks.tidy(name);
+    locks.reclaim_expired(name);
     let before = locks.lock(name);
     if before.permits == 0 {
         if super::is_wanted(&before) {
@@ -41,7 +41,7 @@ pub(in super::super) fn set_permits(
     }
     locks.resize(name, permits);
     // More of them go to those who wait; and who waits for more than there are hears of it once its turn has come.
-    locks.hand_on(name);
+    locks.grant_waiters(name);
     Ok(CommandOutcome::Answer(answer::Answer::SetPermits(api::SetPermitsResponse {
         header: None,
         permits_before: before.permits,
@@ -57,8 +57,8 @@ pub(in super::super) fn delete_semaphore(
     let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let name = &request.name;
-    locks.tidy(name);
-    locks.hand_on_left();
+    locks.reclaim_expired(name);
+    locks.grant_left_waiters();
     let lock = locks.semaphore(name)?;
     if is_in_use(&lock) {
         let facts = [("holders", lock.shared.to_string()), ("waiters", lock.waiters.to_string())];
@@ -90,10 +90,10 @@ pub(in super::super) fn acquire_permits(
     };
     locks.renew(call.session_id)?;
     locks.semaphore(&request.name)?;
-    locks.tidy(&request.name);
+    locks.reclaim_expired(&request.name);
     let outcome = locks.take_permits(&request.name, permits, call)?;
     // A holder found dead on the way may have waited for several locks.
-    locks.hand_on_left();
+    locks.grant_left_waiters();
     Ok(outcome)
 }
 
@@ -116,7 +116,7 @@ pub(in super::super) fn release_permits(
         return Err(refuse_with(Reason::NotHolder, message, facts));
     }
     locks.vacate(&request.name, request.session_id, LockEventKind::Released);
-    locks.hand_on(&request.name);
+    locks.grant_waiters(&request.name);
     let (header, answer) = (None, answer::Answer::ReleasePermits);
     Ok(CommandOutcome::Answer(answer(api::ReleasePermitsResponse { header })))
 }
@@ -177,7 +177,7 @@ impl LockTxn<'_, '_> {
                 return Err(permits_held(&hold));
             }
             self.change_claim(call.session_id, name, |claim| {
-                claim.hold.as_mut().map(|hold| rely(hold, &call.name, index))
+                claim.hold.as_mut().map(|hold| add_acquirer(hold, &call.name, index))
             });
             return Ok(CommandOutcome::Answer(granted(&hold)));
         }
@@ -190,7 +190,7 @@ impl LockTxn<'_, '_> {
             self.may_claim(&call)?;
             let hold = self.grant(name, call.session_id, LockMode::Shared, |hold| {
                 hold.permits = permits;
-                rely(hold, &call.name, index);
+                add_acquirer(hold, &call.name, index);
             });
             return Ok(CommandOutcome::Answer(granted(&hold)));
         }

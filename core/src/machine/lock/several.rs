@@ -11,7 +11,7 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::refuse_with;
 use super::acquire::Call;
-use super::handoff::rely_on;
+use super::handoff::add_waiter_as_acquirer;
 use super::{LockTxn, convert_needed, is_wanted};
 
 impl LockTxn<'_, '_> {
@@ -41,7 +41,7 @@ impl LockTxn<'_, '_> {
     /// Grants all locks that the session does not hold, in the order of the request. The call relies on all of them.
     pub(super) fn grant_all(&mut self, wait: &Wait) -> answer::Answer {
         let session_id = wait.session_id;
-        let rely_all = |hold: &mut Hold| rely_on(hold, wait);
+        let rely_all = |hold: &mut Hold| add_waiter_as_acquirer(hold, wait);
         let mut grants = Vec::new();
         for want in &wait.wants {
             let hold = if want.held {
