@@ -14,7 +14,7 @@ use trefoil_proto::common::v1::{AdmissionClass, Reason};
 use trefoil_proto::internal::v1::Refusal;
 
 use super::work::refusal;
-use crate::peer::Asked;
+use crate::peer::ForwardedCall;
 
 const STRIPES: usize = 16;
 
@@ -24,7 +24,7 @@ pub(crate) enum Waiter {
     /// A task of this node.
     Here(oneshot::Sender<Reply>),
     /// A peer that forwarded the call.
-    Peer(Asked),
+    Peer(ForwardedCall),
 }
 
 /// Calls in flight on this node.

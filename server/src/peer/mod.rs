@@ -5,9 +5,9 @@
 //! `desk` at the other side), a snapshot arrives whole or not at all (`snapshots`, and `receive`).
 
 mod accept;
-mod desk;
 mod dial;
-mod forward;
+mod forward_client;
+mod forward_server;
 mod greeting;
 mod introductions;
 pub(crate) mod latency;
@@ -33,14 +33,14 @@ use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::internal::v1::{Access, DescribeRequest, Refusal};
 
-use self::forward::Forward;
+use self::forward_client::ForwardClient;
 use self::queue::Queue;
 use self::snapshots::Snapshots;
 use crate::node::shared::Shared;
 use crate::node::work::Answered;
 use crate::storage::snapshot::Reader;
 
-pub(crate) use self::desk::Asked;
+pub(crate) use self::forward_server::ForwardedCall;
 pub(crate) use self::introductions::Introductions;
 
 /// Time for a peer to say what it is.
@@ -72,7 +72,7 @@ pub(crate) struct Announced {
 struct Link {
     address: String,
     queue: Arc<Queue>,
-    forward: Arc<Forward>,
+    forward: Arc<ForwardClient>,
     /// What the peer said of itself last, and when. One asks and the others wait for it, since a peer has few connections
     /// for all that clients may ask at once.
     described: Mutex<Option<(Instant, Result<StatusResponse, String>)>>,
@@ -135,7 +135,7 @@ impl Links {
                 Arc::clone(&link.queue),
                 self.announced.subscribe(),
             ));
-            self.runtime.spawn(forward::keep(dialler, Arc::clone(&link.forward)));
+            self.runtime.spawn(forward_client::keep(dialler, Arc::clone(&link.forward)));
         }
     }
 

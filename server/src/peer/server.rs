@@ -23,10 +23,10 @@ use trefoil_proto::internal::v1::{
     Greeting, RaftRequest, RaftResponse, ShardObstacles, SnapshotRequest, SnapshotResponse,
 };
 
-use super::desk::Desk;
 use super::dial::{
     CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW,
 };
+use super::forward_server::ForwardServer;
 use super::greeting::{Fault, Streams};
 use super::introductions::Introductions;
 use super::receive::Receiver;
@@ -171,7 +171,7 @@ impl PeerService for Service {
         let mut stream = request.into_inner();
         let greeting = first(&mut stream).await?.greeting;
         self.welcome(greeting.as_ref()).await?;
-        let frames = Desk::open(Arc::clone(&self.shared), stream);
+        let frames = ForwardServer::open(Arc::clone(&self.shared), stream);
         Ok(Response::new(ReceiverStream::new(frames)))
     }
 

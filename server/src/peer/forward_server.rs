@@ -31,7 +31,7 @@ const FRAMES: usize = 4;
 
 /// The calls of one stream.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct ForwardServer {
     shared: Arc<Shared>,
     replies: mpsc::Sender<Outgoing>,
     /// Calls that were not answered yet, by the id that the peer gave them.
@@ -57,14 +57,14 @@ impl Drop for Outgoing {
 
 /// A forwarded call that waits for its answer.
 #[derive(Debug)]
-pub(crate) struct Asked {
-    desk: Arc<Desk>,
+pub(crate) struct ForwardedCall {
+    desk: Arc<ForwardServer>,
     id: u64,
     is_command: bool,
     permit: Permit,
 }
 
-impl Asked {
+impl ForwardedCall {
     /// Asks whether the caller is still there to take a grant.
     pub(crate) fn offer(&self) {
         let (bytes, size) = (Arc::clone(&self.desk.bytes), 0);
@@ -82,7 +82,7 @@ impl Asked {
     }
 }
 
-impl Desk {
+impl ForwardServer {
     /// Serves a stream of calls: returns where its frames come out.
     pub(super) fn open(
         shared: Arc<Shared>,
@@ -160,7 +160,7 @@ impl Desk {
             ));
         }
         let is_command = matches!(work, Work::Command(_));
-        let asked = Asked { desk: Arc::clone(self), id, is_command, permit };
+        let asked = ForwardedCall { desk: Arc::clone(self), id, is_command, permit };
         // A day is more than any wait of a client.
         let left = Duration::from_millis(timeout_ms.min(86_400_000));
         let deadline_ms = clock::boot_deadline(Instant::now() + left);

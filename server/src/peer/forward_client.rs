@@ -29,7 +29,7 @@ const FRAME_CALLS: usize = 1_024;
 
 /// The calls to one peer.
 #[derive(Debug, Default)]
-pub(super) struct Forward {
+pub(super) struct ForwardClient {
     state: Mutex<State>,
     last: AtomicU64,
     /// When the peer was heard last, by the boot clock.
@@ -80,7 +80,7 @@ impl State {
 
 /// A call that waits; given up when it is dropped.
 struct Waiting<'a> {
-    forward: &'a Forward,
+    forward: &'a ForwardClient,
     id: u64,
 }
 
@@ -96,7 +96,7 @@ impl Drop for Waiting<'_> {
     }
 }
 
-impl Forward {
+impl ForwardClient {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,7 +234,7 @@ fn open(peer: NodeId, shard: ShardId, reply: ForwardReply) -> Result<Answered, (
 }
 
 /// Keeps a stream to the peer for ever.
-pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
+pub(super) async fn keep(dialler: Dialler, forward: Arc<ForwardClient>) {
     let mut backoff = Backoff::new();
     loop {
         let (sender, items) = mpsc::channel(FORWARD_CALLS_MAX);
@@ -248,7 +248,7 @@ pub(super) async fn keep(dialler: Dialler, forward: Arc<Forward>) {
 
 /// What is to be sent. Dropped, its calls end, also where the runtime ends under them.
 struct Calls<'a> {
-    forward: &'a Forward,
+    forward: &'a ForwardClient,
     items: mpsc::Receiver<Item>,
 }
 
@@ -349,7 +349,7 @@ mod tests {
 
     use super::*;
 
-    async fn ask_once(forward: &Forward, work: Work) -> Result<Answered, (Refusal, Failure)> {
+    async fn ask_once(forward: &ForwardClient, work: Work) -> Result<Answered, (Refusal, Failure)> {
         forward.ask(2, 1, work, &Access::default(), clock::boot_ms() + 5_000).await
     }
 
@@ -358,14 +358,14 @@ mod tests {
     }
 
     fn ask(
-        forward: &Arc<Forward>,
+        forward: &Arc<ForwardClient>,
         work: Work,
     ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
         let forward = Arc::clone(forward);
         tokio::spawn(async move { ask_once(&forward, work).await })
     }
 
-    fn open_stream(forward: &Forward) -> mpsc::Receiver<Item> {
+    fn open_stream(forward: &ForwardClient) -> mpsc::Receiver<Item> {
         let (sender, items) = mpsc::channel(8);
         forward.open(sender);
         items
@@ -377,7 +377,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_left_may_have_happened_and_what_did_not_leave_did_not() {
-        let forward = Arc::new(Forward::default());
+        let forward = Arc::new(ForwardClient::default());
         let nobody = ask_once(&forward, command()).await;
         assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
 
@@ -398,7 +398,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_grant_is_asked_for_only_where_its_caller_is_still_there() {
-        let forward = Arc::new(Forward::default());
+        let forward = Arc::new(ForwardClient::default());
         let mut items = open_stream(&forward);
         let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
         let mut ids = Vec::new();
@@ -416,7 +416,7 @@ mod tests {
 
     #[tokio::test]
     async fn replies_find_their_calls_and_a_dropped_call_is_cancelled() {
-        let forward = Arc::new(Forward::default());
+        let forward = Arc::new(ForwardClient::default());
         let mut items = open_stream(&forward);
         let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
         let mut ids = Vec::new();
