@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 use trefoil_core::NodeId;
-use trefoil_core::call::{Act, Call, Event, Failure, SILENCE_MS, View, Work, unreached};
+use trefoil_core::call::{Act, Call, Event, Failure, SILENCE_MS, ShardRequest, View, unreached};
 use trefoil_core::limits::{LEADERLESS_MS, REPLACED_LEADER_MS, STOP_ANSWER_MS};
 use trefoil_proto::cache::v1::PutRequest;
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -25,11 +25,11 @@ struct Node {
     cancelled: bool,
 }
 
-fn put(has_id: bool) -> Work {
+fn put(has_id: bool) -> ShardRequest {
     let request_id =
         has_id.then(|| RequestId { client: "c".to_owned(), sequence: 1, ..RequestId::default() });
     let operation = Some(Operation::Put(PutRequest::default()));
-    Work::Command(Command { request_id, operation, ..Command::default() })
+    ShardRequest::Command(Command { request_id, operation, ..Command::default() })
 }
 
 fn refusal(reason: Reason) -> Refusal {
@@ -38,7 +38,7 @@ fn refusal(reason: Reason) -> Refusal {
 
 impl Node {
     /// A call of ten seconds, while node 2 leads term 5.
-    fn new(work: Work) -> Self {
+    fn new(work: ShardRequest) -> Self {
         Self {
             call: Call::new(work, 11_000),
             now_ms: 1_000,
@@ -91,7 +91,7 @@ impl Node {
 
     /// By the client, by the node, and what was applied before the node's first.
     fn attempts(&self) -> Option<(u32, u32, u64)> {
-        let Work::Command(command) = self.call.work() else { return None };
+        let ShardRequest::Command(command) = self.call.work() else { return None };
         let attempt = command.request_id.as_ref()?.attempt;
         Some((attempt, command.node_attempt, command.not_before_ms))
     }
@@ -178,7 +178,7 @@ fn a_replaced_leader_has_a_moment_to_say_what_became_of_the_call() {
     assert_eq!(node.look_at(3_000 + REPLACED_LEADER_MS), Act::Try(3));
     assert!(node.cancelled);
 
-    let mut node = Node::new(Work::Query(Query::default()));
+    let mut node = Node::new(ShardRequest::Query(Query::default()));
     node.look();
     node.now_ms = 1_900;
     node.leads(Some(3), 6);

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 
-use trefoil_core::call::Work;
+use trefoil_core::call::ShardRequest;
 pub use trefoil_proto::common::v1::Action;
 use trefoil_proto::common::v1::{Reason, Resource as Kind};
 pub use trefoil_proto::internal::v1::Access;
@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{Command, Query, Refusal};
 use trefoil_proto::lock::v1::LockWish;
 use trefoil_proto::pipeline::v1::call::Operation;
 
-use crate::node::work::refusal;
+use crate::node::call_context::refusal;
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -141,7 +141,7 @@ fn names(locks: &[LockWish]) -> Vec<String> {
 pub(crate) fn forwarded(
     authorizer: Authorizer,
     access: Option<&Access>,
-    work: &Work,
+    work: &ShardRequest,
 ) -> Result<(), Refusal> {
     let denied = |message: &str| refusal(Reason::PermissionDenied, message);
     let access = access.ok_or_else(|| denied("the forwarded call does not say who asks"))?;
@@ -186,13 +186,15 @@ fn resource(access: &Access) -> Resource<'_> {
 }
 
 /// Whether a command or query belongs to what was allowed. Partitions know their queue by its id alone.
-fn covers(access: &Access, work: &Work) -> bool {
+fn covers(access: &Access, work: &ShardRequest) -> bool {
     let (actions, names, locks) = match work {
-        Work::Command(Command { operation: Some(it), .. }) => {
+        ShardRequest::Command(Command { operation: Some(it), .. }) => {
             (it.actions(), it.names(), it.locks())
         }
-        Work::Query(Query { query: Some(it), .. }) => (it.actions(), it.names(), it.locks()),
-        Work::Command(_) | Work::Query(_) => return false,
+        ShardRequest::Query(Query { query: Some(it), .. }) => {
+            (it.actions(), it.names(), it.locks())
+        }
+        ShardRequest::Command(_) | ShardRequest::Query(_) => return false,
     };
     actions.contains(&access.action())
         && self::names(locks) == access.names
@@ -208,17 +210,17 @@ mod tests {
 
     use super::*;
 
-    fn covered_by(work: &Work) -> Vec<Action> {
+    fn covered_by(work: &ShardRequest) -> Vec<Action> {
         let access = |action: &Action| Access { action: (*action).into(), ..Access::default() };
         Action::ALL.iter().copied().filter(|action| covers(&access(action), work)).collect()
     }
 
-    fn command(operation: Operation) -> Work {
-        Work::Command(Command { operation: Some(operation), ..Command::default() })
+    fn command(operation: Operation) -> ShardRequest {
+        ShardRequest::Command(Command { operation: Some(operation), ..Command::default() })
     }
 
-    fn asked(query: query::Query) -> Work {
-        Work::Query(Query { query: Some(query), ..Query::default() })
+    fn asked(query: query::Query) -> ShardRequest {
+        ShardRequest::Query(Query { query: Some(query), ..Query::default() })
     }
 
     #[test]
@@ -239,8 +241,8 @@ mod tests {
             ),
             // Leaders alone propose it.
             (command(O::LoseCaller(Default::default())), vec![]),
-            (Work::Command(Command::default()), vec![]),
-            (Work::Query(Query::default()), vec![]),
+            (ShardRequest::Command(Command::default()), vec![]),
+            (ShardRequest::Query(Query::default()), vec![]),
         ] {
             assert_eq!(covered_by(&work), actions, "{work:?}");
         }

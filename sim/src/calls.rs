@@ -1,6 +1,6 @@
 //! From what a client wants to what a shard is told, and back.
 
-pub use trefoil_core::call::Work as Body;
+pub use trefoil_core::call::ShardRequest as Body;
 use trefoil_core::check::DEFAULT_NAMESPACE;
 use trefoil_core::lease::LeaseId;
 use trefoil_core::slot::{self, MAP_EPOCH};

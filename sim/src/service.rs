@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use trefoil_core::call::{Act, Call, Event as Turn, Failure, View, Work, failure, unseen};
+use trefoil_core::call::{Act, Call, Event as Turn, Failure, ShardRequest, View, failure, unseen};
 use trefoil_core::call::{propose_by_ms, unreached};
 use trefoil_core::limits::{ANSWER_MARGIN_MS, FORWARD_ALIVE_MS};
 use trefoil_core::machine::is_grant;
@@ -102,7 +102,7 @@ pub enum Forwarded {
         /// How long it may take.
         timeout_ms: u64,
         /// What is asked.
-        work: Work,
+        work: ShardRequest,
     },
     /// A call is not waited for any more.
     Cancel(u64),
@@ -253,8 +253,9 @@ impl World {
 
     /// Where the answer to a try stands at the earliest: a remembered one where it was decided first, also for a first
     /// try that comes late.
-    fn floor(&self, shard: ShardId, work: &Work) -> u64 {
-        let may_be_remembered = matches!(work, Work::Command(Command { request_id: Some(_), .. }));
+    fn floor(&self, shard: ShardId, work: &ShardRequest) -> u64 {
+        let may_be_remembered =
+            matches!(work, ShardRequest::Command(Command { request_id: Some(_), .. }));
         if may_be_remembered { 0 } else { self.agreements.applied_index(shard) }
     }
 
@@ -264,15 +265,15 @@ impl World {
         node: NodeId,
         shard: ShardId,
         (call, forwarded): (CallId, bool),
-        work: Work,
+        work: ShardRequest,
         deadline_ms: u64,
     ) {
         let input = match work {
-            Work::Command(command) => {
+            ShardRequest::Command(command) => {
                 trace!(self, "n{node}/s{shard} call {call}: {:?}", command.operation);
                 Input::Propose(vec![Proposal { call, command, deadline_ms, forwarded }])
             }
-            Work::Query(query) => {
+            ShardRequest::Query(query) => {
                 trace!(self, "n{node}/s{shard} call {call}: {:?}", query.query);
                 Input::Read(vec![Read { call, query, deadline_ms }])
             }
@@ -332,7 +333,7 @@ impl World {
     pub(crate) fn take_back(&mut self, node: NodeId, shard: ShardId, command: Command) {
         self.stats.taken_back += 1;
         trace!(self, "n{node}/s{shard} takes a grant back: {:?}", command.operation);
-        let request = Request { shard, body: Work::Command(command) };
+        let request = Request { shard, body: ShardRequest::Command(command) };
         self.request(node, (ITSELF, TAKE_BACK_TRIES), TAKE_BACK_US, request);
     }
 
@@ -454,8 +455,9 @@ impl World {
         stream.open_at = open_at;
         let on_it = |trying: Option<Trying>| matches!(trying, Some(Trying::There { epoch: at, .. }) if at == epoch);
         let served = at.served.iter().filter(|(_, served)| on_it(served.trying));
-        let ends = served
-            .map(|(id, served)| (*id, unseen(matches!(served.call.work(), Work::Command(_)))));
+        let ends = served.map(|(id, served)| {
+            (*id, unseen(matches!(served.call.work(), ShardRequest::Command(_))))
+        });
         for (id, (why, failure)) in ends.collect::<Vec<_>>() {
             self.serve(node, id, Turn::Failed(why, failure), None);
         }

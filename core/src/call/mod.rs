@@ -5,7 +5,7 @@
 //! nodes run the same. Whoever carries it out says what it knows (a [`View`]) and does what comes back (a [`Step`]).
 //! An answer of the state machine ends a call at once and is no business of this one.
 
-mod work;
+mod shard_request;
 
 use std::fmt;
 
@@ -13,8 +13,8 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::reason::Effect;
 
-use self::work::refusal;
-pub use self::work::{Failure, Work, failure, unseen};
+use self::shard_request::refusal;
+pub use self::shard_request::{Failure, ShardRequest, failure, unseen};
 use crate::NodeId;
 use crate::limits as l;
 
@@ -100,7 +100,7 @@ struct Rest {
 /// One call.
 #[derive(Clone, Debug)]
 pub struct Call {
-    work: Work,
+    work: ShardRequest,
     answer_by_ms: u64,
     trying: Option<Try>,
     rest: Option<Rest>,
@@ -136,7 +136,7 @@ impl View<'_> {
 impl Call {
     /// A call that has to be answered by a time of the boot clock.
     #[must_use]
-    pub fn new(work: Work, answer_by_ms: u64) -> Self {
+    pub fn new(work: ShardRequest, answer_by_ms: u64) -> Self {
         Self {
             work,
             answer_by_ms,
@@ -154,7 +154,7 @@ impl Call {
 
     /// What to ask for in the next try.
     #[must_use]
-    pub fn work(&self) -> &Work {
+    pub fn work(&self) -> &ShardRequest {
         &self.work
     }
 

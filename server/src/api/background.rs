@@ -11,7 +11,7 @@ use trefoil_core::limits::CLIENT_CLEAN_UPS_MAX;
 use trefoil_proto::internal::v1::{Access, Refusal, command};
 use trefoil_proto::reason::Retry;
 
-use super::{Api, Ask, Shards};
+use super::{Api, CallContext, Shards};
 
 /// How long a clean-up is tried.
 const CLEAN_UP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +55,7 @@ impl<S: Shards> Api<S> {
         self.background.spawn(async move {
             sleep(pause).await;
             let deadline = Instant::now() + CLEAN_UP_TIMEOUT;
-            let ask = Ask { access, deadline, fingerprint: 0 };
+            let ask = CallContext { access, deadline, fingerprint: 0 };
             while let Err(refusal) = api.command(slot, None, operation.clone(), &ask).await {
                 if !may_help(&refusal) || Instant::now() + RETRY_PAUSE >= ask.deadline {
                     return;

@@ -19,7 +19,7 @@ use trefoil_proto::reason::{Effect, Retry};
 
 use super::background::may_help;
 use super::lock::{name_call, pause_before};
-use super::{Api, Ask, Context, Decided, Shards, other_answer, partly};
+use super::{Api, CallContext, Context, Decided, Shards, other_answer, partly};
 
 /// Pause before a shard without a leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -153,7 +153,7 @@ impl<S: Shards> Api<S> {
         &self,
         slot: u16,
         await_latch: &AwaitLatch,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<(ResponseHeader, LatchSeen), Refusal> {
         latch_seen(self.query(slot, Query::AwaitLatch(await_latch.clone()), ask).await?)
     }
@@ -167,7 +167,7 @@ impl<S: Shards> Api<S> {
         until: Instant,
     ) -> Result<Decided, Refusal> {
         // The wait is ended here: the shard must not end it earlier.
-        let ask = Ask { deadline: until + ANSWER_TIME, ..context.ask.clone() };
+        let ask = CallContext { deadline: until + ANSWER_TIME, ..context.ask.clone() };
         loop {
             match self.query(slot, query.clone(), &ask).await {
                 // Without a leader for as long as that, the caller is to know.

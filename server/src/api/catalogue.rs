@@ -18,7 +18,7 @@ use trefoil_proto::internal::v1::{Catalogue, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 use trefoil_proto::reason::Effect;
 
-use super::{Api, Ask, Context, Shards, expect_answer, other_answer, refusal};
+use super::{Api, CallContext, Context, Shards, expect_answer, other_answer, refusal};
 
 /// Pauses between two looks for a queue that is not there: another node may have created it.
 const LOOK_MIN: Duration = Duration::from_millis(50);
@@ -120,7 +120,7 @@ impl<S: Shards> Api<S> {
         &self,
         namespace: &str,
         queue: &str,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Known, Refusal> {
         let name = full_name(namespace, queue);
         if let Some(known) = self.catalogues.find(&name) {
@@ -141,7 +141,7 @@ impl<S: Shards> Api<S> {
         namespace: &str,
         queue: &str,
         until: Option<Instant>,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Option<Known>, Refusal> {
         let (name, mut pause) = (full_name(namespace, queue), LOOK_MIN);
         loop {

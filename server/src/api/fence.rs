@@ -22,7 +22,7 @@ use trefoil_proto::lock::v1::{LockMode, ValidateTokenRequest};
 use trefoil_proto::reason::{Effect, Retry};
 
 use super::operation::Operation;
-use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, refusal};
+use super::{Api, CallContext, Context, Decided, Shards, expect_answer, other_answer, refusal};
 use crate::authorize::{Action, Principal, Resource, access};
 use crate::config::Service;
 
@@ -201,7 +201,7 @@ impl<S: Shards> Api<S> {
     }
 
     /// What is known of a token at the shard of a slot; found out where it is not.
-    async fn found(&self, shown: &Shown, slot: u16, ask: &Ask) -> Result<Found, Refusal> {
+    async fn found(&self, shown: &Shown, slot: u16, ask: &CallContext) -> Result<Found, Refusal> {
         let known = self.fences.at(&shown.place(self.shard(slot)));
         let Ok(mut known) = timeout_at(ask.deadline, known.lock()).await else {
             return Err(refusal(Reason::NoQuorum, "the fence's token was not validated in time"));
@@ -219,7 +219,12 @@ impl<S: Shards> Api<S> {
         Ok(found)
     }
 
-    async fn find_out(&self, shown: &Shown, slot: u16, ask: &Ask) -> Result<Found, Refusal> {
+    async fn find_out(
+        &self,
+        shown: &Shown,
+        slot: u16,
+        ask: &CallContext,
+    ) -> Result<Found, Refusal> {
         let Fence { namespace, lock, token } = shown.fence.clone();
         let query = FindMark { namespace: namespace.clone(), lock: lock.clone() };
         let Decided { header, answer } = self.query(slot, Query::FindMark(query), ask).await?;
@@ -237,7 +242,7 @@ impl<S: Shards> Api<S> {
         self.metrics.own.fence_validations.inc();
         let slot = slot::of_locks(&namespace);
         let query = ValidateTokenRequest { namespace, name: lock, fencing_token: token };
-        let ask = Ask { access: Arc::clone(&shown.access), ..ask.clone() };
+        let ask = CallContext { access: Arc::clone(&shown.access), ..ask.clone() };
         let said = self.query(slot, Query::ValidateToken(query), &ask).await;
         let said = expect_answer!(said.map_err(|refusal| unasked(&refusal))?, ValidateToken)?;
         checked.holder_token = said.holder_token;

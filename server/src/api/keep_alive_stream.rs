@@ -19,7 +19,7 @@ use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::keep_alive_stream_response::News;
 
 use super::server_stream::{Listener, ServerStream, StreamSender};
-use super::{Api, Ask, Decided, Shards, expect_answer, other_answer, refusal};
+use super::{Api, CallContext, Decided, Shards, expect_answer, other_answer, refusal};
 use crate::authorize::{Access, Resource};
 use crate::layer::unreadable;
 use crate::watch::{Cursor, Filter, Follower, Seen, Tip, Topic};
@@ -122,7 +122,7 @@ impl<S: Shards> Api<S> {
         &self,
         namespace: &str,
         session_id: u64,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<(Vec<lock::ReleaseAsked>, u64), Refusal> {
         let (slot, namespace) = (slot::of_locks(namespace), namespace.to_owned());
         let mut find = FindReleaseRequests { namespace, session_id, after: String::new() };
@@ -217,9 +217,9 @@ impl<S: Shards> Keeper<S> {
         self.answers = self.messages;
     }
 
-    fn ask(&self) -> Ask {
+    fn ask(&self) -> CallContext {
         let deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
-        Ask { access: Arc::clone(&self.access), deadline, fingerprint: 0 }
+        CallContext { access: Arc::clone(&self.access), deadline, fingerprint: 0 }
     }
 
     async fn renewed(&mut self, sent: Instant, renewed: Renewed) -> Result<bool, Refusal> {

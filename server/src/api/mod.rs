@@ -51,7 +51,7 @@ use self::background::Background;
 use self::catalogue::Catalogues;
 use self::fence::{Fences, Shown};
 use self::operation::{Facts, Operation};
-pub use self::shards::{Answered, Ask, Member, ShardState, Shards};
+pub use self::shards::{Answered, CallContext, Member, ShardState, Shards};
 use crate::authorize::{Authorizer, Principal, access, authorize};
 use crate::config::Service;
 use crate::layer::admission::{Admission, Permit};
@@ -113,7 +113,7 @@ pub struct Caller {
 /// What a handler needs beside its request.
 #[derive(Clone, Debug)]
 struct Context {
-    ask: Ask,
+    ask: CallContext,
     /// The fence that the call shows.
     fence: Option<Arc<Shown>>,
     /// See [`Caller::cancelled`].
@@ -200,7 +200,7 @@ impl<S: Shards> Api<S> {
         let wait_ms = facts.wait_ms;
         let fingerprint = fingerprint::of(&mut operation);
         let fence = self.shown(&caller.principal, &mut operation)?;
-        let ask = Ask { access, deadline, fingerprint };
+        let ask = CallContext { access, deadline, fingerprint };
         let context = Context { ask, fence, cancelled: caller.cancelled };
         if wait_ms == 0 {
             let outcome = self.dispatch(&context, operation).await;
@@ -238,7 +238,7 @@ impl<S: Shards> Api<S> {
         slot: u16,
         request_id: Option<RequestId>,
         operation: command::Operation,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Decided, Refusal> {
         self.send(slot, request_id, operation, None, ask).await
     }
@@ -249,7 +249,7 @@ impl<S: Shards> Api<S> {
         slot: u16,
         call: CallName,
         operation: command::Operation,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Decided, Refusal> {
         let command = self.compose(slot, call.request_id, operation, ask);
         let command = Command { drawn: call.drawn, ..command };
@@ -262,7 +262,7 @@ impl<S: Shards> Api<S> {
         request_id: Option<RequestId>,
         operation: command::Operation,
         fence: Option<CheckedFence>,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Decided, Refusal> {
         let command = Command { fence, ..self.compose(slot, request_id, operation, ask) };
         self.decided(self.shards.command(self.shard(slot), command, ask).await?)
@@ -273,7 +273,7 @@ impl<S: Shards> Api<S> {
         slot: u16,
         request_id: Option<RequestId>,
         operation: command::Operation,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Command {
         let fingerprint = request_id.as_ref().map_or(0, |_| ask.fingerprint);
         let chance = operation.draws_chance().then(|| Drawn { high: random(), low: random() });
@@ -290,7 +290,12 @@ impl<S: Shards> Api<S> {
     }
 
     /// Asks the shard of a slot.
-    async fn query(&self, slot: u16, query: query::Query, ask: &Ask) -> Result<Decided, Refusal> {
+    async fn query(
+        &self,
+        slot: u16,
+        query: query::Query,
+        ask: &CallContext,
+    ) -> Result<Decided, Refusal> {
         self.ask(slot, query, None, ask).await
     }
 
@@ -299,7 +304,7 @@ impl<S: Shards> Api<S> {
         slot: u16,
         query: query::Query,
         fence: Option<CheckedFence>,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Decided, Refusal> {
         let (agent, query) = (self.shards.node_id(), Some(query));
         let query = Query { slot: slot.into(), map_epoch: MAP_EPOCH, agent, query, fence };

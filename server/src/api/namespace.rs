@@ -21,7 +21,9 @@ use trefoil_proto::internal::v1::{
 };
 
 use super::background::may_help;
-use super::{Api, Ask, Context, Decided, Shards, expect_answer, other_answer, partly, refusal};
+use super::{
+    Api, CallContext, Context, Decided, Shards, expect_answer, other_answer, partly, refusal,
+};
 
 /// How long the other shards are told of a decision, whatever becomes of the caller.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -138,7 +140,7 @@ impl<S: Shards> Api<S> {
         &self,
         id: Option<trefoil_proto::common::v1::RequestId>,
         command: Command,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<(ResponseHeader, cluster::Namespace), Refusal> {
         let Decided { header, answer } = self.command(SYSTEM_SLOT, id, command, ask).await?;
         let Answer::UpdateNamespace(changed) = answer else { return Err(other_answer()) };
@@ -258,7 +260,7 @@ impl<S: Shards> Api<S> {
         access: &Arc<Access>,
     ) -> Result<Answer, Refusal> {
         let deadline = Instant::now() + TELL_TIMEOUT;
-        let ask = Ask { access: Arc::clone(access), deadline, fingerprint: 0 };
+        let ask = CallContext { access: Arc::clone(access), deadline, fingerprint: 0 };
         loop {
             match self.command(slot, None, command.clone(), &ask).await {
                 Ok(decided) => return Ok(decided.answer),
@@ -276,7 +278,7 @@ impl<S: Shards> Api<S> {
     async fn find_everywhere(
         self: &Arc<Self>,
         namespace: &str,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Vec<NamespaceHere>, Refusal> {
         let mut asked = JoinSet::new();
         for (_, slot) in self.places(namespace) {

@@ -12,7 +12,7 @@ use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::lock::v1 as lock;
 
 use super::server_stream::{Listener, Open, ServerStream, StreamSender};
-use super::{Api, Ask, Shards, expect_answer};
+use super::{Api, CallContext, Shards, expect_answer};
 use crate::authorize::Resource;
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
@@ -42,7 +42,7 @@ impl<S: Shards> Api<S> {
     /// told once in a while, so that the client knows that the stream lives.
     async fn observe_on(
         self: Arc<Self>,
-        mut ask: Ask,
+        mut ask: CallContext,
         query: lock::LeaderRequest,
         mut seen: Response,
         mut sender: StreamSender<Response>,
@@ -73,7 +73,11 @@ impl<S: Shards> Api<S> {
         }
     }
 
-    async fn look(&self, ask: &Ask, query: &lock::LeaderRequest) -> Result<Response, Refusal> {
+    async fn look(
+        &self,
+        ask: &CallContext,
+        query: &lock::LeaderRequest,
+    ) -> Result<Response, Refusal> {
         let slot = slot::of_locks(&query.namespace);
         let decided = self.query(slot, Query::Leader(query.clone()), ask).await?;
         let lock::LeaderResponse { header, leader } = expect_answer!(decided, Leader)?;
@@ -84,7 +88,7 @@ impl<S: Shards> Api<S> {
         &self,
         query: &lock::LeaderRequest,
         index: u64,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Follower, Refusal> {
         let lock::LeaderRequest { namespace, name } = query.clone();
         let shard = self.shard(slot::of_locks(&namespace));

@@ -16,7 +16,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
 use super::generated::service;
-use super::{Api, Ask, Phase, Shards, answer_within, refusal, stopping};
+use super::{Api, CallContext, Phase, Shards, answer_within, refusal, stopping};
 use crate::authorize::{Principal, Resource, access};
 use crate::layer::admission::Permit;
 use crate::metrics::Metrics;
@@ -74,7 +74,7 @@ impl<S: Shards> Api<S> {
         &self,
         listener: &Listener,
         resource: Resource<'_>,
-    ) -> Result<Ask, Refusal> {
+    ) -> Result<CallContext, Refusal> {
         let action = listener.method.facts().action;
         resource.each(|on| (self.authorizer)(&listener.principal, action, on))?;
         service(listener.method).map_or(Ok(()), |service| self.is_on(service))?;
@@ -84,7 +84,7 @@ impl<S: Shards> Api<S> {
         let longest = Duration::from_millis(CALL_TIMEOUT_MS);
         let left = answer_within(listener.timeout, longest);
         let access = Arc::new(access(&listener.principal, action, resource));
-        Ok(Ask { access, deadline: Instant::now() + left, fingerprint: 0 })
+        Ok(CallContext { access, deadline: Instant::now() + left, fingerprint: 0 })
     }
 
     /// A stream of what a task tells. The task's end is the stream's.

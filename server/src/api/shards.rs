@@ -8,7 +8,7 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::internal::v1::{Command, Query, Refusal};
 
 use crate::node::Handle;
-pub use crate::node::{Answered, Ask, ShardState};
+pub use crate::node::{Answered, CallContext, ShardState};
 use crate::watch::Feeds;
 
 /// A member of the cluster.
@@ -29,7 +29,7 @@ pub trait Shards: Clone + Send + Sync + 'static {
         &self,
         shard: ShardId,
         command: Command,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> impl Future<Output = Result<Answered, Refusal>> + Send;
 
     /// Reads, linearizably. A dropped future ends a long poll.
@@ -37,7 +37,7 @@ pub trait Shards: Clone + Send + Sync + 'static {
         &self,
         shard: ShardId,
         query: Query,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> impl Future<Output = Result<Answered, Refusal>> + Send;
 
     /// Hands a shard that this node leads to another node.
@@ -83,12 +83,17 @@ impl Shards for Handle {
         &self,
         shard: ShardId,
         command: Command,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Answered, Refusal> {
         Self::command(self, shard, command, ask).await
     }
 
-    async fn query(&self, shard: ShardId, query: Query, ask: &Ask) -> Result<Answered, Refusal> {
+    async fn query(
+        &self,
+        shard: ShardId,
+        query: Query,
+        ask: &CallContext,
+    ) -> Result<Answered, Refusal> {
         Self::query(self, shard, query, ask).await
     }
 

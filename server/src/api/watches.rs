@@ -14,7 +14,7 @@ use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::lock::v1 as lock;
 
 use super::server_stream::{Listener, Open, ServerStream, StreamSender};
-use super::{Api, Ask, Shards, refusal};
+use super::{Api, CallContext, Shards, refusal};
 use crate::authorize::Resource;
 use crate::layer::admission::Permit;
 use crate::metrics::WatchEnd;
@@ -68,7 +68,7 @@ impl<S: Shards> Api<S> {
         shard: ShardId,
         filter: Filter,
         after: Cursor,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Follower, Refusal> {
         let feeds = self.shards.feeds();
         timeout_at(ask.deadline, feeds.reached(shard, after.index)).await.map_err(|_| {

@@ -13,7 +13,7 @@ use trefoil_core::replica::Reply;
 use trefoil_proto::common::v1::{AdmissionClass, Reason};
 use trefoil_proto::internal::v1::Refusal;
 
-use super::work::refusal;
+use super::call_context::refusal;
 use crate::peer::ForwardedCall;
 
 const STRIPES: usize = 16;

@@ -9,7 +9,7 @@ use slog::warn;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use trefoil_core::call::{
-    Act, Call, Event, Failure, View, Work, failure, propose_by_ms, unreached, unseen,
+    Act, Call, Event, Failure, ShardRequest, View, failure, propose_by_ms, unreached, unseen,
 };
 use trefoil_core::replica::{Input, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
@@ -18,10 +18,10 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Access, Command, Query, Refusal};
 
+use super::call_context::{Answered, CallContext, admission, open_reply, refusal};
 use super::calls::Waiter;
 use super::shared::{Description, Shared};
 use super::table::ShardState;
-use super::work::{Answered, Ask, admission, open_reply, refusal};
 use super::{Member, clock};
 use crate::authorize::{Action, Principal, Resource, access};
 use crate::peer::Links;
@@ -65,9 +65,9 @@ impl Handle {
         &self,
         shard: ShardId,
         command: Command,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Answered, Refusal> {
-        self.call(shard, Work::Command(command), ask).await
+        self.call(shard, ShardRequest::Command(command), ask).await
     }
 
     /// Takes a grant back for this node, which nobody asked for; what cannot be taken back in time goes with its session.
@@ -76,7 +76,7 @@ impl Handle {
         let resource = Resource::of_locks(&cancel.namespace, &cancel.name, &cancel.locks);
         let access = access(&Principal { address: None }, Action::UseLock, resource);
         let deadline = Instant::now() + TAKE_BACK_WAIT;
-        let ask = Ask { access: Arc::new(access), deadline, fingerprint: 0 };
+        let ask = CallContext { access: Arc::new(access), deadline, fingerprint: 0 };
         while let Err(refusal) = self.command(shard, command.clone(), &ask).await {
             if self.shared.closed_since_ms().is_some()
                 || Instant::now() + TAKE_BACK_PAUSE >= ask.deadline
@@ -97,12 +97,17 @@ impl Handle {
         &self,
         shard: ShardId,
         query: Query,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Answered, Refusal> {
-        self.call(shard, Work::Query(query), ask).await
+        self.call(shard, ShardRequest::Query(query), ask).await
     }
 
-    async fn call(&self, shard: ShardId, work: Work, ask: &Ask) -> Result<Answered, Refusal> {
+    async fn call(
+        &self,
+        shard: ShardId,
+        work: ShardRequest,
+        ask: &CallContext,
+    ) -> Result<Answered, Refusal> {
         if !self.shared.table.has(shard) {
             return Err(refusal(Reason::Internal, "the cluster has no such shard"));
         }
@@ -184,7 +189,7 @@ impl Handle {
         &self,
         to: NodeId,
         shard: ShardId,
-        work: Work,
+        work: ShardRequest,
         access: &Arc<Access>,
         answer_by_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
@@ -193,7 +198,7 @@ impl Handle {
             return self.links.forward(to, shard, work, access, deadline_ms).await;
         }
         let (sender, receiver) = oneshot::channel();
-        let is_command = matches!(work, Work::Command(_));
+        let is_command = matches!(work, ShardRequest::Command(_));
         let submitted = self.shared.submit(shard, work, deadline_ms, Waiter::Here(sender));
         let call = submitted.map_err(|refusal| {
             let failure = failure(refusal.reason());

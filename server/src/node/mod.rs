@@ -7,6 +7,7 @@
 
 mod applier;
 mod boot;
+pub(crate) mod call_context;
 pub(crate) mod calls;
 pub mod clock;
 mod digests;
@@ -24,7 +25,6 @@ pub(crate) mod shared;
 mod stop;
 mod table;
 mod threads;
-pub(crate) mod work;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -42,11 +42,11 @@ use self::threads::Parts;
 use crate::authorize::Authorizer;
 use crate::peer::{Introductions, Links};
 
+pub use self::call_context::{Answered, CallContext};
 pub use self::handle::Handle;
 pub use self::observer::{Observer, PeerOperation, Unobserved};
 pub use self::stop::Node;
 pub use self::table::ShardState;
-pub use self::work::{Answered, Ask};
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]

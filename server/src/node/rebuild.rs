@@ -9,7 +9,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
 use super::applier::{Applier, Incoming, Install, Owned, State};
-use super::work::refusal;
+use super::call_context::refusal;
 use super::{digests, files, writer};
 use crate::storage::checkpoint::Written;
 use crate::storage::state::file_path;

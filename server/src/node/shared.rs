@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use slog::{Logger, crit};
 use tokio::sync::watch;
-use trefoil_core::call::Work;
+use trefoil_core::call::ShardRequest;
 use trefoil_core::limits::{INBOX_MAX, PEER_INBOX_BYTES_MAX};
 use trefoil_core::replica::{Input, Peer, Proposal, Read};
 use trefoil_core::{CallId, NodeId, ShardId};
@@ -15,12 +15,12 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
+use super::call_context::refusal;
 use super::calls::{Calls, Waiter};
 use super::clock;
 use super::mailbox::Mailbox;
 use super::observer::Observer;
 use super::table::Table;
-use super::work::refusal;
 use super::{FatalError, Member};
 use crate::authorize::Authorizer;
 use crate::storage::Damaged;
@@ -159,7 +159,7 @@ impl Shared {
     pub(crate) fn submit(
         &self,
         shard: ShardId,
-        work: Work,
+        work: ShardRequest,
         deadline_ms: u64,
         waiter: Waiter,
     ) -> Result<CallId, Refusal> {
@@ -169,10 +169,10 @@ impl Shared {
         let forwarded = matches!(waiter, Waiter::Peer(_));
         let call = self.calls.open(waiter);
         let event = match work {
-            Work::Command(command) => {
+            ShardRequest::Command(command) => {
                 Event::Propose(shard, Proposal { call, command, deadline_ms, forwarded })
             }
-            Work::Query(query) => Event::Read(shard, Read { call, query, deadline_ms }),
+            ShardRequest::Query(query) => Event::Read(shard, Read { call, query, deadline_ms }),
         };
         // Half of the room is for peers alone: a burst of calls must not cost the leadership.
         if self.inbox.offer(event, INBOX_MAX / 2) {

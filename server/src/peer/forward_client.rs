@@ -8,7 +8,7 @@ use prost::Message as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use trefoil_core::call::{Failure, Work, failure, unseen};
+use trefoil_core::call::{Failure, ShardRequest, failure, unseen};
 use trefoil_core::limits::{
     FORWARD_CALLS_MAX, FORWARD_CALLS_RESERVED, FORWARD_WAITING_MAX, PEER_FRAME_BYTES_MAX,
 };
@@ -19,8 +19,8 @@ use trefoil_proto::internal::v1::{
 };
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
+use crate::node::call_context::{Answered, admission, refusal};
 use crate::node::clock;
-use crate::node::work::{Answered, admission, refusal};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -106,14 +106,14 @@ impl ForwardClient {
         &self,
         peer: NodeId,
         shard: ShardId,
-        work: Work,
+        work: ShardRequest,
         access: &Access,
         deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
         let class = admission(&work);
         let (is_command, call) = match work {
-            Work::Command(command) => (true, forward_call::Call::Command(command)),
-            Work::Query(query) => (false, forward_call::Call::Query(query)),
+            ShardRequest::Command(command) => (true, forward_call::Call::Command(command)),
+            ShardRequest::Query(query) => (false, forward_call::Call::Query(query)),
         };
         let id = self.last.fetch_add(1, Ordering::Relaxed) + 1;
         let timeout_ms = deadline_ms.saturating_sub(clock::boot_ms());
@@ -349,17 +349,20 @@ mod tests {
 
     use super::*;
 
-    async fn ask_once(forward: &ForwardClient, work: Work) -> Result<Answered, (Refusal, Failure)> {
+    async fn ask_once(
+        forward: &ForwardClient,
+        work: ShardRequest,
+    ) -> Result<Answered, (Refusal, Failure)> {
         forward.ask(2, 1, work, &Access::default(), clock::boot_ms() + 5_000).await
     }
 
-    fn command() -> Work {
-        Work::Command(Command::default())
+    fn command() -> ShardRequest {
+        ShardRequest::Command(Command::default())
     }
 
     fn ask(
         forward: &Arc<ForwardClient>,
-        work: Work,
+        work: ShardRequest,
     ) -> tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>> {
         let forward = Arc::clone(forward);
         tokio::spawn(async move { ask_once(&forward, work).await })
@@ -382,7 +385,8 @@ mod tests {
         assert_eq!(reason(nobody), (Reason::NotLeader, Failure::Definite), "there is no stream");
 
         let mut items = open_stream(&forward);
-        let (sent, read) = (ask(&forward, command()), ask(&forward, Work::Query(Query::default())));
+        let (sent, read) =
+            (ask(&forward, command()), ask(&forward, ShardRequest::Query(Query::default())));
         for _ in 0..2 {
             assert!(matches!(items.recv().await, Some(Item::Call(_))));
         }

@@ -9,7 +9,7 @@ use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use tonic::{Status, Streaming};
-use trefoil_core::call::Work;
+use trefoil_core::call::ShardRequest;
 use trefoil_core::limits::{
     FORWARD_ALIVE_MS, FORWARD_CALLS_MAX, FORWARD_REPLY_BYTES_MAX, PEER_FRAME_BYTES_MAX,
 };
@@ -21,10 +21,10 @@ use trefoil_proto::internal::v1::{
 };
 
 use crate::authorize;
+use crate::node::call_context::{admission, refusal};
 use crate::node::calls::{Permit, Waiter};
 use crate::node::clock;
 use crate::node::shared::Shared;
-use crate::node::work::{admission, refusal};
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
@@ -140,8 +140,8 @@ impl ForwardServer {
     fn ask(self: &Arc<Self>, call: ForwardCall) -> Result<(), Refusal> {
         let ForwardCall { id, shard, timeout_ms, call, access } = call;
         let work = match call {
-            Some(forward_call::Call::Command(command)) => Work::Command(command),
-            Some(forward_call::Call::Query(query)) => Work::Query(query),
+            Some(forward_call::Call::Command(command)) => ShardRequest::Command(command),
+            Some(forward_call::Call::Query(query)) => ShardRequest::Query(query),
             None => {
                 return Err(refusal(Reason::Internal, "the forwarded call is of another version"));
             }
@@ -159,7 +159,7 @@ impl ForwardServer {
                 "the leader of the shard has as many calls of this node as it takes",
             ));
         }
-        let is_command = matches!(work, Work::Command(_));
+        let is_command = matches!(work, ShardRequest::Command(_));
         let asked = ForwardedCall { desk: Arc::clone(self), id, is_command, permit };
         // A day is more than any wait of a client.
         let left = Duration::from_millis(timeout_ms.min(86_400_000));

@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::runtime::Handle as Runtime;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
-use trefoil_core::call::{Failure, Work, unreached};
+use trefoil_core::call::{Failure, ShardRequest, unreached};
 use trefoil_core::replica::Peer;
 use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::{NodeId, ShardId};
@@ -36,8 +36,8 @@ use trefoil_proto::internal::v1::{Access, DescribeRequest, Refusal};
 use self::forward_client::ForwardClient;
 use self::queue::Queue;
 use self::snapshots::Snapshots;
+use crate::node::call_context::Answered;
 use crate::node::shared::Shared;
-use crate::node::work::Answered;
 use crate::storage::snapshot::Reader;
 
 pub(crate) use self::forward_server::ForwardedCall;
@@ -184,7 +184,7 @@ impl Links {
         &self,
         to: NodeId,
         shard: ShardId,
-        work: Work,
+        work: ShardRequest,
         access: &Access,
         deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {

@@ -17,7 +17,7 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Drawn, Query, Refusal, answer, query};
 use trefoil_server::authorize::{Access, Action, Authorizer, authorize};
 use trefoil_server::node::{
-    Answered, Ask, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
+    Answered, CallContext, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
 };
 use trefoil_server::storage::Identity;
 
@@ -231,14 +231,14 @@ pub(crate) fn get_query(handle: &Handle, key: &str) -> Query {
 }
 
 /// Asks as a client that may do this to a key of the cache.
-pub(crate) fn ask(action: Action, key: &str, wait: Duration) -> Ask {
+pub(crate) fn ask(action: Action, key: &str, wait: Duration) -> CallContext {
     let access = Access {
         action: action.into(),
         namespace: "default".to_owned(),
         name: key.to_owned(),
         ..Access::default()
     };
-    Ask { access: access.into(), deadline: Instant::now() + wait, fingerprint: 0 }
+    CallContext { access: access.into(), deadline: Instant::now() + wait, fingerprint: 0 }
 }
 
 pub(crate) async fn put(handle: &Handle, key: &str, text: &str) -> Result<Answered, Refusal> {

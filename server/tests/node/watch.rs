@@ -9,7 +9,7 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Drawn, answer};
 use trefoil_proto::lock::v1::{self as lock, LockEventKind};
 use trefoil_server::authorize::{Access, Action};
-use trefoil_server::node::{Answered, Ask, Handle};
+use trefoil_server::node::{Answered, CallContext, Handle};
 use trefoil_server::watch::{Cursor, Filter, Topic};
 
 use crate::support::{Cluster, SHARDS, WAIT};
@@ -23,7 +23,8 @@ fn shard() -> ShardId {
 async fn command(handle: &Handle, action: Action, name: &str, operation: Operation) -> Answered {
     let (namespace, name) = (NAMESPACE.to_owned(), name.to_owned());
     let access = Access { action: action.into(), namespace, name, ..Access::default() };
-    let ask = Ask { access: access.into(), deadline: Instant::now() + WAIT, fingerprint: 0 };
+    let ask =
+        CallContext { access: access.into(), deadline: Instant::now() + WAIT, fingerprint: 0 };
     let command = Command {
         slot: slot::of_locks(NAMESPACE).into(),
         map_epoch: slot::MAP_EPOCH,

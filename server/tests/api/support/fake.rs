@@ -16,7 +16,7 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Drawn, Entry, Query, Refusal};
-use trefoil_server::api::{Answered, Ask, Member, ShardState, Shards};
+use trefoil_server::api::{Answered, CallContext, Member, ShardState, Shards};
 use trefoil_server::watch::{Feeds, Tip};
 
 /// Log time at which the shards' first term has outlived its grace.
@@ -213,7 +213,7 @@ impl Shards for Fake {
         &self,
         shard: ShardId,
         mut command: Command,
-        ask: &Ask,
+        ask: &CallContext,
     ) -> Result<Answered, Refusal> {
         let fault = self.fault.lock().unwrap().as_ref().and_then(|fault| fault(shard, &command));
         if let Some(reason) = fault.filter(|reason| *reason != Reason::MaybeApplied) {
@@ -254,7 +254,12 @@ impl Shards for Fake {
         }
     }
 
-    async fn query(&self, shard: ShardId, query: Query, ask: &Ask) -> Result<Answered, Refusal> {
+    async fn query(
+        &self,
+        shard: ShardId,
+        query: Query,
+        ask: &CallContext,
+    ) -> Result<Answered, Refusal> {
         if self.leaderless.load(Ordering::Relaxed) {
             return Err(refusal(Reason::NoQuorum));
         }

@@ -8,7 +8,7 @@ use trefoil_proto::reason::{Effect, Retry};
 
 /// A command or a query.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Work {
+pub enum ShardRequest {
     /// To be applied.
     Command(Command),
     /// To be read, linearizably.
@@ -26,7 +26,7 @@ pub enum Failure {
     Final,
 }
 
-impl Work {
+impl ShardRequest {
     /// Its size.
     #[must_use]
     pub fn bytes(&self) -> usize {
@@ -101,8 +101,13 @@ mod tests {
     }
 
     /// By the client, by the node, and what was applied before the node's first.
-    fn attempts(work: &Work) -> Option<(u32, u32, u64)> {
-        let Work::Command(Command { request_id: Some(id), node_attempt, not_before_ms, .. }) = work
+    fn attempts(work: &ShardRequest) -> Option<(u32, u32, u64)> {
+        let ShardRequest::Command(Command {
+            request_id: Some(id),
+            node_attempt,
+            not_before_ms,
+            ..
+        }) = work
         else {
             return None;
         };
@@ -112,22 +117,27 @@ mod tests {
     #[test]
     fn only_what_is_safe_is_repeated_after_an_unknown_end() {
         let put = command(Operation::Put(PutRequest::default()));
-        assert!(!Work::Command(put.clone()).is_repeatable());
+        assert!(!ShardRequest::Command(put.clone()).is_repeatable());
         let request_id =
             Some(RequestId { client: "c".to_owned(), sequence: 1, ..RequestId::default() });
-        let mut named = Work::Command(Command { request_id, ..put });
+        let mut named = ShardRequest::Command(Command { request_id, ..put });
         assert!(named.is_repeatable());
         named.count_attempt(500);
         assert_eq!(attempts(&named), Some((0, 1, 500)));
         named.count_attempt(500);
         assert_eq!(attempts(&named), Some((0, 2, 500)));
-        let mut acquire = Work::Command(command(Operation::Acquire(AcquireRequest::default())));
+        let mut acquire =
+            ShardRequest::Command(command(Operation::Acquire(AcquireRequest::default())));
         assert!(acquire.is_repeatable());
         acquire.count_attempt(500);
-        assert_eq!(acquire, Work::Command(command(Operation::Acquire(AcquireRequest::default()))));
-        let renewal = Work::Command(command(Operation::KeepAlive(KeepAliveRequest::default())));
+        assert_eq!(
+            acquire,
+            ShardRequest::Command(command(Operation::Acquire(AcquireRequest::default())))
+        );
+        let renewal =
+            ShardRequest::Command(command(Operation::KeepAlive(KeepAliveRequest::default())));
         assert!(renewal.is_repeatable());
-        assert!(Work::Query(Query::default()).is_repeatable());
+        assert!(ShardRequest::Query(Query::default()).is_repeatable());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::time::Instant;
-use trefoil_core::call::{Failure, Work, failure};
+use trefoil_core::call::{Failure, ShardRequest, failure};
 use trefoil_core::replica::Reply;
 use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{AdmissionClass, Reason};
@@ -24,7 +24,7 @@ pub struct Answered {
 
 /// On whose behalf a shard is asked, and until when.
 #[derive(Clone, Debug)]
-pub struct Ask {
+pub struct CallContext {
     /// What the caller was allowed to do.
     pub access: Arc<Access>,
     /// When the caller gives up.
@@ -34,10 +34,12 @@ pub struct Ask {
 }
 
 /// Which calls in flight this one counts against.
-pub(crate) fn admission(work: &Work) -> AdmissionClass {
+pub(crate) fn admission(work: &ShardRequest) -> AdmissionClass {
     let class = match work {
-        Work::Command(command) => command.operation.as_ref().map(command::Operation::admission),
-        Work::Query(query) => query.query.as_ref().map(query::Query::admission),
+        ShardRequest::Command(command) => {
+            command.operation.as_ref().map(command::Operation::admission)
+        }
+        ShardRequest::Query(query) => query.query.as_ref().map(query::Query::admission),
     };
     class.unwrap_or(AdmissionClass::Ordinary)
 }
@@ -76,9 +78,9 @@ mod tests {
     #[test]
     fn what_keeps_sessions_alive_finds_room() {
         let operation = Some(Operation::KeepAlive(KeepAliveRequest::default()));
-        let renewal = Work::Command(Command { operation, ..Command::default() });
+        let renewal = ShardRequest::Command(Command { operation, ..Command::default() });
         assert_eq!(admission(&renewal), AdmissionClass::Reserved);
-        assert_eq!(admission(&Work::Query(Query::default())), AdmissionClass::Ordinary);
+        assert_eq!(admission(&ShardRequest::Query(Query::default())), AdmissionClass::Ordinary);
     }
 
     #[test]
