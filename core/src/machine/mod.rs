@@ -12,11 +12,11 @@ mod directory;
 mod dispatch;
 mod event;
 mod fence;
-mod gates;
 mod lock;
 mod measure;
 mod namespace;
 mod namespace_copy;
+mod parked;
 mod polls;
 mod queue;
 mod requests;
@@ -160,7 +160,7 @@ struct QueryContext<'a, S> {
     progress: &'a Progress,
     directory: &'a mut Directory,
     polls: &'a mut polls::Polls,
-    gates: &'a mut gates::Gates,
+    parked: &'a mut parked::ParkedCalls,
 }
 
 /// What a command says beside its answer. Dropped with the transaction when the command is refused.
@@ -172,7 +172,7 @@ struct Output {
     /// Partitions that gained a message to deliver: (queue id, partition).
     ready: Vec<(u64, u32)>,
     /// Records that calls wait for, and what those are answered.
-    gates: Vec<(Bytes, Answer)>,
+    parked: Vec<(Bytes, Answer)>,
     /// Change of the number of messages that are neither acknowledged, dead nor expired.
     backlog: i64,
     /// Change of what there is of locks.
@@ -219,7 +219,7 @@ pub struct Machine {
     /// Long polls at this leader. Not replicated.
     polls: polls::Polls,
     /// Calls that wait at this leader for latches and barriers. Not replicated.
-    gates: gates::Gates,
+    parked: parked::ParkedCalls,
 }
 
 impl Machine {
@@ -255,7 +255,7 @@ impl Machine {
             progress,
             directory: Directory::default(),
             polls: polls::Polls::default(),
-            gates: gates::Gates::default(),
+            parked: parked::ParkedCalls::default(),
         }
     }
 
@@ -392,8 +392,8 @@ impl Machine {
         for (key, writer) in output.lines {
             self.directory.wrote(&key, writer);
         }
-        for (key, answer) in output.gates {
-            applied.polls.extend(self.gates.open(&key, &answer));
+        for (key, answer) in output.parked {
+            applied.polls.extend(self.parked.open(&key, &answer));
         }
         for (queue_id, partition) in output.ready {
             applied.polls.extend(self.polls.ready(queue_id, partition));
@@ -424,7 +424,7 @@ impl Machine {
         let Some(asked) = &query.query else {
             return answered(refuse(Reason::InvalidField, "the query names nothing"));
         };
-        let Self { shards, progress, directory, polls, gates, .. } = self;
+        let Self { shards, progress, directory, polls, parked, .. } = self;
         let agent = query.agent;
         let context = &mut QueryContext {
             store,
@@ -436,7 +436,7 @@ impl Machine {
             progress,
             directory,
             polls,
-            gates,
+            parked,
         };
         dispatch::answer(context, asked)
     }
@@ -444,14 +444,14 @@ impl Machine {
     /// Ends a long poll whose caller went away.
     pub fn cancel(&mut self, call: CallId) {
         self.polls.cancel(call);
-        self.gates.cancel(call);
+        self.parked.cancel(call);
     }
 
     /// Forgets what only a leader keeps; the polls that end with it are returned.
     pub fn step_down(&mut self) -> Vec<CallId> {
         self.directory.clear();
         let mut calls = self.polls.clear();
-        calls.extend(self.gates.clear());
+        calls.extend(self.parked.clear());
         calls
     }
 }

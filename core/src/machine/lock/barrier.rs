@@ -224,7 +224,7 @@ impl LockTxn<'_, '_> {
     fn end_round(&mut self, name: &str, round: u64) {
         let key = Bytes::from(self.keys.barrier(name));
         let answer = answer::Answer::BarrierSeen(over(round)).into();
-        self.context.output.gates.push((key, answer));
+        self.context.output.parked.push((key, answer));
     }
 
     fn begin_round(&mut self, barrier: &mut Barrier) -> Result<(), Refusal> {
@@ -282,7 +282,7 @@ impl LockTxn<'_, '_> {
             Err(refusal) => refusal.into(),
         };
         let key = self.keys.entered(id, name);
-        self.context.output.gates.push((key.into(), answer));
+        self.context.output.parked.push((key.into(), answer));
     }
 
     /// The end of a session finds the barrier.

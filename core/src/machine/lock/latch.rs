@@ -66,7 +66,7 @@ pub(in super::super) fn count_down(
         locks.context.txn.put_message(key.clone(), &latch);
         if latch.count == 0 {
             locks.context.output.counts.latches_opened(1);
-            locks.context.output.gates.push((key.into(), answer::Answer::LatchSeen(seen).into()));
+            locks.context.output.parked.push((key.into(), answer::Answer::LatchSeen(seen).into()));
         }
     }
     let LatchSeen { count, round } = seen;
@@ -86,7 +86,7 @@ pub(in super::super) fn delete_latch(
     let mut counters = locks.counters();
     counters.latches = counters.latches.saturating_sub(1);
     locks.put_counters(&counters);
-    locks.context.output.gates.push((key.into(), unknown_latch().into()));
+    locks.context.output.parked.push((key.into(), unknown_latch().into()));
     Ok(CommandOutcome::Answer(answer::Answer::DeleteLatch(api::DeleteLatchResponse {
         header: None,
     })))
@@ -113,7 +113,7 @@ pub(in super::super) fn await_latch(
 
 /// Lets a call wait.
 pub(super) fn park<S>(context: &mut QueryContext<'_, S>, key: bytes::Bytes) -> QueryOutcome {
-    if context.gates.wait(context.call, key) {
+    if context.parked.wait(context.call, key) {
         QueryOutcome::Parked
     } else {
         answered(refuse(Reason::Overloaded, "too many calls wait at this shard"))

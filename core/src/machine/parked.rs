@@ -11,13 +11,13 @@ use crate::limits::POLLS_MAX;
 
 /// The calls of one shard that wait, by the key of the record that they wait for.
 #[derive(Debug, Default)]
-pub(super) struct Gates {
+pub(super) struct ParkedCalls {
     waiting: BTreeMap<Bytes, BTreeSet<CallId>>,
     /// Where each call waits.
     calls: BTreeMap<CallId, Bytes>,
 }
 
-impl Gates {
+impl ParkedCalls {
     /// Lets a call wait; false when too many wait already.
     pub(super) fn wait(&mut self, call: CallId, key: Bytes) -> bool {
         self.cancel(call);
@@ -61,26 +61,26 @@ mod tests {
     #[test]
     fn all_who_wait_for_a_record_end_together_and_nobody_else() {
         let (one, other) = (Bytes::from("one"), Bytes::from("other"));
-        let mut gates = Gates::default();
+        let mut parked = ParkedCalls::default();
         for (call, key) in [(9, &one), (3, &one), (5, &other), (7, &one)] {
-            assert!(gates.wait(call, key.clone()));
+            assert!(parked.wait(call, key.clone()));
         }
-        gates.cancel(7);
-        gates.cancel(7);
-        let ended = gates.open(&one, &Answer::default());
+        parked.cancel(7);
+        parked.cancel(7);
+        let ended = parked.open(&one, &Answer::default());
         assert_eq!(ended.iter().map(|(call, _)| *call).collect::<Vec<_>>(), [3, 9]);
-        assert!(gates.open(&one, &Answer::default()).is_empty());
-        assert_eq!(gates.clear(), [5]);
-        assert!(gates.waiting.is_empty() && gates.calls.is_empty());
+        assert!(parked.open(&one, &Answer::default()).is_empty());
+        assert_eq!(parked.clear(), [5]);
+        assert!(parked.waiting.is_empty() && parked.calls.is_empty());
     }
 
     #[test]
     fn memory_is_bounded() {
-        let mut gates = Gates::default();
+        let mut parked = ParkedCalls::default();
         let key = Bytes::from("key");
-        let waiting = (0..).take_while(|call| gates.wait(*call, key.clone())).count();
+        let waiting = (0..).take_while(|call| parked.wait(*call, key.clone())).count();
         assert_eq!(waiting, POLLS_MAX);
-        gates.cancel(0);
-        assert!(gates.wait(0, key), "a call that went away makes room");
+        parked.cancel(0);
+        assert!(parked.wait(0, key), "a call that went away makes room");
     }
 }
