@@ -88,7 +88,7 @@ impl World {
                     self.stats.snapshots_discarded += 1;
                     self.node(node).disk.discard(shard, generation);
                 }
-                Effect::Role(change) => self.note_role(node, shard, change),
+                Effect::Role(change) => self.on_role_change(node, shard, change),
                 // An old message may tell of a state that has been replaced.
                 Effect::Diverged { .. } if self.stats.writes_lost > 0 => {}
                 Effect::TwoHistories { peer, index } => {
@@ -114,7 +114,7 @@ impl World {
         self.violations.push(Violation::new(promise, what));
     }
 
-    fn note_role(&mut self, node: NodeId, shard: ShardId, change: RoleChange) {
+    fn on_role_change(&mut self, node: NodeId, shard: ShardId, change: RoleChange) {
         let RoleChange { role, term, leader } = change;
         trace!(self, "n{node}/s{shard} is {role:?} of term {term}, leader {leader:?}");
         let alone = self.setup.nodes == 1;

@@ -5,9 +5,9 @@
 //! calls that wait; `clock` is log time; `leadership` says who should lead, `standing` and `delivery` who can; `disk`
 //! cuts the log and moves snapshots; `repair` is what becomes of a damaged state.
 
+mod checkpoint;
 mod clock;
 mod delivery;
-mod disk;
 mod effect;
 mod histories;
 mod input;
@@ -59,7 +59,7 @@ pub struct Replica {
     effects: Vec<Effect>,
     role: RoleChange,
     leadership: leadership::Leadership,
-    disk: disk::Disk,
+    disk: checkpoint::Checkpoints,
     ready: ready::Progress,
     pending: Pending,
     reads: Reads,
@@ -114,7 +114,7 @@ impl Replica {
         let mut replica = Self {
             clock: LogClock::new(boot.log_time_ms, boot.wall_ms, now),
             leadership: leadership::Leadership::new(&config, boot),
-            disk: disk::Disk::new(applied, now),
+            disk: checkpoint::Checkpoints::new(applied, now),
             ready: ready::Progress::new(applied, boot.hard_state.term),
             applied: Applied {
                 index: applied,
@@ -173,7 +173,7 @@ impl Replica {
     fn take(&mut self, input: Input) {
         match input {
             Input::Tick => self.tick(),
-            Input::Peer(peer) => self.hear(*peer),
+            Input::Peer(peer) => self.on_message(*peer),
             Input::Propose(proposals) => self.take_proposals(proposals),
             Input::Read(reads) => self.take_reads(reads),
             Input::Cancel(call) => {
@@ -288,7 +288,7 @@ impl Replica {
         self.care_for_disk();
     }
 
-    fn hear(&mut self, peer: Peer) {
+    fn on_message(&mut self, peer: Peer) {
         let Peer { mut message, time, chain, digest, wants_state_from, differs } = peer;
         if !self.config.voters.contains(&message.from) || message.to != self.config.node {
             return;

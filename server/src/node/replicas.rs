@@ -272,7 +272,7 @@ impl Replicas {
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
             Effect::Offer(call) => self.shared.calls.offer(call),
             Effect::TakeBack(command) => self.take_back(shard, *command),
-            Effect::Role(change) => self.note_role(shard, change),
+            Effect::Role(change) => self.on_role_change(shard, change),
             Effect::TwoHistories { peer, index } => {
                 error!(self.shared.logger,
                     "a shard has stopped: a peer has another history of it, so that acknowledged entries are lost on one side";
@@ -304,7 +304,7 @@ impl Replicas {
         self.links.spawn(async move { handle.take_back(shard, command).await });
     }
 
-    fn note_role(&self, shard: ShardId, change: RoleChange) {
+    fn on_role_change(&self, shard: ShardId, change: RoleChange) {
         if change.role == Role::Leader {
             info!(self.shared.logger, "leads a shard"; "shard" => shard, "term" => change.term);
         } else if self.shared.table.leads(shard) {

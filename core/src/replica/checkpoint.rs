@@ -26,7 +26,7 @@ enum Outgoing {
 }
 
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(super) struct Checkpoints {
     checkpoint: u64,
     checkpointed_at_ms: u64,
     checkpointing: bool,
@@ -39,7 +39,7 @@ pub(super) struct Disk {
     received: Option<(u64, u64)>,
 }
 
-impl Disk {
+impl Checkpoints {
     pub(super) fn new(checkpoint: u64, now: Now) -> Self {
         Self {
             checkpoint,
