@@ -18,9 +18,9 @@ use crate::calls::{Body, Queue, Request, Router, outcome};
 use crate::check::Violation;
 use crate::check::history::{Action, AnswerPosition, End, History, Outcome};
 use crate::check::requests::{Ledger, is_forgotten};
-use crate::dice::Dice;
-use crate::knobs::{Knobs, MILLISECOND, SECOND};
-use crate::roles::{Role, Wish};
+use crate::config::{Config, MILLISECOND, SECOND};
+use crate::rng::Rng;
+use crate::workload::{Wish, Workload};
 
 /// How long a client waits for the answer to one try, at the least and at the most.
 pub(crate) const PATIENCE_US: std::ops::RangeInclusive<u64> =
@@ -35,9 +35,9 @@ const COME_BACK_US: u64 = WAITER_CLAIM_MS * MILLISECOND;
 #[derive(Debug)]
 pub struct Shared {
     /// Chance.
-    pub dice: Dice,
-    /// The knobs of the run.
-    pub knobs: Knobs,
+    pub rng: Rng,
+    /// The configuration of the run.
+    pub config: Config,
     /// Builds requests.
     pub router: Router,
     /// What clients did.
@@ -181,7 +181,7 @@ impl Pending {
 pub struct Client {
     /// Its number.
     pub id: u64,
-    role: Role,
+    role: Workload,
     sequence: u64,
     tokens: u64,
     timer: u64,
@@ -195,7 +195,7 @@ pub struct Client {
 impl Client {
     /// A client that begins when it is first woken with timer 0.
     #[must_use]
-    pub fn new(id: u64, role: Role) -> Self {
+    pub fn new(id: u64, role: Workload) -> Self {
         let (leaders, next) = (BTreeMap::new(), VecDeque::new());
         Self { id, role, sequence: 0, tokens: 0, timer: 0, leaders, next, pending: None, ended: 0 }
     }
@@ -242,7 +242,7 @@ impl Client {
                 // No answer in time.
                 Some((node, token)) => {
                     // Some clients ask the same node again: it may be one that does not know yet who leads.
-                    if shared.dice.chance(500) {
+                    if shared.rng.chance(500) {
                         self.leaders.remove(&pending.step.request.shard);
                     }
                     let mut todo = vec![Todo::Cancel { node, token }];
@@ -326,7 +326,7 @@ impl Client {
         let give_up_at = now + GIVE_UP_US + step.wait_us;
         let hang_up_at = step.hang_up_us.map(|hang_up_us| now + hang_up_us);
         let is_drawn = id.is_none() && step.action.as_ref().is_some_and(Action::acquires);
-        let drawn = if is_drawn { draw(&mut shared.dice) } else { Bytes::new() };
+        let drawn = if is_drawn { draw(&mut shared.rng) } else { Bytes::new() };
         let (ambiguous, sent) = (false, None);
         let pending =
             Pending { step, call, id, drawn, fingerprint, ambiguous, give_up_at, hang_up_at, sent };
@@ -335,7 +335,7 @@ impl Client {
 
     fn send(&mut self, now: u64, mut pending: Pending, shared: &mut Shared) -> Vec<Todo> {
         let shard = pending.step.request.shard;
-        let any = shared.dice.between(1, shared.knobs.nodes);
+        let any = shared.rng.between(1, shared.config.nodes);
         let node = *self.leaders.entry(shard).or_insert(any);
         self.tokens += 1;
         pending.sent = Some((node, self.tokens));
@@ -346,8 +346,8 @@ impl Client {
                 command.request_id.clone_from(&pending.id);
                 command.drawn.clone_from(&pending.drawn);
                 if command.operation.as_ref().is_some_and(Operation::draws_chance) {
-                    let dice = &mut shared.dice;
-                    command.chance = Some(Drawn { high: dice.number(), low: dice.number() });
+                    let rng = &mut shared.rng;
+                    command.chance = Some(Drawn { high: rng.number(), low: rng.number() });
                 }
                 command.fingerprint = pending.id.as_ref().map_or(0, |_| pending.fingerprint);
             }
@@ -356,7 +356,7 @@ impl Client {
         if let Some(id) = pending.own_id() {
             shared.ledger.sent(shard, id);
         }
-        let patience = shared.dice.between(*PATIENCE_US.start(), *PATIENCE_US.end());
+        let patience = shared.rng.between(*PATIENCE_US.start(), *PATIENCE_US.end());
         let patience_us = patience + pending.step.wait_us;
         let until = pending.hang_up_at.map_or(now + patience_us, |at| at.min(now + patience_us));
         self.pending = Some(pending);
@@ -378,14 +378,14 @@ impl Client {
             let end = if pending.ambiguous { End::Open } else { End::NotDone(reason) };
             return self.end(now, pending, end, shared);
         }
-        let mut pause = shared.dice.between(10, 200) * MILLISECOND;
+        let mut pause = shared.rng.between(10, 200) * MILLISECOND;
         // Whoever waits for a majority that works is not kept waiting by its own clients.
         let is_late =
-            pending.ambiguous && !shared.patient && shared.dice.chance(shared.knobs.dawdlers);
+            pending.ambiguous && !shared.patient && shared.rng.chance(shared.config.dawdlers);
         if is_late {
             // The shard may have forgotten by then that it was asked before.
-            let idle = shared.knobs.disk.request_client_idle_ms * MILLISECOND;
-            pause += idle + shared.dice.between(0, idle);
+            let idle = shared.config.disk.request_client_idle_ms * MILLISECOND;
+            pause += idle + shared.rng.between(0, idle);
             pending.give_up_at = pending.give_up_at.max(now + pause + GIVE_UP_US);
             shared.late_retries += 1;
         }
@@ -471,7 +471,7 @@ impl Client {
         }
         if let (Some(id), Body::Command(_)) = (pending.own_id(), &pending.step.request.body)
             && is_answered
-            && shared.dice.chance(30)
+            && shared.rng.chance(30)
         {
             let (key, value) = (format!("reused-{}", self.id), "another".to_owned());
             let request = shared.router.request(&Action::Put { key, value, ttl_ms: 0 });
@@ -489,8 +489,8 @@ impl Client {
             self.next.extend(cancel.map(|request| Step::unjudged(request, true)));
         }
         // Who reads the final state does not dawdle.
-        let most = if self.role.goes_on() { 10 * MILLISECOND } else { shared.knobs.think_us };
-        let think = shared.dice.between(0, most);
+        let most = if self.role.goes_on() { 10 * MILLISECOND } else { shared.config.think_us };
+        let think = shared.rng.between(0, most);
         vec![self.set_timer(now + think)]
     }
 
@@ -506,7 +506,7 @@ impl Client {
         let cancel = shared.router.cancel(action, CallName { request_id, drawn });
         let Some(request) = cancel else { return Vec::new() };
         // Nobody else can ask again for what the node named. Such a cancel may be applied twice.
-        let times = if comes_back { 1 } else { shared.dice.between(1, 2) };
+        let times = if comes_back { 1 } else { shared.rng.between(1, 2) };
         let at = if comes_back { now + COME_BACK_US } else { now };
         (0..times).map(|_| Todo::CleanUp { at, node, request: request.clone() }).collect()
     }
@@ -526,9 +526,9 @@ impl Client {
     }
 }
 
-fn draw(dice: &mut Dice) -> Bytes {
+fn draw(rng: &mut Rng) -> Bytes {
     let mut drawn = [0; DRAWN_BYTES];
-    drawn[..8].copy_from_slice(&dice.between(0, u64::MAX - 1).to_be_bytes());
+    drawn[..8].copy_from_slice(&rng.between(0, u64::MAX - 1).to_be_bytes());
     Bytes::copy_from_slice(&drawn)
 }
 

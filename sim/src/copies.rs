@@ -3,9 +3,9 @@
 use trefoil_core::NodeId;
 use trefoil_core::member::Starts;
 
+use crate::config::{FaultKind, MILLISECOND, SECOND};
 use crate::disk::Disk;
 use crate::event::{Event, Mend};
-use crate::knobs::{FaultKind, MILLISECOND, SECOND};
 use crate::run::Phase;
 use crate::world::{World, trace};
 
@@ -26,8 +26,8 @@ impl World {
         if self.setup.nodes < 3 || self.nodes[&node].is_out() || self.copies.contains_key(&node) {
             return;
         }
-        if self.shared.dice.chance(700) {
-            let for_us = self.shared.dice.between(50, 1_000) * MILLISECOND;
+        if self.shared.rng.chance(700) {
+            let for_us = self.shared.rng.between(50, 1_000) * MILLISECOND;
             self.crash(node, for_us, false);
         }
         let disk = self.nodes[&node].disk.copy();
@@ -54,7 +54,7 @@ impl World {
         {
             return self.at(self.now + LOOK_US, Event::Mend(Mend::Replace(node, looks - 1)));
         }
-        let for_us = self.shared.dice.between(50, 1_000) * MILLISECOND;
+        let for_us = self.shared.rng.between(50, 1_000) * MILLISECOND;
         self.crash(node, for_us, false);
         if let Some(copy) = self.copies.remove(&node) {
             trace!(
@@ -88,9 +88,9 @@ impl World {
             return self.is_wrongly_refused(node, peer);
         }
         // Where power takes more from another node, nobody could be elected without this one.
-        let power = self.shared.knobs.faults.contains(&FaultKind::PowerLoss);
-        if power || self.shared.dice.chance(600) {
-            let after = self.shared.dice.between(1, 10) * SECOND;
+        let power = self.shared.config.faults.contains(&FaultKind::PowerLoss);
+        if power || self.shared.rng.chance(600) {
+            let after = self.shared.rng.between(1, 10) * SECOND;
             self.at(self.now + after, Event::Mend(Mend::Restore(node)));
         }
     }

@@ -10,10 +10,10 @@ use trefoil_core::NodeId;
 use trefoil_core::member::Stage;
 
 use crate::check::history::Action;
+use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Disk;
 use crate::event::{Event, Mend};
 use crate::faults::Group;
-use crate::knobs::{MILLISECOND, SECOND};
 use crate::world::{World, trace};
 
 /// In the place of a client: it does not want the answer.
@@ -29,7 +29,7 @@ impl World {
     /// Nodes start one after the other; one of them dies before all are formed, or while they are.
     pub(crate) fn begin_in_pieces(&mut self) {
         let starts = (1..=self.setup.nodes).map(|node| {
-            let at = self.shared.dice.between(0, PIECES_US);
+            let at = self.shared.rng.between(0, PIECES_US);
             (at, node)
         });
         let starts = starts.collect::<BTreeSet<_>>();
@@ -39,10 +39,10 @@ impl World {
         let (Some((first, node)), Some((last, _))) = (starts.first(), starts.last()) else {
             return;
         };
-        let at = if self.shared.dice.chance(500) {
-            self.shared.dice.between(*first, *last)
+        let at = if self.shared.rng.chance(500) {
+            self.shared.rng.between(*first, *last)
         } else {
-            last + self.shared.dice.between(0, 8 * self.shared.knobs.delay_us)
+            last + self.shared.rng.between(0, 8 * self.shared.config.delay_us)
         };
         self.at(at, Event::Mend(Mend::Stumble(*node)));
     }
@@ -54,7 +54,7 @@ impl World {
             return;
         }
         let is_new = identity.word.stage == Stage::New;
-        let for_us = self.shared.dice.between(1, 500) * MILLISECOND;
+        let for_us = self.shared.rng.between(1, 500) * MILLISECOND;
         self.crash(node, for_us, false);
         if is_new {
             self.empty(node);
@@ -83,7 +83,7 @@ impl World {
 
     /// A node, which is down, has a new directory.
     fn empty(&mut self, node: NodeId) {
-        let incarnation = self.shared.dice.number();
+        let incarnation = self.shared.rng.number();
         let disk = Disk::new(incarnation, 0..=self.setup.shards, self.setup.disk);
         trace!(self, "n{node} is emptied");
         drop(self.node(node).disk.replace(disk));
@@ -97,18 +97,18 @@ impl World {
 
     /// Whether the run ends that way: with a majority that could be taken for a new cluster.
     pub(crate) fn can_empty(&self) -> bool {
-        self.shared.knobs.empties && self.nodes.values().all(|node| node.up && !node.is_out())
+        self.shared.config.empties && self.nodes.values().all(|node| node.up && !node.is_out())
     }
 
     pub(crate) fn empty_a_majority(&mut self) {
         let all = (1..=self.setup.nodes).collect::<Group>();
-        let first = self.shared.dice.between(0, self.setup.nodes - 1);
+        let first = self.shared.rng.between(0, self.setup.nodes - 1);
         let majority = self.setup.nodes / 2 + 1;
         let emptied = (first..first + majority).map(|n| 1 + n % self.setup.nodes);
         self.emptied = emptied.collect();
         let others = all.difference(&self.emptied).copied().collect::<Group>();
         trace!(self, "{:?} are emptied while {others:?} are away", self.emptied);
-        if self.shared.dice.chance(500) {
+        if self.shared.rng.chance(500) {
             self.split(&others, true, AWAY_US);
         } else {
             for node in &others {
@@ -116,7 +116,7 @@ impl World {
             }
         }
         for node in self.emptied.clone() {
-            let for_us = self.shared.dice.between(1, 2_000) * MILLISECOND;
+            let for_us = self.shared.rng.between(1, 2_000) * MILLISECOND;
             self.crash(node, for_us, false);
             self.empty(node);
             self.ask_for_nothing(node);
@@ -126,7 +126,7 @@ impl World {
 
     /// Calls to a node that has lost everything: an answer would say that there was never anything.
     fn ask_for_nothing(&mut self, node: NodeId) {
-        for n in 0..self.shared.knobs.keys {
+        for n in 0..self.shared.config.keys {
             let request = self.shared.router.request(&Action::Get { key: format!("key-{n}") });
             let from = (NOBODY, n);
             let event = Event::Request { to: node, from, patience_us: AWAY_US, request };

@@ -9,10 +9,10 @@ use trefoil_core::{NodeId, ShardId};
 use trefoil_server::storage::LogWrite;
 
 use crate::check::Violation;
+use crate::config::{FaultKind, MILLISECOND, SECOND};
 use crate::disk::Write;
 use crate::disk::volume::Fault;
 use crate::event::{Event, Local, Mend};
-use crate::knobs::{FaultKind, MILLISECOND, SECOND};
 use crate::node::{Host, Node, Task};
 use crate::run::Phase;
 use crate::storage::LOW_BYTES;
@@ -38,17 +38,17 @@ pub(crate) type Group = BTreeSet<NodeId>;
 impl World {
     pub(crate) fn next_fault(&mut self) {
         let goes_on = matches!(self.phase, Phase::Chaos | Phase::Core);
-        if !goes_on || self.shared.knobs.faults.is_empty() {
+        if !goes_on || self.shared.config.faults.is_empty() {
             return;
         }
-        let kind = *self.shared.dice.pick(&self.shared.knobs.faults);
+        let kind = *self.shared.rng.pick(&self.shared.config.faults);
         let node = self.any_node();
-        let for_us = self.shared.dice.between_doublings(50, 16_000) * MILLISECOND;
+        let for_us = self.shared.rng.between_doublings(50, 16_000) * MILLISECOND;
         trace!(self, "fault {kind:?} at n{node} for {} ms", for_us / MILLISECOND);
         if !self.core.contains(&node) && (!kind.loses_data() || self.all_are_formed()) {
             self.fault(kind, node, for_us);
         }
-        let calm = self.shared.knobs.calm_us;
+        let calm = self.shared.config.calm_us;
         self.soon(calm, Event::NextFault);
     }
 
@@ -65,17 +65,17 @@ impl World {
                 self.split(&group, true, for_us);
             }
             FaultKind::OneWay => {
-                let other = self.shared.dice.between(1, self.setup.nodes);
+                let other = self.shared.rng.between(1, self.setup.nodes);
                 self.cut(node, other, for_us);
             }
             FaultKind::Split => {
                 let all = 1..=self.setup.nodes;
-                let group = all.filter(|_| self.shared.dice.chance(500)).collect::<Group>();
-                let both = self.shared.dice.chance(500);
+                let group = all.filter(|_| self.shared.rng.chance(500)).collect::<Group>();
+                let both = self.shared.rng.chance(500);
                 self.split(&group, both, for_us);
             }
             FaultKind::NarrowLink => {
-                let rate = self.shared.dice.between_doublings(64, 16 << 10);
+                let rate = self.shared.rng.between_doublings(64, 16 << 10);
                 self.network.narrow(node, Some(rate));
                 self.at(self.now + 2 * for_us, Event::Mend(Mend::Width(node)));
             }
@@ -86,8 +86,8 @@ impl World {
             FaultKind::Suspend => self.pause(node, for_us, true),
             FaultKind::Transfer => {
                 let shard = self.any_shard();
-                let to = self.shared.dice.between(1, self.setup.nodes);
-                let to = self.shared.dice.chance(700).then_some(to);
+                let to = self.shared.rng.between(1, self.setup.nodes);
+                let to = self.shared.rng.chance(700).then_some(to);
                 self.stats.transfers += 1;
                 self.step(node, shard, Input::Transfer { call: 0, to });
             }
@@ -99,8 +99,8 @@ impl World {
             FaultKind::WallClock => {
                 // Far beyond every TTL of a run, and below what makes a shard forget idle clients.
                 let most = trefoil_core::limits::REQUEST_CLIENT_IDLE_MS / 30;
-                let ahead = i64::try_from(self.shared.dice.between(0, most)).expect("small");
-                let back = i64::try_from(self.shared.dice.between(0, most)).expect("small");
+                let ahead = i64::try_from(self.shared.rng.between(0, most)).expect("small");
+                let back = i64::try_from(self.shared.rng.between(0, most)).expect("small");
                 self.node(node).set_wall_clock(ahead - back);
             }
             FaultKind::OlderCopy => self.copy(node),
@@ -113,7 +113,7 @@ impl World {
         match kind {
             FaultKind::SlowDisk => {
                 self.node(node).sync_floor_us =
-                    self.shared.dice.between_doublings(10, 4_000) * MILLISECOND;
+                    self.shared.rng.between_doublings(10, 4_000) * MILLISECOND;
                 self.at(self.now + for_us, mend);
             }
             FaultKind::HungDisk => {
@@ -123,8 +123,8 @@ impl World {
                 self.at(self.now + 2 * for_us, mend);
             }
             FaultKind::FullDisk => {
-                let room = self.shared.dice.between_doublings(256, 64 << 10);
-                if self.shared.dice.chance(500) {
+                let room = self.shared.rng.between_doublings(256, 64 << 10);
+                if self.shared.rng.chance(500) {
                     self.node(node).scarce = true;
                 } else {
                     self.node(node).disk.volume.limit(Some(room));
@@ -133,7 +133,7 @@ impl World {
             }
             FaultKind::DiskError => {
                 let fault =
-                    *self.shared.dice.pick(&[Fault::Read, Fault::Write, Fault::Sync, Fault::Sync]);
+                    *self.shared.rng.pick(&[Fault::Read, Fault::Write, Fault::Sync, Fault::Sync]);
                 self.node(node).disk.volume.arm(Some(fault));
             }
             FaultKind::BitFlip => self.rot(node),
@@ -151,9 +151,9 @@ impl World {
         }
         // While the process runs nobody sees it, and what it writes may hide it.
         self.crash(node, SECOND, false);
-        let dice = &mut self.shared.dice;
+        let rng = &mut self.shared.rng;
         let disk = &mut self.nodes.get_mut(&node).expect("every id has a node").disk;
-        if let Some((file, at)) = disk.volume.flip(dice, crate::disk::log::DIRECTORY) {
+        if let Some((file, at)) = disk.volume.flip(rng, crate::disk::log::DIRECTORY) {
             disk.rotten = true;
             trace!(self, "n{node} has a bad bit in {file} at {at}");
             self.stats.bit_flips += 1;
@@ -169,7 +169,7 @@ impl World {
             return self.lose_tail(node, for_us);
         };
         // What the other one misses is on the leader and the node alone, and the leader dies when the node has lost it.
-        let misses_us = self.shared.dice.between(200, 2_000) * MILLISECOND;
+        let misses_us = self.shared.rng.between(200, 2_000) * MILLISECOND;
         self.split(&Group::from([other]), true, misses_us);
         self.at(self.now + misses_us, Event::Mend(Mend::RotTail(node, leader)));
     }
@@ -180,7 +180,7 @@ impl World {
         }
         self.lose_tail(node, SECOND / 4);
         if self.lost_tail == Some(node) {
-            let for_us = self.shared.dice.between(2, 6) * SECOND;
+            let for_us = self.shared.rng.between(2, 6) * SECOND;
             self.crash(leader, for_us, false);
         }
     }
@@ -191,9 +191,9 @@ impl World {
             return;
         }
         self.crash(node, for_us, true);
-        let dice = &mut self.shared.dice;
+        let rng = &mut self.shared.rng;
         let disk = &mut self.nodes.get_mut(&node).expect("every id has a node").disk;
-        if disk.rot_tail(dice) {
+        if disk.rot_tail(rng) {
             trace!(self, "n{node} has a bad bit above the mark");
             self.stats.rotten_tails += 1;
             self.lost_tail = Some(node);
@@ -218,10 +218,10 @@ impl World {
 
     fn crash_all(&mut self) {
         for node in 1..=self.setup.nodes {
-            let for_us = self.shared.dice.between(50, 4_000) * MILLISECOND;
-            let power = self.shared.dice.chance(500)
+            let for_us = self.shared.rng.between(50, 4_000) * MILLISECOND;
+            let power = self.shared.rng.chance(500)
                 && !self.spares_power()
-                && self.shared.knobs.faults.contains(&FaultKind::PowerLoss);
+                && self.shared.config.faults.contains(&FaultKind::PowerLoss);
             if !self.core.contains(&node) {
                 self.crash(node, for_us, power);
             }
@@ -267,16 +267,16 @@ impl World {
     }
 
     fn flap(&mut self, node: NodeId) {
-        let other = self.shared.dice.between(1, self.setup.nodes);
-        let both = self.shared.dice.chance(500);
+        let other = self.shared.rng.between(1, self.setup.nodes);
+        let both = self.shared.rng.chance(500);
         let mut at = self.now;
-        for _ in 0..self.shared.dice.between(3, 12) {
+        for _ in 0..self.shared.rng.between(3, 12) {
             let links = [(node, other), (other, node)];
-            at += self.shared.dice.between(50, 1_500) * MILLISECOND;
+            at += self.shared.rng.between(50, 1_500) * MILLISECOND;
             for (from, to) in links.into_iter().take(1 + usize::from(both)) {
                 self.at(at, Event::Mend(Mend::Cut(from, to)));
             }
-            at += self.shared.dice.between(50, 1_500) * MILLISECOND;
+            at += self.shared.rng.between(50, 1_500) * MILLISECOND;
             for (from, to) in links {
                 self.at(at, Event::Mend(Mend::Link(from, to)));
             }
@@ -293,12 +293,12 @@ impl World {
             })
         };
         let leader = self.nodes.values().find(leads).map(|node| node.id);
-        let any = self.shared.dice.between(1, self.setup.nodes);
-        leader.filter(|_| self.shared.dice.chance(500)).unwrap_or(any)
+        let any = self.shared.rng.between(1, self.setup.nodes);
+        leader.filter(|_| self.shared.rng.chance(500)).unwrap_or(any)
     }
 
     pub(crate) fn any_shard(&mut self) -> ShardId {
-        let shard = self.shared.dice.between(0, self.setup.shards.into());
+        let shard = self.shared.rng.between(0, self.setup.shards.into());
         ShardId::try_from(shard).expect("a small number")
     }
 
@@ -315,7 +315,7 @@ impl World {
         if self.nodes[&node].paused_until > self.now {
             return;
         }
-        let mut deaf = || self.shared.dice.between(0, SECOND / 10);
+        let mut deaf = || self.shared.rng.between(0, SECOND / 10);
         let deaf_us = (deaf(), deaf());
         let until = self.now + for_us;
         let host = self.node(node);
@@ -349,7 +349,7 @@ impl World {
         self.end_links(node, power);
         let at = self.nodes.get_mut(&node).expect("every id has a node");
         at.disk.doubtful |= hosts.values().any(|host| host.doubted);
-        let lost = at.disk.crash(&mut self.shared.dice, power);
+        let lost = at.disk.crash(&mut self.shared.rng, power);
         drop(hosts);
         if power {
             at.reboot(now);
@@ -363,7 +363,7 @@ impl World {
 
     /// Starts the process of a node.
     pub(crate) fn start(&mut self, node: NodeId) {
-        let (now, setup, seed) = (self.now, self.setup, self.shared.dice.number());
+        let (now, setup, seed) = (self.now, self.setup, self.shared.rng.number());
         let at = self.node(node);
         let errors = at.disk.volume.errors();
         let shards = match at.disk.start() {
@@ -392,7 +392,7 @@ impl World {
         let torn = at.disk.cuts();
         let uncertain = shards.values().any(|(boot, _)| boot.uncertain);
         let damaged = self.saw_start(node, &shards);
-        let number = self.shared.dice.number();
+        let number = self.shared.rng.number();
         let at = self.node(node);
         let boots = shards.iter().map(|(shard, (boot, _))| (*shard, boot));
         let own = Standing::at_start(at.disk.count_start(number), boots);
@@ -483,9 +483,9 @@ impl World {
     pub(crate) fn heal(&mut self) {
         trace!(self, "faults are over");
         self.network.mend_all();
-        let knobs = &mut self.shared.knobs;
-        (knobs.loss, knobs.duplication, knobs.reordering) = (0, 0, 0);
-        (knobs.replay, knobs.broken_streams) = (0, 0);
+        let config = &mut self.shared.config;
+        (config.loss, config.duplication, config.reordering) = (0, 0, 0);
+        (config.replay, config.broken_streams) = (0, 0);
         for node in 1..=self.setup.nodes {
             self.heal_node(node);
         }
@@ -499,12 +499,12 @@ impl World {
         let mut sound = sound.filter(|node| !self.is_spoilt(*node)).collect::<Vec<_>>();
         // A leader that is left out is what harms the others most.
         let leader = Some(self.any_node()).filter(|leader| {
-            self.shared.dice.chance(700) && sound.contains(leader) && sound.len() > majority
+            self.shared.rng.chance(700) && sound.contains(leader) && sound.len() > majority
         });
         sound.retain(|node| Some(*node) != leader);
         let mut core = Group::new();
         while core.len() < majority {
-            let n = self.shared.dice.between(0, sound.len() as u64 - 1);
+            let n = self.shared.rng.between(0, sound.len() as u64 - 1);
             core.insert(sound.remove(usize::try_from(n).expect("a small number")));
         }
         // A node that lost the end of its log waits for one that did not: then all are needed.
@@ -526,7 +526,7 @@ impl World {
     /// A leader outside of the core that the core goes on hearing: it hears nobody, its disk hangs, or has no room.
     fn harm_leader(&mut self, leader: NodeId) {
         let harm =
-            *self.shared.dice.pick(&[Harm::Deaf, Harm::HungDisk, Harm::FullDisk, Harm::NarrowLink]);
+            *self.shared.rng.pick(&[Harm::Deaf, Harm::HungDisk, Harm::FullDisk, Harm::NarrowLink]);
         trace!(self, "n{leader} is left out: {harm:?}");
         self.heal_node(leader);
         for node in self.core.clone() {
@@ -540,16 +540,16 @@ impl World {
             Harm::Deaf => {}
             Harm::HungDisk => self.node(leader).hung = true,
             Harm::FullDisk => {
-                if self.shared.dice.chance(700) {
+                if self.shared.rng.chance(700) {
                     self.node(leader).scarce = true;
                 } else {
-                    let room = self.shared.dice.between_doublings(256, LOW_BYTES - 1);
+                    let room = self.shared.rng.between_doublings(256, LOW_BYTES - 1);
                     self.node(leader).disk.volume.limit(Some(room));
                 }
                 self.stats.full_leaders += 1;
             }
             Harm::NarrowLink => {
-                let rate = self.shared.dice.between_doublings(8, 256);
+                let rate = self.shared.rng.between_doublings(8, 256);
                 self.network.narrow(leader, Some(rate));
                 self.stats.narrow_leaders += 1;
             }
@@ -560,6 +560,6 @@ impl World {
             sound.insert(leader);
             self.network.protect(&sound);
         }
-        self.shared.knobs.faults.clear();
+        self.shared.config.faults.clear();
     }
 }

@@ -15,7 +15,7 @@ use trefoil_proto::internal::v1::{Answer, Entry, Session, Wait, answer};
 use crate::check::Violation;
 use crate::check::lives::{Life, Times, granted, renewed};
 use crate::disk::state::State;
-use crate::lockers::NAMESPACES;
+use crate::workload::lock::NAMESPACES;
 
 /// Sessions by namespace and id, whose wait it is by the key of the wait.
 #[derive(Debug, Default)]

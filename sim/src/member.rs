@@ -8,8 +8,8 @@ use trefoil_core::replica::Input;
 use trefoil_core::{NodeId, ShardId};
 
 use crate::check::Violation;
+use crate::config::{MILLISECOND, SECOND};
 use crate::event::{Announced, Event, Local, Process};
-use crate::knobs::{MILLISECOND, SECOND};
 use crate::network::Lane;
 use crate::world::{World, trace};
 
@@ -268,8 +268,8 @@ impl World {
 
     /// Sends something on a stream; false when it is lost.
     fn post(&mut self, from: NodeId, to: Process, letter: Letter) -> bool {
-        let (dice, knobs) = (&mut self.shared.dice, &self.shared.knobs);
-        let at = self.network.stream(dice, knobs, self.now, (from, to.node), Lane::Members);
+        let (rng, config) = (&mut self.shared.rng, &self.shared.config);
+        let at = self.network.stream(rng, config, self.now, (from, to.node), Lane::Members);
         let Some(at) = at else { return false };
         let from = self.process(from);
         self.at(at, Event::Letter { from, to, letter: Box::new(letter) });
@@ -282,7 +282,7 @@ impl World {
     }
 
     pub(crate) fn link_ends(&mut self, node: NodeId, peer: NodeId, attempt: u64) {
-        let pause = self.shared.dice.between(PAUSE_US.0, PAUSE_US.1);
+        let pause = self.shared.rng.between(PAUSE_US.0, PAUSE_US.1);
         let Some(link) = self.member(node).and_then(|member| member.links.get_mut(&peer)) else {
             return;
         };

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft_proto::eraftpb::MessageType;
 use trefoil_core::NodeId;
 
-use crate::dice::Dice;
-use crate::knobs::{Knobs, MILLISECOND, SECOND};
+use crate::config::{Config, MILLISECOND, SECOND};
+use crate::rng::Rng;
 
 /// Streams of one direction of a link: heartbeats and votes go ahead of appends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -56,12 +56,12 @@ pub struct Network {
 
 impl Network {
     /// All links as a seed draws them.
-    pub fn draw(dice: &mut Dice, knobs: &Knobs) -> Self {
+    pub fn draw(rng: &mut Rng, config: &Config) -> Self {
         let mut network = Self::default();
-        for from in 1..=knobs.nodes {
-            for to in (1..=knobs.nodes).filter(|to| *to != from) {
-                if dice.chance(knobs.slow_links) {
-                    let most = dice.between_doublings(32, 2_048) * MILLISECOND;
+        for from in 1..=config.nodes {
+            for to in (1..=config.nodes).filter(|to| *to != from) {
+                if rng.chance(config.slow_links) {
+                    let most = rng.between_doublings(32, 2_048) * MILLISECOND;
                     network.slow.insert((from, to), most);
                 }
             }
@@ -72,31 +72,31 @@ impl Network {
     /// When copies of a message arrive; none when it is lost. Inside the core nothing is lost or slow.
     pub fn route(
         &mut self,
-        dice: &mut Dice,
-        knobs: &Knobs,
+        rng: &mut Rng,
+        config: &Config,
         now: u64,
         link: (NodeId, NodeId),
         (lane, bytes): (Lane, u64),
     ) -> Vec<u64> {
         let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
-        if self.is_cut(link) || (!safe && dice.chance(knobs.loss)) {
+        if self.is_cut(link) || (!safe && rng.chance(config.loss)) {
             return Vec::new();
         }
         let slow = self.slow.get(&link).copied().filter(|_| !safe);
         let Some(queued) = self.queue(now, link, lane, bytes) else { return Vec::new() };
-        let at = queued + 1 + dice.between(0, slow.unwrap_or(knobs.delay_us));
+        let at = queued + 1 + rng.between(0, slow.unwrap_or(config.delay_us));
         let mut times = vec![at];
-        if !dice.chance(knobs.reordering) {
+        if !rng.chance(config.reordering) {
             // A stream keeps its order.
             let busy = self.busy.entry((link.0, link.1, lane)).or_default();
             *busy = at.max(*busy);
             times[0] = *busy;
         }
-        if dice.chance(knobs.duplication) {
-            times.push(at + dice.between(0, 4 * knobs.delay_us));
+        if rng.chance(config.duplication) {
+            times.push(at + rng.between(0, 4 * config.delay_us));
         }
-        if dice.chance(knobs.replay) {
-            times.push(at + dice.between_doublings(SECOND / 2, 64 * SECOND));
+        if rng.chance(config.replay) {
+            times.push(at + rng.between_doublings(SECOND / 2, 64 * SECOND));
         }
         times
     }
@@ -105,19 +105,19 @@ impl Network {
     /// what the network loses is sent again.
     pub fn stream(
         &mut self,
-        dice: &mut Dice,
-        knobs: &Knobs,
+        rng: &mut Rng,
+        config: &Config,
         now: u64,
         link: (NodeId, NodeId),
         lane: Lane,
     ) -> Option<u64> {
         let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
-        let again = !safe && dice.chance(knobs.loss);
-        if self.is_cut(link) || (again && dice.chance(100)) {
+        let again = !safe && rng.chance(config.loss);
+        if self.is_cut(link) || (again && rng.chance(100)) {
             return None;
         }
         let slow = self.slow.get(&link).copied().filter(|_| !safe);
-        let delay = dice.between(0, slow.unwrap_or(knobs.delay_us));
+        let delay = rng.between(0, slow.unwrap_or(config.delay_us));
         let at = now + 1 + delay + if again { SECOND / 5 } else { 0 };
         let busy = self.busy.entry((link.0, link.1, lane)).or_default();
         *busy = at.max(*busy);

@@ -12,10 +12,10 @@ use trefoil_server::storage::LogWrite;
 
 use crate::check::ballot::Ballot;
 use crate::check::handed::Handed;
+use crate::config::MILLISECOND;
 use crate::disk::state::{Image, Job, State};
 use crate::disk::{Disk, Found, Options};
 use crate::event::Announced;
-use crate::knobs::MILLISECOND;
 use crate::member::Member;
 use crate::service::{Asker, Served, Stream};
 

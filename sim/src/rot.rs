@@ -9,10 +9,10 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
 
 use crate::check::Violation;
+use crate::config::SECOND;
 use crate::disk::state::State;
 use crate::disk::{Found, Rot, Write};
 use crate::event::{Event, Local};
-use crate::knobs::SECOND;
 use crate::world::{World, trace};
 
 /// Ticks in a thousand in which a scrub comes to what cannot be read.
@@ -34,15 +34,15 @@ impl World {
         } else {
             &[Rot::Missing, Rot::Unreadable, Rot::Old]
         };
-        let rot = *self.shared.dice.pick(kinds);
+        let rot = *self.shared.rng.pick(kinds);
         // The meta shard has too few entries for a digest in time.
         let shard = if rot == Rot::Old { 1 } else { self.any_shard() };
         if rot != Rot::Unreadable {
-            let for_us = self.shared.dice.between(1, 3) * SECOND;
+            let for_us = self.shared.rng.between(1, 3) * SECOND;
             self.crash(node, for_us, false);
         }
         let at = self.nodes.get_mut(&node).expect("every id has a node");
-        if at.disk.spoil(&mut self.shared.dice, shard, rot) {
+        if at.disk.spoil(&mut self.shared.rng, shard, rot) {
             trace!(self, "n{node}/s{shard} has a state that is {rot:?}");
             match rot {
                 Rot::Missing => self.stats.states_missing += 1,
@@ -104,7 +104,7 @@ impl World {
     /// What nobody asks for is read as well from time to time.
     pub(crate) fn scrub(&mut self, node: NodeId, shard: ShardId) {
         let unreadable = self.nodes[&node].disk.rot_of(shard) == Some(Rot::Unreadable);
-        if unreadable && self.shared.dice.chance(SCRUBS) {
+        if unreadable && self.shared.rng.chance(SCRUBS) {
             self.is_damaged(node, shard);
         }
     }
@@ -147,12 +147,12 @@ impl World {
 
     /// The digest of a state is computed, and takes a while.
     pub(crate) fn digest(&mut self, node: NodeId, shard: ShardId, index: u64) {
-        if self.shared.dice.chance(DIGESTS_MISSED) {
+        if self.shared.rng.chance(DIGESTS_MISSED) {
             return;
         }
         let Some(host) = self.nodes[&node].hosts.get(&shard) else { return };
         let digest = Chain { index, hash: Machine::digest(&host.store) };
-        let delay = self.shared.knobs.checkpoint_us;
+        let delay = self.shared.config.checkpoint_us;
         self.stats.digests += 1;
         self.soon(delay, Event::In(self.process(node), Local::Digested(shard, digest)));
     }

@@ -10,13 +10,13 @@ use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::{self, Violation, history};
 use crate::client::Client;
+use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Rot;
 use crate::event::Event;
-use crate::knobs::{MILLISECOND, SECOND};
 use crate::node::Host;
-use crate::roles::Role;
 use crate::stats::Stats;
 use crate::trace::{self, Trace};
+use crate::workload::Workload;
 use crate::world::{World, trace};
 
 /// How long clients may take to end their calls, and replicas to catch up, once faults are over.
@@ -114,9 +114,9 @@ impl World {
     pub(crate) fn watch(&mut self) {
         self.at(self.now + WATCH_US, Event::Watch);
         match self.phase {
-            Phase::Chaos if self.now >= self.shared.knobs.chaos_us => {
+            Phase::Chaos if self.now >= self.shared.config.chaos_us => {
                 self.shared.patient = true;
-                if self.shared.knobs.liveness {
+                if self.shared.config.liveness {
                     self.choose_core();
                     self.enter(Phase::Core, CORE_US);
                 } else {
@@ -139,7 +139,7 @@ impl World {
             {
                 self.audit_from = self.now;
                 let id = self.clients.last_key_value().map_or(0, |(last, _)| last + 1);
-                self.clients.insert(id, Client::new(id, Role::auditor()));
+                self.clients.insert(id, Client::new(id, Workload::auditor()));
                 self.at(self.now, Event::Wake(id, 0));
                 self.enter(Phase::Audit, AUDIT_US);
             }

@@ -14,8 +14,8 @@ use trefoil_proto::internal::v1::{Command, Refusal, answer};
 use crate::calls::Request;
 use crate::check::Violation;
 use crate::client::Heard;
+use crate::config::{MILLISECOND, SECOND};
 use crate::event::{Event, Local, Process};
-use crate::knobs::{MILLISECOND, SECOND};
 use crate::network::Lane;
 use crate::node::Caller;
 use crate::world::{World, trace};
@@ -163,7 +163,7 @@ impl World {
     /// Does what the core decides about a call; `decided` is the state machine's refusal that it is told of.
     fn serve(&mut self, node: NodeId, id: u64, mut turn: Turn, decided: Option<&Reply>) {
         loop {
-            let jitter = if turn == Turn::Look { 0 } else { self.shared.dice.between(0, 1_000) };
+            let jitter = if turn == Turn::Look { 0 } else { self.shared.rng.between(0, 1_000) };
             let now = self.nodes[&node].clocks(self.now);
             let at = self.node(node);
             let Some(mut served) = at.served.remove(&id) else { return };
@@ -374,8 +374,8 @@ impl World {
                 return self.at(self.now + SECOND / 5, event);
             }
         }
-        if !self.shared.dice.chance(self.shared.knobs.loss) {
-            let delay = self.shared.knobs.delay_us;
+        if !self.shared.rng.chance(self.shared.config.loss) {
+            let delay = self.shared.config.delay_us;
             let again = served.call.has_unseen();
             self.soon(delay, Event::Hear(client, token, Heard::Reply { reply, again }));
         }
@@ -414,8 +414,8 @@ impl World {
             return;
         }
         let epoch = stream.epoch;
-        let (dice, knobs) = (&mut self.shared.dice, &self.shared.knobs);
-        let Some(at) = self.network.stream(dice, knobs, self.now, (from, to), Lane::Calls) else {
+        let (rng, config) = (&mut self.shared.rng, &self.shared.config);
+        let Some(at) = self.network.stream(rng, config, self.now, (from, to), Lane::Calls) else {
             return self.break_stream(owner, peer, BREAK_US);
         };
         let (from, to) = (self.process(from), self.process(to));
@@ -447,7 +447,7 @@ impl World {
             self.step(node, shard, Input::Cancel(call));
         }
         let fresh = self.unique();
-        let open_at = self.now + self.shared.dice.between(50, 1_000) * MILLISECOND;
+        let open_at = self.now + self.shared.rng.between(50, 1_000) * MILLISECOND;
         let at = self.node(node);
         let stream = at.streams.get_mut(&other).filter(|stream| stream.epoch == epoch);
         let Some(stream) = stream else { return };
@@ -553,7 +553,7 @@ impl World {
         at.claimed.clear();
         let (served, streams) = (std::mem::take(&mut at.served), std::mem::take(&mut at.streams));
         for Served { client, token, .. } in served.into_values() {
-            let delay = self.shared.knobs.delay_us;
+            let delay = self.shared.config.delay_us;
             self.soon(delay, Event::Hear(client, token, Heard::Broken));
         }
         for (peer, stream) in streams {

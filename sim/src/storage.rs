@@ -14,10 +14,10 @@ use trefoil_proto::internal::v1::Manifest;
 use trefoil_server::storage::{LogWrite, evidence};
 
 use crate::check::Violation;
+use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Write;
 use crate::disk::state::{DIRECTORY, Image, Job, State};
 use crate::event::{Brief, Event, Local, Process};
-use crate::knobs::{MILLISECOND, SECOND};
 use crate::world::{World, trace};
 
 /// Pause between two attempts to write on a full disk.
@@ -30,7 +30,7 @@ impl World {
     pub(crate) fn disk_failed(&mut self, node: NodeId, error: &io::Error) {
         trace!(self, "n{node} ends: {error}");
         self.stats.disk_errors += 1;
-        let for_us = self.shared.dice.between(1, 4) * SECOND;
+        let for_us = self.shared.rng.between(1, 4) * SECOND;
         self.crash(node, for_us, false);
     }
 
@@ -53,7 +53,7 @@ impl World {
                     return;
                 }
                 let floor = host.sync_floor_us;
-                let delay = floor + self.shared.dice.between(1, self.shared.knobs.sync_us);
+                let delay = floor + self.shared.rng.between(1, self.shared.config.sync_us);
                 let event = Event::In(self.process(node), Local::Synced);
                 self.at(self.now + delay, event);
             }
@@ -110,7 +110,7 @@ impl World {
 
     /// What a node does for its disk from time to time.
     pub(crate) fn care(&mut self, node: NodeId) {
-        let purge = self.shared.dice.chance(100);
+        let purge = self.shared.rng.chance(100);
         match self.nodes[&node].disk.care(purge) {
             Err(error) if error.kind() != ErrorKind::StorageFull => {
                 return self.disk_failed(node, &error);
@@ -153,7 +153,7 @@ impl World {
         let Some(host) = at.hosts.get_mut(&shard).filter(|host| !host.damaged) else { return };
         host.checkpoint = at.disk.begin_checkpoint(&mut host.store, &host.machine);
         host.overlay_bytes = 0;
-        let delay = self.shared.knobs.checkpoint_us;
+        let delay = self.shared.config.checkpoint_us;
         let generation = self.nodes[&node].disk.generation(shard);
         let event = Event::In(self.process(node), Local::Checkpoint(shard, generation));
         self.soon(delay, event);
@@ -197,7 +197,7 @@ impl World {
     // === Snapshots ===
 
     pub(crate) fn snapshot_opened(&mut self, node: NodeId, shard: ShardId, to: NodeId) {
-        let fails = self.shared.dice.chance(self.shared.knobs.broken_streams / 2);
+        let fails = self.shared.rng.chance(self.shared.config.broken_streams / 2);
         if self.nodes[&node].hosts.get(&shard).is_some_and(|host| host.damaged) {
             return self.step(node, shard, Input::SnapshotOpened { to, snapshot: None });
         }
@@ -227,11 +227,11 @@ impl World {
 
     pub(crate) fn send_snapshot(&mut self, node: NodeId, shard: ShardId, peer: Box<Peer>) {
         let to = peer.message.to;
-        let broken = self.shared.dice.chance(self.shared.knobs.broken_streams);
+        let broken = self.shared.rng.chance(self.shared.config.broken_streams);
         let open = self.nodes[&node].hosts.get(&shard).and_then(|host| host.open.get(&to).cloned());
         let image = open.filter(|_| !broken);
         trace!(self, "n{node}/s{shard} {} leaves, whole={}", Brief(&peer.message), image.is_some());
-        let delay = self.shared.knobs.delay_us + self.shared.knobs.checkpoint_us;
+        let delay = self.shared.config.delay_us + self.shared.config.checkpoint_us;
         self.soon(delay, Event::Stream { from: self.process(node), to, shard, peer, image });
     }
 
@@ -257,7 +257,7 @@ impl World {
             }
             Some(Err(_)) | None => self.stats.snapshots_broken += 1,
         }
-        let delay = self.shared.knobs.delay_us;
+        let delay = self.shared.config.delay_us;
         self.soon(delay, Event::In(from, Local::Sent(shard, to, whole)));
     }
 
@@ -296,7 +296,7 @@ impl World {
     /// A checkpoint that a process was writing when it died may be there in part.
     pub(crate) fn die_writing(&mut self, node: NodeId, shard: ShardId, job: &Job) {
         let Job::File(_) = job else { return };
-        let operations = self.shared.dice.between(0, 12);
+        let operations = self.shared.rng.between(0, 12);
         let at = self.node(node);
         at.disk.volume.light_fuse(operations);
         let progress = trefoil_proto::internal::v1::Progress::default();
@@ -321,7 +321,7 @@ impl World {
             let before = host.told.insert(to, (life, announced));
             let news = announced.0 || !announced.1.is_empty() || before.is_some();
             if before != Some((life, announced)) && news {
-                let delay = self.shared.knobs.delay_us;
+                let delay = self.shared.config.delay_us;
                 let said_at = self.now;
                 self.soon(delay, Event::Announced { to, shard, from, announced, said_at });
             }

@@ -20,16 +20,16 @@ use crate::check::services::Services;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
 use crate::client::{Client, PATIENCE_US, Shared, Todo};
+use crate::config::{Config, MILLISECOND};
 use crate::copies::Copy;
-use crate::dice::Dice;
 use crate::event::{Brief, Event, Local, Process};
-use crate::knobs::{Knobs, MILLISECOND};
 use crate::network::Network;
 use crate::node::{Clock, Node, Setup};
-use crate::roles::{Operator, Role, TAKERS};
+use crate::rng::Rng;
 use crate::run::Phase;
 use crate::stats::Stats;
 use crate::trace::Trace;
+use crate::workload::{Operator, TAKERS, Workload};
 
 /// Everything there is.
 #[derive(Debug)]
@@ -144,31 +144,32 @@ impl World {
     /// The world of a seed, before anything has happened.
     #[must_use]
     pub fn new(seed: u64, trace: Rc<RefCell<Trace>>) -> Self {
-        let mut dice = Dice::new(seed);
-        let knobs = Knobs::draw(&mut dice);
-        let (nodes, shards) = (knobs.nodes, knobs.shards);
-        let setup = Setup { nodes, shards, tuning: knobs.tuning, disk: knobs.disk };
+        let mut rng = Rng::new(seed);
+        let config = Config::draw(&mut rng);
+        let (nodes, shards) = (config.nodes, config.shards);
+        let setup = Setup { nodes, shards, tuning: config.tuning, disk: config.disk };
         let mut node = |id| {
-            let skew_ms = i64::try_from(dice.between(0, 4)).expect("a small number") - 2;
-            let drift = dice.between(0, 2 * knobs.drift_per_mille);
-            let rate = 1_000 + drift - knobs.drift_per_mille;
-            let boot_us = dice.between(0, 100_000_000);
+            let skew_ms = i64::try_from(rng.between(0, 4)).expect("a small number") - 2;
+            let drift = rng.between(0, 2 * config.drift_per_mille);
+            let rate = 1_000 + drift - config.drift_per_mille;
+            let boot_us = rng.between(0, 100_000_000);
             let clock = Clock { boot_us, since_us: 0, rate, skew_ms };
-            (id, Node::new((id, dice.number()), setup.shards, clock, knobs.disk))
+            (id, Node::new((id, rng.number()), setup.shards, clock, config.disk))
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
-        let operator = Client::new(0, Role::Operator(Operator::default()));
-        let others =
-            (1..=knobs.clients).chain(TAKERS).map(|client| Client::new(client, Role::of(client)));
+        let operator = Client::new(0, Workload::Operator(Operator::default()));
+        let others = (1..=config.clients)
+            .chain(TAKERS)
+            .map(|client| Client::new(client, Workload::of(client)));
         let clients =
             std::iter::once(operator).chain(others).map(|client| (client.id, client)).collect();
-        let clocks = Clocks { drift_per_mille: knobs.drift_per_mille, ..Clocks::default() };
-        let network = Network::draw(&mut dice, &knobs);
+        let clocks = Clocks { drift_per_mille: config.drift_per_mille, ..Clocks::default() };
+        let network = Network::draw(&mut rng, &config);
         let shared = Shared {
-            dice,
-            router: Router { shards: knobs.shards },
+            rng,
+            router: Router { shards: config.shards },
             history: History::default(),
-            ledger: Ledger::forgetful(knobs.disk.request_client_idle_ms),
+            ledger: Ledger::forgetful(config.disk.request_client_idle_ms),
             queues: Vec::new(),
             stopping: false,
             patient: false,
@@ -179,7 +180,7 @@ impl World {
             reused_ids: 0,
             late_retries: 0,
             hang_ups: 0,
-            knobs,
+            config,
         };
         let agreements = Agreements::new(clocks);
         let mut world = Self {
@@ -206,22 +207,22 @@ impl World {
             stats: Stats::default(),
             violations: Vec::new(),
         };
-        trace!(world, "seed {seed}: {:?}", world.shared.knobs);
+        trace!(world, "seed {seed}: {:?}", world.shared.config);
         world.begin();
         world
     }
 
     fn begin(&mut self) {
-        if self.shared.knobs.in_pieces {
+        if self.shared.config.in_pieces {
             self.begin_in_pieces();
         } else {
             (1..=self.setup.nodes).for_each(|node| self.start(node));
         }
-        for client in (0..=self.shared.knobs.clients).chain(TAKERS) {
-            let at = self.shared.dice.between(0, 1_000) * MILLISECOND;
+        for client in (0..=self.shared.config.clients).chain(TAKERS) {
+            let at = self.shared.rng.between(0, 1_000) * MILLISECOND;
             self.at(at, Event::Wake(client, 0));
         }
-        let first = self.shared.dice.between(0, self.shared.knobs.calm_us);
+        let first = self.shared.rng.between(0, self.shared.config.calm_us);
         self.at(first, Event::NextFault);
         self.at(0, Event::Watch);
     }
@@ -234,7 +235,7 @@ impl World {
 
     /// Lets something happen after a while, drawn up to `most_us`.
     pub(crate) fn soon(&mut self, most_us: u64, event: Event) {
-        let delay = self.shared.dice.between(1, most_us.max(1));
+        let delay = self.shared.rng.between(1, most_us.max(1));
         self.at(self.now + delay, event);
     }
 
@@ -426,8 +427,8 @@ impl World {
         for todo in todos {
             match todo {
                 Todo::Send { node, token, patience_us, request } => {
-                    if !self.shared.dice.chance(self.shared.knobs.loss) {
-                        let delay = self.shared.knobs.delay_us;
+                    if !self.shared.rng.chance(self.shared.config.loss) {
+                        let delay = self.shared.config.delay_us;
                         let from = (client, token);
                         self.soon(delay, Event::Request { to: node, from, patience_us, request });
                     }
@@ -439,7 +440,7 @@ impl World {
                     self.at(at, Event::Request { to: node, from, patience_us, request });
                 }
                 Todo::Cancel { node, token } => {
-                    let delay = self.shared.knobs.delay_us;
+                    let delay = self.shared.config.delay_us;
                     self.soon(delay, Event::HangUp { to: node, from: (client, token) });
                 }
                 Todo::Wake { at, timer } => self.at(at, Event::Wake(client, timer)),

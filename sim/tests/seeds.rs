@@ -37,8 +37,8 @@ fn the_same_seed_gives_the_same_events() {
 }
 
 fn has_real_state(seed: u64) -> bool {
-    let mut dice = trefoil_sim::dice::Dice::new(seed);
-    trefoil_sim::knobs::Knobs::draw(&mut dice).disk.real_state
+    let mut rng = trefoil_sim::rng::Rng::new(seed);
+    trefoil_sim::config::Config::draw(&mut rng).disk.real_state
 }
 
 #[test]

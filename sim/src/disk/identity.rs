@@ -135,7 +135,7 @@ impl Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dice::Dice;
+    use crate::rng::Rng;
 
     #[test]
     fn it_outlives_a_loss_of_power() {
@@ -145,7 +145,7 @@ mod tests {
         identity.word.stage = Stage::Formed { cluster: [1; 16], members: [(1, 7), (2, 9)].into() };
         identity.starts = identity.starts.next(5);
         identity.write(&volume);
-        volume.lose_power(&mut Dice::new(1));
+        volume.lose_power(&mut Rng::new(1));
         assert_eq!(Identity::read(&volume), identity);
         assert!(identity.is_formed());
     }

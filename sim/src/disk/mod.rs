@@ -28,7 +28,7 @@ use self::volume::Volume;
 use self::wire::Change;
 use crate::check::Violation;
 use crate::check::crash;
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// Something for the writer of the log.
 #[derive(Debug)]
@@ -195,7 +195,7 @@ impl Disk {
     }
 
     /// The process is gone; with the power, so is what was not synced. Says whether something was lost.
-    pub fn crash(&mut self, dice: &mut Dice, power: bool) -> bool {
+    pub fn crash(&mut self, rng: &mut Rng, power: bool) -> bool {
         self.log = None;
         self.queue.clear();
         self.pending.clear();
@@ -203,23 +203,23 @@ impl Disk {
         let torn = !self.flying.is_empty();
         if power {
             self.boots += 1;
-            let lost = self.volume.lose_power(dice);
+            let lost = self.volume.lose_power(rng);
             self.doubtful |= lost;
             return lost;
         }
-        if torn && dice.chance(300) {
-            self.tear(dice);
+        if torn && rng.chance(300) {
+            self.tear(rng);
         }
         torn
     }
 
     /// Turns over a bit of the log above the mark, where there is something. To be called after a loss of power.
-    pub fn rot_tail(&mut self, dice: &mut Dice) -> bool {
+    pub fn rot_tail(&mut self, rng: &mut Rng) -> bool {
         let Ok((_, mark)) = mark::MarkFile::open(&self.volume, self.boots) else { return false };
         let Some(name) = self.volume.list(log::DIRECTORY).pop() else { return false };
         let is_marked = name.ends_with(&format!("{:08}", mark.end.segment));
         let from = if is_marked { mark.end.offset } else { 0 };
-        self.tail_rotten = self.volume.flip_in(dice, &name, from).is_some();
+        self.tail_rotten = self.volume.flip_in(rng, &name, from).is_some();
         self.doubtful |= self.tail_rotten;
         self.tail_rotten
     }
@@ -232,7 +232,7 @@ impl Disk {
     }
 
     /// The process died while the kernel had only a part of its last write.
-    fn tear(&self, dice: &mut Dice) {
+    fn tear(&self, rng: &mut Rng) {
         let Some(name) = self.volume.list(log::DIRECTORY).pop() else { return };
         let Some(id) = self.volume.open(&name) else { return };
         // More than what was being written is not taken: the mark forbids it.
@@ -241,7 +241,7 @@ impl Disk {
         });
         let len = self.volume.len(id);
         if mark < len {
-            self.volume.set_len(id, dice.between(mark, len)).expect("a shorter file needs no room");
+            self.volume.set_len(id, rng.between(mark, len)).expect("a shorter file needs no room");
         }
     }
 
@@ -420,11 +420,11 @@ impl Disk {
     }
 
     /// The state file of a shard is not what was written from now on; says whether it could be made so.
-    pub fn spoil(&mut self, dice: &mut Dice, shard: ShardId, rot: Rot) -> bool {
+    pub fn spoil(&mut self, rng: &mut Rng, shard: ShardId, rot: Rot) -> bool {
         let generation = self.generation(shard);
         let done = match rot {
             Rot::Old => self.files.lose_write(shard, generation),
-            Rot::Flipped => self.files.flip(&self.volume, dice, shard, generation),
+            Rot::Flipped => self.files.flip(&self.volume, rng, shard, generation),
             Rot::Missing | Rot::Unreadable => true,
         };
         if !done {
@@ -497,7 +497,7 @@ mod tests {
 
     #[test]
     fn a_crash_leaves_what_was_synced() {
-        let mut dice = Dice::new(3);
+        let mut rng = Rng::new(3);
         let mut uncertain = 0;
         for _ in 0..100 {
             let mut disk = Disk::new(1, 0..2, OPTIONS);
@@ -506,7 +506,7 @@ mod tests {
             assert_eq!(disk.entries(1, 15, 30, u64::MAX).unwrap().len(), 15);
             disk.enqueue(batch(35, 38, 3));
             disk.begin().unwrap();
-            disk.crash(&mut dice, true);
+            disk.crash(&mut rng, true);
             let boot = started(&mut disk);
             assert!([(40, 2), (38, 3)].contains(&(boot.last_index, boot.hard_state.term)));
             uncertain += u32::from(boot.uncertain);
@@ -526,7 +526,7 @@ mod tests {
         write(&mut disk, batch(211, 211, 2));
         disk.care(true).unwrap();
         assert!(disk.volume.list(log::DIRECTORY).len() < before);
-        disk.crash(&mut Dice::new(1), false);
+        disk.crash(&mut Rng::new(1), false);
         // The state was left behind on purpose.
         let boot = disk.start().unwrap().remove(&1).unwrap().0;
         assert_eq!((boot.truncated, boot.last_index), ((150, 2), 211));
@@ -534,14 +534,14 @@ mod tests {
 
     #[test]
     fn rot_below_the_mark_is_refused() {
-        let mut dice = Dice::new(5);
+        let mut rng = Rng::new(5);
         for _ in 0..50 {
             let mut disk = Disk::new(1, 0..2, OPTIONS);
             started(&mut disk);
             write(&mut disk, batch(11, 30, 2));
             disk.care(false).unwrap();
-            disk.crash(&mut dice, false);
-            assert!(disk.volume.flip(&mut dice, log::DIRECTORY).is_some());
+            disk.crash(&mut rng, false);
+            assert!(disk.volume.flip(&mut rng, log::DIRECTORY).is_some());
             assert!(disk.start().is_err());
         }
     }

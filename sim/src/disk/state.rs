@@ -18,7 +18,7 @@ use trefoil_server::storage::{StateStore, Unusable};
 
 use super::Options;
 use super::volume::{FileId, Volume};
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// Directory of the state files.
 pub const DIRECTORY: &str = "state";
@@ -319,10 +319,10 @@ impl Files {
     }
 
     /// Bits of a file turn over; says whether there is a file.
-    pub fn flip(&self, volume: &Volume, dice: &mut Dice, shard: ShardId, generation: u64) -> bool {
-        let flips = dice.between_doublings(1, FLIPS_MAX);
+    pub fn flip(&self, volume: &Volume, rng: &mut Rng, shard: ShardId, generation: u64) -> bool {
+        let flips = rng.between_doublings(1, FLIPS_MAX);
         let name = name(shard, generation);
-        matches!(self, Self::Real) && (0..flips).all(|_| volume.flip_in(dice, &name, 0).is_some())
+        matches!(self, Self::Real) && (0..flips).all(|_| volume.flip_in(rng, &name, 0).is_some())
     }
 
     /// A record is again what it was long ago; says whether this kind of state can lose a write.

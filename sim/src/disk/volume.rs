@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use crate::dice::Dice;
+use crate::rng::Rng;
 
 /// What the kernel writes at a time.
 const BLOCK: usize = 4096;
@@ -289,14 +289,14 @@ impl Volume {
     // === What the world does ===
 
     /// The power is gone, with what was not synced. Says whether anything was lost.
-    pub fn lose_power(&self, dice: &mut Dice) -> bool {
+    pub fn lose_power(&self, rng: &mut Rng) -> bool {
         let mut inner = self.lock();
         let Inner { files, names, durable_names, .. } = &mut *inner;
         let mut lost = false;
         let all = names.keys().chain(durable_names.keys()).cloned().collect::<BTreeSet<_>>();
         for name in all {
             let (now, durable) = (names.get(&name).copied(), durable_names.get(&name).copied());
-            if now != durable && dice.chance(500) {
+            if now != durable && rng.chance(500) {
                 lost = true;
                 let _ = match durable {
                     Some(id) => names.insert(name, id),
@@ -306,7 +306,7 @@ impl Volume {
         }
         durable_names.clone_from(names);
         for file in files.values_mut() {
-            lost |= file.lose(dice);
+            lost |= file.lose(rng);
         }
         inner.sweep();
         lost
@@ -347,7 +347,7 @@ impl Volume {
     }
 
     /// Turns over a bit of what is durable in the files of a directory. Says in which file, and where.
-    pub fn flip(&self, dice: &mut Dice, directory: &str) -> Option<(String, usize)> {
+    pub fn flip(&self, rng: &mut Rng, directory: &str) -> Option<(String, usize)> {
         let inner = self.lock();
         let Inner { files, names, .. } = &*inner;
         let own = names.iter().filter(|(name, _)| directory_of(name) == directory);
@@ -356,13 +356,13 @@ impl Volume {
         if own.is_empty() {
             return None;
         }
-        let name = dice.pick(&own).0.clone();
+        let name = rng.pick(&own).0.clone();
         drop(inner);
-        self.flip_in(dice, &name, 0)
+        self.flip_in(rng, &name, 0)
     }
 
     /// [`Self::flip`] in one file, at an offset or behind it.
-    pub fn flip_in(&self, dice: &mut Dice, name: &str, from: u64) -> Option<(String, usize)> {
+    pub fn flip_in(&self, rng: &mut Rng, name: &str, from: u64) -> Option<(String, usize)> {
         let mut inner = self.lock();
         let id = *inner.names.get(name)?;
         let file = inner.files.get_mut(&id)?;
@@ -373,8 +373,8 @@ impl Volume {
         if full.is_empty() {
             return None;
         }
-        let at = *dice.pick(&full);
-        let bit = 1 << dice.between(0, 7);
+        let at = *rng.pick(&full);
+        let bit = 1 << rng.between(0, 7);
         file.durable[at] ^= bit;
         if let Some(byte) = file.now.get_mut(at) {
             *byte ^= bit;
@@ -391,18 +391,18 @@ fn copy(to: &mut [u8], from: &[u8], start: usize, len: usize) {
 }
 
 impl File {
-    fn lose(&mut self, dice: &mut Dice) -> bool {
+    fn lose(&mut self, rng: &mut Rng) -> bool {
         if self.dirty.is_empty() && self.now == self.durable {
             return false;
         }
         let mut kept = self.durable.clone();
-        if self.now.len() != kept.len() && dice.chance(500) {
+        if self.now.len() != kept.len() && rng.chance(500) {
             kept.resize(self.now.len(), 0);
         }
         for block in std::mem::take(&mut self.dirty) {
-            let fate = dice.between(0, 2);
+            let fate = rng.between(0, 2);
             for sector in block * BLOCK / SECTOR..(block + 1) * BLOCK / SECTOR {
-                if fate == 0 || (fate == 1 && dice.chance(500)) {
+                if fate == 0 || (fate == 1 && rng.chance(500)) {
                     copy(&mut kept, &self.now, sector * SECTOR, SECTOR);
                 }
             }
@@ -465,7 +465,7 @@ mod tests {
 
     #[test]
     fn a_loss_of_power_leaves_what_was_synced() {
-        let (mut lost, mut dice) = (0, Dice::new(7));
+        let (mut lost, mut rng) = (0, Rng::new(7));
         for _ in 0..50 {
             let volume = Volume::default();
             let id = volume.create("log/1");
@@ -474,7 +474,7 @@ mod tests {
             volume.sync_directory("log");
             volume.write(id, BLOCK as u64, &[2; 2 * BLOCK]).unwrap();
             let late = volume.create("log/2");
-            lost += u64::from(volume.lose_power(&mut dice));
+            lost += u64::from(volume.lose_power(&mut rng));
             assert_eq!(volume.open("log/1"), Some(id));
             let bytes = read(&volume, id);
             assert_eq!(bytes[..BLOCK], [1; BLOCK], "what was synced is there");
@@ -494,7 +494,7 @@ mod tests {
         assert!(volume.sync(id).is_err());
         assert!(volume.sync(id).is_ok());
         assert_eq!(read(&volume, id), [1; 10], "the kernel shows it");
-        volume.lose_power(&mut Dice::new(1));
+        volume.lose_power(&mut Rng::new(1));
         assert!(read(&volume, id).iter().all(|byte| *byte == 0), "the disk never had it");
     }
 

@@ -19,10 +19,10 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use crate::check::lives::Times;
 use crate::check::{Violation, ballot, completeness, quorum};
+use crate::config::MILLISECOND;
 use crate::disk::Write;
 use crate::event::{Event, Local};
 use crate::faults::is_doubtful;
-use crate::knobs::MILLISECOND;
 use crate::lives::Lives;
 use crate::network::Lane;
 use crate::node::{Caller, Task};
@@ -199,10 +199,10 @@ impl World {
         let entries = peer.message.entries.iter().map(|entry| entry.data.len());
         let bytes = 64 + entries.sum::<usize>();
         let receiver = self.reached(node, to);
-        let (dice, knobs) = (&mut self.shared.dice, &self.shared.knobs);
-        let times = self.network.route(dice, knobs, self.now, (from, to), (lane, bytes as u64));
+        let (rng, config) = (&mut self.shared.rng, &self.shared.config);
+        let times = self.network.route(rng, config, self.now, (from, to), (lane, bytes as u64));
         let times = if receiver.is_some() { times } else { Vec::new() };
-        if times.is_empty() && self.shared.dice.chance(300) {
+        if times.is_empty() && self.shared.rng.chance(300) {
             self.soon(
                 10 * MILLISECOND,
                 Event::In(self.process(node), Local::Unreachable(shard, to)),
@@ -226,7 +226,7 @@ impl World {
         let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
         if !host.working && !host.tasks.is_empty() {
             host.working = true;
-            let most = self.shared.knobs.apply_us;
+            let most = self.shared.config.apply_us;
             self.soon(most, Event::In(self.process(node), Local::Applier(shard)));
         }
     }
@@ -420,7 +420,7 @@ impl World {
         let resumed = self.agreements.resumed.range((shard, 0)..=(shard, applied.term));
         let resumed = resumed.copied().collect::<Vec<_>>();
         self.agreements.resumed.retain(|of| !resumed.contains(of));
-        if self.shared.knobs.wrong_wall_clocks && (restarted || !resumed.is_empty()) {
+        if self.shared.config.wrong_wall_clocks && (restarted || !resumed.is_empty()) {
             self.agreements.log_time.jumps(shard);
             self.stats.wall_clock_decided += 1;
         }

@@ -5,9 +5,9 @@ use rand_chacha::rand_core::{RngCore as _, SeedableRng as _};
 
 /// A seeded generator.
 #[derive(Clone, Debug)]
-pub struct Dice(ChaCha8Rng);
+pub struct Rng(ChaCha8Rng);
 
-impl Dice {
+impl Rng {
     /// The generator of a seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {

@@ -7,9 +7,9 @@ use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::history::{Action, Outcome};
 use crate::client::{Shared, Step};
-use crate::knobs::SECOND;
-use crate::lockers::NAMESPACES;
-use crate::roles::{Wish, cacher, step};
+use crate::config::SECOND;
+use crate::workload::lock::NAMESPACES;
+use crate::workload::{Wish, cacher, step};
 
 const NAMESPACE: &str = NAMESPACES[0];
 /// The lock of all keepers.
@@ -40,24 +40,24 @@ struct Held {
 
 /// What a keeper has.
 #[derive(Debug, Default)]
-pub struct Keeper {
+pub struct FenceClient {
     session: Option<u64>,
     held: Option<Held>,
     /// The key that it works with.
     key: usize,
 }
 
-impl Keeper {
+impl FenceClient {
     /// What it wants next.
     pub fn next(&mut self, unique: String, shared: &mut Shared) -> Wish {
         // It is a user of the cache as others are, too.
-        if shared.dice.chance(400) {
+        if shared.rng.chance(400) {
             return Wish::Do(cacher(unique, shared));
         }
         let namespace = NAMESPACE.to_owned();
         let Some(held) = self.held.clone() else { return self.acquire(shared) };
-        let action = match (self.session, shared.dice.between(0, 19)) {
-            (Some(_), 0 | 1) => return Wish::Rest(shared.dice.between(1, 6) * SECOND),
+        let action = match (self.session, shared.rng.between(0, 19)) {
+            (Some(_), 0 | 1) => return Wish::Rest(shared.rng.between(1, 6) * SECOND),
             (Some(session), 2) => {
                 let (lock, token) = (LOCK.to_owned(), held.token);
                 Action::Release { namespace, session, lock, token }
@@ -73,19 +73,19 @@ impl Keeper {
 
     fn acquire(&mut self, shared: &mut Shared) -> Wish {
         self.held = None;
-        let (namespace, dice) = (NAMESPACE.to_owned(), &mut shared.dice);
+        let (namespace, rng) = (NAMESPACE.to_owned(), &mut shared.rng);
         let action = match self.session {
             None => {
-                let ttl_ms = dice.between(500, 5_000);
+                let ttl_ms = rng.between(500, 5_000);
                 Action::OpenSession { namespace, ttl_ms, delay_ms: 0 }
             }
             Some(session) => {
-                let mode = match dice.between(0, 9) {
+                let mode = match rng.between(0, 9) {
                     0 | 1 => LockMode::Shared,
                     2 | 3 => LockMode::Update,
                     _ => LockMode::Exclusive,
                 };
-                let (lock, wait_ms) = (LOCK.to_owned(), dice.between(0, WAIT_MS_MAX));
+                let (lock, wait_ms) = (LOCK.to_owned(), rng.between(0, WAIT_MS_MAX));
                 Action::Acquire { namespace, session, lock, mode, wait_ms, delay_ms: None }
             }
         };
@@ -95,8 +95,8 @@ impl Keeper {
 
     /// Finds out what its token is worth where the key lives, and reads or writes under it.
     fn work(&mut self, held: &Held, unique: String, shared: &mut Shared) -> Step {
-        let (router, dice) = (shared.router, &mut shared.dice);
-        if matches!(held.words[self.key], Word::Said(_) | Word::Reached(_)) && dice.chance(300) {
+        let (router, rng) = (shared.router, &mut shared.rng);
+        if matches!(held.words[self.key], Word::Said(_) | Word::Reached(_)) && rng.chance(300) {
             self.key = (self.key + 1) % KEYS.len();
         }
         let key = KEYS[self.key].to_owned();
@@ -114,7 +114,7 @@ impl Keeper {
             Word::Said(checked) => (checked.clone(), false),
             Word::Reached(checked) => (checked.clone(), true),
         };
-        if dice.chance(500) {
+        if rng.chance(500) {
             let action = Action::Put { key, value: unique, ttl_ms: 0 };
             let request = router.request(&action).fenced(checked);
             return step(action, request);

@@ -7,13 +7,13 @@ use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::history::{Action, Outcome};
 use crate::client::{Shared, Step};
-use crate::dice::Dice;
-use crate::gatherer::{self, Gatherer};
-use crate::knobs::{MILLISECOND, SECOND};
-use crate::roles::{Wish, step};
+use crate::config::{MILLISECOND, SECOND};
+use crate::rng::Rng;
+use crate::workload::coordination::CoordinationClient;
+use crate::workload::{Wish, step};
 
 /// Namespaces of locks of a run.
-pub const NAMESPACES: [&str; 2] = ["left", "right"];
+pub(crate) const NAMESPACES: [&str; 2] = ["left", "right"];
 /// Locks of each namespace.
 const LOCKS: [&str; 3] = ["door", "gate", "hatch"];
 /// Modes, from the weakest on.
@@ -35,54 +35,59 @@ struct Held {
 
 /// What a lock client has.
 #[derive(Debug)]
-pub struct Locker {
+pub struct LockClient {
     namespace: String,
     session: Option<u64>,
     held: Vec<Held>,
     /// A token that it was told last, of its own or of somebody else.
     seen: u64,
-    gatherer: Gatherer,
+    coordination: CoordinationClient,
 }
 
-impl Locker {
+impl LockClient {
     /// One without a session.
     #[must_use]
     pub fn new(namespace: &str) -> Self {
-        let (namespace, gatherer) = (namespace.to_owned(), Gatherer::default());
-        Self { namespace, session: None, held: Vec::new(), seen: 1, gatherer }
+        let (namespace, coordination) = (namespace.to_owned(), CoordinationClient::default());
+        Self { namespace, session: None, held: Vec::new(), seen: 1, coordination }
     }
 
     /// What it wants next; `unique` is a text of its own, `me` names the call.
     pub fn next(&mut self, unique: &str, me: RequestId, shared: &mut Shared) -> Wish {
         let namespace = self.namespace.clone();
-        let dice = &mut shared.dice;
+        let rng = &mut shared.rng;
         let Some(session) = self.session else {
-            let ttl_ms = dice.between(SESSION_TTL_MS_MIN, 5_000);
-            return ask(Action::OpenSession { namespace, ttl_ms, delay_ms: delay(dice) }, shared);
+            let ttl_ms = rng.between(SESSION_TTL_MS_MIN, 5_000);
+            return ask(Action::OpenSession { namespace, ttl_ms, delay_ms: delay(rng) }, shared);
         };
-        if dice.chance(120) {
-            return Wish::Do(self.gatherer.next((&namespace, session), &LOCKS, me, shared));
+        if rng.chance(120) {
+            return Wish::Do(self.coordination.next((&namespace, session), &LOCKS, me, shared));
         }
         if let Some(hold) = self.held.iter().find(|hold| hold.mode == LockMode::Exclusive)
-            && dice.chance(60)
+            && rng.chance(60)
         {
             let hold = (session, hold.lock.as_str(), hold.token);
-            return Wish::Do(gatherer::proclaim(&namespace, hold, unique.to_owned(), shared));
+            return Wish::Do(crate::workload::coordination::proclaim(
+                &namespace,
+                hold,
+                unique.to_owned(),
+                shared,
+            ));
         }
-        if !self.held.is_empty() && dice.chance(100) {
+        if !self.held.is_empty() && rng.chance(100) {
             return self.again(session, shared);
         }
-        let lock = (*dice.pick(&LOCKS)).to_owned();
-        let action = match dice.between(0, 39) {
+        let lock = (*rng.pick(&LOCKS)).to_owned();
+        let action = match rng.between(0, 39) {
             0 | 1 => Action::CloseSession { namespace, session },
             // A holder that stands still: its session may expire.
-            2 | 3 => return Wish::Rest(dice.between(1, 8) * SECOND),
+            2 | 3 => return Wish::Rest(rng.between(1, 8) * SECOND),
             // Of a lock that it need not hold, by a token that need not be its own.
-            4 => Action::Release { namespace, session, lock, token: dice.between(0, 20) },
+            4 => Action::Release { namespace, session, lock, token: rng.between(0, 20) },
             5 => Action::ReleaseAll { namespace, session },
             // An operator, who takes it from all or from one.
             6 => {
-                let token = if dice.chance(500) { 0 } else { self.seen };
+                let token = if rng.chance(500) { 0 } else { self.seen };
                 Action::ForceRelease { namespace, lock, token }
             }
             7 | 8 => Action::DescribeLock { namespace, lock },
@@ -90,19 +95,19 @@ impl Locker {
             11..=13 => Action::KeepAlive { namespace, session },
             // Somebody's, whose ids may count, or be near its own.
             14 => {
-                let low = dice.between(1, 20);
-                let is_near = low == session || dice.chance(300);
+                let low = rng.between(1, 20);
+                let is_near = low == session || rng.chance(300);
                 let session = if is_near { session ^ 1 } else { low };
                 Action::GuessSession { namespace, session }
             }
-            _ => self.work(session, dice),
+            _ => self.work(session, rng),
         };
         let is_alone = matches!(action, Action::Acquire { mode: LockMode::Exclusive, .. });
-        let value = (is_alone && shared.dice.chance(400)).then(|| unique.to_owned());
+        let value = (is_alone && shared.rng.chance(400)).then(|| unique.to_owned());
         let wish = ask(action, shared);
         match (wish, value) {
             (Wish::Do(step), Some(value)) => {
-                let request = gatherer::campaign(step.request, value);
+                let request = crate::workload::coordination::campaign(step.request, value);
                 Wish::Do(Step { request, ..step })
             }
             (wish, _) => wish,
@@ -118,73 +123,73 @@ impl Locker {
                 self.session = None;
                 self.held.clear();
             }
-            _ => self.gatherer.told(answer),
+            _ => self.coordination.told(answer),
         }
     }
 
     /// Acquires what it holds once more, without request id, and mostly hangs up: what it holds stays.
     fn again(&self, session: u64, shared: &mut Shared) -> Wish {
-        let Held { lock, mode, .. } = shared.dice.pick(&self.held).clone();
-        let (namespace, wait_ms) = (self.namespace.clone(), wait(&mut shared.dice));
+        let Held { lock, mode, .. } = shared.rng.pick(&self.held).clone();
+        let (namespace, wait_ms) = (self.namespace.clone(), wait(&mut shared.rng));
         let action = Action::Acquire { namespace, session, lock, mode, wait_ms, delay_ms: None };
         let request = shared.router.request(&action);
         let step = anonymous(step(action, request));
-        let soon = shared.dice.chance(700).then(|| shared.dice.between(0, 20) * MILLISECOND);
+        let soon = shared.rng.chance(700).then(|| shared.rng.between(0, 20) * MILLISECOND);
         Wish::Do(Step { hang_up_us: soon, ..step })
     }
 
     /// To acquire, convert or release.
-    fn work(&self, session: u64, dice: &mut Dice) -> Action {
+    fn work(&self, session: u64, rng: &mut Rng) -> Action {
         let namespace = self.namespace.clone();
         let free = LOCKS.iter().filter(|name| self.held.iter().all(|held| held.lock != **name));
         let free = free.copied().collect::<Vec<_>>();
         let wants_more = match self.held.len() {
             0 => true,
-            1 => dice.chance(300),
+            1 => rng.chance(300),
             _ => false,
         };
-        if wants_more && dice.chance(250) {
-            return self.acquire_all(session, dice);
+        if wants_more && rng.chance(250) {
+            return self.acquire_all(session, rng);
         }
         if wants_more {
-            let (lock, mode) = ((*dice.pick(&free)).to_owned(), *dice.pick(&MODES));
-            let delay_ms = dice.chance(300).then(|| delay(dice));
+            let (lock, mode) = ((*rng.pick(&free)).to_owned(), *rng.pick(&MODES));
+            let delay_ms = rng.chance(300).then(|| delay(rng));
             return Action::Acquire {
                 namespace,
                 session,
                 lock,
                 mode,
-                wait_ms: wait(dice),
+                wait_ms: wait(rng),
                 delay_ms,
             };
         }
-        let Held { lock, token, mode } = dice.pick(&self.held).clone();
-        if dice.chance(400) {
+        let Held { lock, token, mode } = rng.pick(&self.held).clone();
+        if rng.chance(400) {
             let others = MODES.into_iter().filter(|other| *other != mode).collect::<Vec<_>>();
-            let mode = *dice.pick(&others);
-            return Action::Convert { namespace, session, lock, token, mode, wait_ms: wait(dice) };
+            let mode = *rng.pick(&others);
+            return Action::Convert { namespace, session, lock, token, mode, wait_ms: wait(rng) };
         }
         Action::Release { namespace, session, lock, token }
     }
 
     /// Two or three locks in any order, those included that it holds.
-    fn acquire_all(&self, session: u64, dice: &mut Dice) -> Action {
+    fn acquire_all(&self, session: u64, rng: &mut Rng) -> Action {
         let mut names = LOCKS.to_vec();
         let mut locks = Vec::new();
-        for _ in 0..dice.between(2, LOCKS.len() as u64) {
-            let name = *dice.pick(&names);
+        for _ in 0..rng.between(2, LOCKS.len() as u64) {
+            let name = *rng.pick(&names);
             names.retain(|other| *other != name);
             let held = self.held.iter().find(|held| held.lock == name);
             // Mostly as it has it: another mode may be refused.
-            let mode = held.filter(|_| dice.chance(800)).map(|held| held.mode);
-            locks.push((name.to_owned(), mode.unwrap_or_else(|| *dice.pick(&MODES))));
+            let mode = held.filter(|_| rng.chance(800)).map(|held| held.mode);
+            locks.push((name.to_owned(), mode.unwrap_or_else(|| *rng.pick(&MODES))));
         }
         Action::AcquireAll {
             namespace: self.namespace.clone(),
             session,
             locks,
-            wait_ms: wait(dice),
-            delay_ms: dice.chance(300).then(|| delay(dice)),
+            wait_ms: wait(rng),
+            delay_ms: rng.chance(300).then(|| delay(rng)),
         }
     }
 
@@ -194,7 +199,7 @@ impl Locker {
             (Action::GuessSession { .. }, _) => {}
             (_, Outcome::SessionOpened { session }) => {
                 self.session = Some(*session);
-                self.gatherer = Gatherer::default();
+                self.coordination = CoordinationClient::default();
                 self.held.clear();
             }
             (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {
@@ -237,23 +242,23 @@ fn anonymous(step: Step) -> Step {
     Step { idempotent: false, once: true, ..step }
 }
 
-fn delay(dice: &mut Dice) -> u64 {
-    if dice.chance(500) { 0 } else { dice.between(1, DELAY_MS_MAX) }
+fn delay(rng: &mut Rng) -> u64 {
+    if rng.chance(500) { 0 } else { rng.between(1, DELAY_MS_MAX) }
 }
 
-pub(crate) fn wait(dice: &mut Dice) -> u64 {
-    if dice.chance(300) { 0 } else { dice.between(1, WAIT_MS_MAX) }
+pub(crate) fn wait(rng: &mut Rng) -> u64 {
+    if rng.chance(300) { 0 } else { rng.between(1, WAIT_MS_MAX) }
 }
 
 /// Asks; now and then it hangs up on a wait.
 pub(crate) fn ask(action: Action, shared: &mut Shared) -> Wish {
     let request = shared.router.request(&action);
     let mut step = step(action, request);
-    if step.action.as_ref().is_some_and(Action::acquires) && shared.dice.chance(ANONYMOUS) {
+    if step.action.as_ref().is_some_and(Action::acquires) && shared.rng.chance(ANONYMOUS) {
         step = anonymous(step);
     }
-    if step.wait_us > 0 && shared.dice.chance(150) {
-        step.hang_up_us = Some(shared.dice.between(MILLISECOND, step.wait_us));
+    if step.wait_us > 0 && shared.rng.chance(150) {
+        step.hang_up_us = Some(shared.rng.between(MILLISECOND, step.wait_us));
     }
     Wish::Do(step)
 }

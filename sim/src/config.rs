@@ -5,8 +5,8 @@
 
 use trefoil_core::replica::Tuning;
 
-use crate::dice::Dice;
 use crate::disk::Options;
+use crate::rng::Rng;
 
 /// Seeds in a thousand whose state files are the real ones: they take several times as long.
 const REAL_STATE_PER_MILLE: u64 = 100;
@@ -23,7 +23,7 @@ pub const MILLISECOND: u64 = 1_000;
 
 /// Rates and sizes of one run. Times are microseconds of virtual time; rates are in a thousand.
 #[derive(Clone, Debug)]
-pub struct Knobs {
+pub struct Config {
     /// Nodes of the cluster.
     pub nodes: u64,
     /// Data shards beside the meta shard.
@@ -170,9 +170,9 @@ impl FaultKind {
 
     /// Kinds that a seed has. What damages a log below the mark is left to a minority, and a node that lost the end
     /// of its log is one more: a seed has the one or the other.
-    fn draw(dice: &mut Dice, wrong_wall_clocks: bool) -> Vec<Self> {
-        let mut kinds = Self::ALL.into_iter().filter(|_| dice.chance(350)).collect::<Vec<_>>();
-        if kinds.contains(&Self::BitFlip) && dice.chance(500) {
+    fn draw(rng: &mut Rng, wrong_wall_clocks: bool) -> Vec<Self> {
+        let mut kinds = Self::ALL.into_iter().filter(|_| rng.chance(350)).collect::<Vec<_>>();
+        if kinds.contains(&Self::BitFlip) && rng.chance(500) {
             kinds.retain(|kind| ![Self::PowerLoss, Self::RottenTail].contains(kind));
         } else {
             kinds.retain(|kind| *kind != Self::BitFlip);
@@ -182,7 +182,7 @@ impl FaultKind {
         }
         // So is a node that an older copy keeps out.
         if kinds.contains(&Self::OlderCopy) {
-            let spared = dice.chance(500);
+            let spared = rng.chance(500);
             let others = |kind: &Self| kind.loses_data() && *kind != Self::OlderCopy;
             if !spared {
                 kinds.retain(|kind| !others(kind));
@@ -197,26 +197,26 @@ impl FaultKind {
     }
 }
 
-impl Knobs {
-    /// Draws the knobs of a run.
-    pub fn draw(dice: &mut Dice) -> Self {
-        let mut knobs = Self::draw_all(dice);
+impl Config {
+    /// Draws the configuration of a run.
+    pub fn draw(rng: &mut Rng) -> Self {
+        let mut config = Self::draw_all(rng);
         // There are few real state files, and bits turn over in those alone.
-        if knobs.disk.real_state
-            && !knobs.faults.iter().any(|kind| kind.loses_data())
-            && dice.chance(700)
+        if config.disk.real_state
+            && !config.faults.iter().any(|kind| kind.loses_data())
+            && rng.chance(700)
         {
-            knobs.faults.push(FaultKind::DamagedState);
+            config.faults.push(FaultKind::DamagedState);
         }
-        knobs
+        config
     }
 
-    fn draw_all(dice: &mut Dice) -> Self {
-        let nodes = *dice.pick(&[1, 3, 3, 3, 3, 3, 3, 5]);
-        let wrong_wall_clocks = dice.chance(250);
-        let faults = FaultKind::draw(dice, wrong_wall_clocks);
+    fn draw_all(rng: &mut Rng) -> Self {
+        let nodes = *rng.pick(&[1, 3, 3, 3, 3, 3, 3, 5]);
+        let wrong_wall_clocks = rng.chance(250);
+        let faults = FaultKind::draw(rng, wrong_wall_clocks);
         let mut sometimes = |per_mille: u64, most: u64| {
-            if dice.chance(per_mille) { dice.between(1, most) } else { 0 }
+            if rng.chance(per_mille) { rng.between(1, most) } else { 0 }
         };
         let (loss, duplication, reordering) =
             (sometimes(500, 100), sometimes(300, 50), sometimes(200, 50));
@@ -224,18 +224,18 @@ impl Knobs {
             (sometimes(300, 20), sometimes(500, 500), sometimes(400, 300));
         let drift_per_mille = sometimes(500, 100);
         // Wrong wall clocks can make log time jump by more than an idle client is known.
-        let forgets = !wrong_wall_clocks && dice.chance(250);
-        let idle_ms = if forgets { dice.between(8_000, 15_000) } else { 0 };
+        let forgets = !wrong_wall_clocks && rng.chance(250);
+        let idle_ms = if forgets { rng.between(8_000, 15_000) } else { 0 };
         Self {
             nodes,
-            shards: u32::try_from(dice.between(1, 2)).expect("a small number"),
-            clients: dice.between(6, 11),
-            chaos_us: dice.between(45, 75) * SECOND,
-            keys: dice.between(2, 8),
-            partitions: u32::try_from(dice.between(1, 3)).expect("a small number"),
-            think_us: dice.between_doublings(50, 1_000) * MILLISECOND,
-            dawdlers: if forgets { dice.between(10, 100) } else { 0 },
-            delay_us: dice.between_doublings(1, 64) * MILLISECOND,
+            shards: u32::try_from(rng.between(1, 2)).expect("a small number"),
+            clients: rng.between(6, 11),
+            chaos_us: rng.between(45, 75) * SECOND,
+            keys: rng.between(2, 8),
+            partitions: u32::try_from(rng.between(1, 3)).expect("a small number"),
+            think_us: rng.between_doublings(50, 1_000) * MILLISECOND,
+            dawdlers: if forgets { rng.between(10, 100) } else { 0 },
+            delay_us: rng.between_doublings(1, 64) * MILLISECOND,
             loss,
             duplication,
             reordering,
@@ -244,27 +244,27 @@ impl Knobs {
             slow_links,
             drift_per_mille,
             wrong_wall_clocks,
-            sync_us: dice.between_doublings(1, 64) * MILLISECOND,
-            apply_us: dice.between_doublings(1, 32) * 100,
-            checkpoint_us: dice.between_doublings(1, 1_000) * MILLISECOND,
-            calm_us: dice.between_doublings(1, 16) * SECOND,
+            sync_us: rng.between_doublings(1, 64) * MILLISECOND,
+            apply_us: rng.between_doublings(1, 32) * 100,
+            checkpoint_us: rng.between_doublings(1, 1_000) * MILLISECOND,
+            calm_us: rng.between_doublings(1, 16) * SECOND,
             faults,
-            liveness: nodes > 1 && dice.chance(500),
-            in_pieces: nodes > 1 && dice.chance(IN_PIECES_PER_MILLE),
-            empties: nodes > 1 && dice.chance(EMPTIES_PER_MILLE),
+            liveness: nodes > 1 && rng.chance(500),
+            in_pieces: nodes > 1 && rng.chance(IN_PIECES_PER_MILLE),
+            empties: nodes > 1 && rng.chance(EMPTIES_PER_MILLE),
             disk: Options {
-                segment_bytes: dice.between_doublings(4 << 10, 64 << 10),
-                real_state: dice.chance(REAL_STATE_PER_MILLE),
+                segment_bytes: rng.between_doublings(4 << 10, 64 << 10),
+                real_state: rng.chance(REAL_STATE_PER_MILLE),
                 request_client_idle_ms: idle_ms,
             },
             tuning: Tuning {
-                checkpoint_log_bytes: dice.between_doublings(256, 1 << 20),
-                checkpoint_overlay_bytes: dice.between_doublings(256, 1 << 20),
-                log_cache_bytes: usize::try_from(dice.between_doublings(64, 1 << 20))
+                checkpoint_log_bytes: rng.between_doublings(256, 1 << 20),
+                checkpoint_overlay_bytes: rng.between_doublings(256, 1 << 20),
+                log_cache_bytes: usize::try_from(rng.between_doublings(64, 1 << 20))
                     .expect("a small number"),
-                log_bytes_max: dice.between_doublings(512, 1 << 20),
-                digest_entries: dice.between_doublings(2, 32),
-                digest_age_ms: dice.between_doublings(250, 4_000),
+                log_bytes_max: rng.between_doublings(512, 1 << 20),
+                digest_entries: rng.between_doublings(2, 32),
+                digest_age_ms: rng.between_doublings(250, 4_000),
             },
         }
     }

@@ -10,8 +10,8 @@ use trefoil_proto::lock::v1 as lock;
 
 use crate::calls::Request;
 use crate::client::{Shared, Step};
-use crate::dice::Dice;
-use crate::knobs::MILLISECOND;
+use crate::config::MILLISECOND;
+use crate::rng::Rng;
 
 const BARRIER: &str = "start";
 const LATCH: &str = "ready";
@@ -34,11 +34,11 @@ enum Stage {
 
 /// What it is at.
 #[derive(Debug, Default)]
-pub(crate) struct Gatherer {
+pub(crate) struct CoordinationClient {
     stage: Stage,
 }
 
-impl Gatherer {
+impl CoordinationClient {
     /// What it does next; `me` names the call.
     pub(crate) fn next(
         &mut self,
@@ -63,7 +63,7 @@ impl Gatherer {
                 parked(place.0, Q::AwaitBarrier(query), shared)
             };
         }
-        match (&self.stage, shared.dice.between(0, 9)) {
+        match (&self.stage, shared.rng.between(0, 9)) {
             (Stage::In(round), 0..=4) => {
                 let (name, round) = (BARRIER.to_owned(), *round);
                 let leave = lock::LeaveBarrierRequest {
@@ -78,20 +78,20 @@ impl Gatherer {
             }
             (Stage::Out, 0..=4) => {
                 self.stage = Stage::Enters(me.clone());
-                let parties = *shared.dice.pick(&[1, 2, 2, 2, 2, 3]);
+                let parties = *shared.rng.pick(&[1, 2, 2, 2, 2, 3]);
                 let enter = lock::EnterBarrierRequest {
                     namespace,
                     session_id,
                     name: BARRIER.to_owned(),
                     parties,
-                    wait_ms: shared.dice.between(0, WAIT_MS_MAX),
+                    wait_ms: shared.rng.between(0, WAIT_MS_MAX),
                     // Whose place it is.
                     request_id: Some(me),
                 };
                 command(place.0, Operation::EnterBarrier(enter), true, shared)
             }
             (_, 5 | 6) => {
-                let name = (*shared.dice.pick(locks)).to_owned();
+                let name = (*shared.rng.pick(locks)).to_owned();
                 query(place.0, Q::Leader(lock::LeaderRequest { namespace, name }), shared)
             }
             _ => latch(place.0, shared),
@@ -114,11 +114,11 @@ impl Gatherer {
 
 /// Sets a latch, counts it down, waits for it, looks at it or deletes it.
 fn latch(of: &str, shared: &mut Shared) -> Step {
-    let (namespace, name, dice) = (of.to_owned(), LATCH.to_owned(), &mut shared.dice);
-    let operation = match dice.between(0, 19) {
+    let (namespace, name, rng) = (of.to_owned(), LATCH.to_owned(), &mut shared.rng);
+    let operation = match rng.between(0, 19) {
         0..=4 => {
-            let expected = dice.chance(300).then(|| dice.between(0, 3));
-            let count = dice.between(1, 4);
+            let expected = rng.chance(300).then(|| rng.between(0, 3));
+            let count = rng.between(1, 4);
             let set =
                 lock::SetLatchRequest { namespace, name, count, expected, ..Default::default() };
             Operation::SetLatch(set)
@@ -126,11 +126,11 @@ fn latch(of: &str, shared: &mut Shared) -> Step {
         5 => Operation::DeleteLatch(lock::DeleteLatchRequest { namespace, name, request_id: None }),
         6 | 7 => return query(of, Q::GetLatch(lock::GetLatchRequest { namespace, name }), shared),
         8 | 9 => {
-            let (round, wait) = (0, dice.chance(700));
+            let (round, wait) = (0, rng.chance(700));
             return parked(of, Q::AwaitLatch(AwaitLatch { namespace, name, round, wait }), shared);
         }
         _ => {
-            let (by, round) = (dice.between(0, 2), dice.between(0, 40).saturating_sub(20));
+            let (by, round) = (rng.between(0, 2), rng.between(0, 40).saturating_sub(20));
             let down = lock::CountDownRequest { namespace, name, by, round, ..Default::default() };
             Operation::CountDown(down)
         }
@@ -181,10 +181,10 @@ fn query(of: &str, query: Q, shared: &Shared) -> Step {
 }
 
 fn parked(of: &str, asked: Q, shared: &mut Shared) -> Step {
-    let wait_us = wait(&mut shared.dice);
+    let wait_us = wait(&mut shared.rng);
     Step { wait_us, once: true, ..query(of, asked, shared) }
 }
 
-fn wait(dice: &mut Dice) -> u64 {
-    dice.between(1, WAIT_MS_MAX) * MILLISECOND
+fn wait(rng: &mut Rng) -> u64 {
+    rng.between(1, WAIT_MS_MAX) * MILLISECOND
 }

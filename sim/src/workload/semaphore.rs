@@ -5,9 +5,9 @@ use trefoil_proto::common::v1::Reason;
 
 use crate::check::history::{Action, Outcome};
 use crate::client::Shared;
-use crate::knobs::SECOND;
-use crate::lockers::{ask, wait};
-use crate::roles::Wish;
+use crate::config::SECOND;
+use crate::workload::Wish;
+use crate::workload::lock::{ask, wait};
 
 /// Semaphores of the namespace.
 const SEMAPHORES: [&str; 2] = ["beds", "cups"];
@@ -16,14 +16,14 @@ const PERMITS_MAX: u64 = 4;
 
 /// What a client of semaphores has.
 #[derive(Debug)]
-pub struct Taker {
+pub struct SemaphoreClient {
     namespace: String,
     session: Option<u64>,
     /// Semaphore, permits and token.
     held: Option<(String, u64, u64)>,
 }
 
-impl Taker {
+impl SemaphoreClient {
     /// One without a session.
     #[must_use]
     pub fn new(namespace: &str) -> Self {
@@ -33,18 +33,18 @@ impl Taker {
     /// What it wants next.
     pub fn next(&mut self, shared: &mut Shared) -> Wish {
         let namespace = self.namespace.clone();
-        let dice = &mut shared.dice;
+        let rng = &mut shared.rng;
         let Some(session) = self.session else {
-            let ttl_ms = dice.between(SESSION_TTL_MS_MIN, 5_000);
+            let ttl_ms = rng.between(SESSION_TTL_MS_MIN, 5_000);
             return ask(Action::OpenSession { namespace, ttl_ms, delay_ms: 0 }, shared);
         };
-        let semaphore = (*dice.pick(&SEMAPHORES)).to_owned();
-        let action = match (dice.between(0, 39), self.held.clone()) {
+        let semaphore = (*rng.pick(&SEMAPHORES)).to_owned();
+        let action = match (rng.between(0, 39), self.held.clone()) {
             (0 | 1, _) => Action::CloseSession { namespace, session },
             // A holder that stands still: its session may expire.
-            (2, _) => return Wish::Rest(dice.between(1, 8) * SECOND),
+            (2, _) => return Wish::Rest(rng.between(1, 8) * SECOND),
             (3..=5, _) => {
-                let permits = dice.between(1, PERMITS_MAX);
+                let permits = rng.between(1, PERMITS_MAX);
                 Action::SetPermits { namespace, semaphore, permits }
             }
             // An operator.
@@ -55,12 +55,12 @@ impl Taker {
             }
             // The same again, or another number.
             (21..=23, Some((semaphore, ..))) => {
-                let (permits, wait_ms) = (dice.between(1, PERMITS_MAX), wait(dice));
+                let (permits, wait_ms) = (rng.between(1, PERMITS_MAX), wait(rng));
                 Action::TakePermits { namespace, session, semaphore, permits, wait_ms }
             }
-            (24.., Some(_)) => return Wish::Rest(dice.between(1, 400) * SECOND / 1_000),
+            (24.., Some(_)) => return Wish::Rest(rng.between(1, 400) * SECOND / 1_000),
             (_, None) => {
-                let (permits, wait_ms) = (dice.between(1, PERMITS_MAX), wait(dice));
+                let (permits, wait_ms) = (rng.between(1, PERMITS_MAX), wait(rng));
                 Action::TakePermits { namespace, session, semaphore, permits, wait_ms }
             }
         };

@@ -1,5 +1,10 @@
 //! What clients are for: the operator sets up queues, the others use the services, the auditor reads the final state.
 
+mod coordination;
+pub(crate) mod fence;
+pub(crate) mod lock;
+mod semaphore;
+
 use std::collections::VecDeque;
 
 use trefoil_core::Position;
@@ -7,13 +12,13 @@ use trefoil_core::lease::LeaseId;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
 
+use self::fence::FenceClient;
+use self::lock::{LockClient, NAMESPACES};
+use self::semaphore::SemaphoreClient;
 use crate::calls::{Queue, Request};
 use crate::check::history::{Action, Delivery, Outcome};
 use crate::client::{Shared, Step};
-use crate::keepers::{self, Keeper};
-use crate::knobs::{MILLISECOND, SECOND};
-use crate::lockers::{Locker, NAMESPACES};
-use crate::takers::Taker;
+use crate::config::{MILLISECOND, SECOND};
 
 /// Longest queue lease of a client, in ms.
 pub const LEASE_MS_MAX: u64 = 5_000;
@@ -36,19 +41,19 @@ pub enum Wish {
 
 /// What a client is for.
 #[derive(Debug)]
-pub enum Role {
+pub enum Workload {
     /// Creates the queues and opens their partitions.
     Operator(Operator),
     /// Writes and reads cache keys, some of them under a lock.
-    Keeper(Keeper),
+    FenceClient(FenceClient),
     /// Enqueues.
     Producer,
     /// Dequeues and acknowledges: deliveries that it holds, with their queue.
     Consumer(Vec<(String, Delivery)>),
     /// Holds locks.
-    Locker(Locker),
+    LockClient(LockClient),
     /// Holds permits.
-    Taker(Taker),
+    SemaphoreClient(SemaphoreClient),
     /// Reads every key and drains every queue.
     Auditor(Auditor),
 }
@@ -75,18 +80,20 @@ pub struct Auditor {
 /// Rounds of the auditor over all queues: leases that were granted unseen run out between two of them.
 const AUDIT_ROUNDS: u32 = 3;
 
-impl Role {
+impl Workload {
     /// The role of a client by its number.
     #[must_use]
     pub fn of(client: u64) -> Self {
-        let locker = |namespace: &str| Self::Locker(Locker::new(namespace));
+        let locks = |namespace: &str| Self::LockClient(LockClient::new(namespace));
         match client {
-            2 | 4 | 8 => locker(NAMESPACES[0]),
-            10 | 11 => locker(NAMESPACES[1]),
+            2 | 4 | 8 => locks(NAMESPACES[0]),
+            10 | 11 => locks(NAMESPACES[1]),
             1 | 7 => Self::Consumer(Vec::new()),
             6 => Self::Producer,
-            _ if TAKERS.contains(&client) => Self::Taker(Taker::new(NAMESPACES[0])),
-            _ => Self::Keeper(Keeper::default()),
+            _ if TAKERS.contains(&client) => {
+                Self::SemaphoreClient(SemaphoreClient::new(NAMESPACES[0]))
+            }
+            _ => Self::FenceClient(FenceClient::default()),
         }
     }
 
@@ -123,17 +130,17 @@ impl Role {
         let unique = format!("{client}.{sequence}");
         match self {
             Self::Operator(operator) => operator.next(shared),
-            Self::Keeper(keeper) => keeper.next(unique, shared),
+            Self::FenceClient(client) => client.next(unique, shared),
             Self::Producer => producer(unique, shared),
             Self::Consumer(held) => consumer(held, shared),
-            Self::Locker(locker) => {
+            Self::LockClient(lock_client) => {
                 let client = format!("client-{client}");
                 // The last attempt that there can be.
                 let (first_unacknowledged, attempt) = (sequence, u32::MAX);
                 let me = RequestId { client, sequence, first_unacknowledged, attempt };
-                locker.next(&unique, me, shared)
+                lock_client.next(&unique, me, shared)
             }
-            Self::Taker(taker) => taker.next(shared),
+            Self::SemaphoreClient(client) => client.next(shared),
             Self::Auditor(auditor) => auditor.next(shared),
         }
     }
@@ -150,9 +157,9 @@ impl Role {
                     );
                 }
             }
-            Self::Locker(locker) => locker.learned(action, outcome),
-            Self::Keeper(keeper) => keeper.learned(action, outcome),
-            Self::Taker(taker) => taker.learned(action, outcome),
+            Self::LockClient(client) => client.learned(action, outcome),
+            Self::FenceClient(client) => client.learned(action, outcome),
+            Self::SemaphoreClient(client) => client.learned(action, outcome),
             Self::Auditor(auditor) => auditor.learned(action, outcome),
             Self::Operator(_) | Self::Producer => {}
         }
@@ -162,8 +169,8 @@ impl Role {
     pub fn told(&mut self, answer: &Answer, position: Position, shared: &mut Shared) {
         let operator = match self {
             Self::Operator(operator) => operator,
-            Self::Keeper(keeper) => return keeper.told(answer, position),
-            Self::Locker(locker) => return locker.told(answer),
+            Self::FenceClient(client) => return client.told(answer, position),
+            Self::LockClient(client) => return client.told(answer),
             _ => return,
         };
         match &answer.answer {
@@ -174,7 +181,7 @@ impl Role {
             }
             Some(answer::Answer::Done(_)) => {
                 operator.opened += 1;
-                if operator.opened == shared.knobs.partitions {
+                if operator.opened == shared.config.partitions {
                     shared.queues.extend(operator.found.take());
                     operator.created += 1;
                 }
@@ -207,17 +214,17 @@ impl Operator {
             None if self.opened == u32::MAX => unrecorded(shared.router.find_queue(name), false),
             None => {
                 self.opened = u32::MAX;
-                unrecorded(shared.router.create_queue(name, shared.knobs.partitions), true)
+                unrecorded(shared.router.create_queue(name, shared.config.partitions), true)
             }
         }
     }
 }
 
 pub(crate) fn cacher(unique: String, shared: &mut Shared) -> Step {
-    let key = format!("key-{}", shared.dice.between(1, shared.knobs.keys));
-    let action = match shared.dice.between(0, 9) {
+    let key = format!("key-{}", shared.rng.between(1, shared.config.keys));
+    let action = match shared.rng.between(0, 9) {
         0..=3 => Action::Put { key, value: unique, ttl_ms: 0 },
-        4 => Action::Put { key, value: unique, ttl_ms: shared.dice.between_doublings(1, 4_096) },
+        4 => Action::Put { key, value: unique, ttl_ms: shared.rng.between_doublings(1, 4_096) },
         5 => Action::Delete { key },
         _ => Action::Get { key },
     };
@@ -227,7 +234,7 @@ pub(crate) fn cacher(unique: String, shared: &mut Shared) -> Step {
 
 /// Some clients name no request id: whatever becomes of the call, it is asked once.
 fn plain_at_times(step: Step, shared: &mut Shared) -> Step {
-    if !step.idempotent || !shared.dice.chance(PLAIN) {
+    if !step.idempotent || !shared.rng.chance(PLAIN) {
         return step;
     }
     Step { idempotent: false, once: true, ..step }
@@ -235,34 +242,34 @@ fn plain_at_times(step: Step, shared: &mut Shared) -> Step {
 
 fn producer(unique: String, shared: &mut Shared) -> Wish {
     let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
-    let key = format!("key-{}", shared.dice.between(1, 4));
+    let key = format!("key-{}", shared.rng.between(1, 4));
     let request = shared.router.enqueue(&queue, &key, &unique);
     let step = step(Action::Enqueue { queue: queue.name, key, value: unique }, request);
     Wish::Do(plain_at_times(step, shared))
 }
 
 fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
-    if !held.is_empty() && shared.dice.chance(700) {
+    if !held.is_empty() && shared.rng.chance(700) {
         let (name, delivery) = held.remove(0);
         // A consumer that forgets: the lease runs out.
-        if shared.dice.chance(850)
+        if shared.rng.chance(850)
             && let Some(queue) = shared.queues.iter().find(|queue| queue.name == name)
         {
             return Wish::Do(ack(queue, delivery, shared));
         }
     }
     let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
-    if let Some((_, delivery)) = held.first().filter(|_| shared.dice.chance(100)) {
+    if let Some((_, delivery)) = held.first().filter(|_| shared.rng.chance(100)) {
         return Wish::Do(ack(&queue, foreign(delivery, shared), shared));
     }
     let places = shared.router.places(&queue);
-    let (_, partitions) = shared.dice.pick(&places);
-    if shared.dice.chance(200) {
+    let (_, partitions) = shared.rng.pick(&places);
+    if shared.rng.chance(200) {
         let request = shared.router.await_ready(&queue, partitions);
         return Wish::Do(Step { wait_us: SECOND, once: true, ..Step::unjudged(request, false) });
     }
-    let most = u32::try_from(shared.dice.between(1, 5)).expect("a small number");
-    let lease_ms = shared.dice.between(LEASE_MS_MAX / 10, LEASE_MS_MAX);
+    let most = u32::try_from(shared.rng.between(1, 5)).expect("a small number");
+    let lease_ms = shared.rng.between(LEASE_MS_MAX / 10, LEASE_MS_MAX);
     let request = shared.router.dequeue(&queue, partitions, most, lease_ms);
     Wish::Do(step(Action::Dequeue { queue: queue.name, lease_ms }, request))
 }
@@ -270,9 +277,9 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
 /// A delivery of whichever queue, perhaps with a lease that is a guess: that of another message, or with another secret.
 fn foreign(delivery: &Delivery, shared: &mut Shared) -> Delivery {
     let mut lease = delivery.lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
-    match shared.dice.between(0, 2) {
+    match shared.rng.between(0, 2) {
         0 => lease.sequence += 1,
-        1 => lease.secret ^= 1 << shared.dice.between(0, 63),
+        1 => lease.secret ^= 1 << shared.rng.between(0, 63),
         _ => {}
     }
     Delivery { lease_id: lease.to_string(), ..delivery.clone() }
@@ -285,13 +292,13 @@ fn ack(queue: &Queue, delivery: Delivery, shared: &Shared) -> Step {
 }
 
 fn pick_queue(shared: &mut Shared) -> Option<Queue> {
-    if shared.queues.is_empty() { None } else { Some(shared.dice.pick(&shared.queues).clone()) }
+    if shared.queues.is_empty() { None } else { Some(shared.rng.pick(&shared.queues).clone()) }
 }
 
 impl Auditor {
     fn next(&mut self, shared: &mut Shared) -> Wish {
-        let keys = (1..=shared.knobs.keys).map(|n| format!("key-{n}"));
-        if let Some(key) = keys.chain(keepers::KEYS.map(str::to_owned)).nth(self.keys) {
+        let keys = (1..=shared.config.keys).map(|n| format!("key-{n}"));
+        if let Some(key) = keys.chain(fence::KEYS.map(str::to_owned)).nth(self.keys) {
             self.keys += 1;
             let action = Action::Get { key };
             let request = shared.router.request(&action);
