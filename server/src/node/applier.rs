@@ -28,7 +28,7 @@ const TELL_ENTRIES: usize = 64;
 const READ_BYTES: u64 = 4 << 20;
 
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct ApplyJob {
     pub(super) shard: ShardId,
     pub(super) task: Task,
 }
@@ -135,7 +135,7 @@ pub(super) struct Applier {
     pub(super) log: Arc<EngineLog>,
     pub(super) root: PathBuf,
     pub(super) cache_bytes: usize,
-    pub(super) jobs: Arc<Mailbox<Job>>,
+    pub(super) jobs: Arc<Mailbox<ApplyJob>>,
     pub(super) workers: Workers,
     pub(super) links: Arc<Links>,
     pub(super) shards: BTreeMap<ShardId, Owned>,
@@ -150,7 +150,7 @@ impl Applier {
         }
         loop {
             let taken = self.jobs.take(None);
-            for Job { shard, task } in taken.items {
+            for ApplyJob { shard, task } in taken.items {
                 self.carry_out(shard, task);
             }
             if taken.closed {
@@ -315,7 +315,7 @@ impl Applier {
         let bytes = store.overlay_bytes();
         if let Some(checkpoint) = store.freeze() {
             owned.checkpointing = true;
-            self.workers.files.send(files::Job::Checkpoint { shard, checkpoint, bytes });
+            self.workers.files.send(files::FileJob::Checkpoint { shard, checkpoint, bytes });
         } else if !owned.checkpointing {
             // Nothing has changed: the file holds it all.
             self.shared.tell(shard, Input::Checkpointed { index: 0, overlay_bytes: 0 });
@@ -331,7 +331,7 @@ impl Applier {
         if let Some(moved) = &written.moved {
             let old = std::mem::replace(&mut self.owned(shard).generation, moved.generation);
             info!(self.shared.logger, "moved the state to a new file"; "shard" => shard, "generation" => moved.generation);
-            self.workers.files.send(files::Job::Discard { shard, generation: old });
+            self.workers.files.send(files::FileJob::Discard { shard, generation: old });
         }
         let done = self.with(shard, |_, store| {
             store.finish(written);

@@ -13,13 +13,13 @@ use crate::storage::snapshot::Reader;
 
 /// A checkpoint whose digest is wanted.
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct DigestJob {
     pub(super) shard: ShardId,
     pub(super) reader: Reader,
 }
 
 /// Runs until its mailbox is closed; what is unfinished then is given up.
-pub(super) fn run(shared: &Shared, jobs: &Mailbox<Job>) {
+pub(super) fn run(shared: &Shared, jobs: &Mailbox<DigestJob>) {
     loop {
         let taken = jobs.take(None);
         for job in taken.items {
@@ -31,8 +31,8 @@ pub(super) fn run(shared: &Shared, jobs: &Mailbox<Job>) {
     }
 }
 
-fn digest(shared: &Shared, jobs: &Mailbox<Job>, job: &Job) {
-    let Job { shard, ref reader } = *job;
+fn digest(shared: &Shared, jobs: &Mailbox<DigestJob>, job: &DigestJob) {
+    let DigestJob { shard, ref reader } = *job;
     let (began, mut bytes) = (Instant::now(), 0);
     let goes_on = |more: usize| {
         bytes += more as u64;

@@ -25,7 +25,7 @@ use crate::storage::state::file_path;
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum FileJob {
     Checkpoint {
         shard: ShardId,
         checkpoint: Checkpoint,
@@ -47,7 +47,7 @@ pub(super) struct Files {
     pub(super) shared: Arc<Shared>,
     pub(super) root: PathBuf,
     pub(super) cache_bytes: usize,
-    pub(super) jobs: Arc<Mailbox<Job>>,
+    pub(super) jobs: Arc<Mailbox<FileJob>>,
     pub(super) workers: Workers,
     pub(super) full: FullDisk,
     pub(super) scrub: Scrub,
@@ -60,12 +60,12 @@ impl Files {
             let taken = self.jobs.take(Some(self.scrub.due()));
             for job in taken.items {
                 match job {
-                    Job::Checkpoint { shard, checkpoint, bytes } if !self.jobs.is_closed() => {
+                    FileJob::Checkpoint { shard, checkpoint, bytes } if !self.jobs.is_closed() => {
                         self.checkpoint(shard, &checkpoint, bytes);
                     }
-                    Job::Checkpoint { .. } => (),
-                    Job::Discard { shard, generation } => self.discard(shard, generation),
-                    Job::Keep { shard, generation } => self.keep(shard, generation),
+                    FileJob::Checkpoint { .. } => (),
+                    FileJob::Discard { shard, generation } => self.discard(shard, generation),
+                    FileJob::Keep { shard, generation } => self.keep(shard, generation),
                 }
             }
             if taken.closed {
@@ -78,7 +78,7 @@ impl Files {
     fn checkpoint(&mut self, shard: ShardId, checkpoint: &Checkpoint, bytes: u64) {
         let stopwatch = Stopwatch::start();
         let applier = self.workers.applier(shard);
-        let tell = |task| self.workers.appliers[applier].send(applier::Job { shard, task });
+        let tell = |task| self.workers.appliers[applier].send(applier::ApplyJob { shard, task });
         let written = match evidence::catch(checkpoint.path(), || self.write(shard, checkpoint)) {
             Ok(written) => written,
             Err(damaged) => return tell(Task::CheckpointLost(damaged.to_string())),
@@ -87,7 +87,7 @@ impl Files {
             self.scrub.take(shard, checkpoint.left(&written).clone());
             self.shared.observer.checkpoint(shard, stopwatch.seconds(), bytes);
             if written.moved.is_some() {
-                return self.workers.writer.send(writer::Job::Move(shard, written));
+                return self.workers.writer.send(writer::WriteJob::Move(shard, written));
             }
             tell(Task::Checkpointed(written));
         }

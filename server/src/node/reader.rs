@@ -8,7 +8,7 @@ use super::shared::Shared;
 use crate::storage::{EngineLog, LogStore as _};
 
 #[derive(Debug)]
-pub(super) struct Job {
+pub(super) struct ReadJob {
     pub(super) shard: ShardId,
     pub(super) ticket: u64,
     pub(super) first: u64,
@@ -17,10 +17,10 @@ pub(super) struct Job {
 }
 
 /// Runs until its mailbox is closed.
-pub(super) fn run(shared: &Shared, log: &EngineLog, jobs: &Mailbox<Job>) {
+pub(super) fn run(shared: &Shared, log: &EngineLog, jobs: &Mailbox<ReadJob>) {
     loop {
         let taken = jobs.take(None);
-        for Job { shard, ticket, first, last, max_bytes } in taken.items {
+        for ReadJob { shard, ticket, first, last, max_bytes } in taken.items {
             let entries = log.entries(shard, first, last, max_bytes);
             shared.tell(shard, Input::Fetched { ticket, entries });
         }

@@ -83,7 +83,7 @@ impl Applier {
             "shard" => shard, "reason" => %what);
         self.shared.observer.damage(shard);
         let generation = self.owned(shard).generation;
-        self.workers.writer.send(writer::Job::Damage(shard, generation));
+        self.workers.writer.send(writer::WriteJob::Damage(shard, generation));
         self.shared.tell(shard, Input::Damaged);
         self.shared.table.set_bytes(shard, 0, 0);
     }
@@ -100,7 +100,7 @@ impl Applier {
         if let Some(moved) = written.moved {
             let generation = moved.generation;
             drop(moved);
-            self.workers.files.send(files::Job::Discard { shard, generation });
+            self.workers.files.send(files::FileJob::Discard { shard, generation });
         }
         self.write_incoming(shard);
     }
@@ -124,7 +124,7 @@ impl Applier {
             }
             Incoming::State { generation } => LogWrite::Rebuild { shard, generation: *generation },
         };
-        self.workers.writer.send(writer::Job::Install(write, shard));
+        self.workers.writer.send(writer::WriteJob::Install(write, shard));
     }
 
     /// The log names the received state.
@@ -149,7 +149,7 @@ impl Applier {
         let was_whole = self.owned(shard).state.is_some();
         self.shards.insert(shard, owned);
         if was_whole {
-            self.workers.files.send(files::Job::Discard { shard, generation: old });
+            self.workers.files.send(files::FileJob::Discard { shard, generation: old });
         }
         if damaged.is_none() {
             self.open_feed(shard);
@@ -214,7 +214,7 @@ impl Applier {
             return;
         }
         match self.with(shard, |_, store| store.file().snapshot()) {
-            Ok(reader) => self.workers.digests.send(digests::Job { shard, reader }),
+            Ok(reader) => self.workers.digests.send(digests::DigestJob { shard, reader }),
             Err(lost) => self.lose(shard, &lost),
         }
     }

@@ -27,12 +27,12 @@ use crate::peer::{Announced, Links};
 /// Where the effects go.
 #[derive(Clone, Debug)]
 pub(super) struct Workers {
-    pub(super) writer: Arc<Mailbox<writer::Job>>,
-    pub(super) reader: Arc<Mailbox<reader::Job>>,
+    pub(super) writer: Arc<Mailbox<writer::WriteJob>>,
+    pub(super) reader: Arc<Mailbox<reader::ReadJob>>,
     /// Shard n belongs to applier n modulo their number.
-    pub(super) appliers: Vec<Arc<Mailbox<applier::Job>>>,
-    pub(super) files: Arc<Mailbox<super::files::Job>>,
-    pub(super) digests: Arc<Mailbox<super::digests::Job>>,
+    pub(super) appliers: Vec<Arc<Mailbox<applier::ApplyJob>>>,
+    pub(super) files: Arc<Mailbox<super::files::FileJob>>,
+    pub(super) digests: Arc<Mailbox<super::digests::DigestJob>>,
 }
 
 impl Workers {
@@ -57,9 +57,9 @@ pub(super) struct Replicas {
 /// Jobs of one turn, handed over at its end.
 #[derive(Debug, Default)]
 struct Out {
-    writer: Vec<writer::Job>,
-    reader: Vec<reader::Job>,
-    appliers: Vec<Vec<applier::Job>>,
+    writer: Vec<writer::WriteJob>,
+    reader: Vec<reader::ReadJob>,
+    appliers: Vec<Vec<applier::ApplyJob>>,
     /// Peers to which a message was dropped.
     unreachable: BTreeSet<(ShardId, NodeId)>,
 }
@@ -221,7 +221,7 @@ impl Replicas {
         if status.uncertain {
             uncertain.insert(shard);
         } else if uncertain.remove(&shard) {
-            self.out.writer.push(writer::Job::Trust(shard));
+            self.out.writer.push(writer::WriteJob::Trust(shard));
         }
         if status.obstacles.is_empty() {
             obstacles.remove(&shard);
@@ -240,12 +240,12 @@ impl Replicas {
     fn perform(&mut self, shard: ShardId, effect: Effect) {
         match effect {
             Effect::Send(peer) => self.send(shard, peer),
-            Effect::Persist(batch) => self.out.writer.push(writer::Job::Append(shard, batch)),
+            Effect::Persist(batch) => self.out.writer.push(writer::WriteJob::Append(shard, batch)),
             Effect::Compact { to, term } => {
-                self.out.writer.push(writer::Job::Compact { shard, to, term });
+                self.out.writer.push(writer::WriteJob::Compact { shard, to, term });
             }
             Effect::Fetch { ticket, first, last, max_bytes } => {
-                self.out.reader.push(reader::Job { shard, ticket, first, last, max_bytes });
+                self.out.reader.push(reader::ReadJob { shard, ticket, first, last, max_bytes });
             }
             Effect::Apply(range) => self.apply(shard, Task::Apply(range)),
             Effect::Query { reads, term, now_ms } => {
@@ -267,7 +267,7 @@ impl Replicas {
             Effect::SendSnapshot(peer) => self.links.send_snapshot(shard, peer),
             Effect::CloseSnapshot(to) => self.links.close_snapshot(shard, to),
             Effect::DiscardSnapshot { generation } => {
-                self.workers.files.send(super::files::Job::Discard { shard, generation });
+                self.workers.files.send(super::files::FileJob::Discard { shard, generation });
             }
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
             Effect::Offer(call) => self.shared.calls.offer(call),
@@ -315,7 +315,7 @@ impl Replicas {
 
     fn apply(&mut self, shard: ShardId, task: Task) {
         let applier = self.workers.applier(shard);
-        self.out.appliers[applier].push(applier::Job { shard, task });
+        self.out.appliers[applier].push(applier::ApplyJob { shard, task });
     }
 
     fn send(&mut self, shard: ShardId, peer: Box<Peer>) {

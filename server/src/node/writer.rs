@@ -28,7 +28,7 @@ const MARK_SYNC: Duration = Duration::from_millis(80);
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
-pub(super) enum Job {
+pub(super) enum WriteJob {
     Append(ShardId, PersistBatch),
     Compact {
         shard: ShardId,
@@ -57,7 +57,7 @@ enum Done {
 pub(super) struct Writer {
     pub(super) shared: Arc<Shared>,
     pub(super) log: Arc<EngineLog>,
-    pub(super) jobs: Arc<Mailbox<Job>>,
+    pub(super) jobs: Arc<Mailbox<WriteJob>>,
     pub(super) workers: Workers,
     pub(super) full: FullDisk,
     /// When the mark must be synced; none when nothing was written since.
@@ -84,31 +84,31 @@ impl Writer {
         }
     }
 
-    fn carry_out(&mut self, jobs: Vec<Job>) {
+    fn carry_out(&mut self, jobs: Vec<WriteJob>) {
         let (mut writes, mut done, mut bytes) = (Vec::new(), Vec::new(), 0);
         for job in jobs {
             match job {
-                Job::Append(shard, batch) => {
+                WriteJob::Append(shard, batch) => {
                     bytes += batch.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
                     done.push(Done::Persisted(shard, batch.number));
                     writes.push(LogWrite::Append(shard, batch));
                 }
-                Job::Install(write, shard) => {
+                WriteJob::Install(write, shard) => {
                     done.push(Done::Installed(shard));
                     writes.push(write);
                 }
-                Job::Damage(shard, generation) => {
+                WriteJob::Damage(shard, generation) => {
                     done.push(Done::Damaged(shard, generation));
                     writes.push(LogWrite::Damage(shard));
                 }
-                Job::Move(shard, written) => {
+                WriteJob::Move(shard, written) => {
                     if let Some(moved) = &written.moved {
                         writes.push(LogWrite::Move { shard, generation: moved.generation });
                     }
                     done.push(Done::Moved(shard, written));
                 }
-                Job::Trust(shard) => self.log.trust(shard),
-                Job::Compact { shard, to, term } => {
+                WriteJob::Trust(shard) => self.log.trust(shard),
+                WriteJob::Compact { shard, to, term } => {
                     // A cut stays in its place among the writes of its shard.
                     self.write(&mut writes, &mut done);
                     bytes = 0;
@@ -160,7 +160,7 @@ impl Writer {
                 Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
                 Done::Installed(shard) => self.tell(shard, Task::Installed),
                 Done::Damaged(shard, generation) => {
-                    self.workers.files.send(files::Job::Keep { shard, generation });
+                    self.workers.files.send(files::FileJob::Keep { shard, generation });
                 }
                 Done::Moved(shard, written) => self.tell(shard, Task::Checkpointed(written)),
             }
@@ -169,6 +169,6 @@ impl Writer {
 
     fn tell(&self, shard: ShardId, task: Task) {
         let applier = self.workers.applier(shard);
-        self.workers.appliers[applier].send(applier::Job { shard, task });
+        self.workers.appliers[applier].send(applier::ApplyJob { shard, task });
     }
 }
