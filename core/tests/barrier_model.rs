@@ -3,8 +3,6 @@
 //! Each entry is applied by two machines, one of which is opened again from its store now and then. Calls wait at the
 //! first alone: what an entry ends must be told, and what goes on to wait must have a reason.
 
-#[path = "support/lock_state.rs"]
-mod lock_state;
 mod support;
 
 use std::cell::RefCell;
@@ -24,8 +22,8 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1 as api;
 
-use self::lock_state::LockState;
 use self::support::{Harness, call_name, command};
+use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACE: &str = "default";
 const NAMES: [&str; 2] = ["a", "ab"];
@@ -401,7 +399,6 @@ impl Machines {
         let (applied, twin) = (self.machine.apply(commands.clone()), self.twin.apply(commands));
         assert_eq!(applied.outcomes, twin.outcomes, "two machines say the same");
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
-        LockState::read(&self.machine.store).check(self.machine.now_ms);
         for (before, name) in before.into_iter().zip(NAMES) {
             let after = self.barrier(name);
             if let (Some(before), Some(after)) = (before, after)

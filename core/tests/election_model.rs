@@ -3,8 +3,6 @@
 //!
 //! Each entry is applied by two machines, one of which is opened again from its store now and then.
 
-#[path = "support/lock_state.rs"]
-mod lock_state;
 mod support;
 
 use std::cell::RefCell;
@@ -21,8 +19,8 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, ForceStep, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use self::lock_state::LockState;
 use self::support::{Harness, call_name, command};
+use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACE: &str = "default";
 const ELECTIONS: [&str; 2] = ["a", "ab"];
@@ -316,7 +314,6 @@ impl World {
     fn check(&mut self, applied: &Applied, twin: &Applied) {
         assert_eq!(applied, twin, "two machines say the same");
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
-        LockState::read(&self.machine.store).check(self.machine.now_ms);
         self.seen.leaders += applied.counts.leaders_elected;
         self.settle(applied);
     }

@@ -2,8 +2,6 @@
 
 #[path = "support/lock_line.rs"]
 mod lock_line;
-#[path = "support/lock_state.rs"]
-mod lock_state;
 #[path = "support/lock_watch.rs"]
 mod lock_watch;
 #[path = "support/operator.rs"]
@@ -34,9 +32,9 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use self::lock_line::{
     Line, acquire, acquire_all, command_of, in_slot, many, mode_of, open, operation, question,
 };
-use self::lock_state::LockState;
 use self::lock_watch::Watcher;
 use self::support::{Harness, call_name, command, request_id, show_answer};
+use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/lock" => run }
 
@@ -56,7 +54,6 @@ struct Runner {
     watcher: Watcher,
     /// Events that no line has shown yet.
     events: String,
-    pretends: bool,
 }
 
 impl goldenscript::Runner for Runner {
@@ -136,7 +133,6 @@ impl Runner {
             counts: Counts::default(),
             watcher: Watcher::default(),
             events: String::new(),
-            pretends: false,
         }
     }
 
@@ -189,9 +185,8 @@ impl Runner {
         }
         text.push_str(&self.show_settled(applied));
         self.watch(applied);
-        if !self.pretends {
+        if !self.harness.pretends {
             let state = LockState::read(&self.harness.store);
-            state.check(self.harness.now_ms);
             self.watcher.check(&state);
         }
         text
@@ -382,7 +377,7 @@ impl Runner {
     }
 
     fn pretend(&mut self, sessions: u64, locks: u64, waits: u64) -> String {
-        self.pretends = true;
+        self.harness.pretends = true;
         let key =
             Bytes::from(Key::new(slot::of_locks("default"), Kind::LockNamespace).tail(b"default"));
         let mut counters = LockState::read(&self.harness.store).namespaces["default"];

@@ -5,8 +5,6 @@
 
 #[path = "support/lock_model.rs"]
 mod lock_model;
-#[path = "support/lock_state.rs"]
-mod lock_state;
 #[path = "support/lock_steps.rs"]
 mod lock_steps;
 #[path = "support/lock_watch.rs"]
@@ -28,10 +26,10 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat, Settled};
-use self::lock_state::LockState;
 use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, acquire, steps};
 use self::lock_watch::Watcher;
 use self::support::{Harness, command};
+use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACES: [&str; 2] = ["x", "y"];
 
@@ -343,10 +341,11 @@ impl World {
         self.index = applied.index;
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
         let state = LockState::read(&self.machine.store);
-        state.check(self.machine.now_ms);
         self.watcher.see(applied);
         self.watcher.check(&state);
-        let delays = |lock: &trefoil_proto::internal::v1::Lock| lock_state::is_delayed(lock);
+        let delays = |lock: &trefoil_proto::internal::v1::Lock| {
+            trefoil_core::machine::invariants::is_delayed(lock)
+        };
         self.seen.delays += u64::from(state.locks.values().any(delays));
         self.seen.shared += u64::from(state.locks.values().any(|lock| lock.shared > 1));
         let grants_before = self.model.grants.len();
@@ -529,7 +528,6 @@ impl World {
         }
         assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
         let state = LockState::read(&self.machine.store);
-        state.check(self.machine.now_ms);
         let left = self.machine.store.records.len();
         assert_eq!(
             (state.namespaces.len(), left),

@@ -1,7 +1,5 @@
 //! Scripts of semaphores: what each command answers, which calls that wait end with it, and what those who watch are told.
 
-#[path = "support/lock_state.rs"]
-mod lock_state;
 #[path = "support/lock_watch.rs"]
 mod lock_watch;
 #[path = "support/operator.rs"]
@@ -28,9 +26,9 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use self::lock_state::LockState;
 use self::lock_watch::Watcher;
 use self::support::{Harness, call_name, called, command, given_token, show_answer};
+use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/semaphore" => run }
 
@@ -167,7 +165,6 @@ struct Runner {
     watcher: Watcher,
     /// Events that no line has shown yet.
     events: String,
-    pretends: bool,
 }
 
 impl goldenscript::Runner for Runner {
@@ -232,7 +229,6 @@ impl Runner {
             counts: Counts::default(),
             watcher: Watcher::default(),
             events: String::new(),
-            pretends: false,
         }
     }
 
@@ -264,7 +260,7 @@ impl Runner {
     }
 
     fn pretend(&mut self, locks: u64) {
-        self.pretends = true;
+        self.harness.pretends = true;
         let key = Key::new(slot::of_locks("default"), Kind::LockNamespace).tail(b"default");
         let records = &mut self.harness.store.records;
         let counters = decode::<LockNamespace>(&records[key.bytes()]);
@@ -293,9 +289,8 @@ impl Runner {
             let shown = lock_watch::show(event);
             writeln!(self.events, "{}.{ordinal} {shown}", applied.index).expect("text grows");
         }
-        if !self.pretends {
+        if !self.harness.pretends {
             let state = LockState::read(&self.harness.store);
-            state.check(self.harness.now_ms);
             self.watcher.check(&state);
         }
         text

@@ -28,6 +28,9 @@ use crate::network::Lane;
 use crate::node::{Caller, Task};
 use crate::world::{World, trace};
 
+/// What is counted in a state is there, and what refers to a record finds it.
+const WHOLE: &str = "the state is whole";
+
 impl World {
     pub(crate) fn carry_out(&mut self, node: NodeId, shard: ShardId, effects: Vec<Effect>) {
         let life = self.nodes[&node].life;
@@ -286,12 +289,18 @@ impl World {
             let Some(host) = host else { return };
             let read = evidence::catch(Path::new(""), || {
                 let lives = first.then(|| Lives::of(&host.store, shard, shards));
-                (lives, host.machine.apply(&mut host.store, index, term, &data))
+                let applied = host.machine.apply(&mut host.store, index, term, &data);
+                let wrong = first.then(|| host.machine.check(&host.store).err()).flatten();
+                (lives, applied, wrong)
             });
-            let Ok((lives, mut applied)) = read else {
+            let Ok((lives, mut applied, wrong)) = read else {
                 self.step(node, shard, Input::Applied(all));
                 return self.find_damage(node, shard);
             };
+            let broken = wrong.into_iter().map(|what| {
+                Violation::new(WHOLE, format!("n{node}/s{shard} after {index}@{term}: {what}"))
+            });
+            self.violations.extend(broken);
             host.overlay_bytes += data.len() as u64;
             applied.overlay_bytes = host.changed_bytes();
             if host.role.role == Role::Leader && host.role.term == term {

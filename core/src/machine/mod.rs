@@ -12,6 +12,7 @@ mod directory;
 mod dispatch;
 mod event;
 mod fence;
+pub mod invariants;
 mod lock;
 mod measure;
 mod namespace;

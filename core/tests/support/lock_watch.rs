@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use trefoil_core::machine::{Applied, Body};
 use trefoil_proto::lock::v1::{LockEvent, LockEventKind as Kind, LockMode};
 
-use crate::lock_state::LockState;
+use trefoil_core::machine::invariants::LockState;
 
 /// Namespace, lock, session.
 type Place = (String, String, u64);

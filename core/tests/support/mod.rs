@@ -22,6 +22,9 @@ use trefoil_proto::internal::v1::{
 /// Wall clock at log time 0.
 pub const WALL_MS: u64 = 1_750_000_000_000;
 
+/// Records of a state that is looked at after each entry.
+const RECORDS_CHECKED_MAX: usize = 500;
+
 /// One shard of a cluster with one data shard.
 #[derive(Debug)]
 pub struct Harness {
@@ -35,6 +38,8 @@ pub struct Harness {
     pub tried: (u32, u64),
     /// Answers of the last entry that were remembered ones.
     pub recalled: Vec<(u32, Position)>,
+    /// Counters were set to what there is not.
+    pub pretends: bool,
     calls: CallId,
     /// The newest session of each namespace: what is drawn for them counts, so that tests can name them.
     sessions: BTreeMap<String, u64>,
@@ -56,8 +61,19 @@ impl Harness {
         let (term, now_ms, calls) = (BIRTH_TERM, 0, 0);
         let (asks, tried, recalled) = (0, (0, 0), Vec::new());
         let (sessions, opens) = (BTreeMap::new(), BTreeSet::new());
-        let mut harness =
-            Self { machine, store, term, now_ms, asks, tried, recalled, calls, sessions, opens };
+        let mut harness = Self {
+            machine,
+            store,
+            term,
+            now_ms,
+            asks,
+            tried,
+            recalled,
+            pretends: false,
+            calls,
+            sessions,
+            opens,
+        };
         harness.new_term();
         harness.advance(10_000);
         harness
@@ -104,6 +120,11 @@ impl Harness {
         };
         let applied = self.machine.apply(&mut self.store, index, self.term, &entry.encode_to_vec());
         self.recalled.clone_from(&applied.recalled);
+        // Looking at a large state after each entry would take the time of all tests.
+        let is_small = self.store.records.len() <= RECORDS_CHECKED_MAX;
+        if !self.pretends && (is_small || index.is_multiple_of(64)) {
+            assert_eq!(self.machine.check(&self.store), Ok(()));
+        }
         applied
     }
 
