@@ -6,10 +6,10 @@ use trefoil_proto::cache::v1 as api;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{CacheItem, Refusal, answer};
 
-use super::{
-    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered,
-    namespace_copy, refuse, timers,
+use super::context::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, refuse,
 };
+use super::{namespace_copy, timers};
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{KEY_BYTES_MAX, NAME_BYTES_MAX};

@@ -4,10 +4,11 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Catalogue, CatalogueCounters, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
 
-use super::{
-    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, namespace,
-    refuse, refuse_with,
+use super::context::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, refuse,
+    refuse_with,
 };
+use super::namespace;
 use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, PARTITIONS_MAX};

@@ -4,10 +4,8 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Refusal, answer};
 
-use super::{
-    Applied, CommandContext, CommandOutcome, CommandResult, Machine, Outcome, dispatch, fence,
-    lock, queue, refuse, refused, requests,
-};
+use super::context::{CommandContext, CommandOutcome, CommandResult, Outcome, refuse, refused};
+use super::{Applied, Machine, dispatch, fence, lock, queue, requests};
 use crate::store::Store;
 use crate::{Position, slot};
 

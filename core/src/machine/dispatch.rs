@@ -3,7 +3,7 @@
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::query::Query;
 
-use super::{CommandContext, CommandResult, QueryContext, QueryOutcome};
+use super::context::{CommandContext, CommandResult, QueryContext, QueryOutcome};
 use crate::store::Store;
 
 /// Everything that has the name of a command or a query.

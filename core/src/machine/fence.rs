@@ -25,7 +25,7 @@ use trefoil_proto::internal::v1::{
     answer,
 };
 
-use super::{
+use super::context::{
     CommandContext, CommandResult, QueryContext, QueryOutcome, answered, done, refuse, refuse_with,
 };
 use crate::check;

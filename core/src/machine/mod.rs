@@ -6,6 +6,7 @@
 mod cache;
 mod catalogue;
 mod command;
+mod context;
 mod counts;
 mod digest;
 mod directory;
@@ -19,22 +20,22 @@ mod namespace;
 mod namespace_copy;
 mod parked;
 mod polls;
+mod progress;
 mod queue;
 mod requests;
 mod timers;
 
-use bytes::Bytes;
 use prost::Message as _;
-use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{
-    Answer, Command, Done, Drawn, Entry, Progress, Query, Refusal, answer, query,
-};
+use trefoil_proto::common::v1::Reason;
+use trefoil_proto::internal::v1::{Answer, Command, Entry, Progress, Query, query};
 
 use crate::key::{Key, Kind};
 use crate::store::{Store, Txn};
-use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, Position, ShardId, check, limits, slot};
+use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, Position, ShardId, limits, slot};
 
 pub use self::catalogue::QUEUE_CREATION;
+use self::context::{CommandContext, Output, QueryContext, answered, refuse};
+pub use self::context::{Outcome, QueryOutcome, Settled, WaiterId};
 pub use self::counts::Counts;
 pub use self::digest::Digest;
 pub use self::directory::Directory;
@@ -42,30 +43,6 @@ pub use self::event::{Body, Event};
 pub use self::fence::fenced;
 pub use self::lock::{caller_lost, is_grant, take_back};
 pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
-
-/// Names a command that waits in the state (a lock waiter), so that whoever asked can be told when it ends.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct WaiterId(pub Bytes);
-
-/// How one command ended, as far as its own entry says.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
-    /// Answered, or refused by the state: definite either way.
-    Answered(Answer),
-    /// It waits in the state; a later entry settles it.
-    Waiting(WaiterId),
-}
-
-/// A command that had been waiting and is answered now.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Settled {
-    /// Which one.
-    pub waiter: WaiterId,
-    /// Its request id, under which the answer is remembered.
-    pub request_id: Option<RequestId>,
-    /// The answer.
-    pub answer: Answer,
-}
 
 /// What one entry did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -100,112 +77,6 @@ pub struct Applied {
     pub digest_point: bool,
     /// Bytes of changed state in memory; filled in by whoever owns the store.
     pub overlay_bytes: u64,
-}
-
-/// How a read ended.
-#[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant, reason = "most are answers")]
-pub enum QueryOutcome {
-    /// Answered at the applied index.
-    Answered(Answer),
-    /// The value's time is up by the leader's clock, and not yet by the log: move log time to this and ask again.
-    Due(u64),
-    /// It waits as a long poll; [`Applied::polls`] or [`Machine::cancel`] ends it.
-    Parked,
-}
-
-/// What services may touch while they apply one command.
-struct CommandContext<'a> {
-    txn: Txn<'a>,
-    /// Log time of the entry in ms.
-    now_ms: u64,
-    /// The leader's wall clock then, in ms: for people alone.
-    wall_ms: u64,
-    /// Index and term of the entry.
-    index: u64,
-    term: u64,
-    /// Log time of the first stamped entry of the term.
-    term_started_ms: u64,
-    /// Slot of the command; every record that it touches begins with it.
-    slot: u16,
-    /// The command; none where a timer fires.
-    command: Option<&'a Command>,
-    /// Number of data shards.
-    shards: u32,
-    namespaces: namespace_copy::Policy,
-    requests: requests::Horizon,
-    output: Output,
-}
-
-impl CommandContext<'_> {
-    /// What was drawn for the command.
-    fn drawn(&self) -> Result<Drawn, Refusal> {
-        let drawn = self.command.and_then(|command| command.chance);
-        drawn.ok_or_else(|| check::invalid("chance", "set"))
-    }
-}
-
-/// What services may read while they answer one query.
-struct QueryContext<'a, S> {
-    store: &'a S,
-    /// Slot of the query.
-    slot: u16,
-    /// Node that the client spoke to.
-    agent: u64,
-    /// The leader's estimate of log time in ms.
-    now_ms: u64,
-    /// The call that asks.
-    call: CallId,
-    /// Number of data shards.
-    shards: u32,
-    progress: &'a Progress,
-    directory: &'a mut Directory,
-    polls: &'a mut polls::Polls,
-    parked: &'a mut parked::ParkedCalls,
-}
-
-/// What a command says beside its answer. Dropped with the transaction when the command is refused.
-#[derive(Default)]
-struct Output {
-    counts: Counts,
-    settled: Vec<Settled>,
-    events: Vec<Event>,
-    /// Partitions that gained a message to deliver: (queue id, partition).
-    ready: Vec<(u64, u32)>,
-    /// Records that calls wait for, and what those are answered.
-    parked: Vec<(Bytes, Answer)>,
-    /// Change of the number of messages that are neither acknowledged, dead nor expired.
-    backlog: i64,
-    /// Change of what there is of locks.
-    locks: measure::Changes,
-    namespaces: namespace_copy::Changes,
-    /// When a request client that is forgotten was last seen, in log time.
-    forgotten_seen_at_ms: Option<u64>,
-    /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).
-    lines: Vec<(Bytes, Option<u64>)>,
-}
-
-/// What a service does with a command: an answer, a place among the waiting, or a refusal that changes nothing.
-enum CommandOutcome {
-    Answer(answer::Answer),
-    Wait(WaiterId),
-}
-
-type CommandResult = Result<CommandOutcome, Refusal>;
-
-/// A refusal with its sentence.
-fn refuse(reason: Reason, message: impl Into<String>) -> Refusal {
-    Refusal { reason: reason.into(), message: message.into(), ..Refusal::default() }
-}
-
-/// A refusal that carries facts for programs.
-fn refuse_with<const N: usize>(
-    reason: Reason,
-    message: impl Into<String>,
-    facts: [(&str, String); N],
-) -> Refusal {
-    let metadata = facts.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
-    Refusal { metadata, ..refuse(reason, message) }
 }
 
 /// The replicated state of one shard, beside its store.
@@ -455,17 +326,4 @@ impl Machine {
         calls.extend(self.parked.clear());
         calls
     }
-}
-
-/// The answer of a command that had nothing more to say.
-fn done() -> CommandOutcome {
-    CommandOutcome::Answer(answer::Answer::Done(Done {}))
-}
-
-fn refused(refusal: Refusal) -> Outcome {
-    Outcome::Answered(refusal.into())
-}
-
-fn answered(answer: impl Into<Answer>) -> QueryOutcome {
-    QueryOutcome::Answered(answer.into())
 }

@@ -10,11 +10,12 @@ use trefoil_proto::internal::v1::{
     NamespaceCounters, NamespaceRecord, NamespaceStep, Refusal, answer,
 };
 
-use super::namespace_copy::Changes;
-use super::{
-    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, catalogue,
-    done, refuse, refuse_with,
+use super::catalogue;
+use super::context::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, done,
+    refuse, refuse_with,
 };
+use super::progress::NamespaceChanges;
 use crate::check::{self, DEFAULT_NAMESPACE};
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, NAMESPACE_QUEUES_MAX, NAMESPACES_MAX, PAGE_ITEMS_MAX};
@@ -105,7 +106,8 @@ pub(super) fn set_namespace_policy(
     let unknown = check::unknown_namespaces(request.unknown)?;
     expect(request.expected_version, context.namespaces.policy_version)?;
     let version = context.namespaces.policy_version + 1;
-    context.output.namespaces = Changes { policy: Some((version, unknown)), removed_version: 0 };
+    context.output.namespaces =
+        NamespaceChanges { policy: Some((version, unknown)), removed_version: 0 };
     Ok(CommandOutcome::Answer(answer::Answer::SetNamespacePolicy(
         api::SetNamespacePolicyResponse { header: None, unknown: unknown.into(), version },
     )))

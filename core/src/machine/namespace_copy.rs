@@ -1,60 +1,22 @@
 //! Namespaces at a data shard: what the meta shard has decided, as far as this shard has been told.
 
-use trefoil_proto::cluster::v1::{NamespaceUsage, UnknownNamespaces};
+use trefoil_proto::cluster::v1::NamespaceUsage;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{
     ConfigureNamespace, ConfigureNamespacePolicy, FindNamespace, LockNamespace,
-    NamespaceConfigured, NamespaceCopy, NamespaceHere, Progress, Refusal, answer,
+    NamespaceConfigured, NamespaceCopy, NamespaceHere, Refusal, answer,
 };
 
-use super::{
-    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, namespace,
-    refuse, refuse_with,
+use super::context::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, refuse,
+    refuse_with,
 };
+use super::namespace;
 use crate::check::{self, DEFAULT_NAMESPACE};
 use crate::key::{Key, Kind};
 use crate::limits::NAME_BYTES_MAX;
 use crate::slot::{SYSTEM_SLOT, of_locks};
 use crate::store::{Store, decode};
-
-/// What commands must know of the policy: a part of the shard's progress, in memory.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Policy {
-    /// Only declared namespaces may be used.
-    pub(super) must_be_known: bool,
-    pub(super) policy_version: u64,
-    /// Highest version of a namespace that was removed here.
-    removed_version: u64,
-}
-
-/// What a command changes of it.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Changes {
-    pub(super) policy: Option<(u64, UnknownNamespaces)>,
-    /// Version of the namespace that it removed; 0 for none.
-    pub(super) removed_version: u64,
-}
-
-impl From<&Progress> for Policy {
-    fn from(progress: &Progress) -> Self {
-        Self {
-            must_be_known: progress.unknown_namespaces() == UnknownNamespaces::Refused,
-            policy_version: progress.namespace_policy_version,
-            removed_version: progress.namespace_removed_version,
-        }
-    }
-}
-
-impl Changes {
-    pub(super) fn apply(self, progress: &mut Progress) {
-        if let Some((version, unknown)) = self.policy {
-            progress.namespace_policy_version = version;
-            progress.set_unknown_namespaces(unknown);
-        }
-        progress.namespace_removed_version =
-            progress.namespace_removed_version.max(self.removed_version);
-    }
-}
 
 /// Learns of a namespace, or that it is gone. The shard of its locks refuses the latter while there is something left.
 pub(super) fn configure_namespace(

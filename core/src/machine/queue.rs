@@ -13,10 +13,11 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::queue::v1::{AckResponse, Delivery, DequeueResponse, EnqueueResponse};
 
-use super::{
+use super::context::{
     CommandContext, CommandOutcome, CommandResult, Outcome, QueryContext, QueryOutcome, answered,
-    done, refuse, refuse_with, timers,
+    done, refuse, refuse_with,
 };
+use super::timers;
 use crate::key::{Key, Kind};
 use crate::lease::LeaseId;
 use crate::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, DELIVERIES_MAX, PARTITIONS_MAX};

@@ -4,36 +4,16 @@
 
 use bytes::Bytes;
 use trefoil_proto::common::v1::{Reason, RequestId};
-use trefoil_proto::internal::v1::{
-    Answer, Command, Progress, Refusal, RequestAnswer, RequestClient, answer,
-};
+use trefoil_proto::internal::v1::{Answer, Command, Refusal, RequestAnswer, RequestClient, answer};
 use trefoil_proto::reason::Effect;
 
-use super::{CommandContext, Outcome, queue, refuse, refuse_with, timers};
+use super::context::{CommandContext, Outcome, refuse, refuse_with};
+use super::{queue, timers};
 use crate::key::{Key, Kind};
-use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUEST_CLIENT_IDLE_MS, REQUESTS_OPEN_MAX};
+use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{decode, prefix_end};
 use crate::{Position, check};
-
-/// How far the memory of a shard reaches.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Horizon {
-    /// Whoever was seen at this log time or later is known.
-    known_from_ms: u64,
-    /// How long a client is known after it was last seen.
-    idle_ms: u64,
-}
-
-impl From<&Progress> for Horizon {
-    fn from(progress: &Progress) -> Self {
-        let idle_ms = match progress.request_client_idle_ms {
-            0 => REQUEST_CLIENT_IDLE_MS,
-            idle_ms => idle_ms,
-        };
-        Self { known_from_ms: progress.requests_known_from_ms, idle_ms }
-    }
-}
 
 /// The remembered answer, and where it was decided; none when the command is to be executed.
 pub(super) fn recall(

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 
-use super::CommandContext;
+use super::context::CommandContext;
 use crate::key::{Key, Kind};
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{Store, prefix_end};

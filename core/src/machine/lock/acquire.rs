@@ -3,7 +3,8 @@
 use trefoil_proto::internal::v1::{CallName, Refusal, Wait, Waiter, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{CommandContext, CommandOutcome, CommandResult, timers};
+use super::super::context::{CommandContext, CommandOutcome, CommandResult};
+use super::super::timers;
 use super::handoff::add_acquirer;
 use super::keys::timer_rest;
 use super::several::wanted;

@@ -8,10 +8,10 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1 as api;
 
-use super::super::{
+use super::super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
-    requests,
 };
+use super::super::requests;
 use super::latch::park;
 use super::view::{View, end};
 use super::{LockTxn, check_name, limit_reached, session_expired, stripped, text_of};

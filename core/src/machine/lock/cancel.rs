@@ -6,7 +6,8 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::LockEventKind;
 
-use super::super::{CommandContext, CommandResult, done, requests};
+use super::super::context::{CommandContext, CommandResult, done};
+use super::super::requests;
 use super::acquire::wants_of;
 use super::{LockTxn, stripped};
 use crate::check;

@@ -6,7 +6,9 @@ use trefoil_proto::common::v1::Value;
 use trefoil_proto::internal::v1::{Hold, Proclaimed, Refusal, Wait, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome};
+use super::super::context::{
+    CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome,
+};
 use super::acquire::acquire;
 use super::keys::number_of;
 use super::view::{View, end};

@@ -3,7 +3,8 @@
 use trefoil_proto::internal::v1::{Done, Hold, Session, Wait, answer};
 use trefoil_proto::lock::v1::{LockEvent, LockEventKind, WatchLocksRequest};
 
-use super::super::{Body, Event, QueryContext, QueryOutcome, answered};
+use super::super::context::{QueryContext, QueryOutcome, answered};
+use super::super::{Body, Event};
 use super::LockTxn;
 use super::several::wanted;
 

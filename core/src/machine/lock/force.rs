@@ -4,7 +4,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{ForceStep, ForcedStep, Holder, Refusal, answer};
 use trefoil_proto::lock::v1::LockEventKind;
 
-use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
+use super::super::context::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
 use super::keys::number_of;
 use super::{LockTxn, check_name, delays};
 use crate::store::{decode, prefix_end};

@@ -6,7 +6,8 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{CommandContext, Settled, timers};
+use super::super::context::{CommandContext, Settled};
+use super::super::timers;
 use super::keys::{number_of, ordinal_of, timer_rest};
 use super::semaphore::permits_held;
 use super::several::wanted;

@@ -4,7 +4,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{AwaitLatch, Latch, LatchSeen, Refusal, answer};
 use trefoil_proto::lock::v1 as api;
 
-use super::super::{
+use super::super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, refuse,
     refuse_with,
 };

@@ -2,7 +2,7 @@
 
 use trefoil_proto::internal::v1::{Claim, FindPlace, Place, Refusal, answer};
 
-use super::super::{QueryContext, QueryOutcome, answered};
+use super::super::context::{QueryContext, QueryOutcome, answered};
 use super::acquire::wants_of;
 use super::several::wanted;
 use super::stripped;

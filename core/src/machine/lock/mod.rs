@@ -60,7 +60,7 @@ pub(super) mod handlers {
     pub(in super::super) use super::view::*;
 }
 
-use super::{CommandContext, WaiterId, refuse, refuse_with};
+use super::context::{CommandContext, WaiterId, refuse, refuse_with};
 use crate::key::Key;
 use crate::limits::{
     ANSWERS_FORGOTTEN_MAX, KEYS_PER_COMMAND_MAX, LOCKS_PER_ACQUIRE_MAX, NAME_BYTES_MAX,

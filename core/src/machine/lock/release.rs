@@ -4,7 +4,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Claim, Refusal, ReleaseHeld, ReleasedHeld, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind};
 
-use super::super::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
+use super::super::context::{CommandContext, CommandOutcome, CommandResult, refuse, refuse_with};
 use super::{LockTxn, STEP_MAX, check_name, names_grant, text_of};
 use crate::check;
 use crate::limits::NAME_BYTES_MAX;

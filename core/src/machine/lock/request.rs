@@ -5,7 +5,7 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockEvent, LockEventKind};
 
-use super::super::{
+use super::super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered,
 };
 use super::keys::number_of;

@@ -3,7 +3,7 @@
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CallName, Command, Hold, Want, answer};
 
-use super::super::{CommandContext, CommandOutcome, CommandResult};
+use super::super::context::{CommandContext, CommandOutcome, CommandResult};
 use super::acquire::wants_of;
 use super::handoff::add_acquirer;
 use super::{LockTxn, names_grant};

@@ -8,7 +8,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Hold, Lock, Refusal, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
-use super::super::{
+use super::super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
 };
 use super::acquire::Call;

@@ -5,7 +5,8 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Drawn, Refusal, Session, SessionMetadata, answer};
 use trefoil_proto::lock::v1 as api;
 
-use super::super::{CommandContext, CommandOutcome, CommandResult, namespace_copy, refuse, timers};
+use super::super::context::{CommandContext, CommandOutcome, CommandResult, refuse};
+use super::super::{namespace_copy, timers};
 use super::keys::{LockKeys, number_of, timer_rest};
 use super::{LockTxn, STEP_MAX, refuse_at, session_expired, take_text, text_of};
 use crate::check;

@@ -9,7 +9,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Hold, Refusal, Wait, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use super::super::refuse_with;
+use super::super::context::refuse_with;
 use super::acquire::Call;
 use super::handoff::add_waiter_as_acquirer;
 use super::{LockTxn, convert_needed, is_wanted};

@@ -10,7 +10,7 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
-use super::super::{QueryContext, QueryOutcome, answered};
+use super::super::context::{QueryContext, QueryOutcome, answered};
 use super::keys::{LockKeys, number_of, ordinal_of};
 use super::session::due_ms;
 use super::several::wanted;
