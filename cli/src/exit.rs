@@ -4,8 +4,6 @@ use std::process::ExitCode;
 
 use trefoil_client::{Error, Reason};
 
-use crate::output;
-
 /// Nothing there: the lock was not acquired, the queue is empty, the key is missing.
 pub(crate) const NOTHING: u8 = 2;
 /// The lock was lost while its command ran (EX_TEMPFAIL of sysexits.h).
@@ -42,12 +40,13 @@ impl Failure {
         Self { code, ..self }
     }
 
-    /// Says it, and returns the exit code.
-    pub(crate) fn report(&self) -> ExitCode {
-        output::note(&format!("trefoil: {}", self.message));
-        for line in self.details.iter().chain(&self.next) {
-            output::note(&format!("         {line}"));
-        }
+    /// What to say of it.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let more = self.details.iter().chain(&self.next).map(|line| format!("         {line}"));
+        std::iter::once(format!("trefoil: {}", self.message)).chain(more).collect()
+    }
+
+    pub(crate) fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.code)
     }
 }

@@ -2,6 +2,7 @@
 
 mod args;
 mod client;
+mod commands;
 mod exit;
 mod output;
 
@@ -30,9 +31,9 @@ mod version;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 
-use args::{Arguments, Command};
+use commands::{Arguments, Command};
 use exit::Failure;
 
 /// Time that work in the background has left when the command is done, such as closing a session.
@@ -54,7 +55,7 @@ fn main() -> ExitCode {
         });
     match ended {
         Ok(code) => code,
-        Err(failure) => failure.report(),
+        Err(failure) => output::report(&failure),
     }
 }
 
@@ -75,7 +76,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Bench(bench) => bench::run(bench, &client, output).await,
         Command::Health(health) => health::run(&health, &client, output).await,
         Command::Version => version::run(output),
-        Command::Completions { shell } => manual::completions(shell),
-        Command::Man { dir } => manual::man(&dir),
+        Command::Completions { shell } => manual::completions(shell, Arguments::command()),
+        Command::Man { dir } => manual::man(&dir, Arguments::command()),
     }
 }

@@ -3,22 +3,24 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use clap::CommandFactory as _;
+use clap::Command;
 
-use crate::args::Arguments;
 use crate::exit::Failure;
 use crate::output;
 
-pub(crate) fn completions(shell: clap_complete::Shell) -> Result<ExitCode, Failure> {
+pub(crate) fn completions(
+    shell: clap_complete::Shell,
+    mut command: Command,
+) -> Result<ExitCode, Failure> {
     let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Arguments::command(), "trefoil", &mut script);
+    clap_complete::generate(shell, &mut command, "trefoil", &mut script);
     output::raw(&script)?;
     Ok(ExitCode::SUCCESS)
 }
 
-pub(crate) fn man(dir: &Path) -> Result<ExitCode, Failure> {
-    let written = std::fs::create_dir_all(dir)
-        .and_then(|()| clap_mangen::generate_to(Arguments::command(), dir));
+pub(crate) fn man(dir: &Path, command: Command) -> Result<ExitCode, Failure> {
+    let written =
+        std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(command, dir));
     written.map_err(|error| {
         Failure::new(format!("cannot write manual pages to {}: {error}", dir.display()))
     })?;

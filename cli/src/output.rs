@@ -1,6 +1,7 @@
 //! The only place that writes: results to standard output, all else to standard error.
 
 use std::io::{self, Write as _};
+use std::process::ExitCode;
 
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Serialize, Serializer};
@@ -76,6 +77,12 @@ pub(crate) fn raw(bytes: &[u8]) -> Result<bool, Failure> {
         Err(error) => Err(Failure::new(format!("cannot write to standard output: {error}"))),
         Ok(()) => Ok(true),
     }
+}
+
+/// Says why a command failed, and returns its exit code.
+pub(crate) fn report(failure: &Failure) -> ExitCode {
+    failure.lines().iter().for_each(|line| note(line));
+    failure.exit_code()
 }
 
 /// Says something to the person, apart from the result.
