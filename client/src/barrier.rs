@@ -43,6 +43,27 @@ pub struct Entrance {
     round: u64,
 }
 
+impl Session {
+    /// A barrier that this session is to enter with others: 1 to 1,000 parties, the same for all. Name: 1 to 255 bytes.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let session = client.session(Duration::from_secs(10)).await?;
+    /// let barrier = session.barrier("step-1", 3);
+    /// if let Some(entrance) = barrier.enter(Duration::from_secs(60)).await? {
+    ///     println!("all three are here, in round {}", entrance.round());
+    ///     entrance.leave(Duration::from_secs(60)).await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn barrier(&self, name: impl Into<String>, parties: u32) -> Barrier {
+        Barrier::new(self.clone(), name.into(), parties)
+    }
+}
+
 impl Barrier {
     pub(crate) fn new(session: Session, name: String, parties: u32) -> Self {
         Self { session, name, parties }

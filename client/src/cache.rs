@@ -51,6 +51,26 @@ pub struct Put {
     request: PutRequest,
 }
 
+impl Client {
+    /// The cache.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// client.cache().put("greeting", "hello").ttl(Duration::from_secs(60)).await?;
+    /// if let Some(entry) = client.cache().get("greeting").await? {
+    ///     println!("version {}", entry.version);
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn cache(&self) -> Cache {
+        Cache::new(self.clone())
+    }
+}
+
 impl Cache {
     pub(crate) fn new(client: Client) -> Self {
         Self { client, fence: None }
@@ -58,6 +78,18 @@ impl Cache {
 
     /// The same cache, for calls under the token of a grant: `cache.with_fence(&guard)`. The calls are refused with FENCED
     /// once a newer holder of the lock has used the shard of their key; a get counts as a use.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// if let Some(guard) = client.lock("report").wait(Duration::from_secs(5)).acquire().await? {
+    ///     // Refused as soon as somebody else has held the lock and written.
+    ///     client.cache().with_fence(&guard).put("report", "done").await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     #[must_use]
     pub fn with_fence(&self, fence: impl Into<Fence>) -> Self {
         Self { client: self.client.clone(), fence: Some(fence.into()) }

@@ -8,22 +8,15 @@ use tokio::time::Instant;
 use trefoil_proto::cluster::v1::StatusRequest;
 
 use crate::boot::BootInstant;
-use crate::cache::Cache;
-use crate::cluster::Cluster;
 use crate::error::Error;
-use crate::lock::{Lock, Locks, OpenSession};
-use crate::namespaces::Namespaces;
 use crate::node::Transport;
 use crate::operation::{Lane, Request};
-use crate::queue::Queue;
 use crate::request_id::Ids;
 use crate::retry;
 use crate::route::{Routes, RoutingKey};
 
 /// How long a call may take, its wait apart.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// TTL of a session that is opened for one lock.
-const LOCK_TTL: Duration = Duration::from_secs(10);
 /// Pause between two looks at who leads.
 const REFRESH_PAUSE: Duration = Duration::from_millis(200);
 /// Time that a node has to say who leads.
@@ -95,46 +88,6 @@ impl Client {
     #[must_use]
     pub fn namespace(&self) -> &str {
         &self.namespace
-    }
-
-    /// The cache.
-    #[must_use]
-    pub fn cache(&self) -> Cache {
-        Cache::new(self.clone())
-    }
-
-    /// Locks, and what is built of them.
-    #[must_use]
-    pub fn locks(&self) -> Locks {
-        Locks::new(self.clone())
-    }
-
-    /// A session that is kept alive in the background and lives for `ttl` (100 ms to a day) after that ends.
-    pub fn session(&self, ttl: Duration) -> OpenSession {
-        OpenSession::new(self.clone(), ttl)
-    }
-
-    /// A lock to be held by a session of its own, which begins and ends with it.
-    pub fn lock(&self, name: impl Into<String>) -> Lock<OpenSession> {
-        Lock::new(self.session(LOCK_TTL), name.into())
-    }
-
-    /// One queue.
-    #[must_use]
-    pub fn queue(&self, name: impl Into<Arc<str>>) -> Queue {
-        Queue::new(self.clone(), name.into())
-    }
-
-    /// The cluster itself.
-    #[must_use]
-    pub fn cluster(&self) -> Cluster {
-        Cluster::new(self.clone())
-    }
-
-    /// The namespaces of the cluster: which are declared, and with which limits.
-    #[must_use]
-    pub fn namespaces(&self) -> Namespaces {
-        Namespaces::new(self.clone())
     }
 
     /// Sends a message of the contract as it is, apart from its request id: what the typed calls are made of.

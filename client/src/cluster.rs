@@ -21,6 +21,14 @@ pub struct NodeStatus {
     pub status: Result<StatusResponse, Error>,
 }
 
+impl Client {
+    /// The cluster itself.
+    #[must_use]
+    pub fn cluster(&self) -> Cluster {
+        Cluster::new(self.clone())
+    }
+}
+
 impl Cluster {
     pub(crate) fn new(client: Client) -> Self {
         Self { client }

@@ -54,6 +54,27 @@ pub struct Observation {
     index: u64,
 }
 
+impl Session {
+    /// An election in which this session is to campaign. Name: 1 to 255 bytes; it is that of a lock.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let session = client.session(Duration::from_secs(10)).await?;
+    /// let campaign = session.election("primary").value("10.0.0.2:5432");
+    /// if let Some(leadership) = campaign.wait(Duration::from_secs(60)).campaign().await? {
+    ///     println!("this process leads, with token {}", leadership.token());
+    ///     leadership.resign().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn election(&self, name: impl Into<String>) -> Election {
+        Election::new(self.clone(), name.into())
+    }
+}
+
 impl Observation {
     /// The present leader first, then each other leader or value, none while nobody leads. Changes that follow each other
     /// quickly may come as one. Dropping the future loses nothing.

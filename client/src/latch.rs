@@ -30,6 +30,18 @@ pub struct SetLatch {
 
 impl Locks {
     /// A latch. Name: 1 to 255 bytes.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let ready = client.locks().latch("ready");
+    /// ready.set(3).await?;
+    /// println!("{} are left", ready.count_down(1).await?);
+    /// println!("open: {}", ready.wait(Duration::from_secs(60)).await?);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn latch(&self, name: impl Into<String>) -> Latch {
         Latch { client: self.client().clone(), name: name.into() }
     }

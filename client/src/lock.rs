@@ -15,6 +15,9 @@ use crate::millis;
 use crate::session::Session;
 use crate::{Client, Error};
 
+/// TTL of a session that is opened for one lock.
+const LOCK_TTL: Duration = Duration::from_secs(10);
+
 /// The locks of a namespace.
 #[derive(Clone, Debug)]
 pub struct Locks {
@@ -50,6 +53,77 @@ pub struct Guard {
     /// The token that it began with.
     first_token: u64,
     released: bool,
+}
+
+impl Session {
+    /// A lock that this session is to hold. Name: 1 to 255 bytes.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let session = client.session(Duration::from_secs(10)).await?;
+    /// let guard = session.lock("printer").wait(Duration::from_secs(5)).acquire().await?;
+    /// println!("held: {}", guard.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lock(&self, name: impl Into<String>) -> Lock {
+        Lock::new(self.clone(), name.into())
+    }
+}
+
+impl Client {
+    /// A lock to be held by a session of its own, which begins and ends with it.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// if let Some(guard) = client.lock("printer").wait(Duration::from_secs(5)).acquire().await? {
+    ///     println!("it is ours, with token {}", guard.token());
+    ///     guard.release().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn lock(&self, name: impl Into<String>) -> Lock<OpenSession> {
+        Lock::new(self.session(LOCK_TTL), name.into())
+    }
+}
+
+impl Client {
+    /// A session that is kept alive in the background and lives for `ttl` (100 ms to a day) after that ends.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let session = client.session(Duration::from_secs(10)).owner("worker-7").await?;
+    /// println!("{} ms are left", session.remaining().as_millis());
+    /// session.close().await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn session(&self, ttl: Duration) -> OpenSession {
+        OpenSession::new(self.clone(), ttl)
+    }
+}
+
+impl Client {
+    /// Locks, and what is built of them.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// // A lock of a session that another program opened.
+    /// client.locks().release(81985529216486895, "printer", 0).await?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn locks(&self) -> Locks {
+        Locks::new(self.clone())
+    }
 }
 
 impl Locks {

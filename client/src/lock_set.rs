@@ -28,6 +28,27 @@ pub struct Guards {
     guards: Vec<Guard>,
 }
 
+impl Session {
+    /// Several locks that this session is to hold together, in mode EXCLUSIVE: at most 8, with those that [`LockSet::and`]
+    /// adds.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// let session = client.session(Duration::from_secs(10)).await?;
+    /// let guards = session.locks(["from", "to"]).wait(Duration::from_secs(5)).acquire().await?;
+    /// println!("both or neither: {}", guards.is_some());
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn locks<N: Into<String>>(&self, names: impl IntoIterator<Item = N>) -> LockSet {
+        let mode = LockMode::Exclusive.into();
+        let wish = |name: N| LockWish { name: name.into(), mode };
+        LockSet::new(self.clone(), names.into_iter().map(wish).collect())
+    }
+}
+
 impl LockSet {
     pub(crate) fn new(session: Session, locks: Vec<LockWish>) -> Self {
         Self { session, locks, wait: Duration::ZERO, lock_delay: None }

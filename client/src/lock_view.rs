@@ -76,6 +76,15 @@ impl Locks {
     }
 
     /// What happens to the locks whose names begin with `prefix`, all where it is empty.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// let mut watch = client.locks().watch("jobs/");
+    /// loop {
+    ///     println!("{:?}", watch.next().await?);
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn watch(&self, prefix: impl Into<String>) -> LockWatch {
         let namespace = self.client().owned_namespace();

@@ -28,6 +28,14 @@ pub struct Namespaces {
     client: Client,
 }
 
+impl Client {
+    /// The namespaces of the cluster: which are declared, and with which limits.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        Namespaces::new(self.clone())
+    }
+}
+
 impl Namespaces {
     pub(crate) fn new(client: Client) -> Self {
         Self { client }

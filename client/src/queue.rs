@@ -49,6 +49,29 @@ pub struct Dequeue {
     request: DequeueRequest,
 }
 
+impl Client {
+    /// One queue.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// use trefoil_client::Message;
+    ///
+    /// let jobs = client.queue("jobs");
+    /// jobs.enqueue([Message::new("resize").key("picture-1")]).await?;
+    /// for delivery in jobs.dequeue().wait(Duration::from_secs(5)).await? {
+    ///     delivery.ack().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn queue(&self, name: impl Into<Arc<str>>) -> Queue {
+        Queue::new(self.clone(), name.into())
+    }
+}
+
 impl Queue {
     pub(crate) fn new(client: Client, name: Arc<str>) -> Self {
         Self { client, name, fence: None }

@@ -39,6 +39,19 @@ pub struct PermitGuard {
 
 impl Locks {
     /// A semaphore. Name: 1 to 255 bytes; no lock has the same while it is there.
+    ///
+    /// ```no_run
+    /// # async fn example(client: trefoil_client::Client) -> Result<(), trefoil_client::Error> {
+    /// use std::time::Duration;
+    ///
+    /// client.locks().semaphore("gpu").set(4).await?;
+    /// let session = client.session(Duration::from_secs(10)).await?;
+    /// if let Some(guard) = session.semaphore("gpu").permits(2).acquire().await? {
+    ///     println!("{} permits under token {}", guard.permits(), guard.token());
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn semaphore(&self, name: impl Into<String>) -> Semaphore {
         Semaphore { client: self.client().clone(), name: name.into() }
     }

@@ -13,14 +13,10 @@ use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{
-    CloseSessionRequest, KeepAliveRequest, LockMode, LockWish, OpenSessionRequest, ReleaseAsked,
+    CloseSessionRequest, KeepAliveRequest, OpenSessionRequest, ReleaseAsked, ReleaseRequest,
 };
 
-use crate::barrier::Barrier;
 use crate::boot::BootInstant;
-use crate::election::Election;
-use crate::lock::Lock;
-use crate::lock_set::LockSet;
 use crate::release_requests;
 use crate::{Client, Error};
 
@@ -97,29 +93,6 @@ impl Session {
         self.shared.ttl
     }
 
-    /// A lock that this session is to hold. Name: 1 to 255 bytes.
-    pub fn lock(&self, name: impl Into<String>) -> Lock {
-        Lock::new(self.clone(), name.into())
-    }
-
-    /// An election in which this session is to campaign. Name: 1 to 255 bytes; it is that of a lock.
-    pub fn election(&self, name: impl Into<String>) -> Election {
-        Election::new(self.clone(), name.into())
-    }
-
-    /// A barrier that this session is to enter with others: 1 to 1,000 parties, the same for all. Name: 1 to 255 bytes.
-    pub fn barrier(&self, name: impl Into<String>, parties: u32) -> Barrier {
-        Barrier::new(self.clone(), name.into(), parties)
-    }
-
-    /// Several locks that this session is to hold together, in mode EXCLUSIVE: at most 8, with those that [`LockSet::and`]
-    /// adds.
-    pub fn locks<N: Into<String>>(&self, names: impl IntoIterator<Item = N>) -> LockSet {
-        let mode = LockMode::Exclusive.into();
-        let wish = |name: N| LockWish { name: name.into(), mode };
-        LockSet::new(self.clone(), names.into_iter().map(wish).collect())
-    }
-
     /// How long the session lives for certain if nothing more is heard; never too long.
     #[must_use]
     pub fn remaining(&self) -> Duration {
@@ -193,7 +166,14 @@ impl Session {
         if self.shared.life.borrow().over {
             return Ok(());
         }
-        or_gone(self.shared.client.locks().release(self.shared.id, name, token).await)
+        let request = ReleaseRequest {
+            namespace: self.shared.client.owned_namespace(),
+            session_id: self.shared.id,
+            name,
+            fencing_token: token,
+            request_id: None,
+        };
+        or_gone(self.shared.client.call(request).await.map(drop))
     }
 
     /// What a dropped guard does. The session stays open until it is done.
