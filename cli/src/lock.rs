@@ -5,13 +5,14 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
-use trefoil_client::{Guard, Guards, LockMode, Session};
+use trefoil_client::{Guard, Guards, Session};
 
 use crate::args::{ClientArgs, duration, entry};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
 use crate::lock_set::{Holder, Wanted, With, with};
 use crate::lock_view;
+use crate::mode::{Mode, mode_name};
 use crate::output::{self, Format, Report};
 use crate::run::RunArgs;
 use crate::session::{Signals, leave};
@@ -67,27 +68,6 @@ pub(crate) enum LockCommand {
     },
     /// Run a command while the lock is held, and exit with its code; exits with 2 when another holds the lock.
     Run(RunArgs),
-}
-
-/// How a lock is held.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-pub(crate) enum Mode {
-    /// Together with other readers.
-    Shared,
-    /// Beside readers, to be converted to exclusive.
-    Update,
-    /// Alone.
-    Exclusive,
-}
-
-impl From<Mode> for LockMode {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Shared => Self::Shared,
-            Mode::Update => Self::Update,
-            Mode::Exclusive => Self::Exclusive,
-        }
-    }
 }
 
 /// What to acquire.
@@ -345,16 +325,6 @@ async fn request_release(
     let asked = locks.request_release(name.as_str(), token, owner, reason).await?;
     output::print(format, &Asked { lock: name, asked })?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A mode in one small word; nothing where there is none.
-pub(crate) fn mode_name(mode: LockMode) -> &'static str {
-    match mode {
-        LockMode::Unspecified => "",
-        LockMode::Shared => "shared",
-        LockMode::Update => "update",
-        LockMode::Exclusive => "exclusive",
-    }
 }
 
 impl Report for Acquired {

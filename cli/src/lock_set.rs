@@ -11,7 +11,7 @@ use trefoil_client::{Client, Error, Guard, Guards, Session, WaitPlace};
 
 use crate::args::ClientArgs;
 use crate::exit::Failure;
-use crate::lock::{Mode, mode_name};
+use crate::mode::{Mode, mode_name};
 use crate::output::{self, Report};
 use crate::session::{Signals, Waited, wait_under};
 

@@ -12,7 +12,7 @@ use trefoil_client::proto::lock::v1::{
 use crate::args::ClientArgs;
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
-use crate::lock::mode_name;
+use crate::mode::mode_name;
 use crate::output::{self, Format, Report};
 
 pub(crate) async fn list(

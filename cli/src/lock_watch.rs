@@ -9,7 +9,7 @@ use trefoil_client::{LockEvent, WatchPosition};
 use crate::args::ClientArgs;
 use crate::client::connect;
 use crate::exit::Failure;
-use crate::lock::mode_name;
+use crate::mode::mode_name;
 use crate::output::{self, Format, Report};
 
 /// What to watch.

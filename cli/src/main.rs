@@ -18,6 +18,7 @@ mod lock_set;
 mod lock_view;
 mod lock_watch;
 mod manual;
+mod mode;
 mod namespace;
 mod queue;
 mod run;

@@ -20,8 +20,8 @@ use trefoil_client::{Guard, Guards, Session};
 
 use crate::args::{ClientArgs, duration, entry};
 use crate::exit::{Failure, LOST, NOTHING};
-use crate::lock::Mode;
 use crate::lock_set::{Holder, Wanted, With, with};
+use crate::mode::Mode;
 use crate::output;
 use crate::session::{Signals, Waited, close, code_of_signal};
 

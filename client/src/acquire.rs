@@ -11,10 +11,10 @@ use trefoil_proto::lock::v1::{
     AcquireRequest, AcquireResponse, AcquireStreamRequest, AcquireStreamResponse, WaitPlace,
 };
 
+use crate::lane::Lane;
 use crate::node::{Failed, Node};
-use crate::operation::Lane;
 use crate::retry::RetryState;
-use crate::route::RoutingKey;
+use crate::routing_key::RoutingKey;
 use crate::stream::StreamError;
 use crate::{Client, Error};
 

@@ -1,27 +1,20 @@
 //! The client: a cheap handle on the connections to one cluster.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
 use trefoil_proto::cluster::v1::StatusRequest;
 
 use crate::boot::BootInstant;
 use crate::error::Error;
+use crate::inner::{Inner, REFRESH_TIMEOUT};
 use crate::node::Transport;
-use crate::operation::{Lane, Request};
-use crate::request_id::Ids;
+use crate::operation::Request;
 use crate::retry;
-use crate::route::{Routes, RoutingKey};
+use crate::route::Routes;
 
 /// How long a call may take, its wait apart.
 const TIMEOUT: Duration = Duration::from_secs(10);
-/// Pause between two looks at who leads.
-const REFRESH_PAUSE: Duration = Duration::from_millis(200);
-/// Time that a node has to say who leads.
-const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
-
 /// A client of one cluster. Cloning is cheap; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Client {
@@ -38,17 +31,6 @@ pub struct Builder {
     namespace: String,
     timeout: Duration,
     transport: Transport,
-}
-
-/// What all clones share.
-#[derive(Debug)]
-pub(crate) struct Inner {
-    pub(crate) routes: Routes,
-    calls: Ids,
-    waits: Ids,
-    started: Instant,
-    /// When leaders were last asked for, in ms since the start.
-    refreshed_ms: AtomicU64,
 }
 
 impl Client {
@@ -153,9 +135,7 @@ impl Builder {
         let client = self.build()?;
         let mut last = Error::NoEndpoint;
         for node in client.inner.routes.nodes() {
-            match retry::once(&node, StatusRequest::default(), REFRESH_TIMEOUT.min(client.timeout))
-                .await
-            {
+            match node.once(StatusRequest::default(), REFRESH_TIMEOUT.min(client.timeout)).await {
                 Ok(status) => {
                     client.inner.routes.absorb(&node, &status);
                     return Ok(client);
@@ -173,50 +153,11 @@ impl Builder {
     /// # Errors
     /// When an endpoint is no URL, or there is none.
     pub fn build(self) -> Result<Client, Error> {
-        let inner = Inner {
-            routes: Routes::new(&self.endpoints, self.transport)?,
-            calls: Ids::new(),
-            waits: Ids::new(),
-            started: Instant::now(),
-            refreshed_ms: AtomicU64::new(0),
-        };
+        let inner = Inner::new(Routes::new(&self.endpoints, self.transport)?);
         Ok(Client {
             inner: Arc::new(inner),
             namespace: self.namespace.into(),
             timeout: self.timeout,
         })
-    }
-}
-
-impl Inner {
-    /// Calls that wait have names of their own: one long wait would hold back the floor of all other calls.
-    pub(crate) fn ids(&self, lane: Lane) -> &Ids {
-        match lane {
-            Lane::Calls | Lane::Renewals => &self.calls,
-            Lane::Waits => &self.waits,
-        }
-    }
-
-    /// Asks in the background who leads, unless that was asked just now.
-    pub(crate) fn refresh(self: &Arc<Self>) {
-        let now = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX).max(1);
-        let pause = u64::try_from(REFRESH_PAUSE.as_millis()).unwrap_or(u64::MAX);
-        let refreshed = self.refreshed_ms.load(Ordering::Relaxed);
-        if refreshed != 0 && now < refreshed.saturating_add(pause)
-            || self
-                .refreshed_ms
-                .compare_exchange(refreshed, now, Ordering::Relaxed, Ordering::Relaxed)
-                .is_err()
-        {
-            return;
-        }
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            let node = inner.routes.pick(RoutingKey::Any, &[]);
-            if let Ok(status) = retry::once(&node, StatusRequest::default(), REFRESH_TIMEOUT).await
-            {
-                inner.routes.absorb(&node, &status);
-            }
-        });
     }
 }

@@ -3,7 +3,6 @@
 use tokio::task::JoinSet;
 use trefoil_proto::cluster::v1::{StatusRequest, StatusResponse, TransferLeaderRequest};
 
-use crate::retry;
 use crate::{Client, Error};
 
 /// The cluster.
@@ -84,7 +83,7 @@ impl Cluster {
             .routes
             .at(endpoint)
             .ok_or_else(|| Error::InvalidEndpoint { endpoint: endpoint.to_owned() })?;
-        retry::once(&node, request, self.client.timeout()).await
+        node.once(request, self.client.timeout()).await
     }
 
     fn learn(&self, answer: NodeStatus) -> NodeStatus {

@@ -1,6 +1,7 @@
 //! How a call can end without its answer, and what the caller may do then.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tonic::{Code, Status};
 use trefoil_proto::common::v1::Reason;
@@ -66,6 +67,19 @@ pub enum Error {
 }
 
 impl Error {
+    /// The connection to a node broke.
+    pub(crate) fn broken(endpoint: &str) -> Self {
+        Self::Unreachable {
+            endpoint: endpoint.to_owned(),
+            cause: "the connection broke".to_owned(),
+        }
+    }
+
+    /// Nothing came in time.
+    pub(crate) fn late(timeout: Duration) -> Self {
+        Self::Deadline { timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }
+    }
+
     /// The reason, where the cluster itself refused.
     #[must_use]
     pub fn reason(&self) -> Option<Reason> {

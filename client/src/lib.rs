@@ -53,10 +53,13 @@ mod operation;
 mod request_id;
 mod retry;
 
+mod inner;
+mod lane;
 mod listen;
 mod namespaces;
 mod node;
 mod route;
+mod routing_key;
 mod stream;
 
 pub use barrier::{Barrier, Entrance};

@@ -12,8 +12,9 @@ use trefoil_proto::pipeline::v1::pipeline_service_client::PipelineServiceClient;
 use trefoil_proto::pipeline::v1::{call, reply};
 
 use crate::error::Error;
+use crate::lane::Lane;
 use crate::listen;
-use crate::operation::Lane;
+use crate::operation::Request;
 use crate::stream::{Stream, StreamError, WAITS_MAX};
 
 /// An advertised name that takes longer to dial is of no use: the reachable node forwards instead.
@@ -172,6 +173,26 @@ impl Node {
             Err(_) => return Err(Failed::Call(StreamError::LateUnsent)),
         };
         stream.call(operation, deadline).await.map_err(Failed::Call)
+    }
+
+    /// Runs a call once, at one node: what is asked of that node in particular.
+    pub(crate) async fn once<R: Request>(
+        &self,
+        request: R,
+        timeout: Duration,
+    ) -> Result<R::Response, Error> {
+        let deadline = Instant::now() + timeout;
+        match self.call(Lane::Calls, request.operation(), deadline).await {
+            Ok(reply::Outcome::Error(error)) => Err(Error::from_reply(error)),
+            Ok(outcome) => R::response(outcome).ok_or(Error::Protocol),
+            Err(Failed::Dial(error)) => Err(error),
+            Err(Failed::Call(StreamError::NotSent | StreamError::Broken)) => {
+                Err(Error::broken(self.endpoint()))
+            }
+            Err(Failed::Call(StreamError::Late | StreamError::LateUnsent)) => {
+                Err(Error::late(timeout))
+            }
+        }
     }
 
     async fn stream(&self, lane: Lane) -> Result<Arc<Stream>, Error> {

@@ -3,21 +3,11 @@
 use trefoil_proto::common::v1::{RequestId, ResponseHeader};
 use trefoil_proto::pipeline::v1::{call, reply};
 
-use crate::route::RoutingKey;
+use crate::lane::Lane;
+use crate::routing_key::RoutingKey;
 
 /// The shard that knows of all queues and namespaces.
 const META: u32 = 0;
-
-/// Which connection a call takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
-    /// The stream of ordinary calls, under its window.
-    Calls,
-    /// A stream on a connection of its own, so that a long wait holds up no other call.
-    Waits,
-    /// The same connection, outside the limit of waits: a renewal never stands behind them.
-    Renewals,
-}
 
 /// A request of the contract that travels in a frame. Sealed: the operations are those of `proto/`.
 pub trait Request: Clone + Send + Sync + 'static + sealed::Sealed {

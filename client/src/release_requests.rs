@@ -12,7 +12,7 @@ use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{KeepAliveStreamRequest, ReleaseAsked};
 
 use crate::node::Node;
-use crate::route::RoutingKey;
+use crate::routing_key::RoutingKey;
 use crate::session::Shared;
 use crate::{Client, Error};
 

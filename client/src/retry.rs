@@ -13,11 +13,12 @@ use trefoil_proto::pipeline::v1::{call, reply};
 use trefoil_proto::reason::{Effect, Retry, invalid};
 
 use crate::boot::BootInstant;
-use crate::client::Inner;
 use crate::error::Error;
+use crate::inner::Inner;
+use crate::lane::Lane;
 use crate::node::{Failed, Node};
-use crate::operation::{Lane, Request};
-use crate::route::RoutingKey;
+use crate::operation::Request;
+use crate::routing_key::RoutingKey;
 use crate::stream::StreamError;
 
 /// Tries of one call at most.
@@ -94,22 +95,6 @@ fn fits(operation: &call::Operation) -> Result<(), Error> {
     Err(invalid("request", format_args!("at most {REQUEST_BYTES_MAX} bytes")).into())
 }
 
-/// Runs a call once, at one node: what is asked of that node in particular.
-pub(crate) async fn once<R: Request>(
-    node: &Node,
-    request: R,
-    timeout: Duration,
-) -> Result<R::Response, Error> {
-    let deadline = Instant::now() + timeout;
-    match node.call(Lane::Calls, request.operation(), deadline).await {
-        Ok(reply::Outcome::Error(error)) => Err(Error::from_reply(error)),
-        Ok(outcome) => R::response(outcome).ok_or(Error::Protocol),
-        Err(Failed::Dial(error)) => Err(error),
-        Err(Failed::Call(StreamError::NotSent | StreamError::Broken)) => Err(broken(node)),
-        Err(Failed::Call(StreamError::Late | StreamError::LateUnsent)) => Err(late(timeout)),
-    }
-}
-
 impl RetryState {
     pub(crate) fn new(mutation: bool, deadline: Instant, timeout: Duration) -> Self {
         Self {
@@ -151,16 +136,16 @@ impl RetryState {
     ) -> Result<Duration, Error> {
         let error = match failed {
             Failed::Dial(error) => error,
-            Failed::Call(StreamError::NotSent) => broken(&node),
-            Failed::Call(StreamError::LateUnsent) => late(self.timeout),
+            Failed::Call(StreamError::NotSent) => Error::broken(node.endpoint()),
+            Failed::Call(StreamError::LateUnsent) => Error::late(self.timeout),
             Failed::Call(StreamError::Broken) => {
                 self.attempt += 1;
-                broken(&node)
+                Error::broken(node.endpoint())
             }
             Failed::Call(StreamError::Late) => {
                 self.attempt += 1;
                 node.leave_alone();
-                late(self.timeout)
+                Error::late(self.timeout)
             }
         };
         inner.refresh();
@@ -222,7 +207,7 @@ impl RetryState {
 
     /// What the caller is told.
     fn end(&mut self) -> Error {
-        let last = self.last.take().unwrap_or_else(|| late(self.timeout));
+        let last = self.last.take().unwrap_or_else(|| Error::late(self.timeout));
         if self.mutation && self.attempt > 0 && last.effect() != Effect::NoTry {
             Error::MaybeApplied { last: Box::new(last) }
         } else {
@@ -236,15 +221,4 @@ fn hint(inner: &Arc<Inner>, refused_by: &Arc<Node>, error: &Error) -> Option<Arc
     let Error::Refused { metadata, .. } = error else { return None };
     let leader = inner.routes.at(metadata.get("leader_endpoint")?)?;
     (leader.may_be_asked() && !Arc::ptr_eq(&leader, refused_by)).then_some(leader)
-}
-
-fn broken(node: &Node) -> Error {
-    Error::Unreachable {
-        endpoint: node.endpoint().to_owned(),
-        cause: "the connection broke".to_owned(),
-    }
-}
-
-fn late(timeout: Duration) -> Error {
-    Error::Deadline { timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) }
 }

@@ -4,31 +4,20 @@
 //! A node that cannot be dialled is left alone for a while, and whoever can be reached forwards.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::ResponseHeader;
 
 use crate::error::Error;
 use crate::node::{Node, Transport, endpoint_url};
+use crate::routing_key::RoutingKey;
 
 /// Nodes that a client knows at most: the members of a cluster and the endpoints that it was given.
 const NODES_MAX: usize = 32;
 /// Keys whose shard is remembered; a later one takes the place of an earlier one.
 const LEARNED_MAX: usize = 16_384;
-
-/// The state that a call touches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RoutingKey {
-    /// No single shard, or an unknown one.
-    Any,
-    /// Lies in one shard, told by an earlier answer.
-    Hash(u64),
-    /// This shard.
-    Shard(u32),
-}
 
 /// What the client knows of the cluster.
 #[derive(Debug)]
@@ -55,27 +44,6 @@ struct Table {
 struct Leader {
     node_id: u64,
     term: u64,
-}
-
-impl RoutingKey {
-    /// All locks and sessions of a namespace live in one shard.
-    pub(crate) fn locks(namespace: &str) -> Self {
-        Self::hash(("lock", or_default(namespace), ""))
-    }
-
-    /// One key of the cache.
-    pub(crate) fn cache(namespace: &str, key: &str) -> Self {
-        Self::hash(("cache", or_default(namespace), key))
-    }
-
-    fn hash(parts: (&str, &str, &str)) -> Self {
-        static HASHER: OnceLock<RandomState> = OnceLock::new();
-        Self::Hash(HASHER.get_or_init(RandomState::new).hash_one(parts))
-    }
-}
-
-fn or_default(namespace: &str) -> &str {
-    if namespace.is_empty() { "default" } else { namespace }
 }
 
 impl Routes {

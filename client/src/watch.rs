@@ -19,7 +19,7 @@ use trefoil_proto::reason::Retry;
 
 use crate::listen::Line;
 use crate::node::Node;
-use crate::route::RoutingKey;
+use crate::routing_key::RoutingKey;
 use crate::{Client, Error};
 
 /// Time for a node to begin a watch; another one may be nearer to the position.

@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use trefoil_proto::internal::v1::{AckLease, Catalogue, Drawn, Refusal};
 
-use crate::check;
+use trefoil_proto::reason::invalid;
+
 use crate::siphash::siphash;
 
 /// A lease of one message.
@@ -50,7 +51,7 @@ impl LeaseId {
         if lease.queue_id == queue.queue_id && lease.seal(&key) == seal {
             Ok(lease)
         } else {
-            Err(check::invalid("lease_id", "the lease_id of a delivery of this queue"))
+            Err(invalid("lease_id", "the lease_id of a delivery of this queue"))
         }
     }
 
@@ -73,7 +74,7 @@ pub(crate) fn split(id: &str) -> Result<(LeaseId, u64), Refusal> {
         let (lease, number) = (id.parse().ok()?, u64::from_str_radix(seal, 16).ok()?);
         (format!("{number:016x}") == seal).then_some((lease, number))
     });
-    parsed.ok_or_else(|| check::invalid("lease_id", "the lease_id of a delivery"))
+    parsed.ok_or_else(|| invalid("lease_id", "the lease_id of a delivery"))
 }
 
 impl fmt::Display for LeaseId {

@@ -3,7 +3,8 @@
 use trefoil_proto::internal::v1::Refusal;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::check::invalid;
+use trefoil_proto::reason::invalid;
+
 use crate::limits::NAME_BYTES_MAX;
 
 /// Hexadecimal digits before the last item.

@@ -13,7 +13,7 @@ use crate::check;
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, PARTITIONS_MAX};
 use crate::slot::SYSTEM_SLOT;
-use crate::store::{Store, Txn, decode, prefix_end};
+use crate::store::{Store, decode};
 
 /// Names in a refusal what the namespace says of creating queues by their first use: "allowed" or "refused".
 pub const QUEUE_CREATION: &str = "queue_creation";
@@ -73,23 +73,6 @@ pub(super) fn find_queue(
             answered(refusal)
         }
     }
-}
-
-/// Queues of a namespace, counted up to so many.
-pub(super) fn count(txn: &Txn<'_>, namespace: &str, most: u64) -> u64 {
-    let (start, end) = queues_of(namespace);
-    txn.scan(&start, &end, usize::try_from(most).unwrap_or(usize::MAX)).len() as u64
-}
-
-/// The same outside of a command.
-pub(super) fn count_in(store: &impl Store, namespace: &str, most: u64) -> u64 {
-    let (start, end) = queues_of(namespace);
-    store.scan(&start, &end, usize::try_from(most).unwrap_or(usize::MAX)).len() as u64
-}
-
-fn queues_of(namespace: &str) -> (Vec<u8>, Vec<u8>) {
-    let prefix = queue_key(namespace, "");
-    (prefix.bytes().to_vec(), prefix_end(prefix.bytes()))
 }
 
 fn check_place(slot: u16, namespace: &str, queue: &str) -> Result<(), Refusal> {

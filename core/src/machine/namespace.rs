@@ -10,7 +10,6 @@ use trefoil_proto::internal::v1::{
     NamespaceCounters, NamespaceRecord, NamespaceStep, Refusal, answer,
 };
 
-use super::catalogue;
 use super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, answered, done,
     refuse, refuse_with,
@@ -65,7 +64,7 @@ pub(super) fn delete_namespace(
     check::deletable(&request.name)?;
     let known = find(&context.txn, &request.name).ok_or_else(unknown)?;
     expect(request.expected_version, known.version)?;
-    let queues = catalogue::count(&context.txn, &request.name, NAMESPACE_QUEUES_MAX);
+    let queues = count_queues(&context.txn, &request.name, NAMESPACE_QUEUES_MAX);
     if queues > 0 {
         let facts = [("queues", queues.to_string())];
         return Err(refuse_with(Reason::NamespaceInUse, "the namespace has queues", facts));
@@ -127,7 +126,7 @@ pub(super) fn get_namespace(
     let Some(record) = record.or_else(|| default_of(&request.name)) else {
         return answered(unknown());
     };
-    let queues = catalogue::count_in(store, &request.name, NAMESPACE_QUEUES_MAX + 1);
+    let queues = count_queues_in(store, &request.name, NAMESPACE_QUEUES_MAX + 1);
     answered(answer::Answer::GetNamespace(api::GetNamespaceResponse {
         header: None,
         namespace: Some(shown(&request.name, &record)),
@@ -201,7 +200,7 @@ pub(super) fn admit_queue(context: &CommandContext<'_>, namespace: &str) -> Resu
         return Err(unknown());
     }
     let most = record.and_then(|record| record.settings).map_or(0, |it| it.queues_max);
-    if most > 0 && catalogue::count(&context.txn, namespace, most) >= most {
+    if most > 0 && count_queues(&context.txn, namespace, most) >= most {
         let message = format!("queues_max of {most} is reached in this namespace");
         let facts = [("limit", "queues_max".to_owned())];
         return Err(refuse_with(Reason::LimitReached, message, facts));
@@ -221,6 +220,23 @@ pub(super) fn queue_creation(store: &impl Store, namespace: &str) -> Option<&'st
 
 pub(super) fn unknown() -> Refusal {
     refuse(Reason::UnknownNamespace, "the namespace is not declared")
+}
+
+/// Queues of a namespace, counted up to so many.
+fn count_queues(txn: &Txn<'_>, namespace: &str, most: u64) -> u64 {
+    let (start, end) = queues_of(namespace);
+    txn.scan(&start, &end, usize::try_from(most).unwrap_or(usize::MAX)).len() as u64
+}
+
+/// The same outside of a command.
+fn count_queues_in(store: &impl Store, namespace: &str, most: u64) -> u64 {
+    let (start, end) = queues_of(namespace);
+    store.scan(&start, &end, usize::try_from(most).unwrap_or(usize::MAX)).len() as u64
+}
+
+fn queues_of(namespace: &str) -> (Vec<u8>, Vec<u8>) {
+    let prefix = Key::system(Kind::Catalogue).text(namespace);
+    (prefix.bytes().to_vec(), prefix_end(prefix.bytes()))
 }
 
 fn check_place(slot: u16, namespace: &str) -> Result<(), Refusal> {
