@@ -3,12 +3,13 @@
 
 use std::process::Command;
 
-use trefoil_codegen::{Contract, Error, server, server_calls, write};
+use trefoil_codegen::{Contract, Error, server, server_calls, server_services, write};
 
 fn main() -> Result<(), Error> {
     println!("cargo:rerun-if-changed=../proto");
     let contract = Contract::read("../proto")?;
     write("operations.rs", server(&contract)?)?;
+    write("services.rs", server_services(&contract))?;
     write("calls.rs", server_calls(&contract))?;
     commit();
     Ok(())

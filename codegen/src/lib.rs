@@ -21,7 +21,7 @@ pub use self::core::core;
 pub use self::operation::{Error, Operation, Service, Step};
 pub use self::proto::proto;
 pub use self::reference::reference;
-pub use self::server::{server, server_calls};
+pub use self::server::{server, server_calls, server_services};
 
 /// Writes a file where Cargo lets a build script write.
 ///

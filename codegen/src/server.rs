@@ -217,7 +217,12 @@ fn add(code: &mut Code, contract: &Contract) {
         }
     }
     code.line("}");
-    code.line("");
+}
+
+/// Included by `server/src/api/operation.rs`: the service of each RPC.
+#[must_use]
+pub fn server_services(contract: &Contract) -> String {
+    let mut code = Code::new();
     code.line(
         "/// The service of the cluster that must be on for an RPC; none where it is always on.",
     );
@@ -236,4 +241,5 @@ fn add(code: &mut Code, contract: &Contract) {
         crate::FOREIGN.iter().map(|[name, ..]| (format!("Method::{name}"), "None".to_owned()));
     code.matches("method", own.chain(foreign));
     code.line("}");
+    code.finish()
 }

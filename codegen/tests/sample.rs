@@ -5,7 +5,9 @@ use std::io::Write as _;
 use std::path::Path;
 
 use goldenfile::Mint;
-use trefoil_codegen::{Contract, Error, client, core, proto, reference, server, server_calls};
+use trefoil_codegen::{
+    Contract, Error, client, core, proto, reference, server, server_calls, server_services,
+};
 
 const FILES: [&str; 3] = ["gate.proto", "log.proto", "pipeline.proto"];
 
@@ -35,6 +37,7 @@ fn a_small_contract_becomes_code_that_can_be_read() {
         ("core.rs", core(&contract)),
         ("server.rs", server(&contract).expect("every operation has its place")),
         ("server_calls.rs", server_calls(&contract)),
+        ("server_services.rs", server_services(&contract)),
         ("client.rs", client(&contract)),
         ("reference.md", reference(&contract)),
     ] {

@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tower::ServiceExt as _;
 use trefoil_core::limits as l;
 
-use crate::api::unary::PeerAddress;
+use crate::layer::PeerAddress;
 use crate::layer::admission::Connection;
 use crate::metrics::Metrics;
 

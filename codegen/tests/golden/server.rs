@@ -84,18 +84,3 @@ pub(super) fn add_services<S: Shards>(routes: Routes, unary: &Unary<S>) -> Route
     routes
     .add_service(bounded!(trefoil_proto::lock::v1::gate_service_server::GateServiceServer::new(unary.clone())))
 }
-
-/// The service of the cluster that must be on for an RPC; none where it is always on.
-#[must_use]
-pub(super) fn service(method: Method) -> Option<Service> {
-    match method {
-        Method::OpenGate |
-        Method::AwaitGate |
-        Method::GetGate |
-        Method::WatchGates => Some(Service::Lock),
-        Method::HealthCheck |
-        Method::HealthWatch |
-        Method::Reflection |
-        Method::ReflectionAlpha => None,
-    }
-}

@@ -16,7 +16,7 @@ use trefoil_proto::internal::v1::Refusal;
 use super::Replica;
 use super::effect::Effect;
 use super::input::{Chain, Input, Proposal, Read};
-use super::pending::{refusal, refuse};
+use super::replies::{refusal, refuse};
 use crate::{CallId, NodeId};
 
 #[derive(Debug, Default)]

@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{Done, answer};
 use super::effect::{Effect, Reply, Role, RoleChange};
 use super::input::{Boot, Config};
 use super::obstacles::MUST_NOT_LEAD;
-use super::pending::{refusal, refuse};
+use super::replies::{refusal, refuse};
 use super::{Log, Replica};
 use crate::limits as l;
 use crate::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position};

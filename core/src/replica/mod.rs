@@ -20,6 +20,7 @@ mod raft_config;
 mod reads;
 mod ready;
 mod repair;
+mod replies;
 mod standing;
 mod status;
 
@@ -34,9 +35,10 @@ use trefoil_proto::internal::v1::{Entry, Refusal};
 
 use self::clock::LogClock;
 use self::log::Log;
-use self::pending::{Pending, refusal, refuse};
+use self::pending::Pending;
 use self::raft_config::raft_config;
 use self::reads::Reads;
+use self::replies::{refusal, refuse};
 use self::standing::Room;
 use crate::limits as l;
 use crate::machine::Applied;

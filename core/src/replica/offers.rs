@@ -12,7 +12,7 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command};
 
 use super::effect::{Effect, Reply};
-use super::pending::{NOBODY, refusal, refuse};
+use super::replies::{NOBODY, refusal, refuse};
 use crate::limits::WAITER_CLAIM_MS;
 use crate::slot::{self, MAP_EPOCH};
 use crate::{CallId, NodeId, Now, Position};

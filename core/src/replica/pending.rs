@@ -10,13 +10,11 @@ use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command, Refusal};
 use super::effect::{Effect, Reply};
 use super::input::Proposal;
 use super::offers::Offers;
+use super::replies::{NOBODY, refusal, refuse};
 use crate::limits::{ENTRY_BYTES_MAX, ENTRY_COMMANDS_MAX, PROPOSALS_BYTES_MAX, PROPOSALS_MAX};
 use crate::machine::{Applied, Outcome, WaiterId, caller_lost, is_grant, take_back};
 use crate::slot::MAP_EPOCH;
 use crate::{CallId, NodeId, Now, Position};
-
-/// In the place of a caller who is not there.
-pub(super) const NOBODY: CallId = 0;
 
 /// Commands of one entry that was proposed.
 #[derive(Debug)]
@@ -51,14 +49,6 @@ pub(super) struct Pending {
     cancelled: BTreeSet<CallId>,
     /// When commands that were proposed before a step-down are given up as ambiguous, in boot ms.
     give_up_ms: Option<u64>,
-}
-
-pub(super) fn refusal(reason: Reason, message: &str) -> Refusal {
-    Refusal { reason: reason.into(), message: message.to_owned(), ..Refusal::default() }
-}
-
-pub(super) fn refuse(call: CallId, refusal: Refusal) -> Effect {
-    Effect::Reply(call, Reply::Refused(refusal))
 }
 
 fn maybe_applied(call: CallId) -> Effect {

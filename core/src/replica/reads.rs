@@ -9,7 +9,7 @@ use trefoil_proto::internal::v1::Refusal;
 
 use super::effect::Effect;
 use super::input::Read;
-use super::pending::refuse;
+use super::replies::refuse;
 use crate::limits::READS_MAX;
 use crate::{CallId, Now};
 

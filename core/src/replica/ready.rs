@@ -10,7 +10,7 @@ use raft_proto::eraftpb::{Entry, HardState, Message, MessageType};
 
 use super::effect::{ApplyRange, Effect, PersistBatch};
 use super::input::{Input, Peer};
-use super::pending::refuse;
+use super::replies::refuse;
 use super::{Log, Replica};
 
 /// A batch that is being written.

@@ -21,7 +21,7 @@ use trefoil_proto::internal::v1::Refusal;
 
 use super::effect::Effect;
 use super::input::Chain;
-use super::pending::refusal;
+use super::replies::refusal;
 use super::{CHAINS_KEPT, Replica};
 use crate::machine::Applied;
 use crate::{NodeId, limits as l};

@@ -11,7 +11,7 @@ use trefoil_proto::internal::v1::Refusal;
 use super::delivery::Link;
 use super::leadership::ELECTION_MS_MAX;
 use super::obstacles::{Harm, MUST_NOT_LEAD, Obstacles};
-use super::pending::refusal;
+use super::replies::refusal;
 use super::{Input, Pressure, Replica};
 use crate::{NodeId, limits as l};
 

@@ -6,6 +6,7 @@
 mod acquire_stream;
 mod background;
 mod barrier;
+pub mod bounds;
 mod cache;
 mod catalogue;
 mod cluster;

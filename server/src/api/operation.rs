@@ -4,7 +4,6 @@ use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::operation::Method;
 pub use trefoil_proto::pipeline::v1::call::Operation;
 
-use super::generated::service;
 use crate::authorize::{Action, Resource};
 use crate::config::Service;
 
@@ -38,3 +37,5 @@ pub fn facts(operation: &Operation) -> Facts<'_> {
         wait_ms: operation.wait_ms(),
     }
 }
+
+include!(concat!(env!("OUT_DIR"), "/services.rs"));

@@ -15,7 +15,7 @@ use trefoil_core::limits::CALL_TIMEOUT_MS;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::generated::service;
+use super::operation::service;
 use super::{Api, CallContext, Phase, Shards, answer_within, refusal, stopping};
 use crate::authorize::{Principal, Resource, access};
 use crate::layer::admission::Permit;

@@ -1,9 +1,7 @@
 //! The unary services: one RPC for each operation, for grpcurl and any language.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tonic::{Request, Status};
 use trefoil_proto::internal::v1::Refusal;
@@ -12,17 +10,9 @@ use super::operation::{self, Operation};
 use super::server_stream::Listener;
 use super::{Api, Caller, Outcome, Shards};
 use crate::authorize::Principal;
-use crate::layer::Waits;
 use crate::layer::admission::Permit;
+use crate::layer::{CallTimeout, PeerAddress, Waits};
 use trefoil_proto::operation::Method;
-
-/// Where a connection comes from, noted by the listener.
-#[derive(Clone, Copy, Debug)]
-pub struct PeerAddress(pub SocketAddr);
-
-/// When the caller gives up, noted by the deadline layer.
-#[derive(Clone, Copy, Debug)]
-pub struct CallTimeout(pub Duration);
 
 /// The unary services on one front.
 #[derive(Debug)]

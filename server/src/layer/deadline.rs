@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderMap, Request};
 use tower::util::MapRequestLayer;
 
-use crate::api::unary::CallTimeout;
+use crate::layer::CallTimeout;
 
 /// Notes the timeout of a request for its handler.
 pub(super) fn layer<B>() -> MapRequestLayer<fn(Request<B>) -> Request<B>> {

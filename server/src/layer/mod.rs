@@ -7,6 +7,9 @@ mod measure;
 mod shed;
 pub(crate) mod unreadable;
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use std::sync::Arc;
 
 use axum::Router;
@@ -30,3 +33,11 @@ pub fn stack(services: Router, metrics: &Arc<Metrics>, admission: &Arc<Admission
             .layer(deadline::layer()),
     )
 }
+
+/// Where a connection comes from, noted by the listener.
+#[derive(Clone, Copy, Debug)]
+pub struct PeerAddress(pub SocketAddr);
+
+/// When the caller gives up, noted by the deadline layer.
+#[derive(Clone, Copy, Debug)]
+pub struct CallTimeout(pub Duration);

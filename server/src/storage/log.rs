@@ -176,7 +176,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
                 mark_path.display()
             ))
         })?;
-        check_files(&path, &mark)?;
+        mark::check_files(&path, &mark)?;
         settle(&path, &mark, &files)
             .map_err(|error| StorageError::io("write again the end of", &path, &error))?;
         // Only a loss of power can take what the kernel had.
@@ -560,43 +560,4 @@ fn write_again<F: FileSystem>(path: &Path, from: u64, files: &Arc<F>) -> std::io
         }
         at += read as u64;
     }
-}
-
-/// Sees that every file that the mark speaks of is there and long enough, and that none is missing between two:
-/// raft-engine would ignore what lies before a gap.
-fn check_files(path: &Path, mark: &Mark) -> Result<(), StorageError> {
-    let entries =
-        std::fs::read_dir(path).map_err(|error| StorageError::io("read", path, &error))?;
-    let mut files = [BTreeMap::new(), BTreeMap::new()];
-    for entry in entries {
-        let entry = entry.map_err(|error| StorageError::io("read", path, &error))?;
-        if let Some((queue, file)) = entry.file_name().to_str().and_then(super::files::parse) {
-            let bytes = entry
-                .metadata()
-                .map_err(|error| StorageError::io("read", &entry.path(), &error))?
-                .len();
-            files[queue as usize].insert(file, bytes);
-        }
-    }
-    for (queue, span) in [Queue::Append, Queue::Rewrite].into_iter().zip(mark.spans) {
-        let files = &files[queue as usize];
-        let last = files.last_key_value().map_or(0, |(&file, _)| file).max(span.end.file);
-        let suffix = if queue == Queue::Append { "raftlog" } else { "rewrite" };
-        for file in span.first..=last {
-            let Some(&bytes) = files.get(&file) else {
-                return Err(StorageError(format!(
-                    "{}/{file:016}.{suffix} is missing: restore it, or treat this data directory as lost, as docs/operations.md says",
-                    path.display()
-                )));
-            };
-            if file == span.end.file && bytes < span.end.offset {
-                return Err(StorageError(format!(
-                    "{}/{file:016}.{suffix} ends at {bytes} and was synced up to {}: restore it, or treat this data directory as lost, as docs/operations.md says",
-                    path.display(),
-                    span.end.offset
-                )));
-            }
-        }
-    }
-    Ok(())
 }

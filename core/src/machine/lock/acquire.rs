@@ -1,36 +1,22 @@
 //! Acquire, and how a call begins to wait.
 
-use trefoil_proto::internal::v1::{CallName, Refusal, Wait, Waiter, Want, answer};
-use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
+use trefoil_proto::internal::v1::{Refusal, Wait, Waiter, Want, answer};
+use trefoil_proto::lock::v1::{self as api, LockEventKind};
 
 use super::super::context::{CommandContext, CommandOutcome, CommandResult};
 use super::super::timers;
-use super::handoff::add_acquirer;
+use super::call::add_acquirer;
+use super::call::wanted;
+use super::call::{Call, wants_of};
 use super::keys::timer_rest;
-use super::several::wanted;
 use super::{
-    LockTxn, check_name, claims_anything, convert_needed, granted, is_wanted, limit_reached,
-    mode_of, refuse_at,
+    LockTxn, claims_anything, convert_needed, granted, is_wanted, limit_reached, refuse_at,
 };
-use crate::check;
 use crate::key::Kind;
 use crate::limits::{
     ACQUIRES_PER_CLAIM_MAX, LOCKS_PER_NAMESPACE_MAX, LOCKS_PER_SESSION_MAX, WAITERS_PER_LOCK_MAX,
     WAITS_PER_NAMESPACE_MAX,
 };
-
-/// What a call wants, and for how long.
-pub(super) struct Call {
-    pub(super) session_id: u64,
-    /// One lock, or several.
-    pub(super) wants: Vec<Want>,
-    pub(super) several: bool,
-    pub(super) wait_ms: u64,
-    pub(super) name: CallName,
-    pub(super) converts: bool,
-    /// The lock delay of the grant, where the call says one.
-    pub(super) lock_delay_ms: Option<u64>,
-}
 
 pub(in super::super) fn acquire(
     context: &mut CommandContext<'_>,
@@ -57,24 +43,6 @@ pub(in super::super) fn acquire(
     // A holder found dead on the way may have waited for several locks.
     locks.grant_left_waiters();
     Ok(outcome)
-}
-
-/// The locks that an Acquire names, one or several; what names them may be anything.
-pub(super) fn wants_of(
-    name: &str,
-    mode: i32,
-    locks: &[api::LockWish],
-) -> Result<Vec<Want>, Refusal> {
-    let want = |name: &str, mode| {
-        let mode = mode_of(mode, Some(LockMode::Exclusive))?.into();
-        Ok(Want { name: name.to_owned(), mode, ..Want::default() })
-    };
-    if locks.is_empty() {
-        check_name("name", name)?;
-        return Ok(vec![want(name, mode)?]);
-    }
-    check::wishes(locks)?;
-    locks.iter().map(|wish| want(&wish.name, wish.mode)).collect()
 }
 
 impl LockTxn<'_, '_> {

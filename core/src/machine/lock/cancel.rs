@@ -8,7 +8,7 @@ use trefoil_proto::lock::v1::LockEventKind;
 
 use super::super::context::{CommandContext, CommandResult, done};
 use super::super::requests;
-use super::acquire::wants_of;
+use super::call::wants_of;
 use super::{LockTxn, stripped};
 use crate::check;
 

@@ -4,7 +4,7 @@ use trefoil_proto::internal::v1::{Hold, Want};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::context::{CommandContext, CommandOutcome, CommandResult};
-use super::acquire::Call;
+use super::call::Call;
 use super::keys::converts;
 use super::{LockTxn, check_name, convert_needed, converted, mode_of, names_grant};
 use crate::store::prefix_end;

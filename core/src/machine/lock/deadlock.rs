@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{Holder, Refusal, Wait, Waiter};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::context::refuse;
-use super::several::wanted;
+use super::call::wanted;
 use super::{LockTxn, conflict, mode_name};
 use crate::limits::{DEADLOCK_EDGES_MAX, DEADLOCK_STEPS_MAX, DEADLOCKS_KEPT_MAX};
 use crate::store::{decode, prefix_end};

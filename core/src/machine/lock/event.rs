@@ -6,7 +6,7 @@ use trefoil_proto::lock::v1::{LockEvent, LockEventKind, WatchLocksRequest};
 use super::super::context::{QueryContext, QueryOutcome, answered};
 use super::super::{Body, Event};
 use super::LockTxn;
-use super::several::wanted;
+use super::call::wanted;
 
 /// Where a watch begins: the position of the answer is all that it says.
 pub(in super::super) fn watch_locks<S>(

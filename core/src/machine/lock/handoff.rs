@@ -1,22 +1,21 @@
 //! How a lock passes from one session to the next, and how a wait ends.
 
 use bytes::{Buf as _, Bytes};
-use trefoil_proto::internal::v1::{
-    Acquirer, Answer, CallName, Hold, Holder, Lock, Wait, Waiter, answer,
-};
+use trefoil_proto::internal::v1::{Answer, Hold, Holder, Lock, Wait, Waiter, answer};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::context::{CommandContext, Settled};
 use super::super::timers;
+use super::call::add_waiter_as_acquirer;
+use super::call::permits_held;
+use super::call::wanted;
 use super::keys::{number_of, ordinal_of, timer_rest};
-use super::semaphore::permits_held;
-use super::several::wanted;
 use super::{
     LockTxn, conflict, convert_needed, converted, delays, granted, is_wanted, session_expired,
     take_text, text_of,
 };
 use crate::key::Kind;
-use crate::limits::{ACQUIRES_PER_CLAIM_MAX, WAITER_CLAIM_MS};
+use crate::limits::WAITER_CLAIM_MS;
 use crate::store::{decode, prefix_end};
 
 /// A wait's timer: its deadline has passed.
@@ -486,21 +485,5 @@ impl LockTxn<'_, '_> {
         let waiter = self.waiter_id(wait.session_id, ordinal);
         let request_id = wait.call.as_ref().and_then(|call| call.request_id.clone());
         self.context.output.settled.push(Settled { waiter, request_id, answer: answer.into() });
-    }
-}
-
-/// A call that waited is answered with a grant.
-pub(super) fn add_waiter_as_acquirer(hold: &mut Hold, wait: &Wait) {
-    add_acquirer(hold, wait.call.as_ref().expect("a wait is that of a call"), wait.claimed_index);
-}
-
-/// An Acquire is answered with a grant, perhaps once more.
-pub(super) fn add_acquirer(hold: &mut Hold, call: &CallName, index: u64) {
-    if let Some(known) = hold.acquirers.iter_mut().find(|other| other.call.as_ref() == Some(call)) {
-        known.claimed_index = index;
-    } else if hold.acquirers.len() < ACQUIRES_PER_CLAIM_MAX {
-        hold.acquirers.push(Acquirer { call: Some(call.clone()), claimed_index: index });
-    } else {
-        hold.kept = true;
     }
 }

@@ -3,8 +3,8 @@
 use trefoil_proto::internal::v1::{Claim, FindPlace, Place, Refusal, answer};
 
 use super::super::context::{QueryContext, QueryOutcome, answered};
-use super::acquire::wants_of;
-use super::several::wanted;
+use super::call::wanted;
+use super::call::wants_of;
 use super::stripped;
 use super::view::View;
 use crate::check;

@@ -6,6 +6,7 @@
 
 mod acquire;
 mod barrier;
+mod call;
 mod cancel;
 mod convert;
 mod deadlock;

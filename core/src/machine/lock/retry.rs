@@ -4,8 +4,8 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{CallName, Command, Hold, Want, answer};
 
 use super::super::context::{CommandContext, CommandOutcome, CommandResult};
-use super::acquire::wants_of;
-use super::handoff::add_acquirer;
+use super::call::add_acquirer;
+use super::call::wants_of;
 use super::{LockTxn, names_grant};
 
 /// Looks whether a remembered grant lasts, and notes that its call was brought once more. An Acquire whose grant is over

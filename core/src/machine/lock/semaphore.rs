@@ -11,8 +11,9 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 use super::super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
 };
-use super::acquire::Call;
-use super::handoff::add_acquirer;
+use super::call::Call;
+use super::call::add_acquirer;
+use super::call::permits_held;
 use super::view::{View, end};
 use super::{LockTxn, check_name, granted, is_in_use, names_grant};
 use crate::check;
@@ -270,15 +271,6 @@ pub(super) fn permits_granted(hold: &Hold) -> answer::Answer {
         permits: hold.permits,
         ..api::AcquirePermitsResponse::default()
     })
-}
-
-/// The session holds permits already, and not as many as it asks for.
-pub(super) fn permits_held(hold: &Hold) -> Refusal {
-    refuse_with(
-        Reason::PermitsHeld,
-        format!("the session holds {} permits of the semaphore", hold.permits),
-        [("permits", hold.permits.to_string()), ("fencing_token", hold.token.to_string())],
-    )
 }
 
 fn must_be_semaphore(lock: &Lock) -> Result<(), Refusal> {

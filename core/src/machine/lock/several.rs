@@ -10,8 +10,9 @@ use trefoil_proto::internal::v1::{Hold, Refusal, Wait, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::context::refuse_with;
-use super::acquire::Call;
-use super::handoff::add_waiter_as_acquirer;
+use super::call::Call;
+use super::call::add_waiter_as_acquirer;
+use super::call::wanted;
 use super::{LockTxn, convert_needed, is_wanted};
 
 impl LockTxn<'_, '_> {
@@ -146,11 +147,6 @@ impl LockTxn<'_, '_> {
         }
         Ok(())
     }
-}
-
-/// The locks of a wait in whose order it stands.
-pub(super) fn wanted(wants: &[Want]) -> impl Iterator<Item = &Want> {
-    wants.iter().filter(|want| !want.held)
 }
 
 /// A refusal that says which of several locks it is about.

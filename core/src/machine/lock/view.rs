@@ -11,9 +11,9 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::context::{QueryContext, QueryOutcome, answered};
+use super::call::wanted;
 use super::keys::{LockKeys, number_of, ordinal_of};
 use super::session::due_ms;
-use super::several::wanted;
 use super::{check_name, check_place, delayed_until_ms, is_in_use, session_expired, text_of};
 use crate::check;
 use crate::key::Key;

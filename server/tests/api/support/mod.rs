@@ -96,7 +96,7 @@ impl Stream {
         let (calls, outbound) = tokio::sync::mpsc::channel(16);
         let outbound = tokio_stream::wrappers::ReceiverStream::new(outbound);
         let mut client = PipelineServiceClient::new(channel.clone())
-            .max_decoding_message_size(trefoil_server::api::routes::RESPONSE_BYTES_MAX);
+            .max_decoding_message_size(trefoil_server::api::bounds::RESPONSE_BYTES_MAX);
         let replies = client.open(outbound).await.unwrap().into_inner();
         Self { calls, replies, waiting: [].into() }
     }
