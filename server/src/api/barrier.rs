@@ -19,12 +19,9 @@ use trefoil_proto::reason::{Effect, Retry};
 
 use super::background::may_help;
 use super::lock::{name_call, pause_before};
-use super::{Api, CallContext, Context, Decided, Shards, other_answer, partly};
-
-/// Pause before a shard without a leader is asked again.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Time kept back of the caller's deadline to answer that the wait is over.
-const ANSWER_TIME: Duration = Duration::from_millis(50);
+use super::{
+    ANSWER_TIME, Api, CallContext, Context, Decided, RETRY_PAUSE, Shards, other_answer, partly,
+};
 
 impl<S: Shards> Api<S> {
     /// Looks once, so that the round is known, and waits for its end.

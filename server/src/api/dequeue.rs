@@ -23,14 +23,10 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::queue::v1::{Delivery, DequeueRequest, DequeueResponse};
 
 use super::background::may_help;
-use super::{Api, Context, Decided, Shards, other_answer, refusal};
+use super::{ANSWER_TIME, Api, Context, Decided, RETRY_PAUSE, Shards, other_answer, refusal};
 
 /// A poll asks again this often: a hint that went to a consumer who then took nothing is not repeated.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
-/// Pause before a shard without a leader is asked again.
-const RETRY_PAUSE: Duration = Duration::from_millis(100);
-/// Time kept back of the caller's deadline to answer that nothing came.
-const ANSWER_TIME: Duration = Duration::from_millis(50);
 
 /// One Dequeue.
 struct Poll<'a, S: Shards> {

@@ -58,6 +58,11 @@ use crate::config::Service;
 use crate::layer::admission::{Admission, Permit};
 use crate::metrics::Metrics;
 
+/// Pause before a shard without a leader is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Time kept back of the caller's deadline to answer that the wait is over.
+const ANSWER_TIME: Duration = Duration::from_millis(50);
+
 /// What handlers must know of the configuration.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -27,7 +27,7 @@ use super::{
 
 /// How long the other shards are told of a decision, whatever becomes of the caller.
 const TELL_TIMEOUT: Duration = Duration::from_secs(10);
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
+const TELL_PAUSE: Duration = Duration::from_millis(200);
 /// Times that a namespace gets a newer version because shards had seen newer ones.
 const STEPS_MAX: usize = 8;
 
@@ -265,11 +265,11 @@ impl<S: Shards> Api<S> {
             match self.command(slot, None, command.clone(), &ask).await {
                 Ok(decided) => return Ok(decided.answer),
                 Err(refused)
-                    if !may_help(&refused) || Instant::now() + RETRY_PAUSE >= ask.deadline =>
+                    if !may_help(&refused) || Instant::now() + TELL_PAUSE >= ask.deadline =>
                 {
                     return Err(refused);
                 }
-                Err(_) => sleep(RETRY_PAUSE).await,
+                Err(_) => sleep(TELL_PAUSE).await,
             }
         }
     }

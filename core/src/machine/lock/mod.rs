@@ -3,6 +3,20 @@
 //! A session is judged by its stored values wherever it is met, never by whether its timer has fired: a lock whose
 //! holder's time has come is free, a waiter whose time has come is passed over. Sweeping away what an ended session
 //! leaves behind therefore may take as many steps as it likes.
+//!
+//! A record is written by the file that owns it, and by the others through that:
+//!
+//! | records | owner |
+//! | --- | --- |
+//! | LockNamespace, Session, Lock, Claim | `mod.rs`: `put_counters`, `put_session`, `change_lock`, `change_claim`, so that what they count is right; `request.rs` notes in a claim what somebody asked |
+//! | SessionMetadata | `session.rs` |
+//! | Holder; a hold from its grant to its end | `handoff.rs` |
+//! | Waiter, Wait | `acquire.rs` puts them, `handoff.rs` takes them out, `several.rs` moves one of several |
+//! | Deadlock | `deadlock.rs` |
+//! | Proclaimed | `election.rs` |
+//! | Semaphore | `semaphore.rs` |
+//! | Latch | `latch.rs` |
+//! | Barrier, Entered | `barrier.rs` |
 
 mod acquire;
 mod barrier;
