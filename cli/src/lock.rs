@@ -7,10 +7,10 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use trefoil_client::{Guard, Guards, Session};
 
-use crate::args::{ClientArgs, duration, entry};
+use crate::args::{ClientArgs, duration};
 use crate::client::connect;
 use crate::exit::{Failure, NOTHING};
-use crate::lock_set::{Holder, Wanted, With, with};
+use crate::lock_set::{Holder, Wanted, WishArgs};
 use crate::lock_view;
 use crate::mode::{Mode, mode_name};
 use crate::output::{self, Format, Report};
@@ -73,32 +73,14 @@ pub(crate) enum LockCommand {
 /// What to acquire.
 #[derive(Debug, Args)]
 pub(crate) struct AcquireArgs {
-    /// The lock, 1 to 255 bytes.
-    name: String,
-    /// Another lock to acquire together with it, all or none, in a mode of its own or that of --mode; may be given up to 7 times.
-    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_parser = with)]
-    with: Vec<With>,
+    #[command(flatten)]
+    wish: WishArgs,
     /// How long it stays held, 100 ms to 24 h.
     #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
     ttl: Duration,
     /// How long to wait for it.
     #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
     wait: Duration,
-    /// Together with whom.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_MODE",
-        value_name = "MODE",
-        value_enum,
-        default_value = "exclusive"
-    )]
-    mode: Mode,
-    /// For how long nobody gets it after it was lost, at most 60s.
-    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
-    lock_delay: Duration,
-    /// Say on standard error how many stand before this call while it waits.
-    #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
-    progress: bool,
     /// Who this is, for operators.
     #[arg(
         long,
@@ -107,15 +89,6 @@ pub(crate) struct AcquireArgs {
         default_value = "trefoil lock acquire"
     )]
     owner: String,
-    /// A fact about this session for operators; may be given up to 16 times.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_METADATA",
-        value_name = "KEY=VALUE",
-        value_delimiter = ',',
-        value_parser = entry
-    )]
-    metadata: Vec<(String, String)>,
 }
 
 /// What to convert.
@@ -242,7 +215,8 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, Failure> {
-    let AcquireArgs { name, mode, with, wait, progress, ttl, owner, lock_delay, metadata } = args;
+    let AcquireArgs { wish, wait, ttl, owner } = args;
+    let WishArgs { name, mode, with, progress, lock_delay, metadata } = wish;
     let wanted = Wanted { name, mode, with, wait };
     let holder = Holder { ttl, owner, lock_delay, metadata };
     let waited = wanted.acquire_under(holder, client, &mut Signals::heard()?, progress).await?;

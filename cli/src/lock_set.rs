@@ -3,13 +3,13 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
-use clap::ValueEnum as _;
+use clap::{Args, ValueEnum as _};
 use serde::Serialize;
 use tokio::time::sleep;
 use trefoil_client::proto::lock::v1::DescribeLockResponse;
 use trefoil_client::{Client, Error, Guard, Guards, Session, WaitPlace};
 
-use crate::args::ClientArgs;
+use crate::args::{ClientArgs, duration, entry};
 use crate::exit::Failure;
 use crate::mode::{Mode, mode_name};
 use crate::output::{self, Report};
@@ -17,6 +17,40 @@ use crate::session::{Signals, Waited, wait_under};
 
 /// Nobody waits longer without a word.
 const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// What is wanted, whatever becomes of it.
+#[derive(Debug, Args)]
+pub(crate) struct WishArgs {
+    /// The lock, 1 to 255 bytes.
+    pub(crate) name: String,
+    /// Another lock to acquire together with it, all or none, in a mode of its own or that of --mode; may be given up to 7 times.
+    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_parser = with)]
+    pub(crate) with: Vec<With>,
+    /// Together with whom.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_MODE",
+        value_name = "MODE",
+        value_enum,
+        default_value = "exclusive"
+    )]
+    pub(crate) mode: Mode,
+    /// For how long nobody gets it after it was lost, at most 60s.
+    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    pub(crate) lock_delay: Duration,
+    /// Say on standard error how many stand before this call while it waits.
+    #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
+    pub(crate) progress: bool,
+    /// A fact about this session for operators; may be given up to 16 times.
+    #[arg(
+        long,
+        env = "TREFOIL_LOCK_METADATA",
+        value_name = "KEY=VALUE",
+        value_delimiter = ',',
+        value_parser = entry
+    )]
+    pub(crate) metadata: Vec<(String, String)>,
+}
 
 /// One lock, or several, and how long to wait for them.
 pub(crate) struct Wanted {

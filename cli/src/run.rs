@@ -18,10 +18,9 @@ use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
 use trefoil_client::{Guard, Guards, Session};
 
-use crate::args::{ClientArgs, duration, entry};
+use crate::args::{ClientArgs, duration};
 use crate::exit::{Failure, LOST, NOTHING};
-use crate::lock_set::{Holder, Wanted, With, with};
-use crate::mode::Mode;
+use crate::lock_set::{Holder, Wanted, WishArgs};
 use crate::output;
 use crate::session::{Signals, Waited, close, code_of_signal};
 
@@ -46,32 +45,14 @@ pub(crate) enum OnLost {
 /// What to run.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
-    /// The lock, 1 to 255 bytes.
-    name: String,
-    /// Another lock to acquire together with it, all or none, in a mode of its own or that of --mode; may be given up to 7 times.
-    #[arg(long, env = "TREFOIL_LOCK_WITH", value_name = "NAME[:MODE]", value_parser = with)]
-    with: Vec<With>,
+    #[command(flatten)]
+    wish: WishArgs,
     /// How soon another may have the lock when this program dies, 100 ms to 24 h.
     #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "10s", value_parser = duration)]
     ttl: Duration,
     /// How long to wait for it, at most 24 h.
     #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "24h", value_parser = duration)]
     wait: Duration,
-    /// Together with whom.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_MODE",
-        value_name = "MODE",
-        value_enum,
-        default_value = "exclusive"
-    )]
-    mode: Mode,
-    /// For how long nobody gets it after it was lost, at most 60s.
-    #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
-    lock_delay: Duration,
-    /// Say on standard error how many stand before this call while it waits.
-    #[arg(long, env = "TREFOIL_LOCK_PROGRESS")]
-    progress: bool,
     /// What becomes of the command, and of all that it started, when the lock is lost.
     #[arg(
         long,
@@ -101,15 +82,6 @@ pub(crate) struct RunArgs {
         default_value = "trefoil lock run"
     )]
     owner: String,
-    /// A fact about this session for operators; may be given up to 16 times.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_METADATA",
-        value_name = "KEY=VALUE",
-        value_delimiter = ',',
-        value_parser = entry
-    )]
-    metadata: Vec<(String, String)>,
     /// The command and its arguments. It finds its token in TREFOIL_FENCING_TOKEN, the lock in TREFOIL_LOCK, and each
     /// lock with its token in TREFOIL_LOCKS.
     #[arg(last = true, required = true, value_name = "COMMAND")]
@@ -129,7 +101,8 @@ pub(crate) enum OnRequest {
 
 pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
     let mut signals = Signals::heard()?;
-    let RunArgs { name, mode, with, wait, progress, ttl, owner, lock_delay, metadata, .. } = args;
+    let RunArgs { wish, wait, ttl, owner, .. } = args;
+    let WishArgs { name, mode, with, progress, lock_delay, metadata } = wish;
     let wanted = Wanted { name, mode, with, wait };
     let holder = Holder { ttl, owner, lock_delay, metadata };
     let waited = wanted.acquire_under(holder, client, &mut signals, progress).await?;
