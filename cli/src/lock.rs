@@ -334,13 +334,15 @@ impl Report for Converted {
 impl Report for Forced {
     fn text(&self) -> String {
         let Self { lock, released, fencing_token } = self;
-        format!("{released} grants of {lock} taken away; all have tokens below {fencing_token}")
+        let grants = output::counted(*released, "grant");
+        format!("{grants} of {lock} taken away; all have tokens below {fencing_token}")
     }
 }
 
 impl Report for Asked {
     fn text(&self) -> String {
-        format!("{} holders of {} asked to release it", self.asked, self.lock)
+        let holders = output::counted(self.asked, "holder");
+        format!("{holders} of {} asked to release it", self.lock)
     }
 }
 
@@ -348,7 +350,7 @@ impl Report for Released {
     fn text(&self) -> String {
         match &self.lock {
             Some(lock) => format!("{lock} released"),
-            None => format!("{} locks released", self.released),
+            None => format!("{} released", output::counted(self.released, "lock")),
         }
     }
 }

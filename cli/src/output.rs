@@ -79,6 +79,12 @@ pub(crate) fn raw(bytes: &[u8]) -> Result<bool, Failure> {
     }
 }
 
+/// `1 lock`, `2 locks`.
+pub(crate) fn counted(number: u32, what: &str) -> String {
+    let end = if number == 1 { "" } else { "s" };
+    format!("{number} {what}{end}")
+}
+
 /// Says why a command failed, and returns its exit code.
 pub(crate) fn report(failure: &Failure) -> ExitCode {
     failure.lines().iter().for_each(|line| note(line));

@@ -264,7 +264,9 @@ impl From<LockWaiter> for Waiter {
 impl Report for Set {
     fn text(&self) -> String {
         match self.permits_before {
-            0 => format!("{} set to {}", self.semaphore, self.permits),
+            before if before == 0 || before == self.permits => {
+                format!("{} set to {}", self.semaphore, self.permits)
+            }
             before => format!("{} set to {} instead of {before}", self.semaphore, self.permits),
         }
     }

@@ -32,7 +32,7 @@ the cluster and not about what was asked, such as `NOT_LEADER`, `NO_QUORUM`, `OV
 | word | meaning |
 | --- | --- |
 | right | what the caller must be allowed to do, and to what |
-| admission | what it counts against when there is much to do: `ordinary` calls in flight, a `reserved` share of what ends work or keeps locks, or the `stream`s |
+| admission | what it counts against when there is much to do: `ordinary` calls in flight, a `reserved` share of what ends work or keeps locks, the `stream`s, or `renewal`, a share of streams that keep sessions |
 | retry | whether it may be sent again after an end that was not seen: `request id`, with the same one; `idempotent`, always |
 | frees space | it is taken even when the disk is nearly full |
 | fence | it can be refused for an outdated fencing token |

@@ -204,7 +204,7 @@ fn only_the_leader_tells_lag_and_counts() {
 #[test]
 fn every_reason_is_documented() {
     let mut text = format!(
-        "# Errors\n\n{NOTE}\nEvery error carries a `google.rpc.ErrorInfo` with domain `{DOMAIN}` and one of these reasons. \
+        "# Errors\n\n{NOTE}\nEvery error of Trefoil's services carries a `google.rpc.ErrorInfo` with domain `{DOMAIN}` and one of these reasons. \
          Its metadata names the facts,\nsuch as `field` and `limit`.\n\n\
          `retry` says whether the same request is worth sending again: never, `later`, when somebody has made room,\n\
          after a pause, at another node or the leader that the metadata names, or with the same request id. `effect`\n\

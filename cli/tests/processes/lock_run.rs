@@ -217,7 +217,7 @@ async fn a_command_ends_when_somebody_asks_for_its_lock() {
     let ask = ["lock", "request-release", "job", "--owner", "ops", "--reason", "an upgrade"];
     let (code, out, error) = run(&cluster, &ask);
     assert_eq!(code, 0, "{error}");
-    assert!(out.contains("1 holders of job asked"), "{out}");
+    assert!(out.contains("1 holder of job asked"), "{out}");
     let ended = held.wait_with_output().unwrap();
     assert_eq!(ended.status.code(), Some(6), "the command had SIGTERM, and the code is its own");
     let said = String::from_utf8(ended.stderr).unwrap();

@@ -84,7 +84,7 @@ impl Starts {
 pub struct Standing {
     /// Its starts, up to the newest.
     pub starts: Starts,
-    /// Where the log of each shard ended at the newest start; none for a shard whose log lost its end (rule 2).
+    /// Where the log of each shard ended at the newest start; none for a shard whose log lost its end.
     pub ends: BTreeMap<ShardId, End>,
     /// What it has acknowledged of each shard: committed, and on its disk.
     pub acknowledged: BTreeMap<ShardId, End>,

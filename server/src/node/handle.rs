@@ -226,7 +226,12 @@ impl Handle {
         }
         if !self.shared.table.leads(shard) {
             let leader = self.shared.table.leader(shard);
-            return Err(self.shared.with_endpoint(unreached(leader)));
+            let mut refusal = self.shared.with_endpoint(unreached(leader));
+            if leader.is_some() {
+                "this node does not lead the shard: ask its leader"
+                    .clone_into(&mut refusal.message);
+            }
+            return Err(refusal);
         }
         self.hand_over(shard, Some(to)).await
     }

@@ -308,7 +308,7 @@ fn create(path: &Path, expected: &Expected) -> Result<Identity, StorageError> {
             name == LOCK || name == LOST_AND_FOUND || name == format!("{IDENTITY}.tmp").as_str();
         if !harmless {
             return Err(StorageError(format!(
-                "data directory {} holds {} but no file named {IDENTITY}: restore that file, or give an empty --data-dir",
+                "data directory {} holds {} but no file named {IDENTITY}: restore that file, or treat this data directory as lost, as docs/operations.md says",
                 path.display(),
                 name.display()
             )));
