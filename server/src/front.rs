@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use prost_reflect::DescriptorError;
 use slog::{Logger, info};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -48,15 +47,7 @@ pub struct Sockets {
 
 impl<S: Shards> Front<S> {
     /// Serves an API on bound sockets.
-    ///
-    /// # Errors
-    /// When the descriptors of the services cannot be read.
-    pub async fn start(
-        api: Api<S>,
-        sockets: Sockets,
-        caps: Caps,
-        logger: Logger,
-    ) -> Result<Self, DescriptorError> {
+    pub async fn start(api: Api<S>, sockets: Sockets, caps: Caps, logger: Logger) -> Self {
         let api = Arc::new(api);
         // Not for longer than the front lives.
         let described = Arc::downgrade(&api);
@@ -64,7 +55,7 @@ impl<S: Shards> Front<S> {
         let health = HealthReporter::new();
         health.set_service_status(LIVENESS, ServingStatus::Serving).await;
         tell(&health, &api, ServingStatus::NotServing).await;
-        let grpc = routes::routes(&api, health.clone())?.into_axum_router();
+        let grpc = routes::routes(&api, health.clone()).into_axum_router();
         let pages = pages::router(Arc::clone(&api));
         let router = layer::stack(grpc, api.metrics(), api.admission())
             .merge(pages.clone())
@@ -89,7 +80,7 @@ impl<S: Shards> Front<S> {
             Arc::clone(&api),
             closing.subscribe(),
         )));
-        Ok(Self { api, closing, health, tasks, logger })
+        Self { api, closing, health, tasks, logger }
     }
 
     /// What it serves.

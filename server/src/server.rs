@@ -149,9 +149,7 @@ pub async fn run(
     info!(logger, "starting"; "endpoint" => &endpoint, "commit" => crate::COMMIT);
     let (node, handle) = start(config, endpoint, peers, &metrics, &logger).await?;
     let api = Api::new(handle, settings, metrics);
-    let front = Front::start(api, Sockets { clients, pages }, caps, logger.clone())
-        .await
-        .map_err(|error| Exit::Internal(error.to_string()))?;
+    let front = Front::start(api, Sockets { clients, pages }, caps, logger.clone()).await;
     info!(logger, "serving");
     let failure = tokio::select! {
         () = shutdown => None,

@@ -1,41 +1,49 @@
 //! Server reflection (grpc.reflection.v1 and v1alpha): the descriptors as they were compiled, with the options that say how each
 //! operation behaves.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use prost_reflect::{DescriptorError, DescriptorPool, FileDescriptor};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 
-/// What reflection knows.
+/// Everything that Trefoil says; read when somebody asks first, since it takes some MiB.
+static DESCRIBED: LazyLock<Result<DescriptorPool, DescriptorError>> = LazyLock::new(|| {
+    let mut pool = DescriptorPool::new();
+    for descriptors in [
+        trefoil_proto::DESCRIPTORS,
+        trefoil_proto::status::DETAIL_DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ] {
+        pool.decode_file_descriptor_set(descriptors)?;
+    }
+    Ok(pool)
+});
+
+/// Lists services, and describes everything.
 #[derive(Clone, Debug)]
 pub(super) struct Reflection {
-    pool: DescriptorPool,
-    /// What is listed; everything is described.
     services: Arc<[String]>,
 }
 
-impl Reflection {
-    /// Describes everything that Trefoil says, and lists these services.
-    pub(super) fn new(
-        services: impl Iterator<Item = &'static str>,
-    ) -> Result<Self, DescriptorError> {
-        let mut pool = DescriptorPool::new();
-        for descriptors in [
-            trefoil_proto::DESCRIPTORS,
-            trefoil_proto::status::DETAIL_DESCRIPTORS,
-            tonic_health::pb::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-            tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
-        ] {
-            pool.decode_file_descriptor_set(descriptors)?;
-        }
-        Ok(Self { pool, services: services.map(str::to_owned).collect() })
-    }
+/// What is described.
+struct Described<'a> {
+    pool: &'a DescriptorPool,
+}
 
+impl Reflection {
+    /// Lists these services.
+    pub(super) fn new(services: impl Iterator<Item = &'static str>) -> Self {
+        Self { services: services.map(str::to_owned).collect() }
+    }
+}
+
+impl Described<'_> {
     /// The file with a message, an enum, a service or an extension, or with a part of one.
     fn file_of(&self, symbol: &str) -> Option<FileDescriptor> {
-        let pool = &self.pool;
+        let pool = self.pool;
         let whole = |name: &str| {
             let message = pool.get_message_by_name(name).map(|it| it.parent_file());
             message
@@ -77,7 +85,9 @@ macro_rules! reflection {
 
             use super::*;
 
-            fn answer(reflection: &Reflection, ask: Option<&Ask>) -> Answer {
+            fn answer(reflection: &Reflection, ask: Option<&Ask>) -> Result<Answer, Status> {
+                let fault = |error: &DescriptorError| Status::internal(error.to_string());
+                let described = Described { pool: DESCRIBED.as_ref().map_err(fault)? };
                 let file = |file: Option<FileDescriptor>| {
                     let file_descriptor_proto = vec![file?.encode_to_vec()];
                     Some(Answer::FileDescriptorResponse(FileDescriptorResponse {
@@ -85,13 +95,13 @@ macro_rules! reflection {
                     }))
                 };
                 let found = match ask {
-                    Some(Ask::FileByFilename(name)) => file(reflection.pool.get_file_by_name(name)),
-                    Some(Ask::FileContainingSymbol(symbol)) => file(reflection.file_of(symbol)),
+                    Some(Ask::FileByFilename(name)) => file(described.pool.get_file_by_name(name)),
+                    Some(Ask::FileContainingSymbol(symbol)) => file(described.file_of(symbol)),
                     Some(Ask::FileContainingExtension(of)) => {
-                        file(reflection.file_of_extension(&of.containing_type, of.extension_number))
+                        file(described.file_of_extension(&of.containing_type, of.extension_number))
                     }
                     Some(Ask::AllExtensionNumbersOfType(message)) => {
-                        reflection.extensions_of(message).map(|extension_number| {
+                        described.extensions_of(message).map(|extension_number| {
                             Answer::AllExtensionNumbersResponse(ExtensionNumberResponse {
                                 base_type_name: message.clone(),
                                 extension_number,
@@ -105,12 +115,12 @@ macro_rules! reflection {
                     }
                     None => None,
                 };
-                found.unwrap_or_else(|| {
+                Ok(found.unwrap_or_else(|| {
                     Answer::ErrorResponse(ErrorResponse {
                         error_code: Code::NotFound.into(),
                         error_message: "there is no such symbol or file".to_owned(),
                     })
-                })
+                }))
             }
 
             #[tonic::async_trait]
@@ -125,7 +135,7 @@ macro_rules! reflection {
                     let reflection = self.clone();
                     let answers = requests.into_inner().map(move |request| {
                         let request = request?;
-                        let answer = answer(&reflection, request.message_request.as_ref());
+                        let answer = answer(&reflection, request.message_request.as_ref())?;
                         Ok(ServerReflectionResponse {
                             valid_host: request.host.clone(),
                             message_response: Some(answer),

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use prost_reflect::DescriptorError;
 use tonic::service::Routes;
 use tonic_health::server::{HealthReporter, HealthService};
 use tonic_reflection::pb::v1::server_reflection_server as v1;
@@ -34,19 +33,13 @@ pub fn served<S: Shards>(api: &Api<S>) -> Vec<&'static str> {
 }
 
 /// The gRPC side of the client port.
-///
-/// # Errors
-/// When the descriptors are not what reflection takes.
-pub fn routes<S: Shards>(
-    api: &Arc<Api<S>>,
-    health: HealthReporter,
-) -> Result<Routes, DescriptorError> {
-    let reflection = reflection(api)?;
+pub fn routes<S: Shards>(api: &Arc<Api<S>>, health: HealthReporter) -> Routes {
+    let reflection = reflection(api);
     let unary = Unary::new(Arc::clone(api));
     let health = tonic_health::pb::health_server::HealthServer::new(
         HealthService::from_health_reporter(health),
     );
-    Ok(add_services(Routes::default(), &unary)
+    add_services(Routes::default(), &unary)
         .add_service(bounded!(
             PipelineServiceServer::new(Pipeline::new(Arc::clone(api))),
             FRAME_READ_BYTES_MAX,
@@ -63,11 +56,11 @@ pub fn routes<S: Shards>(
             OVERHEAD_BYTES,
             RESPONSE_MAX
         ))
-        .prepare())
+        .prepare()
 }
 
 /// Reflection lists what clients may call.
-fn reflection<S: Shards>(api: &Api<S>) -> Result<Reflection, DescriptorError> {
+fn reflection<S: Shards>(api: &Api<S>) -> Reflection {
     let of_grpc = [Method::HealthCheck, Method::Reflection, Method::ReflectionAlpha]
         .map(|method| method.facts().service);
     Reflection::new(served(api).into_iter().chain(of_grpc))

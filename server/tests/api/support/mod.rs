@@ -64,7 +64,7 @@ pub(crate) async fn serve(setup: Setup) -> Served {
     let clients = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = clients.local_addr().unwrap();
     let sockets = Sockets { clients, pages: None };
-    let front = Front::start(api, sockets, setup.caps, Logger::root(Discard, o!())).await.unwrap();
+    let front = Front::start(api, sockets, setup.caps, Logger::root(Discard, o!())).await;
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     Served { fake, front, address, channel }
 }
