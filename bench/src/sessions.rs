@@ -1,4 +1,5 @@
-//! Many sessions on three real nodes: what it costs to hold them, and what others notice when half of them expire at once.
+//! Many sessions on three real nodes: what it costs to hold them, what others notice when half of them expire at once, and
+//! what memory the nodes keep when all are gone.
 
 use std::future::{Future, IntoFuture as _};
 use std::path::PathBuf;
@@ -10,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 use trefoil_client::{Client, Error, Session};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::lock::v1::{GetSessionRequest, OpenSessionRequest};
+use trefoil_proto::lock::v1::{AcquireRequest, GetSessionRequest, OpenSessionRequest};
 
 use crate::cluster::{Cluster, Process};
 use crate::{Failure, Out};
@@ -19,6 +20,8 @@ use crate::{Failure, Out};
 const AT_A_TIME: usize = 256;
 /// How long the clients are looked at before and after sessions expire.
 const WINDOW: Duration = Duration::from_secs(3);
+/// Seconds after the last session was closed until memory is looked at: time for a checkpoint of each shard.
+const REST_SECONDS: u64 = 60;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
@@ -32,6 +35,9 @@ pub(crate) struct Sessions {
     /// Sessions of one namespace, each renewed by the client library.
     #[arg(long, default_value_t = 100_000)]
     sessions: usize,
+    /// Each session also holds a lock of its own.
+    #[arg(long)]
+    locks: bool,
     /// TTL of each in seconds.
     #[arg(long, default_value_t = 30)]
     ttl_seconds: u64,
@@ -60,9 +66,13 @@ pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure>
     out.line(&format!("resident MiB of idle nodes: {}", resident(&cluster)));
 
     let begun = Instant::now();
-    let mut sessions = open(options.sessions, || client.session(ttl).into_future()).await?;
+    let mut sessions =
+        each(0..options.sessions, "opened", |_| client.session(ttl).into_future()).await?;
     let rate = as_f64(sessions.len() as u64) / begun.elapsed().as_secs_f64();
     out.line(&format!("{} sessions opened, {rate:.0} a second", sessions.len()));
+    if options.locks {
+        sessions = lock_each(&client, sessions).await?;
+    }
 
     let latencies: Latencies = Arc::new(Mutex::new(histogram()));
     let mut work = JoinSet::new();
@@ -90,8 +100,28 @@ pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure>
     wait(options.ttl_seconds, "left").await?;
     expire(&cluster, &client, count, 2 * ttl, &latencies, out).await?;
     work.shutdown().await;
-    sessions.into_iter().for_each(Session::leave);
+    let count = sessions.len();
+    each(sessions, "closed", Session::close).await?;
+    wait(REST_SECONDS, "rest").await?;
+    out.line(&format!(
+        "resident MiB {REST_SECONDS} s after the other {count} were closed: {}",
+        resident(&cluster)
+    ));
     Ok(())
+}
+
+/// Lets each session acquire a lock that it keeps.
+async fn lock_each(client: &Client, sessions: Vec<Session>) -> Result<Vec<Session>, Failure> {
+    let acquire = |session: Session| {
+        // A guard would release it when it is dropped.
+        let (client, session_id) = (client.clone(), session.id());
+        let name = format!("own-{session_id}");
+        async move {
+            client.call(AcquireRequest { session_id, name, ..AcquireRequest::default() }).await?;
+            Ok(session)
+        }
+    };
+    each(sessions, "locked", acquire).await
 }
 
 /// Lets sessions expire all at once, and prints what the clients noticed.
@@ -104,7 +134,7 @@ async fn expire(
     out: &mut Out,
 ) -> Result<(), Failure> {
     let end = Instant::now() + within;
-    let ids = open(count, || open_until(client.clone(), end)).await?;
+    let ids = each(0..count, "opened", |_| open_until(client.clone(), end)).await?;
     if Instant::now() + WINDOW > end {
         return Err("they were not open in time".into());
     }
@@ -128,21 +158,26 @@ async fn expire(
     Ok(())
 }
 
-/// Makes many sessions, some of them at a time.
-async fn open<T, F>(count: usize, make: impl Fn() -> F) -> Result<Vec<T>, Failure>
+/// Does something with each of many, some of them at a time.
+async fn each<T, U, F>(
+    all: impl IntoIterator<IntoIter: ExactSizeIterator<Item = T>>,
+    what: &str,
+    make: impl Fn(T) -> F,
+) -> Result<Vec<U>, Failure>
 where
-    T: Send + 'static,
-    F: Future<Output = Result<T, Error>> + Send + 'static,
+    U: Send + 'static,
+    F: Future<Output = Result<U, Error>> + Send + 'static,
 {
-    let bar = bar(count as u64, "opened")?;
-    let mut made = Vec::with_capacity(count);
+    let all = all.into_iter();
+    let bar = bar(all.len() as u64, what)?;
+    let mut made = Vec::with_capacity(all.len());
     let mut tasks = JoinSet::new();
-    for n in 0..count {
+    for (n, one) in all.enumerate() {
         if n >= AT_A_TIME {
             made.push(tasks.join_next().await.ok_or("no task is left")???);
             bar.inc(1);
         }
-        tasks.spawn(make());
+        tasks.spawn(make(one));
     }
     while let Some(one) = tasks.join_next().await {
         made.push(one??);
