@@ -44,7 +44,7 @@ pub enum QueryOutcome {
     Answered(Answer),
     /// The value's time is up by the leader's clock, and not yet by the log: move log time to this and ask again.
     Due(u64),
-    /// It waits as a long poll; [`Applied::polls`] or [`Machine::cancel`] ends it.
+    /// It waits as a long poll; [`Applied::polls`](super::Applied::polls) or [`Machine::cancel`](super::Machine::cancel) ends it.
     Parked,
 }
 
