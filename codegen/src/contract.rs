@@ -36,9 +36,10 @@ impl Contract {
             commands: Vec::new(),
             queries: Vec::new(),
         };
+        contract.check_names()?;
         contract.commands = contract.steps("trefoil.internal.v1.Command", "operation")?;
         contract.queries = contract.steps("trefoil.internal.v1.Query", "query")?;
-        contract.check()?;
+        contract.check_places()?;
         Ok(contract)
     }
 
@@ -107,14 +108,23 @@ impl Contract {
         fields.fields().map(|field| Step::read(&field, is_command, &by_request, &by_name)).collect()
     }
 
-    /// Sees that every operation has its place in frames, and what is handed on its place in the log.
-    fn check(&self) -> Result<(), Error> {
-        let mut names = BTreeSet::new();
+    /// Sees that each operation has a name and a request of its own.
+    fn check_names(&self) -> Result<(), Error> {
+        let (mut names, mut requests) = (BTreeSet::new(), BTreeSet::new());
         for operation in self.operations() {
             if !names.insert(&operation.name) {
                 return Err(error(&operation.full_name, "shares its name with another RPC"));
             }
+            // A step with that message would have the rights of one of them.
+            if !requests.insert(operation.request.full_name()) {
+                return Err(error(&operation.full_name, "shares its request with another RPC"));
+            }
         }
+        Ok(())
+    }
+
+    /// Sees that every operation has its place in frames, and what is handed on its place in the log.
+    fn check_places(&self) -> Result<(), Error> {
         let calls = variants(&self.oneof("trefoil.pipeline.v1.Call", "operation")?);
         let replies = variants(&self.oneof("trefoil.pipeline.v1.Reply", "outcome")?);
         let answers = variants(&self.oneof("trefoil.internal.v1.Answer", "answer")?);

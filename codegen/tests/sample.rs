@@ -154,6 +154,35 @@ fn a_step_says_whose_it_is() {
 }
 
 #[test]
+fn a_name_and_a_request_are_those_of_one_operation() {
+    let another = "
+
+service Other {
+  rpc GetGate(Nothing) returns (GetGateResponse) {
+    option (trefoil.common.v1.operation) = {
+      kind: KIND_QUERY, handling: HANDLING_COMPOSED, action: ACTION_READ_LOCKS, resource: RESOURCE_CLUSTER,
+      routing: ROUTING_NODE, admission: ADMISSION_CLASS_ORDINARY, waiting: WAITING_NEVER, request_id: false, fence: false
+    };
+  }
+}
+
+message Nothing {}
+";
+    let end = "message WatchGatesResponse {}";
+    for (from, to, why) in [
+        (
+            "rpc WatchGates(WatchGatesRequest)",
+            "rpc WatchGates(GetGateRequest)".to_owned(),
+            "GateService.WatchGates shares its request with another RPC",
+        ),
+        (end, format!("{end}{another}"), "Other.GetGate shares its name with another RPC"),
+    ] {
+        let error = sample(from, &to).err().unwrap_or_else(|| panic!("{why}: nobody noticed"));
+        assert_eq!(error.to_string(), format!("trefoil.lock.v1.{why}"));
+    }
+}
+
+#[test]
 fn what_is_handed_on_is_of_one_shard() {
     let contract = sample("ROUTING_LOCKS", "ROUTING_SPREAD").expect("the contract is whole");
     let error = server(&contract).expect_err("no shard is named").to_string();
