@@ -114,7 +114,7 @@ impl Getter<'_> {
     fn write(&self, code: &mut Code, arms: impl Iterator<Item = (String, Option<String>)>) {
         let Self { doc, head, none } = self;
         code.line(format_args!("/// {doc}"));
-        code.line(format_args!("#[must_use]"));
+        code.line("#[must_use]");
         code.line(format_args!("pub fn {head} {{"));
         let arms = arms.map(|(variant, value)| match value {
             Some(value) if value.contains("request") => {
@@ -294,16 +294,7 @@ fn of_steps(code: &mut Code, steps: &[Step]) {
     for (pattern, value) in waits {
         code.line(format_args!("{pattern} => {value},"));
     }
-    let mut classes: Vec<(String, Vec<String>)> = Vec::new();
-    for (pattern, value) in others {
-        match classes.iter_mut().find(|(class, _)| *class == value) {
-            Some((_, patterns)) => patterns.push(pattern),
-            None => classes.push((value, vec![pattern])),
-        }
-    }
-    for (value, patterns) in classes {
-        code.line(format_args!("{} => {value},", patterns.join(" | ")));
-    }
+    code.arms(others);
     code.line("}");
     code.line("}");
     code.line("");

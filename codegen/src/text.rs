@@ -60,10 +60,20 @@ impl Code {
         }
     }
 
-    /// A match with an arm for each pattern; those of equal value share theirs.
+    /// A match of these arms.
     pub(crate) fn matches<T: PartialEq + fmt::Display>(
         &mut self,
         on: &str,
+        arms: impl IntoIterator<Item = (String, T)>,
+    ) {
+        self.line(format_args!("match {on} {{"));
+        self.arms(arms);
+        self.line("}");
+    }
+
+    /// An arm for each pattern; those of equal value share theirs.
+    pub(crate) fn arms<T: PartialEq + fmt::Display>(
+        &mut self,
         arms: impl IntoIterator<Item = (String, T)>,
     ) {
         let mut grouped: Vec<(Vec<String>, T)> = Vec::new();
@@ -73,7 +83,6 @@ impl Code {
                 None => grouped.push((vec![pattern], value)),
             }
         }
-        self.line(format_args!("match {on} {{"));
         for (patterns, value) in grouped {
             let (last, others) = patterns.split_last().expect("a group has a pattern");
             for pattern in others {
@@ -81,7 +90,6 @@ impl Code {
             }
             self.line(format_args!("{last} => {value},"));
         }
-        self.line("}");
     }
 
     /// The whole text.

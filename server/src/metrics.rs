@@ -19,11 +19,11 @@ use trefoil_core::replica::Role;
 use trefoil_core::replica::obstacles::{self, Obstacles};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
+use trefoil_proto::operation::{Facts, Method};
 use trefoil_proto::status::to_status;
 
 use self::durations::LogDurations;
 use crate::node::{Observer, PeerOperation, clock};
-use trefoil_proto::operation::{Facts, Method};
 
 const PREFIX: &str = "trefoil";
 

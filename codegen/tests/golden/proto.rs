@@ -309,8 +309,10 @@ impl command::Operation {
     pub fn admission(&self) -> AdmissionClass {
         match self {
             Self::AwaitGate(request) if request.wait_ms > 0 => AdmissionClass::Waiting,
-            Self::OpenGate(_) | Self::LoseGate(_) => AdmissionClass::Ordinary,
-            Self::AwaitGate(_) | Self::CloseGate(_) => AdmissionClass::Reserved,
+            Self::OpenGate(_) |
+            Self::LoseGate(_) => AdmissionClass::Ordinary,
+            Self::AwaitGate(_) |
+            Self::CloseGate(_) => AdmissionClass::Reserved,
         }
     }
 

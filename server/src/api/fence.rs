@@ -58,25 +58,25 @@ struct Found {
 }
 
 impl Fences {
-    fn at(&self, place: &MarkKey) -> Known {
+    fn at(&self, key: &MarkKey) -> Known {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = known.get(place) {
+        if let Some(found) = known.get(key) {
             return Arc::clone(found);
         }
         if known.len() >= FENCES_KNOWN_MAX {
             // Any of them: it is found out again.
             known.pop_first();
         }
-        Arc::clone(known.entry(place.clone()).or_default())
+        Arc::clone(known.entry(key.clone()).or_default())
     }
 
-    fn forget(&self, place: &MarkKey) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(place);
+    fn forget(&self, key: &MarkKey) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 }
 
 impl Shown {
-    fn place(&self, shard: ShardId) -> MarkKey {
+    fn key(&self, shard: ShardId) -> MarkKey {
         (shard, self.fence.namespace.clone(), self.fence.lock.clone(), self.fence.token)
     }
 }
@@ -107,7 +107,7 @@ impl<S: Shards> Api<S> {
         let Some(shown) = &context.fence else {
             return self.command(slot, id, operation, &context.ask).await;
         };
-        let place = shown.place(self.shard(slot));
+        let key = shown.key(self.shard(slot));
         // A retry goes to the log whatever is known: an earlier try may have taken effect while the token was good, and
         // only the shard's memory of the request can tell.
         let is_retry = id.as_ref().is_some_and(|id| id.attempt > 0);
@@ -122,15 +122,15 @@ impl<S: Shards> Api<S> {
             end = self.send(slot, id.clone(), operation.clone(), fence, &context.ask).await;
             match &end {
                 Err(refusal) if refusal.reason() == Reason::FenceNotValidated => {
-                    self.fences.forget(&place);
+                    self.fences.forget(&key);
                 }
                 Err(refusal) if refusal.reason() == Reason::Fenced => {
                     self.metrics.own.fences_refused.inc();
-                    self.refused(&place, refusal).await;
+                    self.refused(&key, refusal).await;
                     return end;
                 }
                 Ok(_) if found.checked.standing() == TokenStanding::Writer && !found.at_mark => {
-                    self.reached(&place).await;
+                    self.reached(&key).await;
                     return end;
                 }
                 _ => return end,
@@ -150,7 +150,7 @@ impl<S: Shards> Api<S> {
             let decided = self.query(slot, Query::Get(request), &context.ask).await?;
             return expect_answer!(decided, Get);
         };
-        let place = shown.place(self.shard(slot));
+        let key = shown.key(self.shard(slot));
         for _ in 0..ROUNDS {
             let found = self.found(shown, slot, &context.ask).await?;
             let raises = found.checked.standing() == TokenStanding::Writer && !found.at_mark;
@@ -168,7 +168,7 @@ impl<S: Shards> Api<S> {
             let query = Query::Get(request.clone());
             match self.fenced_query(slot, query, context).await {
                 Err(refusal) if refusal.reason() == Reason::FenceNotValidated => {
-                    self.fences.forget(&place);
+                    self.fences.forget(&key);
                 }
                 end => return expect_answer!(end?, Get),
             }
@@ -195,14 +195,14 @@ impl<S: Shards> Api<S> {
             && refusal.reason() == Reason::Fenced
         {
             self.metrics.own.fences_refused.inc();
-            self.refused(&shown.place(self.shard(slot)), refusal).await;
+            self.refused(&shown.key(self.shard(slot)), refusal).await;
         }
         end
     }
 
     /// What is known of a token at the shard of a slot; found out where it is not.
     async fn found(&self, shown: &Shown, slot: u16, ask: &CallContext) -> Result<Found, Refusal> {
-        let known = self.fences.at(&shown.place(self.shard(slot)));
+        let known = self.fences.at(&shown.key(self.shard(slot)));
         let Ok(mut known) = timeout_at(ask.deadline, known.lock()).await else {
             return Err(refusal(Reason::NoQuorum, "the fence's token was not validated in time"));
         };
@@ -257,16 +257,16 @@ impl<S: Shards> Api<S> {
     }
 
     /// The shard was used under the token: it is the mark now, or was.
-    async fn reached(&self, place: &MarkKey) {
-        if let Some(found) = &mut *self.fences.at(place).lock().await {
+    async fn reached(&self, key: &MarkKey) {
+        if let Some(found) = &mut *self.fences.at(key).lock().await {
             found.at_mark = true;
         }
     }
 
     /// A newer holder was there: that stays true, and need not be asked again.
-    async fn refused(&self, place: &MarkKey, refusal: &Refusal) {
+    async fn refused(&self, key: &MarkKey, refusal: &Refusal) {
         if refusal.metadata.contains_key("mark")
-            && let Some(found) = &mut *self.fences.at(place).lock().await
+            && let Some(found) = &mut *self.fences.at(key).lock().await
         {
             found.refusal = Some(refusal.clone());
         }

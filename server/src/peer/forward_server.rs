@@ -58,7 +58,7 @@ impl Drop for Outgoing {
 /// A forwarded call that waits for its answer.
 #[derive(Debug)]
 pub(crate) struct ForwardedCall {
-    desk: Arc<ForwardServer>,
+    server: Arc<ForwardServer>,
     id: u64,
     is_command: bool,
     permit: Permit,
@@ -67,18 +67,18 @@ pub(crate) struct ForwardedCall {
 impl ForwardedCall {
     /// Asks whether the caller is still there to take a grant.
     pub(crate) fn offer(&self) {
-        let (bytes, size) = (Arc::clone(&self.desk.bytes), 0);
+        let (bytes, size) = (Arc::clone(&self.server.bytes), 0);
         let reply = ForwardReply { id: self.id, offer: true, ..ForwardReply::default() };
         // There is room for an offer and an answer of every call that is open; the stream may be gone.
-        drop(self.desk.replies.try_send(Outgoing { reply, size, bytes, _permit: None }));
+        drop(self.server.replies.try_send(Outgoing { reply, size, bytes, _permit: None }));
     }
 
     pub(crate) fn answer(self, reply: Reply) {
-        let Self { desk, id, is_command, permit } = self;
-        desk.lock().remove(&id);
-        let outgoing = desk.outgoing(encode(id, reply), is_command, Some(permit));
+        let Self { server, id, is_command, permit } = self;
+        server.lock().remove(&id);
+        let outgoing = server.outgoing(encode(id, reply), is_command, Some(permit));
         // There is room for every call that is open; the stream may be gone.
-        drop(desk.replies.try_send(outgoing));
+        drop(server.replies.try_send(outgoing));
     }
 }
 
@@ -92,13 +92,13 @@ impl ForwardServer {
         let (sender, replies) = mpsc::channel(3 * FORWARD_CALLS_MAX);
         let (frames, receiver) = mpsc::channel(FRAMES);
         let bytes = Arc::default();
-        let desk = Arc::new(Self { shared, replies: sender, open: Mutex::default(), bytes });
+        let server = Arc::new(Self { shared, replies: sender, open: Mutex::default(), bytes });
         tokio::spawn(async move {
             tokio::select! {
-                () = Arc::clone(&desk).take_calls(calls) => (),
-                () = desk.send_replies(replies, frames) => (),
+                () = Arc::clone(&server).take_calls(calls) => (),
+                () = server.send_replies(replies, frames) => (),
             }
-            desk.abandon_all();
+            server.abandon_all();
         });
         receiver
     }
@@ -160,7 +160,7 @@ impl ForwardServer {
             ));
         }
         let is_command = matches!(work, ShardRequest::Command(_));
-        let asked = ForwardedCall { desk: Arc::clone(self), id, is_command, permit };
+        let asked = ForwardedCall { server: Arc::clone(self), id, is_command, permit };
         // A day is more than any wait of a client.
         let left = Duration::from_millis(timeout_ms.min(86_400_000));
         let deadline_ms = clock::boot_deadline(Instant::now() + left);

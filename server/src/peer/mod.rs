@@ -1,8 +1,8 @@
 //! Node to node: Raft messages, forwarded calls and snapshots, each on streams of their own.
 //!
 //! [`Links`] is what this node sends with; [`server`] is what it hears. Every stream begins with a [`greeting`].
-//! Raft messages may be lost (`raft`, `queue`), a forwarded call has an end that its caller learns (`forward`, and
-//! `desk` at the other side), a snapshot arrives whole or not at all (`snapshots`, and `receive`).
+//! Raft messages may be lost (`raft`, `queue`), a forwarded call has an end that its caller learns (`forward_client`,
+//! and `forward_server` at the other side), a snapshot arrives whole or not at all (`snapshots`, and `receive`).
 
 mod accept;
 mod dial;

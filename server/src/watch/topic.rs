@@ -62,7 +62,7 @@ pub(super) struct Mark {
 /// The topics that are watched.
 #[derive(Debug, Default)]
 pub(super) struct Topics {
-    spaces: BTreeMap<String, NamespaceTopics>,
+    namespaces: BTreeMap<String, NamespaceTopics>,
 }
 
 #[derive(Debug, Default)]
@@ -95,16 +95,16 @@ impl Topics {
         let begin = || watch::Sender::new(window);
         match topic {
             Topic::Namespace(namespace) => {
-                let space = self.spaces.entry(namespace.clone()).or_default();
-                space.all.get_or_insert_with(begin).subscribe()
+                let topics = self.namespaces.entry(namespace.clone()).or_default();
+                topics.all.get_or_insert_with(begin).subscribe()
             }
             Topic::Name { namespace, name } => {
-                let space = self.spaces.entry(namespace.clone()).or_default();
-                space.names.entry(name.clone()).or_insert_with(begin).subscribe()
+                let topics = self.namespaces.entry(namespace.clone()).or_default();
+                topics.names.entry(name.clone()).or_insert_with(begin).subscribe()
             }
             Topic::Session { namespace, id } => {
-                let space = self.spaces.entry(namespace.clone()).or_default();
-                space.sessions.entry(*id).or_insert_with(begin).subscribe()
+                let topics = self.namespaces.entry(namespace.clone()).or_default();
+                topics.sessions.entry(*id).or_insert_with(begin).subscribe()
             }
         }
     }
@@ -115,22 +115,22 @@ impl Topics {
         let (Topic::Namespace(namespace)
         | Topic::Name { namespace, .. }
         | Topic::Session { namespace, .. }) = topic;
-        let Some(space) = self.spaces.get_mut(namespace) else { return };
+        let Some(topics) = self.namespaces.get_mut(namespace) else { return };
         match topic {
-            Topic::Namespace(_) => drop(space.all.take_if(|sender| is_left(sender))),
+            Topic::Namespace(_) => drop(topics.all.take_if(|sender| is_left(sender))),
             Topic::Name { name, .. } => {
-                if space.names.get(name).is_some_and(is_left) {
-                    space.names.remove(name);
+                if topics.names.get(name).is_some_and(is_left) {
+                    topics.names.remove(name);
                 }
             }
             Topic::Session { id, .. } => {
-                if space.sessions.get(id).is_some_and(is_left) {
-                    space.sessions.remove(id);
+                if topics.sessions.get(id).is_some_and(is_left) {
+                    topics.sessions.remove(id);
                 }
             }
         }
-        if space.is_empty() {
-            self.spaces.remove(namespace);
+        if topics.is_empty() {
+            self.namespaces.remove(namespace);
         }
     }
 
@@ -149,8 +149,8 @@ impl Topics {
 
     /// Anything may have happened up to this index.
     pub(super) fn forget_all(&self, index: u64) {
-        for space in self.spaces.values() {
-            for sender in space.every() {
+        for topics in self.namespaces.values() {
+            for sender in topics.every() {
                 sender.send_replace(Mark { last: index, floor: index });
             }
         }
@@ -158,12 +158,12 @@ impl Topics {
 
     /// Changes the mark of every topic that has one of these events.
     fn each(&self, events: &[Event], change: impl Fn(&mut Mark) -> bool) {
-        if self.spaces.is_empty() {
+        if self.namespaces.is_empty() {
             return;
         }
         for event in events {
-            let Some(space) = self.spaces.get(&event.namespace) else { continue };
-            for sender in space.of(event) {
+            let Some(topics) = self.namespaces.get(&event.namespace) else { continue };
+            for sender in topics.of(event) {
                 sender.send_if_modified(&change);
             }
         }
@@ -171,6 +171,6 @@ impl Topics {
 
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
-        self.spaces.is_empty()
+        self.namespaces.is_empty()
     }
 }

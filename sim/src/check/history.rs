@@ -251,7 +251,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// AnswerPosition and outcome of an answered call.
+    /// Position and outcome of an answered call.
     #[must_use]
     pub fn answered(&self) -> Option<(&AnswerPosition, &Outcome)> {
         match &self.end {
