@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{Command, Query, Refusal};
 use trefoil_proto::lock::v1::LockWish;
 use trefoil_proto::pipeline::v1::call::Operation;
 
-use crate::node::call_context::refusal;
+use crate::calls::context::refusal;
 
 /// Who calls.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

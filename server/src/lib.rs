@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod authorize;
+mod calls;
 pub mod config;
 pub mod front;
 pub mod layer;
@@ -17,6 +18,7 @@ pub mod node;
 pub mod pages;
 mod peer;
 pub mod server;
+mod shared;
 pub mod storage;
 pub mod watch;
 

@@ -23,7 +23,8 @@ use trefoil_proto::operation::{Facts, Method};
 use trefoil_proto::status::to_status;
 
 use self::durations::LogDurations;
-use crate::node::{Observer, PeerOperation, clock};
+use crate::shared::clock;
+use crate::shared::observer::{Observer, PeerOperation};
 
 const PREFIX: &str = "trefoil";
 

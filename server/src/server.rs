@@ -177,7 +177,7 @@ async fn start(
         name: member.name,
         address: member.peer_address,
     });
-    let config = node::Config {
+    let config = node::NodeConfig {
         data_dir: config.data_dir,
         node: config.node_id,
         name: config.name,

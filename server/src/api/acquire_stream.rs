@@ -10,11 +10,12 @@ use trefoil_core::limits::{CALL_TIMEOUT_MS, PLACE_PAUSE_MS, PLACE_PAUSE_PER_WAIT
 use trefoil_core::{ShardId, slot};
 use trefoil_proto::internal::v1::answer::Answer;
 use trefoil_proto::internal::v1::query::Query;
-use trefoil_proto::internal::v1::{CallName, FindPlace, Refusal};
+use trefoil_proto::internal::v1::{CallName, CancelAcquire, FindPlace, Refusal};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::acquire_stream_response::Step;
 
-use super::lock::{Abandoned, name_call};
+use super::clean_up::{Unseen, name_call};
+use super::lock::cancel_of;
 use super::operation::Operation;
 use super::server_stream::{Listener, ServerStream, StreamSender};
 use super::{Api, Context, Decided, Shards, answer_within, fingerprint, other_answer};
@@ -69,9 +70,9 @@ impl<S: Shards> Api<S> {
     ) -> Result<(), Refusal> {
         let call = name_call(request.request_id.take());
         let mut looks = Looks::new(&self, &request, &call);
-        let sent = request.clone();
+        let cancel = CancelAcquire { call: Some(call.clone()), ..cancel_of(&request) };
         let answer = {
-            let mut acquire = pin!(self.acquire_as(context, request, call.clone()));
+            let mut acquire = pin!(self.acquire_as(context, request, call));
             loop {
                 let place = tokio::select! {
                     answer = &mut acquire => break answer?,
@@ -82,12 +83,10 @@ impl<S: Shards> Api<S> {
             }
         };
         // A grant that the client did not take is withdrawn.
-        let mut abandoned = answer.acquired.then(|| Abandoned::new(&self, context, &sent, &call));
+        let mut unseen = Unseen::new(&self, context, answer.acquired.then_some(cancel));
         sender.say(Response { step: Some(Step::Answer(answer)) }).await?;
-        if let Some(abandoned) = &mut abandoned
-            && sender.is_taken().await
-        {
-            abandoned.is_answered();
+        if unseen.left.is_some() && sender.is_taken().await {
+            unseen.is_seen();
         }
         Ok(())
     }

@@ -2,7 +2,6 @@
 //! gives it up when its wait is over or its caller is gone.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
@@ -15,13 +14,13 @@ use trefoil_proto::internal::v1::{
     AwaitBarrier, AwaitLatch, BarrierSeen, CallName, LatchSeen, Refusal, WithdrawBarrier,
 };
 use trefoil_proto::lock::v1 as lock;
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::Retry;
 
-use super::background::may_help;
-use super::lock::{name_call, pause_before};
+use super::clean_up::{Unseen, name_call};
 use super::{
     ANSWER_TIME, Api, CallContext, Context, Decided, RETRY_PAUSE, Shards, other_answer, partly,
 };
+use crate::calls::repeat::may_help;
 
 impl<S: Shards> Api<S> {
     /// Looks once, so that the round is known, and waits for its end.
@@ -61,19 +60,26 @@ impl<S: Shards> Api<S> {
         // The first command has the request id; all of them say whose place it is.
         let named = name_call(request.request_id.clone());
         let mut call = named.clone();
-        let mut entering = Entering::new(self, context, &request, named);
+        let withdraw = WithdrawBarrier {
+            namespace: request.namespace.clone(),
+            session_id: request.session_id,
+            name: request.name.clone(),
+            call: Some(named),
+            ..WithdrawBarrier::default()
+        };
+        let mut entering = Unseen::new(self, context, Some(withdraw));
         let mut goes_on = false;
         loop {
             request.wait_ms = wait_ms.min(remaining_ms(until));
             let command = Command::EnterBarrier(request.clone());
             let first = CallName { request_id: call.request_id.take(), drawn: call.drawn.clone() };
             let decided = self.called(slot, first, command, &context.ask).await;
-            let decided =
-                entering.judge(decided).map_err(|why| if goes_on { unended(why) } else { why })?;
+            entering.judge(decided.as_ref().err());
+            let decided = decided.map_err(|why| if goes_on { unended(why) } else { why })?;
             let (header, seen) = barrier_seen(decided)?;
             goes_on = true;
             if wait_ms == 0 || seen.inside && seen.tripped {
-                entering.withdraw = None;
+                entering.is_seen();
                 return Ok(entered(header, &seen));
             }
             // Until all have come, or until those of the round before have left.
@@ -90,7 +96,7 @@ impl<S: Shards> Api<S> {
                 Ok(decided) => {
                     let (header, moved) = barrier_seen(decided.map_err(unended)?)?;
                     if seen.inside {
-                        entering.withdraw = None;
+                        entering.is_seen();
                         return Ok(entered(header, &moved));
                     }
                 }
@@ -98,12 +104,12 @@ impl<S: Shards> Api<S> {
                     let withdraw = WithdrawBarrier {
                         round: seen.round,
                         unless_tripped: true,
-                        ..entering.withdraw.clone().unwrap_or_default()
+                        ..entering.left.clone().unwrap_or_default()
                     };
                     let withdraw = Command::WithdrawBarrier(withdraw);
                     let decided = self.command(slot, None, withdraw, &context.ask).await;
                     let decided = decided.map_err(unended)?;
-                    entering.withdraw = None;
+                    entering.is_seen();
                     let (header, seen) = barrier_seen(decided)?;
                     return Ok(entered(header, &seen));
                 }
@@ -180,56 +186,6 @@ impl<S: Shards> Api<S> {
 /// How a call ended that had entered or left before. What is refused for good says what became of that.
 fn unended(why: Refusal) -> Refusal {
     if why.reason().row().retry == Retry::Never { why } else { partly(&why) }
-}
-
-/// An EnterBarrier whose end the caller has not seen. Dropped in that state, its place is given up.
-struct Entering<'a, S: Shards> {
-    api: Arc<Api<S>>,
-    context: &'a Context,
-    withdraw: Option<WithdrawBarrier>,
-}
-
-impl<'a, S: Shards> Entering<'a, S> {
-    fn new(
-        api: &Arc<Api<S>>,
-        context: &'a Context,
-        request: &lock::EnterBarrierRequest,
-        call: CallName,
-    ) -> Self {
-        let withdraw = WithdrawBarrier {
-            namespace: request.namespace.clone(),
-            session_id: request.session_id,
-            name: request.name.clone(),
-            round: 0,
-            call: Some(call),
-            unless_tripped: false,
-        };
-        Self { api: Arc::clone(api), context, withdraw: Some(withdraw) }
-    }
-
-    /// The command ended. Where that was a refusal after which nothing can have stayed, nothing is given up.
-    fn judge(&mut self, decided: Result<Decided, Refusal>) -> Result<Decided, Refusal> {
-        let is_open = decided
-            .as_ref()
-            .err()
-            .is_none_or(|refusal| refusal.reason().row().effect == Effect::Unknown);
-        if !is_open {
-            self.withdraw = None;
-        }
-        decided
-    }
-}
-
-impl<S: Shards> Drop for Entering<'_, S> {
-    fn drop(&mut self) {
-        let Some(mut withdraw) = self.withdraw.take() else { return };
-        let slot = slot::of_locks(&withdraw.namespace);
-        let is_told =
-            self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed));
-        let pause = pause_before(withdraw.call.as_mut(), is_told);
-        let access = &self.context.ask.access;
-        self.api.clean_up(slot, Command::WithdrawBarrier(withdraw), access, pause);
-    }
 }
 
 /// When a wait that begins now is over.

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use prost::Message;
@@ -22,8 +21,9 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::queue::v1::{Delivery, DequeueRequest, DequeueResponse};
 
-use super::background::may_help;
+use super::clean_up::{Leftover, TakeBack, Unseen};
 use super::{ANSWER_TIME, Api, Context, Decided, RETRY_PAUSE, Shards, other_answer, refusal};
+use crate::calls::repeat::may_help;
 
 /// A poll asks again this often: a hint that went to a consumer who then took nothing is not repeated.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ struct Poll<'a, S: Shards> {
     /// For how long the call had waited when it asked for the first of its leases.
     waited: Option<Duration>,
     leases_over: u32,
-    grants: Grants<S>,
+    grants: Unseen<S, Grants>,
     /// The last shard that could not be asked.
     unasked: Option<Refusal>,
 }
@@ -78,7 +78,7 @@ impl<S: Shards> Api<S> {
             began,
             waited: None,
             leases_over: 0,
-            grants: Grants::new(Arc::clone(self), context, catalogue, keep),
+            grants: Unseen::new(self, context, Grants { catalogue, keep, ..Grants::default() }),
             unasked: None,
         };
         if is_retry {
@@ -221,10 +221,10 @@ impl<S: Shards> Poll<'_, S> {
 
     /// How many messages are still wanted.
     fn wanted(&self) -> usize {
-        if self.grants.bytes >= BATCH_BYTES_MAX {
+        if self.grants.left.bytes >= BATCH_BYTES_MAX {
             return 0;
         }
-        self.max_messages.saturating_sub(self.grants.deliveries.len())
+        self.max_messages.saturating_sub(self.grants.left.deliveries.len())
     }
 
     /// Asks one shard for so many messages; for none, what it remembers of the first try.
@@ -239,13 +239,15 @@ impl<S: Shards> Poll<'_, S> {
         });
         let (api, slot, context) = (Arc::clone(self.api), group.slot, self.context.clone());
         let id = self.request_id.clone();
-        let mut grants = self.grants.empty();
+        let Grants { catalogue, keep, .. } = self.grants.left;
+        let empty = Grants { catalogue, keep, ..Grants::default() };
+        let mut grants = Unseen::new(self.api, self.context, empty);
         let (sender, receiver) = oneshot::channel();
         // On its own, so that a grant is seen even when the caller is gone.
         tokio::spawn(async move {
             let end = match api.fenced(slot, id, command, &context).await {
                 Ok(Decided { header, answer: answer::Answer::Dequeue(response) }) => {
-                    grants.deliveries = response.deliveries;
+                    grants.left.deliveries = response.deliveries;
                     Ok((header, grants, response.leases_over))
                 }
                 Ok(_) => Err(other_answer()),
@@ -260,13 +262,14 @@ impl<S: Shards> Poll<'_, S> {
         {
             Ok((header, mut granted, leases_over)) => {
                 self.header = Some(header);
-                let deliveries = std::mem::take(&mut granted.deliveries);
+                let deliveries = std::mem::take(&mut granted.left.deliveries);
                 if !deliveries.is_empty() {
                     self.waited.get_or_insert(waited);
                 }
                 self.leases_over = self.leases_over.saturating_add(leases_over);
-                self.grants.bytes += deliveries.iter().map(Message::encoded_len).sum::<usize>();
-                self.grants.deliveries.extend(deliveries);
+                self.grants.left.bytes +=
+                    deliveries.iter().map(Message::encoded_len).sum::<usize>();
+                self.grants.left.deliveries.extend(deliveries);
                 Ok(())
             }
             // Other shards may have something; what is there already is delivered.
@@ -279,7 +282,7 @@ impl<S: Shards> Poll<'_, S> {
     }
 
     fn has_any(&self) -> bool {
-        !self.grants.deliveries.is_empty()
+        !self.grants.left.deliveries.is_empty()
     }
 
     /// Whether a first try was granted something.
@@ -288,7 +291,7 @@ impl<S: Shards> Poll<'_, S> {
     }
 
     fn answer(&mut self) -> DequeueResponse {
-        let mut deliveries = std::mem::take(&mut self.grants.deliveries);
+        let mut deliveries = std::mem::take(&mut self.grants.left.deliveries);
         let key = self.catalogue.lease_key.unwrap_or_default();
         for delivery in &mut deliveries {
             if let Ok(lease) = delivery.lease_id.parse::<LeaseId>() {
@@ -309,10 +312,9 @@ fn is_fenced(refusal: &Refusal) -> bool {
     refusal.reason() == Reason::Fenced
 }
 
-/// Deliveries on their way to a consumer. Those that are still here when this is dropped are returned.
-struct Grants<S: Shards> {
-    api: Arc<Api<S>>,
-    context: Context,
+/// Deliveries on their way to a consumer.
+#[derive(Debug, Default)]
+struct Grants {
     catalogue: Catalogue,
     /// The consumer can ask again under its request id and then gets the same leases: they are not returned unless it
     /// said that it does not want them.
@@ -322,37 +324,26 @@ struct Grants<S: Shards> {
     bytes: usize,
 }
 
-impl<S: Shards> Grants<S> {
-    fn new(api: Arc<Api<S>>, context: &Context, catalogue: Catalogue, keep: bool) -> Self {
-        Self { api, context: context.clone(), catalogue, keep, deliveries: Vec::new(), bytes: 0 }
-    }
-
-    fn empty(&self) -> Self {
-        Self::new(Arc::clone(&self.api), &self.context, self.catalogue, self.keep)
-    }
-}
-
-impl<S: Shards> Drop for Grants<S> {
-    fn drop(&mut self) {
-        let told = self.context.cancelled.as_ref().is_some_and(|told| told.load(Ordering::Relaxed));
-        if self.deliveries.is_empty() || (self.keep && !told) {
-            return;
+impl Leftover for Grants {
+    fn take_back<S: Shards>(self, api: &Api<S>, is_unwanted: bool) -> Vec<TakeBack> {
+        if self.keep && !is_unwanted {
+            return Vec::new();
         }
         let queue_id = self.catalogue.queue_id;
         let mut by_shard = BTreeMap::<u32, (u16, Vec<AckLease>)>::new();
-        for delivery in self.deliveries.drain(..) {
+        for delivery in self.deliveries {
             let Ok(lease) = delivery.lease_id.parse::<LeaseId>() else { continue };
-            let slot = self.api.slot_of(&self.catalogue, lease.partition);
-            let (_, leases) =
-                by_shard.entry(self.api.shard(slot)).or_insert_with(|| (slot, Vec::new()));
+            let slot = api.slot_of(&self.catalogue, lease.partition);
+            let (_, leases) = by_shard.entry(api.shard(slot)).or_insert_with(|| (slot, Vec::new()));
             leases.push(lease.ack());
         }
+        let mut returns = Vec::new();
         for (slot, leases) in by_shard.into_values() {
-            for leases in leases.chunks(DELIVERIES_MAX) {
-                let command =
-                    Command::ReturnLeases(ReturnLeases { queue_id, leases: leases.to_vec() });
-                self.api.clean_up(slot, command, &self.context.ask.access, Duration::ZERO);
-            }
+            returns.extend(leases.chunks(DELIVERIES_MAX).map(|leases| {
+                let leases = ReturnLeases { queue_id, leases: leases.to_vec() };
+                TakeBack { slot, command: Command::ReturnLeases(leases), pause: Duration::ZERO }
+            }));
         }
+        returns
     }
 }

@@ -7,7 +7,7 @@ use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
 
-use super::lock::{Abandoned, name_call};
+use super::clean_up::name_call;
 use super::{Api, Context, Shards, expect_answer};
 
 impl<S: Shards> Api<S> {
@@ -17,19 +17,16 @@ impl<S: Shards> Api<S> {
         context: &Context,
         mut request: lock::CampaignRequest,
     ) -> Result<lock::CampaignResponse, Refusal> {
-        let slot = slot::of_locks(&request.namespace);
         let call = name_call(request.request_id.take());
         let cancel = CancelAcquire {
             namespace: request.namespace.clone(),
             session_id: request.session_id,
             name: request.name.clone(),
-            call: Some(call.clone()),
             ..CancelAcquire::default()
         };
-        let mut abandoned = Abandoned::of(self, context, cancel);
-        let decided = self.called(slot, call, Command::Campaign(request), &context.ask).await;
-        abandoned.judge(decided.as_ref().err());
-        let response: Result<lock::AcquireResponse, Refusal> = expect_answer!(decided?, Acquire);
+        let campaign = Command::Campaign(request);
+        let decided = self.acquiring(context, call, campaign, cancel).await?;
+        let response: Result<lock::AcquireResponse, Refusal> = expect_answer!(decided, Acquire);
         let lock::AcquireResponse { header, acquired, fencing_token, holder_token, .. } = response?;
         Ok(lock::CampaignResponse {
             header,

@@ -4,11 +4,11 @@
 //! way it was called.
 
 mod acquire_stream;
-mod background;
 mod barrier;
 pub mod bounds;
 mod cache;
 mod catalogue;
+mod clean_up;
 mod cluster;
 mod dequeue;
 mod election;
@@ -48,8 +48,8 @@ use trefoil_proto::internal::v1::{
 pub use trefoil_proto::pipeline::v1::reply::Outcome;
 use trefoil_proto::reason::{Effect, Retry};
 
-use self::background::Background;
 use self::catalogue::Catalogues;
+use self::clean_up::CleanUps;
 use self::fence::{Fences, Shown};
 use self::operation::{Facts, Operation};
 pub use self::shards::{Answered, CallContext, Member, ShardState, Shards};
@@ -87,7 +87,7 @@ pub struct Api<S> {
     admission: Arc<Admission>,
     catalogues: Catalogues,
     fences: Fences,
-    background: Background,
+    clean_ups: CleanUps,
     /// How near the end of the node is.
     phase: watch::Sender<Phase>,
 }
@@ -140,7 +140,7 @@ impl<S: Shards> Api<S> {
             admission: Arc::default(),
             catalogues: Catalogues::default(),
             fences: Fences::default(),
-            background: Background::default(),
+            clean_ups: CleanUps::default(),
             phase: watch::Sender::new(Phase::Serving),
         }
     }

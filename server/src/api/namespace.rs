@@ -4,10 +4,9 @@
 //! changed again: `in_force` shows it.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep};
+
 use trefoil_core::slot::{self, SYSTEM_SLOT};
 use trefoil_core::{META_SHARD, ShardId};
 use trefoil_proto::cluster::v1 as cluster;
@@ -20,14 +19,10 @@ use trefoil_proto::internal::v1::{
     NamespaceStep, Refusal,
 };
 
-use super::background::may_help;
 use super::{
     Api, CallContext, Context, Decided, Shards, expect_answer, other_answer, partly, refusal,
 };
 
-/// How long the other shards are told of a decision, whatever becomes of the caller.
-const TELL_TIMEOUT: Duration = Duration::from_secs(10);
-const TELL_PAUSE: Duration = Duration::from_millis(200);
 /// Times that a namespace gets a newer version because shards had seen newer ones.
 const STEPS_MAX: usize = 8;
 
@@ -211,7 +206,7 @@ impl<S: Shards> Api<S> {
         access: &Arc<Access>,
         decided: &cluster::Namespace,
     ) -> Result<(), Refusal> {
-        match self.insist(SYSTEM_SLOT, step(decided, true), access).await {
+        match self.repeat(SYSTEM_SLOT, step(decided, true), access).await {
             // An attempt before this one was applied, and nobody saw it.
             Err(refused) if refused.reason() == Reason::UnknownNamespace => Ok(()),
             ended => ended.map(drop),
@@ -224,7 +219,7 @@ impl<S: Shards> Api<S> {
         access: &Arc<Access>,
         decided: &cluster::Namespace,
     ) -> Result<cluster::Namespace, Refusal> {
-        match self.insist(SYSTEM_SLOT, step(decided, false), access).await? {
+        match self.repeat(SYSTEM_SLOT, step(decided, false), access).await? {
             Answer::UpdateNamespace(changed) => changed.namespace.ok_or_else(other_answer),
             _ => Err(other_answer()),
         }
@@ -240,7 +235,7 @@ impl<S: Shards> Api<S> {
         let mut told = JoinSet::new();
         for (_, slot) in places {
             let (api, access, command) = (Arc::clone(self), Arc::clone(access), command.clone());
-            told.spawn(async move { api.insist(slot, command, &access).await });
+            told.spawn(async move { api.repeat(slot, command, &access).await });
         }
         let mut known = Vec::new();
         while let Some(answer) = told.join_next().await {
@@ -250,28 +245,6 @@ impl<S: Shards> Api<S> {
             }
         }
         Ok(known)
-    }
-
-    /// Tries a command that may be repeated for as long as that can help.
-    async fn insist(
-        &self,
-        slot: u16,
-        command: Command,
-        access: &Arc<Access>,
-    ) -> Result<Answer, Refusal> {
-        let deadline = Instant::now() + TELL_TIMEOUT;
-        let ask = CallContext { access: Arc::clone(access), deadline, fingerprint: 0 };
-        loop {
-            match self.command(slot, None, command.clone(), &ask).await {
-                Ok(decided) => return Ok(decided.answer),
-                Err(refused)
-                    if !may_help(&refused) || Instant::now() + TELL_PAUSE >= ask.deadline =>
-                {
-                    return Err(refused);
-                }
-                Err(_) => sleep(TELL_PAUSE).await,
-            }
-        }
     }
 
     /// What every data shard knows of a namespace and of the policy.

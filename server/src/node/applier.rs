@@ -6,76 +6,24 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use prost::Message as _;
-use raft_proto::eraftpb::HardState;
 use slog::info;
 use trefoil_core::machine::{Applied, Gauges, Machine, QueryOutcome};
 use trefoil_core::replica::{ApplyRange, Input, Read, Reply};
 use trefoil_core::{CallId, NodeId, Position, ShardId};
 use trefoil_proto::internal::v1::{Answer, Progress, Refusal};
 
-use super::files;
-use super::mailbox::Mailbox;
-use super::replicas::Workers;
-use super::shared::Shared;
+use super::jobs::{ApplyJob, FileJob, Incoming, Task, Workers};
 use crate::peer::Links;
+use crate::shared::Shared;
+use crate::shared::mailbox::Mailbox;
 use crate::storage::checkpoint::Written;
-use crate::storage::{Damaged, EngineLog, LogStore as _, StateStore, die};
+use crate::storage::{EngineLog, LogStore as _, StateStore, die};
 use crate::watch::Tip;
 
 /// Entries that are applied before the replica is told.
 const TELL_ENTRIES: usize = 64;
 /// Bytes of entries read from the log at a time.
 const READ_BYTES: u64 = 4 << 20;
-
-#[derive(Debug)]
-pub(super) struct ApplyJob {
-    pub(super) shard: ShardId,
-    pub(super) task: Task,
-}
-
-#[derive(Debug)]
-pub(super) enum Task {
-    Apply(ApplyRange),
-    Query {
-        reads: Vec<Read>,
-        term: u64,
-        now_ms: u64,
-    },
-    Cancel(CallId),
-    StepDown(Refusal),
-    Checkpoint,
-    /// A checkpoint of this shard is on disk, and the log names its file.
-    Checkpointed(Written),
-    /// A checkpoint could not be written: what it read of the state is damaged.
-    CheckpointLost(String),
-    OpenSnapshot(NodeId),
-    /// A received state becomes the state.
-    Receive(Incoming),
-    /// The log names the generation of the received state now.
-    Installed,
-    /// The state was found damaged by somebody else.
-    Damaged(Damaged),
-    /// A majority has another state at an index.
-    Outvoted(u64),
-}
-
-/// A received state that is to become the state of a shard.
-#[derive(Debug)]
-pub(super) enum Incoming {
-    /// With its log.
-    Snapshot(Install),
-    /// In the place of a damaged one: the log stays.
-    State { generation: u64 },
-}
-
-/// A received snapshot that is to become the state.
-#[derive(Debug)]
-pub(super) struct Install {
-    pub(super) generation: u64,
-    pub(super) index: u64,
-    pub(super) term: u64,
-    pub(super) hard_state: HardState,
-}
 
 /// The state of one shard.
 #[derive(Debug)]
@@ -315,7 +263,7 @@ impl Applier {
         let bytes = store.overlay_bytes();
         if let Some(checkpoint) = store.freeze() {
             owned.checkpointing = true;
-            self.workers.files.send(files::FileJob::Checkpoint { shard, checkpoint, bytes });
+            self.workers.files.send(FileJob::Checkpoint { shard, checkpoint, bytes });
         } else if !owned.checkpointing {
             // Nothing has changed: the file holds it all.
             self.shared.tell(shard, Input::Checkpointed { index: 0, overlay_bytes: 0 });
@@ -331,7 +279,7 @@ impl Applier {
         if let Some(moved) = &written.moved {
             let old = std::mem::replace(&mut self.owned(shard).generation, moved.generation);
             info!(self.shared.logger, "moved the state to a new file"; "shard" => shard, "generation" => moved.generation);
-            self.workers.files.send(files::FileJob::Discard { shard, generation: old });
+            self.workers.files.send(FileJob::Discard { shard, generation: old });
         }
         let done = self.with(shard, |_, store| {
             store.finish(written);

@@ -11,7 +11,9 @@ use trefoil_core::replica::{self, Boot, Replica};
 use trefoil_core::{NodeId, ShardId};
 
 use super::applier::{Owned, State};
-use super::{Config, Observer, StartError, clock};
+use super::config::{NodeConfig, StartError};
+use crate::shared::clock;
+use crate::shared::observer::Observer;
 use crate::storage::{
     self, DataDirectory, EngineLog, Expected, OpenError, Recovered, StorageError, evidence,
 };
@@ -44,7 +46,7 @@ impl From<StorageError> for StartError {
 }
 
 /// Sees that the members make a cluster, puts them in order, and returns the peers of this node.
-pub(super) fn check_members(config: &mut Config) -> Result<BTreeSet<NodeId>, StartError> {
+pub(super) fn check_members(config: &mut NodeConfig) -> Result<BTreeSet<NodeId>, StartError> {
     config.members.sort_by_key(|member| member.id);
     let ids = config.members.iter().map(|member| member.id).collect::<BTreeSet<_>>();
     let refuse = |sentence: String| Err(StartError::Members(sentence));
@@ -65,7 +67,7 @@ pub(super) fn check_members(config: &mut Config) -> Result<BTreeSet<NodeId>, Sta
 
 /// Opens the data directory, and makes it where it is new.
 pub(super) fn open(
-    config: &Config,
+    config: &NodeConfig,
     observer: &dyn Observer,
     logger: &Logger,
 ) -> Result<Disk, StartError> {
@@ -114,7 +116,7 @@ pub(super) fn standing(directory: &DataDirectory, boots: &[Boot]) -> Standing {
 
 /// The replicas of all shards, in order.
 pub(super) fn replicas(
-    config: &Config,
+    config: &NodeConfig,
     boots: &[Boot],
     logger: &Logger,
 ) -> Result<Vec<Replica>, StartError> {

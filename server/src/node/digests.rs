@@ -2,21 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use trefoil_core::ShardId;
 use trefoil_core::limits::DIGEST_BYTES_PER_SECOND;
 use trefoil_core::replica::{Chain, Input};
 
-use super::mailbox::Mailbox;
-use super::shared::Shared;
+use super::jobs::DigestJob;
+use crate::shared::Shared;
+use crate::shared::mailbox::Mailbox;
 use crate::storage::evidence;
-use crate::storage::snapshot::Reader;
-
-/// A checkpoint whose digest is wanted.
-#[derive(Debug)]
-pub(super) struct DigestJob {
-    pub(super) shard: ShardId,
-    pub(super) reader: Reader,
-}
 
 /// Runs until its mailbox is closed; what is unfinished then is given up.
 pub(super) fn run(shared: &Shared, jobs: &Mailbox<DigestJob>) {

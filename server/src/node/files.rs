@@ -9,38 +9,18 @@ use slog::warn;
 use trefoil_core::ShardId;
 use trefoil_core::limits::CHECKPOINT_BYTES_PER_SECOND;
 
-use super::applier::{self, Task};
-use super::clock::Stopwatch;
+use super::jobs::{FileJob, Task, Workers, WriteJob};
 use super::keeper::FullDisk;
-use super::mailbox::Mailbox;
-use super::replicas::Workers;
 use super::scrub::Scrub;
-use super::shared::Shared;
-use super::writer;
+use crate::shared::Shared;
+use crate::shared::clock::Stopwatch;
+use crate::shared::mailbox::Mailbox;
 use crate::storage::checkpoint::{Checkpoint, Written};
 use crate::storage::evidence;
 use crate::storage::state::file_path;
 
 /// Pause between two attempts to write a checkpoint on a full disk.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
-
-#[derive(Debug)]
-pub(super) enum FileJob {
-    Checkpoint {
-        shard: ShardId,
-        checkpoint: Checkpoint,
-        bytes: u64,
-    },
-    Discard {
-        shard: ShardId,
-        generation: u64,
-    },
-    /// Put a damaged file aside.
-    Keep {
-        shard: ShardId,
-        generation: u64,
-    },
-}
 
 #[derive(Debug)]
 pub(super) struct Files {
@@ -77,8 +57,7 @@ impl Files {
 
     fn checkpoint(&mut self, shard: ShardId, checkpoint: &Checkpoint, bytes: u64) {
         let stopwatch = Stopwatch::start();
-        let applier = self.workers.applier(shard);
-        let tell = |task| self.workers.appliers[applier].send(applier::ApplyJob { shard, task });
+        let tell = |task| self.workers.apply(shard, task);
         let written = match evidence::catch(checkpoint.path(), || self.write(shard, checkpoint)) {
             Ok(written) => written,
             Err(damaged) => return tell(Task::CheckpointLost(damaged.to_string())),
@@ -87,7 +66,7 @@ impl Files {
             self.scrub.take(shard, checkpoint.left(&written).clone());
             self.shared.observer.checkpoint(shard, stopwatch.seconds(), bytes);
             if written.moved.is_some() {
-                return self.workers.writer.send(writer::WriteJob::Move(shard, written));
+                return self.workers.writer.send(WriteJob::Move(shard, written));
             }
             tell(Task::Checkpointed(written));
         }

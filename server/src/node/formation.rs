@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use slog::{info, warn};
 use trefoil_core::replica::Input;
 
-use super::shared::{Event, Shared};
 use crate::peer::Links;
+use crate::shared::{Event, Shared};
 
 /// How long all members are waited for where a majority would be enough.
 const FORCE_WAIT: Duration = Duration::from_secs(10);

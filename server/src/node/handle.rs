@@ -18,18 +18,19 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Access, Command, Query, Refusal};
 
-use super::call_context::{Answered, CallContext, admission, open_reply, refusal};
-use super::calls::Waiter;
-use super::shared::{Description, Shared};
-use super::table::ShardState;
-use super::{Member, clock};
 use crate::authorize::{Action, Principal, Resource, access};
+use crate::calls::Waiter;
+use crate::calls::context::{Answered, CallContext, admission, open_reply, refusal};
+use crate::calls::repeat::repeat;
 use crate::peer::Links;
+use crate::shared::clock;
+use crate::shared::identity::Member;
+use crate::shared::table::ShardState;
+use crate::shared::{Description, Shared};
 use crate::watch::Feeds;
 
 /// How long it is tried to take a grant back.
 const TAKE_BACK_WAIT: Duration = Duration::from_secs(30);
-const TAKE_BACK_PAUSE: Duration = Duration::from_millis(200);
 /// Longest time that a leader takes to hand over.
 const TRANSFER_WAIT: Duration = Duration::from_secs(3);
 
@@ -77,15 +78,10 @@ impl Handle {
         let access = access(&Principal { address: None }, Action::UseLock, resource);
         let deadline = Instant::now() + TAKE_BACK_WAIT;
         let ask = CallContext { access: Arc::new(access), deadline, fingerprint: 0 };
-        while let Err(refusal) = self.command(shard, command.clone(), &ask).await {
-            if self.shared.closed_since_ms().is_some()
-                || Instant::now() + TAKE_BACK_PAUSE >= ask.deadline
-            {
-                warn!(self.shared.logger, "a grant that nobody asked for stays until its session ends";
-                    "shard" => shard, "reason" => refusal.reason().name());
-                return;
-            }
-            tokio::time::sleep(TAKE_BACK_PAUSE).await;
+        let taken = repeat(deadline, || self.command(shard, command.clone(), &ask)).await;
+        if let Err(refusal) = taken {
+            warn!(self.shared.logger, "a grant that nobody asked for stays until its session ends";
+                "shard" => shard, "reason" => refusal.reason().name());
         }
     }
 

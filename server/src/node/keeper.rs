@@ -11,8 +11,8 @@ use slog::{info, warn};
 use trefoil_core::ShardId;
 use trefoil_core::replica::{Input, Pressure};
 
-use super::mailbox::Mailbox;
-use super::shared::Shared;
+use crate::shared::Shared;
+use crate::shared::mailbox::Mailbox;
 use crate::storage::{EngineLog, Reserve};
 
 const SPACE_PERIOD: Duration = Duration::from_secs(1);

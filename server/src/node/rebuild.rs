@@ -8,9 +8,10 @@ use trefoil_core::replica::{Input, Reply};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::applier::{Applier, Incoming, Install, Owned, State};
-use super::call_context::refusal;
-use super::{digests, files, writer};
+use super::applier::{Applier, Owned, State};
+use super::files::Files;
+use super::jobs::{DigestJob, FileJob, Incoming, Install, WriteJob};
+use crate::calls::context::refusal;
 use crate::storage::checkpoint::Written;
 use crate::storage::state::file_path;
 use crate::storage::{Damaged, LogWrite, StateStore, Unusable, die, evidence};
@@ -83,7 +84,7 @@ impl Applier {
             "shard" => shard, "reason" => %what);
         self.shared.observer.damage(shard);
         let generation = self.owned(shard).generation;
-        self.workers.writer.send(writer::WriteJob::Damage(shard, generation));
+        self.workers.writer.send(WriteJob::Damage(shard, generation));
         self.shared.tell(shard, Input::Damaged);
         self.shared.table.set_bytes(shard, 0, 0);
     }
@@ -100,7 +101,7 @@ impl Applier {
         if let Some(moved) = written.moved {
             let generation = moved.generation;
             drop(moved);
-            self.workers.files.send(files::FileJob::Discard { shard, generation });
+            self.workers.files.send(FileJob::Discard { shard, generation });
         }
         self.write_incoming(shard);
     }
@@ -124,7 +125,7 @@ impl Applier {
             }
             Incoming::State { generation } => LogWrite::Rebuild { shard, generation: *generation },
         };
-        self.workers.writer.send(writer::WriteJob::Install(write, shard));
+        self.workers.writer.send(WriteJob::Install(write, shard));
     }
 
     /// The log names the received state.
@@ -149,7 +150,7 @@ impl Applier {
         let was_whole = self.owned(shard).state.is_some();
         self.shards.insert(shard, owned);
         if was_whole {
-            self.workers.files.send(files::FileJob::Discard { shard, generation: old });
+            self.workers.files.send(FileJob::Discard { shard, generation: old });
         }
         if damaged.is_none() {
             self.open_feed(shard);
@@ -214,7 +215,7 @@ impl Applier {
             return;
         }
         match self.with(shard, |_, store| store.file().snapshot()) {
-            Ok(reader) => self.workers.digests.send(digests::DigestJob { shard, reader }),
+            Ok(reader) => self.workers.digests.send(DigestJob { shard, reader }),
             Err(lost) => self.lose(shard, &lost),
         }
     }
@@ -229,7 +230,7 @@ fn damaged_refusal() -> Refusal {
     refusal(Reason::NoQuorum, "the state of the shard is damaged on this node")
 }
 
-impl files::Files {
+impl Files {
     /// Puts a damaged file aside.
     pub(super) fn keep(&mut self, shard: ShardId, generation: u64) {
         self.scrub.forget(shard, &file_path(&self.root, shard, generation));

@@ -14,32 +14,12 @@ use trefoil_core::replica::{Effect, Input, Peer, Proposal, Read, Replica, Role, 
 use trefoil_core::{NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Command;
 
-use super::applier::{self, Incoming, Task};
-use super::clock;
 use super::handle::Handle;
-use super::mailbox::Mailbox;
-use super::reader;
-use super::shared::{Event, Shared};
-use super::writer;
+use super::jobs::{ApplyJob, FileJob, Incoming, Install, ReadJob, Task, Workers, WriteJob};
 use crate::peer::latency::Latencies;
 use crate::peer::{Announced, Links};
-
-/// Where the effects go.
-#[derive(Clone, Debug)]
-pub(super) struct Workers {
-    pub(super) writer: Arc<Mailbox<writer::WriteJob>>,
-    pub(super) reader: Arc<Mailbox<reader::ReadJob>>,
-    /// Shard n belongs to applier n modulo their number.
-    pub(super) appliers: Vec<Arc<Mailbox<applier::ApplyJob>>>,
-    pub(super) files: Arc<Mailbox<super::files::FileJob>>,
-    pub(super) digests: Arc<Mailbox<super::digests::DigestJob>>,
-}
-
-impl Workers {
-    pub(super) fn applier(&self, shard: ShardId) -> usize {
-        usize::try_from(shard).expect("a shard number fits a usize") % self.appliers.len()
-    }
-}
+use crate::shared::clock;
+use crate::shared::{Event, Shared};
 
 #[derive(Debug)]
 pub(super) struct Replicas {
@@ -57,9 +37,9 @@ pub(super) struct Replicas {
 /// Jobs of one turn, handed over at its end.
 #[derive(Debug, Default)]
 struct Out {
-    writer: Vec<writer::WriteJob>,
-    reader: Vec<reader::ReadJob>,
-    appliers: Vec<Vec<applier::ApplyJob>>,
+    writer: Vec<WriteJob>,
+    reader: Vec<ReadJob>,
+    appliers: Vec<Vec<ApplyJob>>,
     /// Peers to which a message was dropped.
     unreachable: BTreeSet<(ShardId, NodeId)>,
 }
@@ -221,7 +201,7 @@ impl Replicas {
         if status.uncertain {
             uncertain.insert(shard);
         } else if uncertain.remove(&shard) {
-            self.out.writer.push(writer::WriteJob::Trust(shard));
+            self.out.writer.push(WriteJob::Trust(shard));
         }
         if status.obstacles.is_empty() {
             obstacles.remove(&shard);
@@ -240,12 +220,12 @@ impl Replicas {
     fn perform(&mut self, shard: ShardId, effect: Effect) {
         match effect {
             Effect::Send(peer) => self.send(shard, peer),
-            Effect::Persist(batch) => self.out.writer.push(writer::WriteJob::Append(shard, batch)),
+            Effect::Persist(batch) => self.out.writer.push(WriteJob::Append(shard, batch)),
             Effect::Compact { to, term } => {
-                self.out.writer.push(writer::WriteJob::Compact { shard, to, term });
+                self.out.writer.push(WriteJob::Compact { shard, to, term });
             }
             Effect::Fetch { ticket, first, last, max_bytes } => {
-                self.out.reader.push(reader::ReadJob { shard, ticket, first, last, max_bytes });
+                self.out.reader.push(ReadJob { shard, ticket, first, last, max_bytes });
             }
             Effect::Apply(range) => self.apply(shard, Task::Apply(range)),
             Effect::Query { reads, term, now_ms } => {
@@ -256,7 +236,7 @@ impl Replicas {
             Effect::Checkpoint => self.apply(shard, Task::Checkpoint),
             Effect::OpenSnapshot(to) => self.apply(shard, Task::OpenSnapshot(to)),
             Effect::InstallSnapshot { generation, index, term, hard_state } => {
-                let install = applier::Install { generation, index, term, hard_state };
+                let install = Install { generation, index, term, hard_state };
                 self.apply(shard, Task::Receive(Incoming::Snapshot(install)));
             }
             Effect::Restore { generation, .. } => {
@@ -267,7 +247,7 @@ impl Replicas {
             Effect::SendSnapshot(peer) => self.links.send_snapshot(shard, peer),
             Effect::CloseSnapshot(to) => self.links.close_snapshot(shard, to),
             Effect::DiscardSnapshot { generation } => {
-                self.workers.files.send(super::files::FileJob::Discard { shard, generation });
+                self.workers.files.send(FileJob::Discard { shard, generation });
             }
             Effect::Reply(call, reply) => self.shared.calls.answer(call, reply),
             Effect::Offer(call) => self.shared.calls.offer(call),
@@ -315,7 +295,7 @@ impl Replicas {
 
     fn apply(&mut self, shard: ShardId, task: Task) {
         let applier = self.workers.applier(shard);
-        self.out.appliers[applier].push(applier::ApplyJob { shard, task });
+        self.out.appliers[applier].push(ApplyJob { shard, task });
     }
 
     fn send(&mut self, shard: ShardId, peer: Box<Peer>) {

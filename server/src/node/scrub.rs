@@ -10,7 +10,7 @@ use slog::info;
 use trefoil_core::ShardId;
 use trefoil_core::limits::{SCRUB_BYTES_PER_SECOND, SCRUB_PART_BYTES, SCRUB_PERIOD_MS};
 
-use super::shared::Shared;
+use crate::shared::Shared;
 use crate::storage::state::StateFile;
 
 /// Shortest pause between two parts.

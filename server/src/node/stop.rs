@@ -8,9 +8,9 @@ use trefoil_core::limits::{HAND_OVER_MS, STOP_ANSWER_MS};
 use trefoil_core::replica::Input;
 use trefoil_core::replica::obstacles::Obstacle;
 
-use super::FatalError;
 use super::handle::Handle;
 use super::threads::{PeerRuntime, Threads};
+use crate::shared::failure::FatalError;
 
 /// Longest wait for other nodes to take over what this one leads, all in all.
 const HAND_OVER_WAIT: Duration = Duration::from_secs(3);

@@ -10,19 +10,20 @@ use trefoil_core::ShardId;
 use trefoil_core::limits::RESERVE_BYTES;
 use trefoil_core::replica::Replica;
 
-use super::StartError;
 use super::applier::{Applier, Owned};
+use super::config::StartError;
 use super::digests;
 use super::files::Files;
 use super::formation;
+use super::jobs::Workers;
 use super::keeper::{FullDisk, Keeper};
-use super::mailbox::Mailbox;
 use super::reader;
-use super::replicas::{Replicas, Workers};
+use super::replicas::Replicas;
 use super::scrub::Scrub;
-use super::shared::Shared;
 use super::writer::Writer;
 use crate::peer::Links;
+use crate::shared::Shared;
+use crate::shared::mailbox::Mailbox;
 use crate::storage::{EngineLog, Reserve};
 
 /// Threads that apply, at most.

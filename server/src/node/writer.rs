@@ -8,15 +8,13 @@ use std::time::{Duration, Instant};
 
 use slog::{info, warn};
 use trefoil_core::ShardId;
-use trefoil_core::replica::{Input, PersistBatch};
+use trefoil_core::replica::Input;
 
-use super::applier::{self, Task};
-use super::clock::Stopwatch;
-use super::files;
+use super::jobs::{FileJob, Task, Workers, WriteJob};
 use super::keeper::FullDisk;
-use super::mailbox::Mailbox;
-use super::replicas::Workers;
-use super::shared::Shared;
+use crate::shared::Shared;
+use crate::shared::clock::Stopwatch;
+use crate::shared::mailbox::Mailbox;
 use crate::storage::checkpoint::Written;
 use crate::storage::{EngineLog, LogStore as _, LogWrite};
 
@@ -26,24 +24,6 @@ const WRITE_BYTES: usize = 16 << 20;
 const MARK_SYNC: Duration = Duration::from_millis(80);
 /// Pause between two attempts to write on a full disk.
 const FULL_PAUSE: Duration = Duration::from_millis(200);
-
-#[derive(Debug)]
-pub(super) enum WriteJob {
-    Append(ShardId, PersistBatch),
-    Compact {
-        shard: ShardId,
-        to: u64,
-        term: u64,
-    },
-    /// The shard has caught up: the doubt about the end of its log is over.
-    Trust(ShardId),
-    /// The state of a shard, in the file of this generation, is damaged; the file is put aside when that is synced.
-    Damage(ShardId, u64),
-    /// A received state becomes the state of a shard; its applier is told when that is synced.
-    Install(LogWrite, ShardId),
-    /// A checkpoint went into a new file: the log names that one, then the applier is told.
-    Move(ShardId, Written),
-}
 
 /// Whom to tell when a write is synced.
 enum Done {
@@ -158,17 +138,14 @@ impl Writer {
         for done in done.drain(..) {
             match done {
                 Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
-                Done::Installed(shard) => self.tell(shard, Task::Installed),
+                Done::Installed(shard) => self.workers.apply(shard, Task::Installed),
                 Done::Damaged(shard, generation) => {
-                    self.workers.files.send(files::FileJob::Keep { shard, generation });
+                    self.workers.files.send(FileJob::Keep { shard, generation });
                 }
-                Done::Moved(shard, written) => self.tell(shard, Task::Checkpointed(written)),
+                Done::Moved(shard, written) => {
+                    self.workers.apply(shard, Task::Checkpointed(written))
+                }
             }
         }
-    }
-
-    fn tell(&self, shard: ShardId, task: Task) {
-        let applier = self.workers.applier(shard);
-        self.workers.appliers[applier].send(applier::ApplyJob { shard, task });
     }
 }

@@ -15,7 +15,7 @@ use trefoil_proto::internal::v1::peer_service_client::PeerServiceClient;
 
 use super::greeting::{Fault, Refused};
 use super::introductions::Introductions;
-use crate::node::shared::Shared;
+use crate::shared::Shared;
 
 pub(super) const KEEP_ALIVE: Duration = Duration::from_secs(1);
 pub(super) const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);

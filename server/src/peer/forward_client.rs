@@ -19,8 +19,8 @@ use trefoil_proto::internal::v1::{
 };
 
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
-use crate::node::call_context::{Answered, admission, refusal};
-use crate::node::clock;
+use crate::calls::context::{Answered, admission, refusal};
+use crate::shared::clock;
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;

@@ -18,8 +18,9 @@ use trefoil_proto::internal::v1::Greeting;
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::greeting::{Fault, Refused};
-use crate::node::shared::Shared;
-use crate::node::{FatalError, clock};
+use crate::shared::Shared;
+use crate::shared::clock;
+use crate::shared::failure::FatalError;
 use crate::storage::{DataDirectory, EngineLog, die};
 
 /// Version of what members say to each other.

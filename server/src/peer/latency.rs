@@ -6,8 +6,8 @@ use std::time::Duration;
 use raft_proto::eraftpb::{Message, MessageType};
 use trefoil_core::{NodeId, ShardId};
 
-use crate::node::clock::Stopwatch;
-use crate::node::observer::PeerOperation;
+use crate::shared::clock::Stopwatch;
+use crate::shared::observer::PeerOperation;
 
 /// An exchange whose answer is later than this was lost.
 const LOST: Duration = Duration::from_secs(10);

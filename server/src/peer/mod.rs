@@ -36,11 +36,10 @@ use trefoil_proto::internal::v1::{Access, DescribeRequest, Refusal};
 use self::forward_client::ForwardClient;
 use self::queue::Queue;
 use self::snapshots::Snapshots;
-use crate::node::call_context::Answered;
-use crate::node::shared::Shared;
+use crate::calls::context::Answered;
+use crate::shared::Shared;
 use crate::storage::snapshot::Reader;
 
-pub(crate) use self::forward_server::ForwardedCall;
 pub(crate) use self::introductions::Introductions;
 
 /// Time for a peer to say what it is.

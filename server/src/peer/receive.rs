@@ -18,7 +18,7 @@ use trefoil_proto::internal::v1::snapshot_request::Part;
 use trefoil_proto::internal::v1::{Manifest, SnapshotChunk, SnapshotRequest};
 
 use super::server::decode;
-use crate::node::shared::Shared;
+use crate::shared::Shared;
 use crate::storage::StorageError;
 use crate::storage::snapshot::Writer;
 use crate::storage::state::next_generation;

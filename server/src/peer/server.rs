@@ -31,8 +31,8 @@ use super::greeting::{Fault, Streams};
 use super::introductions::Introductions;
 use super::receive::Receiver;
 use super::{Announced, accept};
-use crate::node::FatalError;
-use crate::node::shared::Shared;
+use crate::shared::Shared;
+use crate::shared::failure::FatalError;
 
 /// Streams of one connection.
 const STREAMS_MAX: u32 = 16;

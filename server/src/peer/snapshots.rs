@@ -19,9 +19,9 @@ use trefoil_proto::internal::v1::{SnapshotChunk, SnapshotHead, SnapshotRequest};
 
 use super::dial::{self, Ended};
 use super::introductions::Introductions;
-use crate::node::clock::Stopwatch;
-use crate::node::observer::PeerOperation;
-use crate::node::shared::Shared;
+use crate::shared::Shared;
+use crate::shared::clock::Stopwatch;
+use crate::shared::observer::PeerOperation;
 use crate::storage::evidence;
 use crate::storage::snapshot::Reader;
 

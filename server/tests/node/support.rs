@@ -17,7 +17,8 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Drawn, Query, Refusal, answer, query};
 use trefoil_server::authorize::{Access, Action, Authorizer, authorize};
 use trefoil_server::node::{
-    Answered, CallContext, Config, Handle, Member, Node, Observer, StartError, Unobserved, start,
+    Answered, CallContext, Handle, Member, Node, NodeConfig, Observer, StartError, Unobserved,
+    start,
 };
 use trefoil_server::storage::Identity;
 
@@ -92,7 +93,7 @@ impl Cluster {
         xxhash_rust::xxh3::xxh3_128(&flags).to_be_bytes().to_vec()
     }
 
-    pub(crate) fn config(&mut self, id: NodeId, data_dir: &Path) -> Config {
+    pub(crate) fn config(&mut self, id: NodeId, data_dir: &Path) -> NodeConfig {
         let member = |(n, address): (usize, &SocketAddr)| Member {
             id: n as u64 + 1,
             name: format!("n{}", n + 1),
@@ -102,7 +103,7 @@ impl Cluster {
         let listener = self.listeners[at]
             .take()
             .unwrap_or_else(|| TcpListener::bind(self.addresses[at]).unwrap());
-        Config {
+        NodeConfig {
             data_dir: data_dir.to_owned(),
             node: id,
             name: format!("n{id}"),
@@ -122,7 +123,7 @@ impl Cluster {
     }
 
     /// The configuration of a member at an address that nobody else knows.
-    pub(crate) fn config_elsewhere(&mut self, id: NodeId, data_dir: &Path) -> Config {
+    pub(crate) fn config_elsewhere(&mut self, id: NodeId, data_dir: &Path) -> NodeConfig {
         self.listeners[id as usize - 1] = Some(TcpListener::bind("127.0.0.1:0").unwrap());
         self.config(id, data_dir)
     }

@@ -7,32 +7,32 @@ use trefoil_core::Now;
 
 /// Both clocks, as a step of the core wants them.
 #[must_use]
-pub fn now() -> Now {
+pub(crate) fn now() -> Now {
     Now { boot_ms: boot_ms(), wall_ms: milliseconds(clock_gettime(ClockId::Realtime)) }
 }
 
 /// Milliseconds of a clock that never jumps and goes on while the machine sleeps.
 #[must_use]
-pub fn boot_ms() -> u64 {
+pub(crate) fn boot_ms() -> u64 {
     milliseconds(clock_gettime(ClockId::Boottime))
 }
 
 /// Microseconds since 1970; only for numbers that shall rise over restarts.
 #[must_use]
-pub fn wall_us() -> u64 {
+pub(crate) fn wall_us() -> u64 {
     let time = clock_gettime(ClockId::Realtime);
     milliseconds(Timespec { tv_sec: time.tv_sec, tv_nsec: 0 }) * 1_000 + nanoseconds(&time) / 1_000
 }
 
 /// The time of [`boot_ms`] at which a deadline of the runtime's clock is reached.
 #[must_use]
-pub fn boot_deadline(deadline: tokio::time::Instant) -> u64 {
+pub(crate) fn boot_deadline(deadline: tokio::time::Instant) -> u64 {
     let left = deadline.saturating_duration_since(tokio::time::Instant::now());
     boot_ms().saturating_add(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// Sleeps until a time of [`boot_ms`].
-pub async fn sleep_until(at_ms: u64) {
+pub(crate) async fn sleep_until(at_ms: u64) {
     tokio::time::sleep(Duration::from_millis(at_ms.saturating_sub(boot_ms()))).await;
 }
 
@@ -46,24 +46,24 @@ fn nanoseconds(time: &Timespec) -> u64 {
 
 /// Measures how long something takes.
 #[derive(Clone, Copy, Debug)]
-pub struct Stopwatch(Instant);
+pub(crate) struct Stopwatch(Instant);
 
 impl Stopwatch {
     /// Starts now.
     #[must_use]
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self(Instant::now())
     }
 
     /// Time since the start.
     #[must_use]
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.0.elapsed()
     }
 
     /// Seconds since the start.
     #[must_use]
-    pub fn seconds(&self) -> f64 {
+    pub(crate) fn seconds(&self) -> f64 {
         self.elapsed().as_secs_f64()
     }
 }

@@ -1,5 +1,12 @@
 //! What the threads and tasks of a node have in common.
 
+pub(crate) mod clock;
+pub(crate) mod failure;
+pub(crate) mod identity;
+pub(crate) mod mailbox;
+pub(crate) mod observer;
+pub(crate) mod table;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,20 +22,20 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::call_context::refusal;
-use super::calls::{Calls, Waiter};
-use super::clock;
-use super::mailbox::Mailbox;
-use super::observer::Observer;
-use super::table::Table;
-use super::{FatalError, Member};
+use self::failure::FatalError;
+use self::identity::{Member, NodeIdentity};
+use self::mailbox::Mailbox;
+use self::observer::Observer;
+use self::table::Table;
 use crate::authorize::Authorizer;
+use crate::calls::context::refusal;
+use crate::calls::{Calls, Waiter};
 use crate::storage::Damaged;
 use crate::watch::Feeds;
 
 /// Something for the thread that owns the replicas.
 #[derive(Debug)]
-pub(super) enum Event {
+pub(crate) enum Event {
     Propose(ShardId, Proposal),
     Read(ShardId, Read),
     /// A message of a peer, and its bytes on the wire.
@@ -54,7 +61,7 @@ pub(crate) struct Shared {
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) feeds: Arc<Feeds>,
     pub(crate) logger: Logger,
-    pub(super) inbox: Mailbox<Event>,
+    pub(crate) inbox: Mailbox<Event>,
     /// Bytes of messages of peers in the inbox.
     peer_bytes: AtomicUsize,
     fatal: watch::Sender<Option<FatalError>>,
@@ -73,18 +80,8 @@ impl fmt::Debug for Description {
     }
 }
 
-/// The identity of a node in its cluster.
-#[derive(Debug)]
-pub(super) struct NodeIdentity {
-    pub(super) node: NodeId,
-    pub(super) members: Vec<Member>,
-    pub(super) shards: u32,
-    pub(super) endpoint: String,
-    pub(super) authorizer: Authorizer,
-}
-
 impl Shared {
-    pub(super) fn new(place: NodeIdentity, observer: Arc<dyn Observer>, logger: Logger) -> Self {
+    pub(crate) fn new(place: NodeIdentity, observer: Arc<dyn Observer>, logger: Logger) -> Self {
         let NodeIdentity { node, members, shards, endpoint, authorizer } = place;
         Self {
             cluster_id: OnceLock::new(),
@@ -107,7 +104,7 @@ impl Shared {
     }
 
     /// From now on peers are told this.
-    pub(super) fn describe_by(&self, description: Description) {
+    pub(crate) fn describe_by(&self, description: Description) {
         // A node has one front.
         self.description.set(description).ok();
     }
@@ -151,7 +148,7 @@ impl Shared {
     }
 
     /// A message of a peer has left the inbox.
-    pub(super) fn received(&self, bytes: usize) {
+    pub(crate) fn received(&self, bytes: usize) {
         self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
@@ -191,7 +188,7 @@ impl Shared {
     }
 
     /// From now on calls are refused with STOPPING, and those under way end soon.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         let now_ms = clock::boot_ms().max(1);
         // It was closed before where this fails.
         self.closed_ms.compare_exchange(0, now_ms, Ordering::Relaxed, Ordering::Relaxed).ok();
@@ -217,11 +214,11 @@ impl Shared {
     }
 
     /// Whether this node is not the member that it says it is.
-    pub(super) fn is_impostor(&self) -> bool {
+    pub(crate) fn is_impostor(&self) -> bool {
         self.fatal.borrow().as_ref().is_some_and(FatalError::is_of_identity)
     }
 
-    pub(super) fn failure(&self) -> watch::Receiver<Option<FatalError>> {
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<FatalError>> {
         self.fatal.subscribe()
     }
 

@@ -1,20 +1,25 @@
 //! The calls in flight on this node: how many may be, and who waits for which.
+//!
+//! A call comes with its [`context`], takes a [`permit`] and is opened here; it is answered to a task of this node, or on
+//! the stream of the peer that [`forwarded`] it. What is harmless may be tried again ([`repeat`]).
+
+pub(crate) mod context;
+pub(crate) mod forwarded;
+pub(crate) mod permit;
+pub(crate) mod repeat;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
 use trefoil_core::CallId;
-use trefoil_core::limits::{
-    CALLS_BYTES_MAX, CALLS_BYTES_RESERVED, CALLS_MAX, CALLS_RESERVED, CALLS_WAITING_MAX,
-};
 use trefoil_core::replica::Reply;
-use trefoil_proto::common::v1::{AdmissionClass, Reason};
+use trefoil_proto::common::v1::AdmissionClass;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::call_context::refusal;
-use crate::peer::ForwardedCall;
+use self::forwarded::ForwardedCall;
+use self::permit::{Load, Permit};
 
 const STRIPES: usize = 16;
 
@@ -36,56 +41,15 @@ pub(crate) struct Calls {
     load: Arc<Load>,
 }
 
-#[derive(Debug, Default)]
-struct Load {
-    calls: AtomicUsize,
-    /// Of these, those that wait.
-    waiting: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-/// A place among the calls in flight, free again when it is dropped.
-#[derive(Debug)]
-pub(crate) struct Permit {
-    load: Arc<Load>,
-    waits: bool,
-    bytes: usize,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.load.calls.fetch_sub(1, Ordering::Relaxed);
-        self.load.waiting.fetch_sub(usize::from(self.waits), Ordering::Relaxed);
-        self.load.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
 impl Calls {
     /// Makes room for a call of this many bytes, or refuses it with OVERLOADED before any work.
     pub(crate) fn admit(&self, class: AdmissionClass, bytes: usize) -> Result<Permit, Refusal> {
-        let (calls_max, bytes_max) = match class {
-            AdmissionClass::Reserved => (CALLS_MAX, CALLS_BYTES_MAX),
-            _ => (CALLS_MAX - CALLS_RESERVED, CALLS_BYTES_MAX - CALLS_BYTES_RESERVED),
-        };
-        let waits = class == AdmissionClass::Waiting;
-        let permit = Permit { load: Arc::clone(&self.load), waits, bytes };
-        let calls = self.load.calls.fetch_add(1, Ordering::Relaxed);
-        let waiting = self.load.waiting.fetch_add(usize::from(waits), Ordering::Relaxed);
-        let before = self.load.bytes.fetch_add(bytes, Ordering::Relaxed);
-        // A refused permit gives back what it took when it is dropped.
-        let full = calls >= calls_max || (waits && waiting >= CALLS_WAITING_MAX);
-        if full || before + bytes > bytes_max {
-            return Err(refusal(
-                Reason::Overloaded,
-                "the node has as many calls in flight as it may have",
-            ));
-        }
-        Ok(permit)
+        Permit::take(&self.load, class, bytes)
     }
 
     /// Calls in flight, those of waiting callers included.
     pub(crate) fn in_flight(&self) -> usize {
-        self.load.calls.load(Ordering::Relaxed)
+        self.load.calls()
     }
 
     /// Opens a call. Ids begin at 1: 0 means that nobody asked.
@@ -102,8 +66,8 @@ impl Calls {
 
     /// Asks the node that forwarded a call whether its caller is still there.
     pub(crate) fn offer(&self, id: CallId) {
-        if let Some(Waiter::Peer(asked)) = self.stripe(id).get(&id) {
-            asked.offer();
+        if let Some(Waiter::Peer(call)) = self.stripe(id).get(&id) {
+            call.offer();
         }
     }
 
@@ -113,7 +77,7 @@ impl Calls {
         match waiter {
             // A receiver that has gone away wants no answer.
             Some(Waiter::Here(sender)) => drop(sender.send(reply)),
-            Some(Waiter::Peer(asked)) => asked.answer(reply),
+            Some(Waiter::Peer(call)) => call.answer(reply),
             None => (),
         }
     }
@@ -134,6 +98,10 @@ impl Calls {
 
 #[cfg(test)]
 mod tests {
+    use trefoil_core::limits::{CALLS_BYTES_MAX, CALLS_MAX, CALLS_RESERVED, CALLS_WAITING_MAX};
+    use trefoil_proto::common::v1::Reason;
+
+    use super::context::refusal;
     use super::*;
 
     #[test]
