@@ -17,6 +17,7 @@ use crate::peer::Links;
 use crate::shared::Shared;
 use crate::shared::mailbox::Mailbox;
 use crate::storage::checkpoint::Written;
+use crate::storage::snapshot::SnapshotReader;
 use crate::storage::{EngineLog, LogStore as _, StateStore, die};
 use crate::watch::Tip;
 
@@ -298,7 +299,7 @@ impl Applier {
     }
 
     fn open_snapshot(&mut self, shard: ShardId, to: NodeId) {
-        let snapshot = match self.with(shard, |_, store| store.file().snapshot()) {
+        let snapshot = match self.with(shard, |_, store| SnapshotReader::open(store.file())) {
             Ok(reader) => {
                 let manifest = reader.manifest().encode_to_vec();
                 let snapshot = Some((reader.index(), reader.term(), manifest.into()));

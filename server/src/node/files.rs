@@ -17,7 +17,7 @@ use crate::shared::clock::Stopwatch;
 use crate::shared::mailbox::Mailbox;
 use crate::storage::checkpoint::{Checkpoint, Written};
 use crate::storage::evidence;
-use crate::storage::state::file_path;
+use crate::storage::generations::file_path;
 
 /// Pause between two attempts to write a checkpoint on a full disk.
 const FULL_PAUSE: Duration = Duration::from_secs(1);

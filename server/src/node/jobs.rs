@@ -9,7 +9,7 @@ use trefoil_proto::internal::v1::Refusal;
 
 use crate::shared::mailbox::Mailbox;
 use crate::storage::checkpoint::{Checkpoint, Written};
-use crate::storage::snapshot::Reader;
+use crate::storage::snapshot::SnapshotReader;
 use crate::storage::{Damaged, LogWrite};
 
 /// Where the effects go.
@@ -126,7 +126,7 @@ pub(super) enum FileJob {
 #[derive(Debug)]
 pub(super) struct DigestJob {
     pub(super) shard: ShardId,
-    pub(super) reader: Reader,
+    pub(super) reader: SnapshotReader,
 }
 
 /// Entries of the log that a replica has no longer in memory.

@@ -13,7 +13,8 @@ use super::files::Files;
 use super::jobs::{DigestJob, FileJob, Incoming, Install, WriteJob};
 use crate::calls::context::refusal;
 use crate::storage::checkpoint::Written;
-use crate::storage::state::file_path;
+use crate::storage::generations::{file_path, keep};
+use crate::storage::snapshot::SnapshotReader;
 use crate::storage::{Damaged, LogWrite, StateStore, Unusable, die, evidence};
 
 /// Why something could not be read of a state.
@@ -214,7 +215,7 @@ impl Applier {
         if self.owned(shard).digest_at.take() != Some(index) {
             return;
         }
-        match self.with(shard, |_, store| store.file().snapshot()) {
+        match self.with(shard, |_, store| SnapshotReader::open(store.file())) {
             Ok(reader) => self.workers.digests.send(DigestJob { shard, reader }),
             Err(lost) => self.lose(shard, &lost),
         }
@@ -234,7 +235,7 @@ impl Files {
     /// Puts a damaged file aside.
     pub(super) fn keep(&mut self, shard: ShardId, generation: u64) {
         self.scrub.forget(shard, &file_path(&self.root, shard, generation));
-        match evidence::keep(&self.root, shard, generation) {
+        match keep(&self.root, shard, generation) {
             Ok(Some(path)) => {
                 warn!(self.shared.logger, "a damaged state file is kept until somebody removes it";
                     "shard" => shard, "file" => %path.display());

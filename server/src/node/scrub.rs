@@ -11,7 +11,7 @@ use trefoil_core::ShardId;
 use trefoil_core::limits::{SCRUB_BYTES_PER_SECOND, SCRUB_PART_BYTES, SCRUB_PERIOD_MS};
 
 use crate::shared::Shared;
-use crate::storage::state::StateFile;
+use crate::storage::state_file::StateFile;
 
 /// Shortest pause between two parts.
 const PAUSE: Duration = Duration::from_millis(50);

@@ -20,7 +20,7 @@ use super::keeper::{FullDisk, Keeper};
 use super::reader;
 use super::replicas::Replicas;
 use super::scrub::Scrub;
-use super::writer::Writer;
+use super::writer::LogWriter;
 use crate::peer::Links;
 use crate::shared::Shared;
 use crate::shared::mailbox::Mailbox;
@@ -144,7 +144,7 @@ impl Threads {
             threads.others.push(spawn(format!("applier-{n}"), move || applier.run())?);
         }
         let (jobs, writer_log) = (Arc::clone(&workers.writer), Arc::clone(&log));
-        let writer = Writer {
+        let writer = LogWriter {
             shared: Arc::clone(&shared),
             log: writer_log,
             jobs,

@@ -34,7 +34,7 @@ enum Done {
 }
 
 #[derive(Debug)]
-pub(super) struct Writer {
+pub(super) struct LogWriter {
     pub(super) shared: Arc<Shared>,
     pub(super) log: Arc<EngineLog>,
     pub(super) jobs: Arc<Mailbox<WriteJob>>,
@@ -44,7 +44,7 @@ pub(super) struct Writer {
     pub(super) mark_due: Option<Instant>,
 }
 
-impl Writer {
+impl LogWriter {
     /// Runs until its mailbox is closed and everything that waits is written.
     pub(super) fn run(mut self) {
         loop {

@@ -11,6 +11,7 @@ mod forward_server;
 mod greeting;
 mod introductions;
 pub(crate) mod latency;
+mod message;
 mod queue;
 mod raft;
 mod receive;
@@ -38,7 +39,7 @@ use self::queue::Queue;
 use self::snapshots::Snapshots;
 use crate::calls::context::Answered;
 use crate::shared::Shared;
-use crate::storage::snapshot::Reader;
+use crate::storage::snapshot::SnapshotReader;
 
 pub(crate) use self::introductions::Introductions;
 
@@ -229,7 +230,7 @@ impl Links {
     }
 
     /// Keeps a snapshot open until it is sent or closed.
-    pub(crate) fn put_snapshot(&self, shard: ShardId, to: NodeId, reader: Reader) {
+    pub(crate) fn put_snapshot(&self, shard: ShardId, to: NodeId, reader: SnapshotReader) {
         self.snapshots.put(shard, to, reader);
     }
 

@@ -17,11 +17,11 @@ use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::snapshot_request::Part;
 use trefoil_proto::internal::v1::{Manifest, SnapshotChunk, SnapshotRequest};
 
-use super::server::decode;
+use super::message::decode;
 use crate::shared::Shared;
 use crate::storage::StorageError;
-use crate::storage::snapshot::Writer;
-use crate::storage::state::next_generation;
+use crate::storage::generations::next_generation;
+use crate::storage::snapshot::SnapshotWriter;
 
 /// Chunks that wait to be written.
 const CHUNKS: usize = 2;
@@ -138,7 +138,7 @@ fn write(
     mut chunks: mpsc::Receiver<SnapshotChunk>,
 ) -> Result<u64, StorageError> {
     let generation = next_generation(root, shard)?;
-    let mut writer = Writer::create(root, shard, generation, position, manifest)?;
+    let mut writer = SnapshotWriter::create(root, shard, generation, position, manifest)?;
     while let Some(chunk) = chunks.blocking_recv() {
         writer.write(&chunk)?;
     }

@@ -23,7 +23,7 @@ use crate::shared::Shared;
 use crate::shared::clock::Stopwatch;
 use crate::shared::observer::PeerOperation;
 use crate::storage::evidence;
-use crate::storage::snapshot::Reader;
+use crate::storage::snapshot::SnapshotReader;
 
 /// Chunks read ahead.
 const CHUNKS: usize = 2;
@@ -35,7 +35,7 @@ pub(super) struct Snapshots {
     shared: Arc<Shared>,
     introductions: Arc<Introductions>,
     /// Open, and not sent yet.
-    open: Mutex<BTreeMap<(ShardId, NodeId), Reader>>,
+    open: Mutex<BTreeMap<(ShardId, NodeId), SnapshotReader>>,
     places: Semaphore,
     throttle: Throttle,
 }
@@ -64,7 +64,7 @@ impl Snapshots {
         Self { shared, introductions, open: Mutex::default(), places, throttle }
     }
 
-    pub(super) fn put(&self, shard: ShardId, to: NodeId, reader: Reader) {
+    pub(super) fn put(&self, shard: ShardId, to: NodeId, reader: SnapshotReader) {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).insert((shard, to), reader);
     }
 
@@ -110,7 +110,7 @@ impl Snapshots {
         &self,
         shard: ShardId,
         peer: &Peer,
-        reader: Reader,
+        reader: SnapshotReader,
         address: &str,
     ) -> Result<usize, Ended> {
         let _place = self.places.acquire().await.map_err(|_| away("the node is stopping"))?;
@@ -138,7 +138,7 @@ impl Snapshots {
     async fn feed(
         &self,
         shard: ShardId,
-        reader: Reader,
+        reader: SnapshotReader,
         parts: mpsc::Sender<SnapshotRequest>,
     ) -> Result<usize, Ended> {
         let (sender, mut chunks) = mpsc::channel::<SnapshotChunk>(CHUNKS);

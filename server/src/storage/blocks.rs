@@ -28,7 +28,7 @@ use redb::StorageBackend;
 use trefoil_core::ShardId;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::state::STATE_FORMAT;
+use super::records::STATE_FORMAT;
 
 /// Bytes of a block: a page of redb.
 const BLOCK: usize = 4096;

@@ -4,6 +4,7 @@
 //! goes with all that is still there into the file of a new generation, which the log names before anybody relies on
 //! it. The old file is whole until then.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,16 +17,25 @@ use trefoil_proto::internal::v1::Progress;
 
 use super::durable;
 use super::fault::die;
+use super::generations::{create_file, next_generation};
 use super::merge::Merge;
-use super::state::{
-    FACTS, Frozen, RECORDS, StateFile, create_file, encode_record, next_generation, progress_key,
-    value_bytes, write_facts,
-};
+use super::records::{FACTS, RECORDS, encode_record, progress_key, value_bytes, write_facts};
+use super::state_file::StateFile;
 
 /// Bytes of a page of redb.
 const PAGE_BYTES: u64 = 4096;
 /// Room for the pages above the leaves and redb's own bookkeeping.
 const SPARE_BYTES: u64 = 4 << 20;
+
+/// Changes in order; none is a deletion.
+pub(super) type Changes = BTreeMap<Bytes, Option<Bytes>>;
+
+/// Changes that are being written.
+#[derive(Debug)]
+pub(super) struct Frozen {
+    pub(super) changes: Changes,
+    pub(super) bytes: u64,
+}
 
 /// A checkpoint to be written: run it on any thread, then hand its result to [`super::StateStore::finish`].
 #[derive(Debug)]

@@ -9,11 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
 
-use trefoil_core::ShardId;
-
 use super::fault::StorageError;
-use super::state::file_path;
-use super::{DataDirectory, durable};
 
 /// The state of a shard is not what was written.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -102,47 +98,6 @@ pub fn abort_on_panic() {
     }));
 }
 
-const SUFFIX: &str = ".redb.damaged";
-
-/// Puts a damaged file aside for whoever wants to know what happened to it, under a name of its own. One is kept for
-/// each shard, the first: a later one is removed.
-///
-/// # Errors
-/// When it cannot be renamed or removed.
-pub fn keep(root: &Path, shard: ShardId, generation: u64) -> Result<Option<PathBuf>, StorageError> {
-    let path = file_path(root, shard, generation);
-    if !path.exists() {
-        return Ok(kept(root, shard)?.map(|(_, path)| path));
-    }
-    let folder = DataDirectory::state_path(root);
-    let before = kept(root, shard)?;
-    let to = folder.join(format!("{shard}-{generation}{SUFFIX}"));
-    let moved = match before {
-        Some(_) => std::fs::remove_file(&path),
-        None => std::fs::rename(&path, &to),
-    };
-    moved.map_err(|error| StorageError::io("put aside", &path, &error))?;
-    durable::sync_directory(&folder).map_err(|error| StorageError::io("sync", &folder, &error))?;
-    Ok(Some(before.map_or(to, |(_, path)| path)))
-}
-
-/// The damaged file of a shard that is kept, and its generation.
-pub(super) fn kept(root: &Path, shard: ShardId) -> Result<Option<(u64, PathBuf)>, StorageError> {
-    let folder = DataDirectory::state_path(root);
-    let unread = |error: std::io::Error| StorageError::io("read", &folder, &error);
-    for entry in std::fs::read_dir(&folder).map_err(unread)? {
-        let name = entry.map_err(unread)?.file_name();
-        let generation = name
-            .to_str()
-            .and_then(|name| name.strip_suffix(SUFFIX)?.strip_prefix(&format!("{shard}-")))
-            .and_then(|generation| generation.parse().ok());
-        if let Some(generation) = generation {
-            return Ok(Some((generation, folder.join(name))));
-        }
-    }
-    Ok(None)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -156,23 +111,5 @@ mod tests {
         assert_eq!(damaged.to_string(), "the state file state/1-1.redb is damaged: a block");
         let bug = catch_unwind(|| catch(path, || -> u8 { panic!("a bug") }));
         assert_eq!(bug.unwrap_err().downcast_ref::<&str>(), Some(&"a bug"));
-    }
-
-    #[test]
-    fn the_first_damaged_file_of_a_shard_is_kept() {
-        let root = tempfile::tempdir().unwrap();
-        std::fs::create_dir(DataDirectory::state_path(root.path())).unwrap();
-        let write = |shard, generation| {
-            std::fs::write(file_path(root.path(), shard, generation), [9]).unwrap();
-        };
-        assert_eq!(keep(root.path(), 1, 1), Ok(None));
-        write(1, 1);
-        write(11, 1);
-        let first = keep(root.path(), 1, 1).unwrap().unwrap();
-        assert!(first.ends_with("1-1.redb.damaged") && first.exists());
-        write(1, 2);
-        assert_eq!(keep(root.path(), 1, 2), Ok(Some(first.clone())));
-        assert!(first.exists() && !file_path(root.path(), 1, 2).exists());
-        assert!(file_path(root.path(), 11, 1).exists(), "another shard's");
     }
 }

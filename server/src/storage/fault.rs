@@ -38,6 +38,14 @@ impl StorageError {
     pub(crate) fn io(doing: &str, path: &std::path::Path, error: &std::io::Error) -> Self {
         Self(format!("cannot {doing} {}: {error}{}", path.display(), remedy(error)))
     }
+
+    /// A state file that must not be used.
+    pub(super) fn state_file(path: &std::path::Path, why: &dyn std::fmt::Display) -> Self {
+        Self(format!(
+            "cannot open the state file {}: {why}; treat this data directory as lost, as docs/operations.md says",
+            path.display()
+        ))
+    }
 }
 
 /// Why a data directory was not opened.

@@ -1,5 +1,6 @@
 //! raft-engine's files, watched: what is synced moves the mark, and nothing below the mark is ever cut off.
 
+use std::collections::BTreeMap;
 use std::io::{self, Read as _, Seek, SeekFrom, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
@@ -9,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 
 use super::durable::FILE_MODE;
-use super::fault::{die, is_no_space};
-use super::mark::{self, LogOffset, Queue};
+use super::fault::{StorageError, die, is_no_space};
+use super::mark::{self, LogOffset, Mark, Queue};
 
 /// Bytes read at once to see whether a tail is empty.
 const PROBE_BYTES: usize = 64 << 10;
@@ -262,4 +263,48 @@ impl<F: FileSystem> WriteExt for GuardedWriter<F> {
     fn allocate(&mut self, offset: usize, size: usize) -> io::Result<()> {
         self.inner.allocate(offset, size)
     }
+}
+
+/// Sees that every file that the mark speaks of is there and long enough, and that none is missing between two:
+/// raft-engine would ignore what lies before a gap.
+pub(super) fn check_files(path: &Path, mark: &Mark) -> Result<(), StorageError> {
+    let entries =
+        std::fs::read_dir(path).map_err(|error| StorageError::io("read", path, &error))?;
+    let mut files = [BTreeMap::new(), BTreeMap::new()];
+    for entry in entries {
+        let entry = entry.map_err(|error| StorageError::io("read", path, &error))?;
+        if let Some((queue, file)) = entry.file_name().to_str().and_then(parse) {
+            let bytes = entry
+                .metadata()
+                .map_err(|error| StorageError::io("read", &entry.path(), &error))?
+                .len();
+            files[queue as usize].insert(file, bytes);
+        }
+    }
+    for (queue, span) in [Queue::Append, Queue::Rewrite].into_iter().zip(mark.spans) {
+        let files = &files[queue as usize];
+        let last = files.last_key_value().map_or(0, |(&file, _)| file).max(span.end.file);
+        let suffix = if queue == Queue::Append { "raftlog" } else { "rewrite" };
+        for file in span.first..=last {
+            let Some(&bytes) = files.get(&file) else {
+                return Err(lost(path, format_args!("{file:016}.{suffix} is missing")));
+            };
+            if file == span.end.file && bytes < span.end.offset {
+                let synced = span.end.offset;
+                let what = format_args!(
+                    "{file:016}.{suffix} ends at {bytes} and was synced up to {synced}"
+                );
+                return Err(lost(path, what));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A file of the log that is not what was synced.
+fn lost(path: &Path, what: std::fmt::Arguments<'_>) -> StorageError {
+    StorageError(format!(
+        "{}/{what}: restore it, or treat this data directory as lost, as docs/operations.md says",
+        path.display()
+    ))
 }

@@ -16,7 +16,7 @@ use trefoil_core::replica::{Boot, PersistBatch};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
 use super::fault::{StorageError, die, is_no_space};
-use super::files::{Guard, Guarded};
+use super::files::{Guard, Guarded, check_files};
 use super::mark::{self, LogOffset, Mark, Queue};
 use super::regions::{MEMBERS_REGION, region, shard_of};
 use super::{DataDirectory, LogStore, LogWrite, Recovered, durable};
@@ -176,7 +176,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
                 mark_path.display()
             ))
         })?;
-        mark::check_files(&path, &mark)?;
+        check_files(&path, &mark)?;
         settle(&path, &mark, &files)
             .map_err(|error| StorageError::io("write again the end of", &path, &error))?;
         // Only a loss of power can take what the kernel had.

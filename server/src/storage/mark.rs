@@ -5,7 +5,6 @@
 //! acknowledged. The mark itself is synced at least every 100 ms, by [`File::sync`]: after a loss of power it may be
 //! that old, while after a mere kill it is exact, which the boot id tells apart.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
@@ -13,7 +12,6 @@ use std::sync::{Mutex, MutexGuard};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::durable;
-use super::fault::StorageError;
 
 /// The slots lie in pages of their own, so that writing one cannot tear the other.
 const SLOT_OFFSETS: [u64; 2] = [0, 4096];
@@ -253,48 +251,4 @@ fn read_slot(file: &std::fs::File, offset: u64) -> Option<(u64, Mark)> {
 /// Names this run of the machine; 0 where the kernel does not say.
 pub fn boot_id() -> u64 {
     std::fs::read("/proc/sys/kernel/random/boot_id").map_or(0, |id| xxh3_64(&id))
-}
-
-/// Sees that every file that the mark speaks of is there and long enough, and that none is missing between two:
-/// raft-engine would ignore what lies before a gap.
-pub(super) fn check_files(path: &Path, mark: &Mark) -> Result<(), StorageError> {
-    let entries =
-        std::fs::read_dir(path).map_err(|error| StorageError::io("read", path, &error))?;
-    let mut files = [BTreeMap::new(), BTreeMap::new()];
-    for entry in entries {
-        let entry = entry.map_err(|error| StorageError::io("read", path, &error))?;
-        if let Some((queue, file)) = entry.file_name().to_str().and_then(super::files::parse) {
-            let bytes = entry
-                .metadata()
-                .map_err(|error| StorageError::io("read", &entry.path(), &error))?
-                .len();
-            files[queue as usize].insert(file, bytes);
-        }
-    }
-    for (queue, span) in [Queue::Append, Queue::Rewrite].into_iter().zip(mark.spans) {
-        let files = &files[queue as usize];
-        let last = files.last_key_value().map_or(0, |(&file, _)| file).max(span.end.file);
-        let suffix = if queue == Queue::Append { "raftlog" } else { "rewrite" };
-        for file in span.first..=last {
-            let Some(&bytes) = files.get(&file) else {
-                return Err(lost(path, format_args!("{file:016}.{suffix} is missing")));
-            };
-            if file == span.end.file && bytes < span.end.offset {
-                let synced = span.end.offset;
-                let what = format_args!(
-                    "{file:016}.{suffix} ends at {bytes} and was synced up to {synced}"
-                );
-                return Err(lost(path, what));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// A file of the log that is not what was synced.
-fn lost(path: &Path, what: std::fmt::Arguments<'_>) -> StorageError {
-    StorageError(format!(
-        "{}/{what}: restore it, or treat this data directory as lost, as docs/operations.md says",
-        path.display()
-    ))
 }

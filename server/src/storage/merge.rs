@@ -6,7 +6,7 @@ use std::iter::Peekable;
 use bytes::Bytes;
 use redb::AccessGuard;
 
-use super::state::StateFile;
+use super::state_file::StateFile;
 
 type Layer<'a> = Peekable<btree_map::Range<'a, Bytes, Option<Bytes>>>;
 type Guard<'a> = AccessGuard<'a, &'static [u8]>;

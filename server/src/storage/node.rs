@@ -6,8 +6,8 @@ use trefoil_core::machine::Machine;
 use trefoil_core::{META_SHARD, ShardId};
 
 use super::fault::{OpenError, StorageError};
+use super::generations::{file_path, keep, remove_other_generations};
 use super::log::BIRTH_GENERATION;
-use super::state::{file_path, remove_other_generations};
 use super::{
     DataDirectory, EngineLog, Expected, LogStore as _, LogWrite, Recovered, StateStore, Unusable,
     evidence,
@@ -62,7 +62,7 @@ pub fn open(path: &Path, expected: &Expected, cache_bytes: usize) -> Result<Disk
             Ok(store) => store,
         };
         if store.is_none() {
-            kept.extend(evidence::keep(path, recovered.shard, recovered.generation)?);
+            kept.extend(keep(path, recovered.shard, recovered.generation)?);
             recovered.boot.damaged = true;
             recovered.boot.applied = recovered.boot.truncated;
         }

@@ -15,7 +15,8 @@ use redb::{Builder, ReadableDatabase as _, ReadableTable as _, StorageBackend, S
 use rustix::fs::Advice;
 
 use super::evidence::Damaged;
-use super::state::{FACTS, RECORDS, StateFile};
+use super::records::{FACTS, RECORDS};
+use super::state_file::StateFile;
 
 /// Memory for the pages above the leaves.
 const CACHE_BYTES: usize = 256 << 10;

@@ -15,31 +15,37 @@ use trefoil_proto::internal::v1::{Manifest, Progress, Record, SnapshotChunk};
 
 use super::durable;
 use super::fault::StorageError;
-use super::state::{self, RECORDS, STATE_FORMAT, StateFile};
+use super::generations::create_file;
+use super::records::{
+    RECORDS, STATE_FORMAT, chunk_checksum, encode_record, progress_key, write_facts,
+};
+use super::state_file::StateFile;
 
 /// A snapshot to be sent: one transaction on the last finished checkpoint. While it is open, the pages that it shows
 /// are not used again.
-pub struct Reader {
+pub struct SnapshotReader {
     file: StateFile,
     read: ReadTransaction,
     progress: Progress,
     manifest: Manifest,
 }
 
-impl std::fmt::Debug for Reader {
+impl std::fmt::Debug for SnapshotReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader")
+        f.debug_struct("SnapshotReader")
             .field("file", &self.file)
             .field("manifest", &self.manifest)
             .finish_non_exhaustive()
     }
 }
 
-impl Reader {
-    pub(super) fn open(file: StateFile) -> Self {
+impl SnapshotReader {
+    /// A snapshot of the last finished checkpoint. It may be opened while another one is being written.
+    #[must_use]
+    pub fn open(file: &StateFile) -> Self {
         let read = file.begin_read();
         let records = file.records(&read);
-        let key = state::progress_key();
+        let key = progress_key();
         let stored = records.get(key.as_ref()).unwrap_or_else(|error| file.damaged(error));
         let progress = stored.map(|stored| {
             trefoil_core::store::decode::<Progress>(&file.verified(&key, stored.value()))
@@ -49,7 +55,7 @@ impl Reader {
         let bytes = file.fact(&read, "bytes");
         let manifest =
             Manifest { format: STATE_FORMAT, records: count, bytes, chain: progress.chain };
-        Self { file, read, progress, manifest }
+        Self { file: file.clone(), read, progress, manifest }
     }
 
     /// Index that it holds.
@@ -153,11 +159,11 @@ impl Iterator for Chunks {
 }
 
 fn checksum(records: &[Record]) -> u64 {
-    state::chunk_checksum(records.iter().map(|record| (record.key.as_ref(), record.value.as_ref())))
+    chunk_checksum(records.iter().map(|record| (record.key.as_ref(), record.value.as_ref())))
 }
 
 /// A snapshot that is being received. Dropped before it is finished, it removes its file.
-pub struct Writer {
+pub struct SnapshotWriter {
     folder: PathBuf,
     path: PathBuf,
     manifest: Manifest,
@@ -171,16 +177,16 @@ pub struct Writer {
     complete: bool,
 }
 
-impl std::fmt::Debug for Writer {
+impl std::fmt::Debug for SnapshotWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer")
+        f.debug_struct("SnapshotWriter")
             .field("path", &self.path)
             .field("records", &self.records)
             .finish_non_exhaustive()
     }
 }
 
-impl Writer {
+impl SnapshotWriter {
     /// Begins the file of a generation. `position` is the index and term that the snapshot must hold.
     ///
     /// # Errors
@@ -193,7 +199,7 @@ impl Writer {
         manifest: Manifest,
     ) -> Result<Self, StorageError> {
         check_format(&manifest)?;
-        let (path, backend) = state::create_file(root, shard, generation)?;
+        let (path, backend) = create_file(root, shard, generation)?;
         Self::create_on(&path, shard, generation, position, manifest, backend)
     }
 
@@ -266,7 +272,7 @@ impl Writer {
         let mut table = write.open_table(RECORDS)?;
         let mut buffer = Vec::new();
         for record in records {
-            state::encode_record(file.shard, &record.key, &record.value, &mut buffer);
+            encode_record(file.shard, &record.key, &record.value, &mut buffer);
             table.insert(record.key.as_ref(), buffer.as_slice())?;
         }
         Ok(())
@@ -288,8 +294,8 @@ impl Writer {
         }
         self.check_progress()?;
         if let Some((file, write)) = self.open.take() {
-            let committed = state::write_facts(&write, file.shard, self.bytes)
-                .and_then(|()| Ok(write.commit()?));
+            let committed =
+                write_facts(&write, file.shard, self.bytes).and_then(|()| Ok(write.commit()?));
             committed.map_err(|error| {
                 self.remove();
                 self.failed(&error)
@@ -300,7 +306,7 @@ impl Writer {
     }
 
     fn check_progress(&self) -> Result<(), StorageError> {
-        let key = state::progress_key();
+        let key = progress_key();
         let progress = match &self.open {
             Some((file, write)) => {
                 let stored =
@@ -344,7 +350,7 @@ fn check_format(manifest: &Manifest) -> Result<(), StorageError> {
 /// Pages of a snapshot are written once and not read again.
 const WRITER_CACHE_BYTES: usize = 8 << 20;
 
-impl Drop for Writer {
+impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         if let Some((file, write)) = self.open.take() {
             drop(write);

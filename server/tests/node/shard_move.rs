@@ -10,8 +10,8 @@ use trefoil_core::replica::Tuning;
 use trefoil_core::store::Store as _;
 use trefoil_core::{BIRTH_INDEX, ShardId};
 use trefoil_server::storage::checkpoint::Written;
+use trefoil_server::storage::generations::{file_path, remove_other_generations};
 use trefoil_server::storage::log::BIRTH_GENERATION;
-use trefoil_server::storage::state::{file_path, remove_other_generations};
 use trefoil_server::storage::{EngineLog, LogStore as _, LogWrite, StateStore};
 
 use crate::support::{Cluster, WAIT, get, put, shard_of, until};

@@ -15,7 +15,8 @@ use trefoil_core::store::Store;
 use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::blocks::GROUP;
 use trefoil_server::storage::fault::on_fault;
-use trefoil_server::storage::state::file_path;
+use trefoil_server::storage::generations::file_path;
+use trefoil_server::storage::snapshot::SnapshotReader;
 use trefoil_server::storage::{StateStore, StorageError, evidence};
 
 use crate::support::Random;
@@ -154,7 +155,7 @@ fn trial(bytes: &[u8], model: &Model, seed: u64, rot: impl Fn(&mut [u8])) -> End
             assert_eq!(store.get(&key), model.get(&key).cloned(), "a wrong value, or none");
         }
         if seed.is_multiple_of(3) {
-            let chunks = store.file().snapshot().chunks().collect::<Vec<_>>();
+            let chunks = SnapshotReader::open(store.file()).chunks().collect::<Vec<_>>();
             let sent = chunks.into_iter().flat_map(|chunk| chunk.records);
             assert!(sent.map(|record| (record.key, record.value)).eq(model.clone()));
         }

@@ -12,9 +12,9 @@ use trefoil_core::replica::{Boot, PersistBatch};
 use trefoil_core::store::{MemoryStore, Store};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 use trefoil_proto::internal::v1::Progress;
+use trefoil_server::storage::generations::{file_path, next_generation, remove_other_generations};
 use trefoil_server::storage::log::BIRTH_GENERATION;
-use trefoil_server::storage::snapshot::Writer;
-use trefoil_server::storage::state::{file_path, next_generation, remove_other_generations};
+use trefoil_server::storage::snapshot::{SnapshotReader, SnapshotWriter};
 use trefoil_server::storage::{EngineLog, LogStore as _, LogWrite, StateStore, StorageError};
 
 use crate::support::Random;
@@ -279,7 +279,7 @@ fn a_snapshot_arrives_whole() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mut store = filled(from.path(), 1_000);
     let sent = everything(&store);
-    let reader = store.file().snapshot();
+    let reader = SnapshotReader::open(store.file());
     assert_eq!((reader.index(), reader.term(), reader.manifest().records), (77, 2, 1_001));
     // What changes while it is sent, checkpoint included, is not in it.
     store.put(Bytes::from_static(b"later"), Bytes::from_static(b"x"));
@@ -291,25 +291,25 @@ fn a_snapshot_arrives_whole() {
     let generation = next_generation(from.path(), SHARD).unwrap();
     assert_eq!(generation, 2);
     let mut writer =
-        Writer::create(to.path(), SHARD, generation, (77, 2), reader.manifest()).unwrap();
+        SnapshotWriter::create(to.path(), SHARD, generation, (77, 2), reader.manifest()).unwrap();
     for chunk in &chunks {
         writer.write(chunk).unwrap();
     }
     writer.finish().unwrap();
     let received = StateStore::open_generation(to.path(), SHARD, generation, CACHE_BYTES).unwrap();
     assert_eq!(everything(&received), sent);
-    assert_eq!(received.file().snapshot().manifest(), reader.manifest());
+    assert_eq!(SnapshotReader::open(received.file()).manifest(), reader.manifest());
 }
 
 #[test]
 fn a_bad_snapshot_is_refused_and_leaves_no_file() {
     let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let store = filled(from.path(), 1_000);
-    let reader = store.file().snapshot();
+    let reader = SnapshotReader::open(store.file());
     let chunks = reader.chunks().collect::<Vec<_>>();
     let manifest = reader.manifest();
     let receive = |position, manifest, chunks: &[_]| {
-        let mut writer = Writer::create(to.path(), SHARD, 9, position, manifest)?;
+        let mut writer = SnapshotWriter::create(to.path(), SHARD, 9, position, manifest)?;
         chunks.iter().try_for_each(|chunk| writer.write(chunk))?;
         writer.finish()
     };
@@ -339,18 +339,23 @@ fn a_bad_snapshot_is_refused_and_leaves_no_file() {
 #[test]
 fn an_interrupted_snapshot_of_a_lossy_disk_is_no_state() {
     let from = tempfile::tempdir().unwrap();
-    let reader = filled(from.path(), 300).file().snapshot();
+    let reader = SnapshotReader::open(filled(from.path(), 300).file());
     let lossy = Lossy::default();
     let path = from.path().join("state/incoming");
     let mut writer =
-        Writer::create_on(&path, SHARD, 1, (77, 2), reader.manifest(), lossy.clone()).unwrap();
+        SnapshotWriter::create_on(&path, SHARD, 1, (77, 2), reader.manifest(), lossy.clone())
+            .unwrap();
     reader.chunks().for_each(|chunk| writer.write(&chunk).unwrap());
     let before = lossy.steps();
     writer.finish().unwrap();
     let expected = reader.manifest();
     let open = |disk: &[u8]| StateStore::open_on(SHARD, 1, &path, memory_of(disk), CACHE_BYTES);
     let durable = open(&lossy.durable()).unwrap();
-    assert_eq!(durable.file().snapshot().manifest(), expected, "what is finished is synced");
+    assert_eq!(
+        SnapshotReader::open(durable.file()).manifest(),
+        expected,
+        "what is finished is synced"
+    );
     for tear in Tear::ALL {
         lossy.each_crash(tear, |steps, disk| {
             // Either it cannot be opened, or it is an empty state: never a part of the snapshot.
@@ -377,10 +382,10 @@ fn before_install() -> (tempfile::TempDir, u64, Vec<(Bytes, Bytes)>) {
     log.write(&[LogWrite::Append(SHARD, PersistBatch { number: 1, entries, hard_state: None })])
         .unwrap();
     let store = filled(from.path(), 100);
-    let reader = store.file().snapshot();
+    let reader = SnapshotReader::open(store.file());
     let generation = next_generation(root.path(), SHARD).unwrap();
     let mut writer =
-        Writer::create(root.path(), SHARD, generation, (77, 2), reader.manifest()).unwrap();
+        SnapshotWriter::create(root.path(), SHARD, generation, (77, 2), reader.manifest()).unwrap();
     reader.chunks().for_each(|chunk| writer.write(&chunk).unwrap());
     writer.finish().unwrap();
     (root, generation, everything(&store))
