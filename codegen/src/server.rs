@@ -178,10 +178,10 @@ fn stream(code: &mut Code, operation: &Operation, request: &str, response: &str)
     code.line("&self,");
     code.line(format_args!("mut request: Request<{takes}>,"));
     code.line(format_args!(") -> Result<Response<Self::{name}Stream>, Status> {{"));
-    code.line(format_args!("let listener = self.listener(&mut request, Method::{name})?;"));
+    code.line(format_args!("let caller = self.caller(&mut request, Method::{name})?;"));
     code.line("let request = request.into_inner();");
     code.line(format_args!("let has_request_id = {};", nested_request_id(operation)));
-    code.line(format_args!("let stream = self.api.{handler}(listener, request).await;"));
+    code.line(format_args!("let stream = self.api.{handler}(caller, request).await;"));
     code.line("stream.map(Response::new).map_err(|refusal| self.refuse(&refusal, has_request_id))");
     code.line("}");
 }

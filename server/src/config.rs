@@ -159,7 +159,7 @@ pub enum LogLevel {
 
 /// A member of the cluster as the configuration names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Member {
+pub struct ConfiguredMember {
     /// Raft id: 1 to n in the order of the sorted names.
     pub id: NodeId,
     /// Its name.
@@ -176,7 +176,7 @@ pub struct Config {
     /// Raft id of this node.
     pub node_id: NodeId,
     /// Every member, by id.
-    pub members: Vec<Member>,
+    pub members: Vec<ConfiguredMember>,
     /// Hash of the token and the members' names.
     pub setup: [u8; 16],
     /// Whether a majority may form a new cluster.
@@ -358,7 +358,7 @@ fn read_file(path: &Path) -> Result<ServeArgs, ConfigError> {
     })
 }
 
-fn members(list: &[String]) -> Result<Vec<Member>, ConfigError> {
+fn members(list: &[String]) -> Result<Vec<ConfiguredMember>, ConfigError> {
     const FIELD: &str = "initial-cluster";
     let mut pairs = Vec::new();
     for item in list {
@@ -390,7 +390,9 @@ fn members(list: &[String]) -> Result<Vec<Member>, ConfigError> {
         return Err(wrong(FIELD, "two members have the same address"));
     }
     let numbered = (1..).zip(pairs);
-    Ok(numbered.map(|(id, (name, peer_address))| Member { id, name, peer_address }).collect())
+    Ok(numbered
+        .map(|(id, (name, peer_address))| ConfiguredMember { id, name, peer_address })
+        .collect())
 }
 
 fn check_address(field: &'static str, address: &str) -> Result<(), ConfigError> {
@@ -448,7 +450,7 @@ fn exposed(
 }
 
 /// Addresses are left out, so that a member can move to another address.
-fn setup(token: &str, members: &[Member]) -> [u8; 16] {
+fn setup(token: &str, members: &[ConfiguredMember]) -> [u8; 16] {
     let mut hash = Xxh3::new();
     for text in std::iter::once(token).chain(members.iter().map(|member| member.name.as_str())) {
         hash.update(&(text.len() as u64).to_be_bytes());

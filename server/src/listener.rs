@@ -138,7 +138,7 @@ impl Guests {
             self.metrics.own.connections_refused.inc();
             return;
         };
-        let open = Open::new(door, &self.metrics);
+        let open = OpenConnection::new(door, &self.metrics);
         let (router, logger) = (self.router.clone(), self.logger.clone());
         let (patience, closing) = (self.patience, self.closing.clone());
         self.connections.spawn(async move {
@@ -291,19 +291,19 @@ impl Drop for Door {
 }
 
 /// An open connection, for its place and for the metric.
-struct Open {
+struct OpenConnection {
     _door: Door,
     metrics: Arc<Metrics>,
 }
 
-impl Open {
+impl OpenConnection {
     fn new(door: Door, metrics: &Arc<Metrics>) -> Self {
         metrics.own.connections.inc();
         Self { _door: door, metrics: Arc::clone(metrics) }
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenConnection {
     fn drop(&mut self) {
         self.metrics.own.connections.dec();
     }

@@ -19,7 +19,7 @@ const METRICS_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What /health says, as the replaced system did.
 #[derive(Debug, Serialize)]
-struct Health {
+struct HealthPage {
     /// Whether this node serves: every shard has a leader and the node is not about to end.
     ok: bool,
     /// Raft id of this node.
@@ -65,11 +65,12 @@ async fn readyz<S: Shards>(State(api): State<Arc<Api<S>>>) -> (StatusCode, &'sta
     }
 }
 
-async fn health<S: Shards>(State(api): State<Arc<Api<S>>>) -> (StatusCode, Json<Health>) {
+async fn health<S: Shards>(State(api): State<Arc<Api<S>>>) -> (StatusCode, Json<HealthPage>) {
     let states = api.shards().status();
     let meta = states.iter().find(|state| state.shard == META_SHARD).copied().unwrap_or_default();
     let ok = api.is_ready();
     let role = meta.status.role;
-    let health = Health { ok, id: api.shards().node_id(), role: role.role as u32, term: role.term };
+    let health =
+        HealthPage { ok, id: api.shards().node_id(), role: role.role as u32, term: role.term };
     (if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(health))
 }

@@ -71,10 +71,10 @@ impl<S: Shards> trefoil_proto::lock::v1::gate_service_server::GateService for Un
         &self,
         mut request: Request<trefoil_proto::lock::v1::WatchGatesRequest>,
     ) -> Result<Response<Self::WatchGatesStream>, Status> {
-        let listener = self.listener(&mut request, Method::WatchGates)?;
+        let caller = self.caller(&mut request, Method::WatchGates)?;
         let request = request.into_inner();
         let has_request_id = false;
-        let stream = self.api.watch_gates(listener, request).await;
+        let stream = self.api.watch_gates(caller, request).await;
         stream.map(Response::new).map_err(|refusal| self.refuse(&refusal, has_request_id))
     }
 }

@@ -28,7 +28,7 @@ struct Transfer {
 }
 
 #[derive(Debug)]
-pub(super) struct Leadership {
+pub(super) struct ElectionState {
     generator: ChaCha8Rng,
     timeout: usize,
     drawn_for: (u64, StateRole),
@@ -44,7 +44,7 @@ pub(super) struct Leadership {
     heard: BTreeMap<NodeId, u64>,
 }
 
-impl Leadership {
+impl ElectionState {
     pub(super) fn new(config: &Config, boot: &Boot) -> Self {
         let newborn = boot.last_index == BIRTH_INDEX
             && boot.hard_state.term == BIRTH_TERM

@@ -60,9 +60,9 @@ pub struct Replica {
     clock: LogClock,
     effects: Vec<Effect>,
     role: RoleChange,
-    leadership: leadership::Leadership,
+    leadership: leadership::ElectionState,
     disk: checkpoint::Checkpoints,
-    ready: ready::Progress,
+    ready: ready::ReadyState,
     pending: Pending,
     reads: Reads,
     /// What the machine said last.
@@ -72,7 +72,7 @@ pub struct Replica {
     repair: repair::Repair,
     histories: histories::Histories,
     pressure: Pressure,
-    standing: standing::Standing,
+    standing: standing::Eligibility,
     /// Index of the last entry proposed here that moves log time.
     advance_index: u64,
 }
@@ -115,9 +115,9 @@ impl Replica {
             .map_err(|error| error.to_string())?;
         let mut replica = Self {
             clock: LogClock::new(boot.log_time_ms, boot.wall_ms, now),
-            leadership: leadership::Leadership::new(&config, boot),
+            leadership: leadership::ElectionState::new(&config, boot),
             disk: checkpoint::Checkpoints::new(applied, now),
-            ready: ready::Progress::new(applied, boot.hard_state.term),
+            ready: ready::ReadyState::new(applied, boot.hard_state.term),
             applied: Applied {
                 index: applied,
                 term: applied_term,
@@ -136,7 +136,7 @@ impl Replica {
             repair: repair::Repair::new(boot.damaged),
             histories: histories::Histories::default(),
             pressure: Pressure::default(),
-            standing: standing::Standing::default(),
+            standing: standing::Eligibility::default(),
             advance_index: 0,
             config,
         };

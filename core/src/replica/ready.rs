@@ -32,7 +32,7 @@ struct Installing {
 
 /// How far the disk and the applier are behind raft.
 #[derive(Default)]
-pub(super) struct Progress {
+pub(super) struct ReadyState {
     outstanding: VecDeque<Outstanding>,
     /// Messages that leave when the batch of their number is synced.
     held: VecDeque<(u64, Vec<Message>)>,
@@ -49,16 +49,16 @@ pub(super) struct Progress {
     installing: Option<Installing>,
 }
 
-impl std::fmt::Debug for Progress {
+impl std::fmt::Debug for ReadyState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Progress")
+        f.debug_struct("ReadyState")
             .field("outstanding", &self.outstanding)
             .field("handed_out", &self.handed_out)
             .finish_non_exhaustive()
     }
 }
 
-impl Progress {
+impl ReadyState {
     pub(super) fn new(applied: u64, term: u64) -> Self {
         Self { handed_out: applied, persisted_term: term, ..Self::default() }
     }

@@ -94,7 +94,7 @@ impl Repair {
         self.differs.get(&peer).copied().unwrap_or_default()
     }
 
-    /// Leadership changed: who leads compares anew.
+    /// ElectionState changed: who leads compares anew.
     pub(super) fn role_changed(&mut self) {
         self.disputed = false;
         self.peers.clear();

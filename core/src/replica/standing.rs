@@ -23,7 +23,7 @@ pub(super) const LAG_MAX: u64 = 1_000;
 
 /// What is known of who can lead.
 #[derive(Debug, Default)]
-pub(super) struct Standing {
+pub(super) struct Eligibility {
     /// What this node was told of itself.
     told: Obstacles,
     /// What peers said of themselves.

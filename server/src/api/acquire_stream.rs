@@ -17,15 +17,13 @@ use trefoil_proto::lock::v1::acquire_stream_response::Step;
 use super::clean_up::{Unseen, name_call};
 use super::lock::cancel_of;
 use super::operation::Operation;
-use super::server_stream::{Listener, ServerStream, StreamSender};
+use super::server_stream::{ServerStream, StreamCaller, StreamSender};
 use super::{Api, Context, Decided, Shards, answer_within, fingerprint, other_answer};
 use crate::authorize::Resource;
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
 /// Time that a call has to be granted at once, before anybody asks for its place.
 const FIRST_LOOK: Duration = Duration::from_millis(50);
-
-type Response = lock::AcquireStreamResponse;
 
 /// Looks at the place of one call.
 struct Looks<S> {
@@ -43,21 +41,21 @@ impl<S: Shards> Api<S> {
     #[allow(clippy::unused_async, reason = "every stream is begun alike")]
     pub(super) async fn acquire_stream(
         self: &Arc<Self>,
-        listener: Listener,
+        caller: StreamCaller,
         mut request: lock::AcquireStreamRequest,
-    ) -> Result<ServerStream<Response>, Refusal> {
+    ) -> Result<ServerStream<lock::AcquireStreamResponse>, Refusal> {
         request.check()?;
         let acquire = request.acquire.unwrap_or_default();
         let resource = Resource::of_locks(&acquire.namespace, &acquire.name, &acquire.locks);
-        let mut ask = self.begin(&listener, resource)?;
+        let mut ask = self.begin(&caller, resource)?;
         let longest = Duration::from_millis(CALL_TIMEOUT_MS + acquire.wait_ms);
-        ask.deadline = Instant::now() + answer_within(listener.timeout, longest);
+        ask.deadline = Instant::now() + answer_within(caller.timeout, longest);
         ask.fingerprint = fingerprint::of(&mut Operation::Acquire(acquire.clone()));
-        let waiting = self.admission.wait(&listener.permit)?;
+        let waiting = self.admission.wait(&caller.permit)?;
         let context = Context { ask, cancelled: None, fence: None };
         let api = Arc::clone(self);
         Ok(self.tell(|sender| async move {
-            let _places = (waiting, listener.permit);
+            let _places = (waiting, caller.permit);
             api.acquire_and_tell(&context, acquire, sender).await
         }))
     }
@@ -66,7 +64,7 @@ impl<S: Shards> Api<S> {
         self: Arc<Self>,
         context: &Context,
         mut request: lock::AcquireRequest,
-        mut sender: StreamSender<Response>,
+        mut sender: StreamSender<lock::AcquireStreamResponse>,
     ) -> Result<(), Refusal> {
         let call = name_call(request.request_id.take());
         let mut looks = Looks::new(&self, &request, &call);
@@ -79,12 +77,14 @@ impl<S: Shards> Api<S> {
                     place = looks.next(context) => place?,
                     refusal = sender.stopped() => return Err(refusal),
                 };
-                sender.say(Response { step: Some(Step::Waiting(place)) }).await?;
+                sender
+                    .say(lock::AcquireStreamResponse { step: Some(Step::Waiting(place)) })
+                    .await?;
             }
         };
         // A grant that the client did not take is withdrawn.
         let mut unseen = Unseen::new(&self, context, answer.acquired.then_some(cancel));
-        sender.say(Response { step: Some(Step::Answer(answer)) }).await?;
+        sender.say(lock::AcquireStreamResponse { step: Some(Step::Answer(answer)) }).await?;
         if unseen.left.is_some() && sender.is_taken().await {
             unseen.is_seen();
         }

@@ -27,14 +27,14 @@ const LOOK_MAX: Duration = Duration::from_millis(500);
 /// What the meta shard said of queues. A queue's id never changes; a shard that knows a newer version says so.
 #[derive(Debug, Default)]
 pub(super) struct Catalogues {
-    known: Mutex<BTreeMap<String, Known>>,
+    known: Mutex<BTreeMap<String, KnownQueue>>,
     /// Wakes those who wait for a queue that is not known yet.
     found: Notify,
 }
 
 /// A queue as this node knows it.
 #[derive(Clone, Debug)]
-pub(super) struct Known {
+pub(super) struct KnownQueue {
     pub(super) catalogue: Catalogue,
     pub(super) turns: Arc<Turns>,
 }
@@ -65,7 +65,7 @@ impl Turns {
 }
 
 impl Catalogues {
-    fn find(&self, name: &str) -> Option<Known> {
+    fn find(&self, name: &str) -> Option<KnownQueue> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
     }
 
@@ -80,7 +80,7 @@ impl Catalogues {
         }
     }
 
-    fn remember(&self, name: String, catalogue: Catalogue) -> Known {
+    fn remember(&self, name: String, catalogue: Catalogue) -> KnownQueue {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= CATALOGUES_MAX {
             // Any of them: it is asked for again.
@@ -88,7 +88,7 @@ impl Catalogues {
         }
         let queue = known.entry(name).or_insert_with(|| {
             self.found.notify_waiters();
-            Known { catalogue, turns: Arc::new(Turns::new()) }
+            KnownQueue { catalogue, turns: Arc::new(Turns::new()) }
         });
         queue.catalogue = catalogue;
         queue.clone()
@@ -121,7 +121,7 @@ impl<S: Shards> Api<S> {
         namespace: &str,
         queue: &str,
         ask: &CallContext,
-    ) -> Result<Known, Refusal> {
+    ) -> Result<KnownQueue, Refusal> {
         let name = full_name(namespace, queue);
         if let Some(known) = self.catalogues.find(&name) {
             return Ok(known);
@@ -142,7 +142,7 @@ impl<S: Shards> Api<S> {
         queue: &str,
         until: Option<Instant>,
         ask: &CallContext,
-    ) -> Result<Option<Known>, Refusal> {
+    ) -> Result<Option<KnownQueue>, Refusal> {
         let (name, mut pause) = (full_name(namespace, queue), LOOK_MIN);
         loop {
             let (unknown, until) = match self.find_queue(namespace, queue, ask).await {
@@ -167,7 +167,7 @@ impl<S: Shards> Api<S> {
         namespace: &str,
         queue: &str,
         context: &Context,
-    ) -> Result<Known, Refusal> {
+    ) -> Result<KnownQueue, Refusal> {
         match self.find_queue(namespace, queue, &context.ask).await {
             Err(refusal)
                 if refusal.reason() == Reason::UnknownQueue && self.may_create(&refusal) => {}

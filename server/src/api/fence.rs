@@ -40,16 +40,16 @@ pub(super) struct Shown {
 /// A token at a shard.
 type MarkKey = (ShardId, String, String, u64);
 /// What is known of it. Whoever holds the lock finds it out for all who wait.
-type Known = Arc<AsyncMutex<Option<Found>>>;
+type KnownFence = Arc<AsyncMutex<Option<CheckedToken>>>;
 
 /// Tokens that were found out about.
 #[derive(Debug, Default)]
 pub(super) struct Fences {
-    known: Mutex<BTreeMap<MarkKey, Known>>,
+    known: Mutex<BTreeMap<MarkKey, KnownFence>>,
 }
 
 #[derive(Clone, Debug)]
-struct Found {
+struct CheckedToken {
     checked: CheckedFence,
     /// The token was the shard's mark, or the shard was used under it since.
     at_mark: bool,
@@ -58,7 +58,7 @@ struct Found {
 }
 
 impl Fences {
-    fn at(&self, key: &MarkKey) -> Known {
+    fn at(&self, key: &MarkKey) -> KnownFence {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.get(key) {
             return Arc::clone(found);
@@ -201,7 +201,12 @@ impl<S: Shards> Api<S> {
     }
 
     /// What is known of a token at the shard of a slot; found out where it is not.
-    async fn found(&self, shown: &Shown, slot: u16, ask: &CallContext) -> Result<Found, Refusal> {
+    async fn found(
+        &self,
+        shown: &Shown,
+        slot: u16,
+        ask: &CallContext,
+    ) -> Result<CheckedToken, Refusal> {
         let known = self.fences.at(&shown.key(self.shard(slot)));
         let Ok(mut known) = timeout_at(ask.deadline, known.lock()).await else {
             return Err(refusal(Reason::NoQuorum, "the fence's token was not validated in time"));
@@ -224,7 +229,7 @@ impl<S: Shards> Api<S> {
         shown: &Shown,
         slot: u16,
         ask: &CallContext,
-    ) -> Result<Found, Refusal> {
+    ) -> Result<CheckedToken, Refusal> {
         let Fence { namespace, lock, token } = shown.fence.clone();
         let query = FindMark { namespace: namespace.clone(), lock: lock.clone() };
         let Decided { header, answer } = self.query(slot, Query::FindMark(query), ask).await?;
@@ -237,7 +242,7 @@ impl<S: Shards> Api<S> {
         };
         if token <= mark.token {
             let refusal = (token < mark.token).then(|| fenced(&shown.fence, mark.token, 0));
-            return Ok(Found { checked, at_mark: token == mark.token, refusal });
+            return Ok(CheckedToken { checked, at_mark: token == mark.token, refusal });
         }
         self.metrics.own.fence_validations.inc();
         let slot = slot::of_locks(&namespace);
@@ -253,7 +258,7 @@ impl<S: Shards> Api<S> {
         };
         checked.set_standing(standing);
         let refusal = (!said.valid).then(|| fenced(&shown.fence, 0, said.holder_token));
-        Ok(Found { checked, at_mark: false, refusal })
+        Ok(CheckedToken { checked, at_mark: false, refusal })
     }
 
     /// The shard was used under the token: it is the mark now, or was.

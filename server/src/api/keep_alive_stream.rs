@@ -18,7 +18,7 @@ use trefoil_proto::internal::v1::{FindReleaseRequests, Refusal};
 use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::keep_alive_stream_response::News;
 
-use super::server_stream::{Listener, ServerStream, StreamSender};
+use super::server_stream::{ServerStream, StreamCaller, StreamSender};
 use super::{Api, CallContext, Decided, Shards, expect_answer, other_answer, refusal};
 use crate::authorize::{Access, Resource};
 use crate::layer::unreadable;
@@ -31,18 +31,17 @@ const CHECK_MIN: Duration = Duration::from_millis(250);
 const CHECK_MAX: Duration = Duration::from_secs(60);
 
 type Messages = Streaming<lock::KeepAliveStreamRequest>;
-type Response = lock::KeepAliveStreamResponse;
 type Renewed = Result<lock::KeepAliveResponse, Refusal>;
 type Renewal = Pin<Box<dyn Future<Output = (Instant, Renewed)> + Send>>;
 
 /// One session stream.
-struct Keeper<S> {
+struct SessionKeeper<S> {
     api: Arc<Api<S>>,
     access: Arc<Access>,
     shard: ShardId,
     namespace: String,
     session_id: u64,
-    sender: StreamSender<Response>,
+    sender: StreamSender<lock::KeepAliveStreamResponse>,
     /// What the session is asked for.
     follower: Follower,
     /// The renewal under way, and since when.
@@ -70,9 +69,9 @@ enum Next {
 impl<S: Shards> Api<S> {
     pub(super) async fn keep_alive_stream(
         self: &Arc<Self>,
-        listener: Listener,
+        caller: StreamCaller,
         mut messages: Messages,
-    ) -> Result<ServerStream<Response>, Refusal> {
+    ) -> Result<ServerStream<lock::KeepAliveStreamResponse>, Refusal> {
         let deadline = Instant::now() + Duration::from_millis(CALL_TIMEOUT_MS);
         let mut first = match timeout_at(deadline, messages.message()).await {
             Ok(Ok(Some(first))) => first,
@@ -86,7 +85,7 @@ impl<S: Shards> Api<S> {
         };
         first.check()?;
         let lock::KeepAliveStreamRequest { namespace, session_id } = first;
-        let ask = self.begin(&listener, Resource::Namespace(&namespace))?;
+        let ask = self.begin(&caller, Resource::Namespace(&namespace))?;
         let shard = self.shard(slot::of_locks(&namespace));
         let (requests, index) = self.release_requests(&namespace, session_id, &ask).await?;
         let topic = Topic::Session { namespace: namespace.clone(), id: session_id };
@@ -94,8 +93,8 @@ impl<S: Shards> Api<S> {
         let follower = self.follow(shard, filter, Cursor::after(index), &ask).await?;
         let api = Arc::clone(self);
         Ok(self.tell(|sender| async move {
-            let _permit = listener.permit;
-            let mut keeper = Keeper {
+            let _permit = caller.permit;
+            let mut keeper = SessionKeeper {
                 api,
                 access: ask.access,
                 shard,
@@ -147,7 +146,7 @@ fn unread(status: &Status) -> Option<Refusal> {
     unreadable::refusal(status, "request", REQUEST_BYTES_MAX)
 }
 
-impl<S: Shards> Keeper<S> {
+impl<S: Shards> SessionKeeper<S> {
     async fn run(mut self, mut messages: Messages) -> Result<(), Refusal> {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -326,7 +325,13 @@ impl<S: Shards> Keeper<S> {
 
     async fn say_at(&mut self, header: ResponseHeader, news: News) -> Result<(), Refusal> {
         let session_id = self.session_id;
-        self.sender.say(Response { header: Some(header), session_id, news: Some(news) }).await
+        self.sender
+            .say(lock::KeepAliveStreamResponse {
+                header: Some(header),
+                session_id,
+                news: Some(news),
+            })
+            .await
     }
 }
 

@@ -51,11 +51,11 @@ use trefoil_proto::reason::{Effect, Retry};
 use self::catalogue::Catalogues;
 use self::clean_up::CleanUps;
 use self::fence::{Fences, Shown};
-use self::operation::{Facts, Operation};
-pub use self::shards::{Answered, CallContext, Member, ShardState, Shards};
+use self::operation::{CallFacts, Operation};
+pub use self::shards::{Answered, CallContext, ClientEndpoint, ShardState, Shards};
 use crate::authorize::{Authorizer, Principal, access, authorize};
 use crate::config::Service;
-use crate::layer::admission::{Admission, Permit};
+use crate::layer::admission::{Admission, AdmissionPermit};
 use crate::metrics::Metrics;
 
 /// Pause before a shard without a leader is asked again.
@@ -110,7 +110,7 @@ pub struct Caller {
     /// When the caller gives up, from now; none where it did not say.
     pub timeout: Option<Duration>,
     /// The call's place among those in flight.
-    pub permit: Arc<Permit>,
+    pub permit: Arc<AdmissionPermit>,
     /// Set before the call is dropped because the caller said so, and not because the caller is gone: whoever is gone
     /// may come back by another way and ask again.
     pub cancelled: Option<Arc<AtomicBool>>,
@@ -226,7 +226,7 @@ impl<S: Shards> Api<S> {
         outcome
     }
 
-    fn service_is_on(&self, facts: &Facts<'_>) -> Result<(), Refusal> {
+    fn service_is_on(&self, facts: &CallFacts<'_>) -> Result<(), Refusal> {
         facts.service.map_or(Ok(()), |service| self.is_on(service))
     }
 

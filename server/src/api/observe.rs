@@ -11,29 +11,27 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::lock::v1 as lock;
 
-use super::server_stream::{Listener, Open, ServerStream, StreamSender};
+use super::server_stream::{OpenStream, ServerStream, StreamCaller, StreamSender};
 use super::{Api, CallContext, Shards, expect_answer};
 use crate::authorize::Resource;
 use crate::watch::{Cursor, Filter, Follower, Topic};
 
-type Response = lock::ObserveResponse;
-
 impl<S: Shards> Api<S> {
     pub(super) async fn observe(
         self: &Arc<Self>,
-        listener: Listener,
+        caller: StreamCaller,
         mut request: lock::ObserveRequest,
-    ) -> Result<ServerStream<Response>, Refusal> {
+    ) -> Result<ServerStream<lock::ObserveResponse>, Refusal> {
         request.check()?;
         let lock::ObserveRequest { namespace, name } = request;
         let resource = Resource::Lock { namespace: &namespace, name: &name };
-        let ask = self.begin(&listener, resource)?;
+        let ask = self.begin(&caller, resource)?;
         let query = lock::LeaderRequest { namespace, name };
         let first = self.look(&ask, &query).await?;
         let api = Arc::clone(self);
-        let open = Open::new(self.metrics.own.watchers.clone());
+        let open = OpenStream::new(self.metrics.own.watchers.clone());
         Ok(self.tell(|sender| async move {
-            let _places = (open, listener.permit);
+            let _places = (open, caller.permit);
             api.observe_on(ask, query, first, sender).await
         }))
     }
@@ -44,8 +42,8 @@ impl<S: Shards> Api<S> {
         self: Arc<Self>,
         mut ask: CallContext,
         query: lock::LeaderRequest,
-        mut seen: Response,
-        mut sender: StreamSender<Response>,
+        mut seen: lock::ObserveResponse,
+        mut sender: StreamSender<lock::ObserveResponse>,
     ) -> Result<(), Refusal> {
         let mut told = None;
         let silence = Duration::from_millis(WATCH_PROGRESS_MS);
@@ -77,11 +75,11 @@ impl<S: Shards> Api<S> {
         &self,
         ask: &CallContext,
         query: &lock::LeaderRequest,
-    ) -> Result<Response, Refusal> {
+    ) -> Result<lock::ObserveResponse, Refusal> {
         let slot = slot::of_locks(&query.namespace);
         let decided = self.query(slot, Query::Leader(query.clone()), ask).await?;
         let lock::LeaderResponse { header, leader } = expect_answer!(decided, Leader)?;
-        Ok(Response { header, leader })
+        Ok(lock::ObserveResponse { header, leader })
     }
 
     async fn follow_lock(

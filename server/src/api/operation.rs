@@ -9,7 +9,7 @@ use crate::config::Service;
 
 /// What the front knows of an operation.
 #[derive(Clone, Copy, Debug)]
-pub struct Facts<'a> {
+pub struct CallFacts<'a> {
     /// The RPC that it is.
     pub method: Method,
     /// The service that must be on; none for what is always on.
@@ -26,9 +26,9 @@ pub struct Facts<'a> {
 
 /// The facts of an operation.
 #[must_use]
-pub fn facts(operation: &Operation) -> Facts<'_> {
+pub fn facts(operation: &Operation) -> CallFacts<'_> {
     let method = operation.method();
-    Facts {
+    CallFacts {
         method,
         service: service(method),
         action: method.facts().action,

@@ -26,11 +26,11 @@ use trefoil_proto::pipeline::v1::pipeline_service_server::PipelineService;
 use trefoil_proto::status::to_status;
 
 use super::operation;
-use super::server_stream::Open;
+use super::server_stream::OpenStream;
 use super::unary::principal;
 use super::{Api, Caller, Outcome, Phase, Shards, stopping};
 use crate::authorize::Principal;
-use crate::layer::admission::{Permit, overloaded};
+use crate::layer::admission::{AdmissionPermit, overloaded};
 use crate::layer::unreadable;
 use crate::metrics::Metrics;
 
@@ -57,15 +57,15 @@ impl<S: Shards> PipelineService for Pipeline<S> {
         mut request: Request<Streaming<pipeline::OpenRequest>>,
     ) -> Result<Response<Frames>, Status> {
         let principal = principal(&request);
-        let permit = request.extensions_mut().remove::<Arc<Permit>>();
+        let permit = request.extensions_mut().remove::<Arc<AdmissionPermit>>();
         let (sender, replies) = mpsc::channel(STREAM_REPLIES_MAX);
-        let reader = Reader {
+        let reader = FrameReader {
             api: Arc::clone(&self.api),
             principal,
             replies: sender,
-            calls: Calls::default(),
+            calls: StreamCalls::default(),
         };
-        let open = Open::new(self.api.metrics().own.pipeline_streams.clone());
+        let open = OpenStream::new(self.api.metrics().own.pipeline_streams.clone());
         let reader = tokio::spawn(reader.run(request.into_inner())).abort_handle();
         let frame = Frame::default();
         Ok(Response::new(Frames {
@@ -80,16 +80,16 @@ impl<S: Shards> PipelineService for Pipeline<S> {
 }
 
 /// Takes frames of calls and starts them. Dropped, it ends them all.
-struct Reader<S> {
+struct FrameReader<S> {
     api: Arc<Api<S>>,
     principal: Principal,
     replies: mpsc::Sender<Result<pipeline::Reply, Status>>,
-    calls: Calls,
+    calls: StreamCalls,
 }
 
 /// The calls of a stream in flight. Each task ends with the id of its call.
 #[derive(Default)]
-struct Calls {
+struct StreamCalls {
     running: JoinSet<u64>,
     by_id: HashMap<u64, Running>,
     waiting: usize,
@@ -102,7 +102,7 @@ struct Running {
     cancelled: Arc<AtomicBool>,
 }
 
-impl Calls {
+impl StreamCalls {
     fn has_room(&self) -> bool {
         self.by_id.len() - self.waiting < STREAM_CALLS_MAX
     }
@@ -149,7 +149,7 @@ impl Calls {
     }
 }
 
-impl<S: Shards> Reader<S> {
+impl<S: Shards> FrameReader<S> {
     async fn run(mut self, mut frames: Streaming<pipeline::OpenRequest>) {
         let mut phase = self.api.phase.subscribe();
         // Why the stream ends, where it is not its client who ends it.
@@ -284,9 +284,9 @@ fn reply(
 pub struct Frames {
     replies: mpsc::Receiver<Result<pipeline::Reply, Status>>,
     reader: AbortHandle,
-    _open: Open,
+    _open: OpenStream,
     /// The stream's place among those of the node.
-    _permit: Option<Arc<Permit>>,
+    _permit: Option<Arc<AdmissionPermit>>,
     frame: Frame,
     /// Why the stream ends, once the last replies have left.
     end: Option<Status>,

@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{Catalogue, EnqueueTo, OpenPartition, Refusal};
 use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
 use trefoil_proto::reason::{Effect, Retry};
 
-use super::catalogue::Known;
+use super::catalogue::KnownQueue;
 use super::{Api, Context, Shards, expect_answer, other_answer, partly};
 
 /// What of a batch goes to one partition.
@@ -75,7 +75,12 @@ impl<S: Shards> Api<S> {
     }
 
     /// Sorts a batch by partition. A retry must sort alike, so what has no key goes where the request id says.
-    fn parts(&self, known: &Known, messages: Vec<Message>, id: Option<&RequestId>) -> Vec<Part> {
+    fn parts(
+        &self,
+        known: &KnownQueue,
+        messages: Vec<Message>,
+        id: Option<&RequestId>,
+    ) -> Vec<Part> {
         let partitions = known.catalogue.partitions.max(1);
         let keyless = id.map_or_else(
             || known.turns.enqueue(partitions),

@@ -18,13 +18,13 @@ use trefoil_proto::internal::v1::Refusal;
 use super::operation::service;
 use super::{Api, CallContext, Phase, Shards, answer_within, refusal, stopping};
 use crate::authorize::{Principal, Resource, access};
-use crate::layer::admission::Permit;
+use crate::layer::admission::AdmissionPermit;
 use crate::metrics::Metrics;
 use trefoil_proto::operation::Method;
 
 /// Who opens a stream.
 #[derive(Debug)]
-pub struct Listener {
+pub struct StreamCaller {
     /// Who.
     pub principal: Principal,
     /// When the caller gives up, from now; none where it did not say.
@@ -32,7 +32,7 @@ pub struct Listener {
     /// What it called.
     pub method: Method,
     /// The stream's place among those of the node.
-    pub permit: Arc<Permit>,
+    pub permit: Arc<AdmissionPermit>,
 }
 
 /// The responses of one stream. Dropped, it ends the task behind them.
@@ -53,16 +53,16 @@ pub(super) struct StreamSender<T> {
 
 /// Counts what is open, for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Open(IntGauge);
+pub(super) struct OpenStream(IntGauge);
 
-impl Open {
+impl OpenStream {
     pub(super) fn new(gauge: IntGauge) -> Self {
         gauge.inc();
         Self(gauge)
     }
 }
 
-impl Drop for Open {
+impl Drop for OpenStream {
     fn drop(&mut self) {
         self.0.dec();
     }
@@ -72,18 +72,18 @@ impl<S: Shards> Api<S> {
     /// Sees whether a stream may begin, and on whose behalf its shard is asked.
     pub(super) fn begin(
         &self,
-        listener: &Listener,
+        caller: &StreamCaller,
         resource: Resource<'_>,
     ) -> Result<CallContext, Refusal> {
-        let action = listener.method.facts().action;
-        resource.each(|on| (self.authorizer)(&listener.principal, action, on))?;
-        service(listener.method).map_or(Ok(()), |service| self.is_on(service))?;
+        let action = caller.method.facts().action;
+        resource.each(|on| (self.authorizer)(&caller.principal, action, on))?;
+        service(caller.method).map_or(Ok(()), |service| self.is_on(service))?;
         if *self.phase.borrow() != Phase::Serving {
             return Err(stopping());
         }
         let longest = Duration::from_millis(CALL_TIMEOUT_MS);
-        let left = answer_within(listener.timeout, longest);
-        let access = Arc::new(access(&listener.principal, action, resource));
+        let left = answer_within(caller.timeout, longest);
+        let access = Arc::new(access(&caller.principal, action, resource));
         Ok(CallContext { access, deadline: Instant::now() + left, fingerprint: 0 })
     }
 

@@ -13,7 +13,7 @@ use crate::watch::Feeds;
 
 /// A member of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Member {
+pub struct ClientEndpoint {
     /// Raft id.
     pub id: NodeId,
     /// Name.
@@ -63,7 +63,7 @@ pub trait Shards: Clone + Send + Sync + 'static {
     fn leader(&self, shard: ShardId) -> Option<NodeId>;
 
     /// Every member, by id.
-    fn members(&self) -> Vec<Member>;
+    fn members(&self) -> Vec<ClientEndpoint>;
 
     /// The cluster; none before it is formed.
     fn cluster_id(&self) -> Option<[u8; 16]>;
@@ -117,8 +117,8 @@ impl Shards for Handle {
         Self::leader(self, shard)
     }
 
-    fn members(&self) -> Vec<Member> {
-        let members = Self::members(self).iter().map(|member| Member {
+    fn members(&self) -> Vec<ClientEndpoint> {
+        let members = Self::members(self).iter().map(|member| ClientEndpoint {
             id: member.id,
             name: member.name.clone(),
             endpoint: self.endpoint_of(member.id),

@@ -7,10 +7,10 @@ use tonic::{Request, Status};
 use trefoil_proto::internal::v1::Refusal;
 
 use super::operation::{self, Operation};
-use super::server_stream::Listener;
+use super::server_stream::StreamCaller;
 use super::{Api, Caller, Outcome, Shards};
 use crate::authorize::Principal;
-use crate::layer::admission::Permit;
+use crate::layer::admission::AdmissionPermit;
 use crate::layer::{CallTimeout, PeerAddress, Waits};
 use trefoil_proto::operation::Method;
 
@@ -26,7 +26,7 @@ impl<S> Clone for Unary<S> {
     }
 }
 
-/// The principal of a request, from what the listener noted.
+/// The principal of a request, from what the caller noted.
 pub(super) fn principal<T>(request: &Request<T>) -> Principal {
     Principal { address: request.extensions().get::<PeerAddress>().map(|address| address.0) }
 }
@@ -39,15 +39,15 @@ impl<S: Shards> Unary<S> {
     }
 
     /// Takes what a stream needs out of its first request.
-    pub(super) fn listener<T>(
+    pub(super) fn caller<T>(
         &self,
         request: &mut Request<T>,
         method: Method,
-    ) -> Result<Listener, Status> {
-        let permit = request.extensions_mut().remove::<Arc<Permit>>();
+    ) -> Result<StreamCaller, Status> {
+        let permit = request.extensions_mut().remove::<Arc<AdmissionPermit>>();
         let permit = self.permit(permit, method)?;
         let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
-        Ok(Listener { principal: principal(request), timeout, method, permit })
+        Ok(StreamCaller { principal: principal(request), timeout, method, permit })
     }
 
     pub(super) async fn serve<T>(
@@ -57,7 +57,7 @@ impl<S: Shards> Unary<S> {
     ) -> Result<Outcome, Status> {
         let principal = principal(&request);
         let timeout = request.extensions().get::<CallTimeout>().map(|timeout| timeout.0);
-        let permit = request.extensions_mut().remove::<Arc<Permit>>();
+        let permit = request.extensions_mut().remove::<Arc<AdmissionPermit>>();
         let waits = request.extensions_mut().remove::<Waits>();
         let operation = wrap(request.into_inner());
         let permit = self.permit(permit, operation.method())?;
@@ -72,7 +72,11 @@ impl<S: Shards> Unary<S> {
     }
 
     /// The place that the call has, or one of its own.
-    fn permit(&self, permit: Option<Arc<Permit>>, method: Method) -> Result<Arc<Permit>, Status> {
+    fn permit(
+        &self,
+        permit: Option<Arc<AdmissionPermit>>,
+        method: Method,
+    ) -> Result<Arc<AdmissionPermit>, Status> {
         permit.map_or_else(
             || {
                 let admitted = self.api.admission().admit(method.facts().admission, None);

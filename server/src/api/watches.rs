@@ -13,10 +13,10 @@ use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::lock::v1 as lock;
 
-use super::server_stream::{Listener, Open, ServerStream, StreamSender};
+use super::server_stream::{OpenStream, ServerStream, StreamCaller, StreamSender};
 use super::{Api, CallContext, Shards, refusal};
 use crate::authorize::Resource;
-use crate::layer::admission::Permit;
+use crate::layer::admission::AdmissionPermit;
 use crate::metrics::WatchEnd;
 use crate::watch::{Cursor, Filter, Follower, Gone, Seen, Tip, Topic};
 
@@ -24,19 +24,19 @@ use crate::watch::{Cursor, Filter, Follower, Gone, Seen, Tip, Topic};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A watch that runs.
-struct Watch<S, R> {
+struct OpenWatch<S, R> {
     api: Arc<Api<S>>,
     shard: ShardId,
     follower: Follower,
     respond: fn(ResponseHeader, Vec<Seen>, WatchPosition) -> R,
-    _open: Open,
-    _permit: Arc<Permit>,
+    _open: OpenStream,
+    _permit: Arc<AdmissionPermit>,
 }
 
 impl<S: Shards> Api<S> {
     pub(super) async fn watch_locks(
         self: &Arc<Self>,
-        listener: Listener,
+        caller: StreamCaller,
         mut request: lock::WatchLocksRequest,
     ) -> Result<ServerStream<lock::WatchLocksResponse>, Refusal> {
         request.check()?;
@@ -46,7 +46,7 @@ impl<S: Shards> Api<S> {
         } else {
             Resource::Lock { namespace: &namespace, name: &name }
         };
-        let ask = self.begin(&listener, resource)?;
+        let ask = self.begin(&caller, resource)?;
         let slot = slot::of_locks(&namespace);
         let topic = if name.is_empty() {
             Topic::Namespace(namespace)
@@ -59,7 +59,7 @@ impl<S: Shards> Api<S> {
         let cursor = self.begins_after(self.shard(slot), after, now)?;
         let filter = Filter { topic, prefix };
         let follower = self.follow(self.shard(slot), filter, cursor, &ask).await?;
-        Ok(self.watch(listener, self.shard(slot), follower, locks_response))
+        Ok(self.watch(caller, self.shard(slot), follower, locks_response))
     }
 
     /// Waits until this node has applied what the watcher has seen, and follows from there.
@@ -85,18 +85,18 @@ impl<S: Shards> Api<S> {
 
     fn watch<R: Send + 'static>(
         self: &Arc<Self>,
-        listener: Listener,
+        caller: StreamCaller,
         shard: ShardId,
         follower: Follower,
         respond: fn(ResponseHeader, Vec<Seen>, WatchPosition) -> R,
     ) -> ServerStream<R> {
-        let watch = Watch {
+        let watch = OpenWatch {
             api: Arc::clone(self),
             shard,
             follower,
             respond,
-            _open: Open::new(self.metrics.own.watchers.clone()),
-            _permit: listener.permit,
+            _open: OpenStream::new(self.metrics.own.watchers.clone()),
+            _permit: caller.permit,
         };
         self.tell(|sender| watch.run(sender))
     }
@@ -144,7 +144,7 @@ impl<S: Shards> Api<S> {
     }
 }
 
-impl<S: Shards, R: Send + 'static> Watch<S, R> {
+impl<S: Shards, R: Send + 'static> OpenWatch<S, R> {
     async fn run(mut self, mut sender: StreamSender<R>) -> Result<(), Refusal> {
         sender.say(self.response(Vec::new())).await?;
         let mut looks = interval(LOOK);

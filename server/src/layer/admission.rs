@@ -30,7 +30,7 @@ pub struct Connection {
 
 /// A place, given back when it is dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub struct AdmissionPermit {
     _places: [Option<OwnedSemaphorePermit>; 2],
     /// The connection of a call that may come to wait.
     connection: Option<Connection>,
@@ -67,7 +67,7 @@ impl Admission {
         &self,
         class: AdmissionClass,
         connection: Option<&Connection>,
-    ) -> Result<Permit, Refusal> {
+    ) -> Result<AdmissionPermit, Refusal> {
         let place = match class {
             AdmissionClass::Unspecified | AdmissionClass::Ordinary | AdmissionClass::Waiting => {
                 take(&self.work)?
@@ -83,14 +83,14 @@ impl Admission {
         };
         // A stream has its place on the connection, whatever waits in it.
         let connection = connection.filter(|_| own.is_none()).cloned();
-        Ok(Permit { _places: [Some(place), own], connection, class })
+        Ok(AdmissionPermit { _places: [Some(place), own], connection, class })
     }
 
     /// A place for a call that is about to wait, instead of its place among the working ones.
     ///
     /// # Errors
     /// OVERLOADED: nothing happened.
-    pub fn wait(&self, admitted: &Permit) -> Result<Permit, Refusal> {
+    pub fn wait(&self, admitted: &AdmissionPermit) -> Result<AdmissionPermit, Refusal> {
         let class = admitted.class;
         // Who leaves a barrier waits, too, and ends what others wait for.
         let ends_waits = class == AdmissionClass::Reserved;
@@ -102,7 +102,7 @@ impl Admission {
             Err(_) if ends_waits => take(&self.reserved),
             place => place,
         };
-        Ok(Permit { _places: [Some(place?), own.transpose()?], connection: None, class })
+        Ok(AdmissionPermit { _places: [Some(place?), own.transpose()?], connection: None, class })
     }
 }
 
@@ -149,7 +149,10 @@ pub(crate) fn overloaded(message: &str) -> Refusal {
 mod tests {
     use super::*;
 
-    fn fill(count: usize, take: impl Fn() -> Result<Permit, Refusal>) -> Vec<Permit> {
+    fn fill(
+        count: usize,
+        take: impl Fn() -> Result<AdmissionPermit, Refusal>,
+    ) -> Vec<AdmissionPermit> {
         let held = (0..count).map(|_| take().unwrap()).collect();
         assert_eq!(take().unwrap_err().reason(), Reason::Overloaded);
         held

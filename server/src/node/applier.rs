@@ -12,7 +12,7 @@ use trefoil_core::replica::{ApplyRange, Input, Read, Reply};
 use trefoil_core::{CallId, NodeId, Position, ShardId};
 use trefoil_proto::internal::v1::{Answer, Progress, Refusal};
 
-use super::jobs::{ApplyJob, FileJob, Incoming, Task, Workers};
+use super::jobs::{ApplyJob, ApplyTask, FileJob, Incoming, Workers};
 use crate::peer::Links;
 use crate::shared::Shared;
 use crate::shared::mailbox::Mailbox;
@@ -28,7 +28,7 @@ const READ_BYTES: u64 = 4 << 20;
 
 /// The state of one shard.
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct OpenState {
     pub(super) machine: Machine,
     pub(super) store: StateStore,
 }
@@ -37,7 +37,7 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Owned {
     /// None while it is damaged.
-    pub(super) state: Option<State>,
+    pub(super) state: Option<OpenState>,
     pub(super) generation: u64,
     pub(super) state_bytes: u64,
     pub(super) checkpointing: bool,
@@ -47,7 +47,7 @@ pub(super) struct Owned {
 }
 
 impl Owned {
-    pub(super) fn new(state: Option<State>, generation: u64) -> Self {
+    pub(super) fn new(state: Option<OpenState>, generation: u64) -> Self {
         let state_bytes = state.as_ref().map_or(0, |state| state.store.file().bytes());
         Self {
             state,
@@ -60,7 +60,7 @@ impl Owned {
     }
 }
 
-impl State {
+impl OpenState {
     /// What the machine says of the state as it stands.
     pub(super) fn standing(&self) -> Applied {
         let progress = self.machine.progress();
@@ -108,27 +108,27 @@ impl Applier {
         }
     }
 
-    fn carry_out(&mut self, shard: ShardId, task: Task) {
+    fn carry_out(&mut self, shard: ShardId, task: ApplyTask) {
         match task {
-            Task::Apply(range) => self.apply(shard, range),
-            Task::Query { reads, term, now_ms } => self.query(shard, reads, term, now_ms),
-            Task::Cancel(call) => {
+            ApplyTask::Apply(range) => self.apply(shard, range),
+            ApplyTask::Query { reads, term, now_ms } => self.query(shard, reads, term, now_ms),
+            ApplyTask::Cancel(call) => {
                 if let Some(state) = &mut self.owned(shard).state {
                     state.machine.cancel(call);
                 }
             }
-            Task::StepDown(refusal) => self.step_down(shard, &refusal),
-            Task::Checkpoint => self.checkpoint(shard),
-            Task::Checkpointed(written) => self.checkpointed(shard, written),
-            Task::OpenSnapshot(to) => self.open_snapshot(shard, to),
-            Task::CheckpointLost(what) => self.checkpoint_lost(shard, &what),
-            Task::Receive(incoming) => {
+            ApplyTask::StepDown(refusal) => self.step_down(shard, &refusal),
+            ApplyTask::Checkpoint => self.checkpoint(shard),
+            ApplyTask::Checkpointed(written) => self.checkpointed(shard, written),
+            ApplyTask::OpenSnapshot(to) => self.open_snapshot(shard, to),
+            ApplyTask::CheckpointLost(what) => self.checkpoint_lost(shard, &what),
+            ApplyTask::Receive(incoming) => {
                 self.owned(shard).incoming = Some(incoming);
                 self.write_incoming(shard);
             }
-            Task::Installed => self.installed(shard),
-            Task::Damaged(damaged) => self.found_damaged(shard, &damaged),
-            Task::Outvoted(index) => self.outvoted(shard, index),
+            ApplyTask::Installed => self.installed(shard),
+            ApplyTask::Damaged(damaged) => self.found_damaged(shard, &damaged),
+            ApplyTask::Outvoted(index) => self.outvoted(shard, index),
         }
     }
 
@@ -260,7 +260,7 @@ impl Applier {
 
     pub(super) fn checkpoint(&mut self, shard: ShardId) {
         let owned = self.owned(shard);
-        let Some(State { store, .. }) = &mut owned.state else { return };
+        let Some(OpenState { store, .. }) = &mut owned.state else { return };
         let bytes = store.overlay_bytes();
         if let Some(checkpoint) = store.freeze() {
             owned.checkpointing = true;

@@ -10,7 +10,7 @@ use trefoil_core::member::Standing;
 use trefoil_core::replica::{self, Boot, Replica};
 use trefoil_core::{NodeId, ShardId};
 
-use super::applier::{Owned, State};
+use super::applier::{OpenState, Owned};
 use super::config::{NodeConfig, StartError};
 use crate::shared::clock;
 use crate::shared::observer::Observer;
@@ -20,7 +20,7 @@ use crate::storage::{
 
 /// What the disk held.
 #[derive(Debug)]
-pub(super) struct Disk {
+pub(super) struct BootDisk {
     pub(super) directory: DataDirectory,
     pub(super) log: Arc<EngineLog>,
     /// One for each shard, in order.
@@ -70,7 +70,7 @@ pub(super) fn open(
     config: &NodeConfig,
     observer: &dyn Observer,
     logger: &Logger,
-) -> Result<Disk, StartError> {
+) -> Result<BootDisk, StartError> {
     let expected = Expected {
         setup: config.setup,
         node_id: config.node,
@@ -92,7 +92,7 @@ pub(super) fn open(
             let path = Arc::clone(store.file().path());
             let machine = || Machine::open(&store, shard, config.shards);
             let machine = evidence::catch(&path, machine).map_err(StorageError::from)?;
-            Ok::<_, StorageError>(State { machine, store })
+            Ok::<_, StorageError>(OpenState { machine, store })
         });
         owned.insert(shard, Owned::new(state.transpose()?, generation));
         boots.push(boot);
@@ -106,7 +106,7 @@ pub(super) fn open(
     }
     // Last: a start that is refused changes nothing.
     directory.start(rand::random())?;
-    Ok(Disk { directory, log: Arc::new(disk.log), boots, owned, cache_bytes })
+    Ok(BootDisk { directory, log: Arc::new(disk.log), boots, owned, cache_bytes })
 }
 
 /// What this node tells of itself: its starts, and where its logs end.

@@ -9,7 +9,7 @@ use slog::warn;
 use trefoil_core::ShardId;
 use trefoil_core::limits::CHECKPOINT_BYTES_PER_SECOND;
 
-use super::jobs::{FileJob, Task, Workers, WriteJob};
+use super::jobs::{ApplyTask, FileJob, Workers, WriteJob};
 use super::keeper::FullDisk;
 use super::scrub::Scrub;
 use crate::shared::Shared;
@@ -60,7 +60,7 @@ impl Files {
         let tell = |task| self.workers.apply(shard, task);
         let written = match evidence::catch(checkpoint.path(), || self.write(shard, checkpoint)) {
             Ok(written) => written,
-            Err(damaged) => return tell(Task::CheckpointLost(damaged.to_string())),
+            Err(damaged) => return tell(ApplyTask::CheckpointLost(damaged.to_string())),
         };
         if let Some(written) = written {
             self.scrub.take(shard, checkpoint.left(&written).clone());
@@ -68,7 +68,7 @@ impl Files {
             if written.moved.is_some() {
                 return self.workers.writer.send(WriteJob::Move(shard, written));
             }
-            tell(Task::Checkpointed(written));
+            tell(ApplyTask::Checkpointed(written));
         }
     }
 

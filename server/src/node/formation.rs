@@ -6,7 +6,7 @@ use slog::{info, warn};
 use trefoil_core::replica::Input;
 
 use crate::peer::Links;
-use crate::shared::{Event, Shared};
+use crate::shared::{ReplicaEvent, Shared};
 
 /// How long all members are waited for where a majority would be enough.
 const FORCE_WAIT: Duration = Duration::from_secs(10);
@@ -17,18 +17,18 @@ const SAY: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(3
 
 /// Waits until the cluster is formed, and returns what the replicas were told meanwhile: their own threads speak, but
 /// no peer of theirs can.
-pub(super) fn wait(shared: &Shared, links: &Links, force: bool) -> Vec<Event> {
+pub(super) fn wait(shared: &Shared, links: &Links, force: bool) -> Vec<ReplicaEvent> {
     let mut held = Vec::new();
     let began = Instant::now();
     let (mut say_at, mut forced) = (began + SAY.0, false);
     while !links.is_formed() {
         let taken = shared.inbox.take(Some(Instant::now() + LOOK));
         held.extend(taken.items.into_iter().filter(|event| match event {
-            Event::Peer(_, _, bytes) => {
+            ReplicaEvent::Peer(_, _, bytes) => {
                 shared.received(*bytes);
                 false
             }
-            Event::Input(_, Input::Unreachable(_)) => false,
+            ReplicaEvent::Input(_, Input::Unreachable(_)) => false,
             _ => true,
         }));
         if taken.closed {

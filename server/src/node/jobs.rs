@@ -28,7 +28,7 @@ impl Workers {
         usize::try_from(shard).expect("a shard number fits a usize") % self.appliers.len()
     }
 
-    pub(super) fn apply(&self, shard: ShardId, task: Task) {
+    pub(super) fn apply(&self, shard: ShardId, task: ApplyTask) {
         self.appliers[self.applier(shard)].send(ApplyJob { shard, task });
     }
 }
@@ -37,11 +37,11 @@ impl Workers {
 #[derive(Debug)]
 pub(super) struct ApplyJob {
     pub(super) shard: ShardId,
-    pub(super) task: Task,
+    pub(super) task: ApplyTask,
 }
 
 #[derive(Debug)]
-pub(super) enum Task {
+pub(super) enum ApplyTask {
     Apply(ApplyRange),
     Query {
         reads: Vec<Read>,

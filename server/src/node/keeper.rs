@@ -37,7 +37,7 @@ impl FullDisk {
 }
 
 #[derive(Debug)]
-pub(super) struct Keeper {
+pub(super) struct DiskKeeper {
     pub(super) shared: Arc<Shared>,
     pub(super) log: Arc<EngineLog>,
     pub(super) root: PathBuf,
@@ -48,7 +48,7 @@ pub(super) struct Keeper {
     pub(super) disk_low: bool,
 }
 
-impl Keeper {
+impl DiskKeeper {
     pub(super) fn run(mut self) {
         let mut purge_at = Instant::now() + PURGE_PERIOD;
         loop {

@@ -8,7 +8,7 @@ use trefoil_core::replica::{Input, Reply};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::applier::{Applier, Owned, State};
+use super::applier::{Applier, OpenState, Owned};
 use super::files::Files;
 use super::jobs::{DigestJob, FileJob, Incoming, Install, WriteJob};
 use crate::calls::context::refusal;
@@ -31,7 +31,7 @@ impl Applier {
         shard: ShardId,
         read: impl FnOnce(&mut Machine, &mut StateStore) -> T,
     ) -> Result<T, Lost> {
-        let Some(State { machine, store }) = &mut self.owned(shard).state else {
+        let Some(OpenState { machine, store }) = &mut self.owned(shard).state else {
             return Err(Lost::Before);
         };
         let path = std::sync::Arc::clone(store.file().path());
@@ -191,7 +191,7 @@ impl Applier {
             let store =
                 StateStore::open_generation(&self.root, shard, generation, self.cache_bytes)?;
             let machine = Machine::open(&store, shard, self.shared.shards);
-            let state = State { machine, store };
+            let state = OpenState { machine, store };
             let applied = state.standing();
             Ok((Owned::new(Some(state), generation), applied))
         })?

@@ -15,11 +15,11 @@ use trefoil_core::{NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Command;
 
 use super::handle::Handle;
-use super::jobs::{ApplyJob, FileJob, Incoming, Install, ReadJob, Task, Workers, WriteJob};
+use super::jobs::{ApplyJob, ApplyTask, FileJob, Incoming, Install, ReadJob, Workers, WriteJob};
 use crate::peer::latency::Latencies;
 use crate::peer::{Announced, Links};
 use crate::shared::clock;
-use crate::shared::{Event, Shared};
+use crate::shared::{ReplicaEvent, Shared};
 
 #[derive(Debug)]
 pub(super) struct Replicas {
@@ -111,7 +111,7 @@ impl Replicas {
     }
 
     /// Runs until the inbox is closed; `held` happened before.
-    pub(super) fn run(mut self, mut held: Vec<Event>) {
+    pub(super) fn run(mut self, mut held: Vec<ReplicaEvent>) {
         let tick = Duration::from_millis(TICK_MS);
         let mut next_tick = Instant::now();
         loop {
@@ -146,19 +146,19 @@ impl Replicas {
         }
     }
 
-    fn sort(&mut self, event: Event, turn: &mut Turn) {
+    fn sort(&mut self, event: ReplicaEvent, turn: &mut Turn) {
         match event {
-            Event::Propose(shard, proposal) => turn.of(shard).propose(proposal),
-            Event::Read(shard, read) => turn.of(shard).read(read),
-            Event::Peer(shard, peer, bytes) => {
+            ReplicaEvent::Propose(shard, proposal) => turn.of(shard).propose(proposal),
+            ReplicaEvent::Read(shard, read) => turn.of(shard).read(read),
+            ReplicaEvent::Peer(shard, peer, bytes) => {
                 self.shared.received(bytes);
                 if let Some((operation, seconds)) = self.latencies.received(shard, &peer.message) {
                     self.shared.observer.rpc(operation, seconds);
                 }
                 turn.of(shard).inputs.push(Input::Peer(peer));
             }
-            Event::Input(shard, input) => turn.of(shard).inputs.push(input),
-            Event::Damaged(shard, damaged) => self.apply(shard, Task::Damaged(damaged)),
+            ReplicaEvent::Input(shard, input) => turn.of(shard).inputs.push(input),
+            ReplicaEvent::Damaged(shard, damaged) => self.apply(shard, ApplyTask::Damaged(damaged)),
         }
     }
 
@@ -227,22 +227,22 @@ impl Replicas {
             Effect::Fetch { ticket, first, last, max_bytes } => {
                 self.out.reader.push(ReadJob { shard, ticket, first, last, max_bytes });
             }
-            Effect::Apply(range) => self.apply(shard, Task::Apply(range)),
+            Effect::Apply(range) => self.apply(shard, ApplyTask::Apply(range)),
             Effect::Query { reads, term, now_ms } => {
-                self.apply(shard, Task::Query { reads, term, now_ms })
+                self.apply(shard, ApplyTask::Query { reads, term, now_ms })
             }
-            Effect::CancelQuery(call) => self.apply(shard, Task::Cancel(call)),
-            Effect::StepDown { refusal } => self.apply(shard, Task::StepDown(refusal)),
-            Effect::Checkpoint => self.apply(shard, Task::Checkpoint),
-            Effect::OpenSnapshot(to) => self.apply(shard, Task::OpenSnapshot(to)),
+            Effect::CancelQuery(call) => self.apply(shard, ApplyTask::Cancel(call)),
+            Effect::StepDown { refusal } => self.apply(shard, ApplyTask::StepDown(refusal)),
+            Effect::Checkpoint => self.apply(shard, ApplyTask::Checkpoint),
+            Effect::OpenSnapshot(to) => self.apply(shard, ApplyTask::OpenSnapshot(to)),
             Effect::InstallSnapshot { generation, index, term, hard_state } => {
                 let install = Install { generation, index, term, hard_state };
-                self.apply(shard, Task::Receive(Incoming::Snapshot(install)));
+                self.apply(shard, ApplyTask::Receive(Incoming::Snapshot(install)));
             }
             Effect::Restore { generation, .. } => {
-                self.apply(shard, Task::Receive(Incoming::State { generation }));
+                self.apply(shard, ApplyTask::Receive(Incoming::State { generation }));
             }
-            Effect::Outvoted { index } => self.apply(shard, Task::Outvoted(index)),
+            Effect::Outvoted { index } => self.apply(shard, ApplyTask::Outvoted(index)),
             Effect::Disputed(disputed) => self.note_dispute(shard, disputed),
             Effect::SendSnapshot(peer) => self.links.send_snapshot(shard, peer),
             Effect::CloseSnapshot(to) => self.links.close_snapshot(shard, to),
@@ -293,7 +293,7 @@ impl Replicas {
         self.shared.observer.role(shard, change.role, change.term);
     }
 
-    fn apply(&mut self, shard: ShardId, task: Task) {
+    fn apply(&mut self, shard: ShardId, task: ApplyTask) {
         let applier = self.workers.applier(shard);
         self.out.appliers[applier].push(ApplyJob { shard, task });
     }

@@ -16,7 +16,7 @@ use super::digests;
 use super::files::Files;
 use super::formation;
 use super::jobs::Workers;
-use super::keeper::{FullDisk, Keeper};
+use super::keeper::{DiskKeeper, FullDisk};
 use super::reader;
 use super::replicas::Replicas;
 use super::scrub::Scrub;
@@ -168,7 +168,7 @@ impl Threads {
         };
         threads.others.push(spawn("checkpoint".to_owned(), move || files.run())?);
 
-        let keeper = Keeper {
+        let keeper = DiskKeeper {
             shared: Arc::clone(&shared),
             log,
             root,

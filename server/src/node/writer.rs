@@ -10,7 +10,7 @@ use slog::{info, warn};
 use trefoil_core::ShardId;
 use trefoil_core::replica::Input;
 
-use super::jobs::{FileJob, Task, Workers, WriteJob};
+use super::jobs::{ApplyTask, FileJob, Workers, WriteJob};
 use super::keeper::FullDisk;
 use crate::shared::Shared;
 use crate::shared::clock::Stopwatch;
@@ -26,7 +26,7 @@ const MARK_SYNC: Duration = Duration::from_millis(80);
 const FULL_PAUSE: Duration = Duration::from_millis(200);
 
 /// Whom to tell when a write is synced.
-enum Done {
+enum WriteDone {
     Persisted(ShardId, u64),
     Installed(ShardId),
     Damaged(ShardId, u64),
@@ -70,22 +70,22 @@ impl LogWriter {
             match job {
                 WriteJob::Append(shard, batch) => {
                     bytes += batch.entries.iter().map(|entry| entry.data.len()).sum::<usize>();
-                    done.push(Done::Persisted(shard, batch.number));
+                    done.push(WriteDone::Persisted(shard, batch.number));
                     writes.push(LogWrite::Append(shard, batch));
                 }
                 WriteJob::Install(write, shard) => {
-                    done.push(Done::Installed(shard));
+                    done.push(WriteDone::Installed(shard));
                     writes.push(write);
                 }
                 WriteJob::Damage(shard, generation) => {
-                    done.push(Done::Damaged(shard, generation));
+                    done.push(WriteDone::Damaged(shard, generation));
                     writes.push(LogWrite::Damage(shard));
                 }
                 WriteJob::Move(shard, written) => {
                     if let Some(moved) = &written.moved {
                         writes.push(LogWrite::Move { shard, generation: moved.generation });
                     }
-                    done.push(Done::Moved(shard, written));
+                    done.push(WriteDone::Moved(shard, written));
                 }
                 WriteJob::Trust(shard) => self.log.trust(shard),
                 WriteJob::Compact { shard, to, term } => {
@@ -103,7 +103,7 @@ impl LogWriter {
         self.write(&mut writes, &mut done);
     }
 
-    fn write(&mut self, writes: &mut Vec<LogWrite>, done: &mut Vec<Done>) {
+    fn write(&mut self, writes: &mut Vec<LogWrite>, done: &mut Vec<WriteDone>) {
         if writes.is_empty() {
             return;
         }
@@ -137,13 +137,15 @@ impl LogWriter {
         writes.clear();
         for done in done.drain(..) {
             match done {
-                Done::Persisted(shard, number) => self.shared.tell(shard, Input::Persisted(number)),
-                Done::Installed(shard) => self.workers.apply(shard, Task::Installed),
-                Done::Damaged(shard, generation) => {
+                WriteDone::Persisted(shard, number) => {
+                    self.shared.tell(shard, Input::Persisted(number))
+                }
+                WriteDone::Installed(shard) => self.workers.apply(shard, ApplyTask::Installed),
+                WriteDone::Damaged(shard, generation) => {
                     self.workers.files.send(FileJob::Keep { shard, generation });
                 }
-                Done::Moved(shard, written) => {
-                    self.workers.apply(shard, Task::Checkpointed(written))
+                WriteDone::Moved(shard, written) => {
+                    self.workers.apply(shard, ApplyTask::Checkpointed(written))
                 }
             }
         }

@@ -21,7 +21,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// An accepted connection; it counts until it is closed.
 #[derive(Debug)]
-pub(super) struct Connection {
+pub(super) struct PeerConnection {
     stream: TcpStream,
     /// Ends a connection that says nothing; none once it has. After that keep-alive watches it.
     silence: Option<Pin<Box<Sleep>>>,
@@ -32,7 +32,7 @@ pub(super) struct Connection {
 pub(super) fn connections(
     listener: TcpListener,
     logger: Logger,
-) -> ReceiverStream<std::io::Result<Connection>> {
+) -> ReceiverStream<std::io::Result<PeerConnection>> {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
         let places = Arc::new(Semaphore::new(PEER_CONNECTIONS_MAX));
@@ -52,7 +52,7 @@ pub(super) fn connections(
                     }
                 };
             let silence = Some(Box::pin(tokio::time::sleep(GREETING_WAIT)));
-            let connection = Connection { stream, silence, _permit: permit };
+            let connection = PeerConnection { stream, silence, _permit: permit };
             if sender.send(Ok(connection)).await.is_err() {
                 return;
             }
@@ -61,13 +61,13 @@ pub(super) fn connections(
     ReceiverStream::new(receiver)
 }
 
-impl Connected for Connection {
+impl Connected for PeerConnection {
     type ConnectInfo = ();
 
     fn connect_info(&self) -> Self::ConnectInfo {}
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for PeerConnection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,7 +87,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for PeerConnection {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

@@ -13,7 +13,7 @@ use trefoil_core::NodeId;
 use trefoil_core::limits::{PEER_HEADERS_BYTES_MAX, PEER_MESSAGE_BYTES_MAX};
 use trefoil_proto::internal::v1::peer_service_client::PeerServiceClient;
 
-use super::greeting::{Fault, Refused};
+use super::greeting::{GreetingFault, GreetingRefused};
 use super::introductions::Introductions;
 use crate::shared::Shared;
 
@@ -29,7 +29,7 @@ const CONNECT_WAIT: Duration = Duration::from_secs(1);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
-pub(super) type Client = PeerServiceClient<Channel>;
+pub(super) type PeerClient = PeerServiceClient<Channel>;
 
 /// Dials one peer.
 #[derive(Clone, Debug)]
@@ -46,7 +46,7 @@ pub(super) enum Ended {
     /// The peer could not be reached, or hung up.
     Away(String),
     /// The peer refused this node.
-    Refused(Refused),
+    Refused(GreetingRefused),
     /// This node refused the peer, and has said so in its log.
     Stranger,
 }
@@ -63,8 +63,10 @@ impl fmt::Display for Ended {
 
 impl From<Status> for Ended {
     fn from(status: Status) -> Self {
-        match Fault::of(&status) {
-            Some(fault) => Self::Refused(Refused { fault, sentence: status.message().to_owned() }),
+        match GreetingFault::of(&status) {
+            Some(fault) => {
+                Self::Refused(GreetingRefused { fault, sentence: status.message().to_owned() })
+            }
             None => Self::Away(status.message().to_owned()),
         }
     }
@@ -89,7 +91,7 @@ impl From<tokio::time::error::Elapsed> for Ended {
 }
 
 /// A client over a connection of its own.
-pub(super) async fn connect(address: &str) -> Result<Client, Ended> {
+pub(super) async fn connect(address: &str) -> Result<PeerClient, Ended> {
     let endpoint = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_WAIT)
         .tcp_nodelay(true)
@@ -118,11 +120,11 @@ impl Dialler {
                 debug!(self.shared.logger, "no stream to a peer"; "stream" => what, "peer" => self.peer, "reason" => reason);
             }
             Ended::Refused(refused) => {
-                let Refused { fault, sentence } = refused;
+                let GreetingRefused { fault, sentence } = refused;
                 match self.introductions.verdict(self.peer, *fault, sentence) {
                     Some(error) => self.shared.fail(error),
                     // It has what it did not say here when it is dialled again.
-                    None if *fault == Fault::Behind => (),
+                    None if *fault == GreetingFault::Behind => (),
                     None => {
                         self.introductions.log_once(self.peer, refused, "a peer refuses this node");
                     }

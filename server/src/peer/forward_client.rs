@@ -1,4 +1,4 @@
-//! Calls to one peer for shards that it leads: one stream, replies matched by id.
+//! SendQueue to one peer for shards that it leads: one stream, replies matched by id.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,29 +24,29 @@ use crate::shared::clock;
 
 /// Frames on their way to the transport.
 const FRAMES: usize = 4;
-/// Calls that a frame takes at most.
+/// SendQueue that a frame takes at most.
 const FRAME_CALLS: usize = 1_024;
 
 /// The calls to one peer.
 #[derive(Debug, Default)]
 pub(super) struct ForwardClient {
-    state: Mutex<State>,
+    state: Mutex<ForwardState>,
     last: AtomicU64,
     /// When the peer was heard last, by the boot clock.
     heard_ms: AtomicU64,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct ForwardState {
     /// Where calls go; none while there is no stream.
-    stream: Option<mpsc::Sender<Item>>,
-    waiting: HashMap<u64, (oneshot::Sender<End>, AdmissionClass)>,
+    stream: Option<mpsc::Sender<ForwardItem>>,
+    waiting: HashMap<u64, (oneshot::Sender<ForwardEnd>, AdmissionClass)>,
     /// Of these, those that wait at the leader.
     long: usize,
 }
 
 #[derive(Debug)]
-enum Item {
+enum ForwardItem {
     Call(Box<ForwardCall>),
     Cancel(u64),
     Claim(u64),
@@ -54,14 +54,14 @@ enum Item {
 
 /// How a forwarded call ended.
 #[derive(Debug)]
-enum End {
+enum ForwardEnd {
     Reply(Box<ForwardReply>),
     /// The stream was lost before the call left.
     NotSent,
 }
 
-impl State {
-    /// Calls that wait leave room for those that end their wait, and all of them for what keeps sessions alive.
+impl ForwardState {
+    /// SendQueue that wait leave room for those that end their wait, and all of them for what keeps sessions alive.
     fn has_room(&self, class: AdmissionClass) -> bool {
         let most = match class {
             AdmissionClass::Reserved => FORWARD_CALLS_MAX,
@@ -71,7 +71,7 @@ impl State {
             && (class != AdmissionClass::Waiting || self.long < FORWARD_WAITING_MAX)
     }
 
-    fn take(&mut self, id: u64) -> Option<oneshot::Sender<End>> {
+    fn take(&mut self, id: u64) -> Option<oneshot::Sender<ForwardEnd>> {
         let (sender, class) = self.waiting.remove(&id)?;
         self.long -= usize::from(class == AdmissionClass::Waiting);
         Some(sender)
@@ -79,25 +79,25 @@ impl State {
 }
 
 /// A call that waits; given up when it is dropped.
-struct Waiting<'a> {
+struct PendingForward<'a> {
     forward: &'a ForwardClient,
     id: u64,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for PendingForward<'_> {
     fn drop(&mut self) {
         let mut state = self.forward.lock();
         if state.take(self.id).is_some()
             && let Some(stream) = &state.stream
         {
             // Where there is no room, the call ends by its own deadline.
-            drop(stream.try_send(Item::Cancel(self.id)));
+            drop(stream.try_send(ForwardItem::Cancel(self.id)));
         }
     }
 }
 
 impl ForwardClient {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ForwardState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -120,10 +120,10 @@ impl ForwardClient {
         let access = Some(access.clone());
         let call = ForwardCall { id, shard, timeout_ms, call: Some(call), access };
         let receiver = self.begin(call, class)?;
-        let _waiting = Waiting { forward: self, id };
+        let _waiting = PendingForward { forward: self, id };
         match receiver.await {
-            Ok(End::Reply(reply)) => open(peer, shard, *reply),
-            Ok(End::NotSent) => Err(away()),
+            Ok(ForwardEnd::Reply(reply)) => open(peer, shard, *reply),
+            Ok(ForwardEnd::NotSent) => Err(away()),
             Err(_) if is_command => Err(unseen(true)),
             Err(_) => Err(away()),
         }
@@ -142,7 +142,7 @@ impl ForwardClient {
         &self,
         call: ForwardCall,
         class: AdmissionClass,
-    ) -> Result<oneshot::Receiver<End>, (Refusal, Failure)> {
+    ) -> Result<oneshot::Receiver<ForwardEnd>, (Refusal, Failure)> {
         let mut state = self.lock();
         let Some(stream) = &state.stream else { return Err(away()) };
         let full = || {
@@ -159,7 +159,7 @@ impl ForwardClient {
         if !state.has_room(class) {
             return Err(full());
         }
-        match stream.try_send(Item::Call(Box::new(call))) {
+        match stream.try_send(ForwardItem::Call(Box::new(call))) {
             Ok(()) => (),
             Err(mpsc::error::TrySendError::Full(_)) => return Err(full()),
             Err(mpsc::error::TrySendError::Closed(_)) => return Err(away()),
@@ -169,7 +169,7 @@ impl ForwardClient {
         Ok(receiver)
     }
 
-    fn open(&self, stream: mpsc::Sender<Item>) {
+    fn open(&self, stream: mpsc::Sender<ForwardItem>) {
         self.lock().stream = Some(stream);
     }
 
@@ -180,11 +180,11 @@ impl ForwardClient {
             && let Some(stream) = &state.stream
         {
             // Where there is no room, the leader takes the grant back and the call is tried again.
-            drop(stream.try_send(Item::Claim(id)));
+            drop(stream.try_send(ForwardItem::Claim(id)));
         }
     }
 
-    fn end(&self, id: u64, end: End) {
+    fn end(&self, id: u64, end: ForwardEnd) {
         let waiting = self.lock().take(id);
         if let Some(sender) = waiting {
             // A caller that has gone away wants no answer.
@@ -193,12 +193,12 @@ impl ForwardClient {
     }
 
     /// The stream is gone: what had not left did not happen, the rest ends unseen.
-    fn close(&self, items: &mut mpsc::Receiver<Item>) {
+    fn close(&self, items: &mut mpsc::Receiver<ForwardItem>) {
         self.lock().stream = None;
         items.close();
         while let Ok(item) = items.try_recv() {
-            if let Item::Call(call) = item {
-                self.end(call.id, End::NotSent);
+            if let ForwardItem::Call(call) = item {
+                self.end(call.id, ForwardEnd::NotSent);
             }
         }
         let mut state = self.lock();
@@ -238,7 +238,7 @@ pub(super) async fn keep(dialler: Dialler, forward: Arc<ForwardClient>) {
     let mut backoff = Backoff::new();
     loop {
         let (sender, items) = mpsc::channel(FORWARD_CALLS_MAX);
-        let mut calls = Calls { forward: &forward, items };
+        let mut calls = SendQueue { forward: &forward, items };
         let ended = talk(&dialler, sender, &mut calls, &mut backoff).await;
         drop(calls);
         dialler.note("forward", &ended.err().unwrap_or_else(hung_up), &backoff);
@@ -247,12 +247,12 @@ pub(super) async fn keep(dialler: Dialler, forward: Arc<ForwardClient>) {
 }
 
 /// What is to be sent. Dropped, its calls end, also where the runtime ends under them.
-struct Calls<'a> {
+struct SendQueue<'a> {
     forward: &'a ForwardClient,
-    items: mpsc::Receiver<Item>,
+    items: mpsc::Receiver<ForwardItem>,
 }
 
-impl Drop for Calls<'_> {
+impl Drop for SendQueue<'_> {
     fn drop(&mut self) {
         self.forward.close(&mut self.items);
     }
@@ -264,8 +264,8 @@ fn hung_up() -> Ended {
 
 async fn talk(
     dialler: &Dialler,
-    sender: mpsc::Sender<Item>,
-    calls: &mut Calls<'_>,
+    sender: mpsc::Sender<ForwardItem>,
+    calls: &mut SendQueue<'_>,
     backoff: &mut Backoff,
 ) -> Result<(), Ended> {
     let mut client = dial::connect(&dialler.address).await?;
@@ -277,7 +277,7 @@ async fn talk(
         .map_err(|_| hung_up())?;
     let mut answers =
         timeout(GREETING_WAIT, client.forward(ReceiverStream::new(receiver))).await??.into_inner();
-    let Calls { forward, items } = calls;
+    let SendQueue { forward, items } = calls;
     forward.hears();
     forward.open(sender);
     dialler.note_open("forward");
@@ -291,7 +291,7 @@ async fn talk(
                     if reply.offer {
                         forward.offered(reply.id);
                     } else {
-                        forward.end(reply.id, End::Reply(Box::new(reply)));
+                        forward.end(reply.id, ForwardEnd::Reply(Box::new(reply)));
                     }
                 }
             }
@@ -306,14 +306,14 @@ async fn talk(
 /// Room for a frame first, then a call for it: a call that waits for room has not left.
 async fn next<'a>(
     frames: &'a mpsc::Sender<ForwardRequest>,
-    items: &mut mpsc::Receiver<Item>,
-) -> Option<(mpsc::Permit<'a, ForwardRequest>, Item)> {
+    items: &mut mpsc::Receiver<ForwardItem>,
+) -> Option<(mpsc::Permit<'a, ForwardRequest>, ForwardItem)> {
     let permit = frames.reserve().await.ok()?;
     Some((permit, items.recv().await?))
 }
 
 /// Gathers what waits: [`PEER_FRAME_BYTES_MAX`] before the last call.
-fn frame(first: Item, items: &mut mpsc::Receiver<Item>) -> ForwardRequest {
+fn frame(first: ForwardItem, items: &mut mpsc::Receiver<ForwardItem>) -> ForwardRequest {
     let mut request = ForwardRequest::default();
     let mut bytes = put(&mut request, first);
     while bytes < PEER_FRAME_BYTES_MAX
@@ -325,18 +325,18 @@ fn frame(first: Item, items: &mut mpsc::Receiver<Item>) -> ForwardRequest {
     request
 }
 
-fn put(request: &mut ForwardRequest, item: Item) -> usize {
+fn put(request: &mut ForwardRequest, item: ForwardItem) -> usize {
     match item {
-        Item::Call(call) => {
+        ForwardItem::Call(call) => {
             let bytes = call.encoded_len();
             request.calls.push(*call);
             bytes
         }
-        Item::Cancel(id) => {
+        ForwardItem::Cancel(id) => {
             request.cancel.push(id);
             size_of::<u64>()
         }
-        Item::Claim(id) => {
+        ForwardItem::Claim(id) => {
             request.claims.push(id);
             size_of::<u64>()
         }
@@ -368,7 +368,7 @@ mod tests {
         tokio::spawn(async move { ask_once(&forward, work).await })
     }
 
-    fn open_stream(forward: &ForwardClient) -> mpsc::Receiver<Item> {
+    fn open_stream(forward: &ForwardClient) -> mpsc::Receiver<ForwardItem> {
         let (sender, items) = mpsc::channel(8);
         forward.open(sender);
         items
@@ -388,7 +388,7 @@ mod tests {
         let (sent, read) =
             (ask(&forward, command()), ask(&forward, ShardRequest::Query(Query::default())));
         for _ in 0..2 {
-            assert!(matches!(items.recv().await, Some(Item::Call(_))));
+            assert!(matches!(items.recv().await, Some(ForwardItem::Call(_))));
         }
         let unsent = ask(&forward, command());
         while items.is_empty() {
@@ -407,13 +407,19 @@ mod tests {
         let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
         let mut ids = Vec::new();
         for _ in 0..2 {
-            let Some(Item::Call(call)) = items.recv().await else { panic!("a call is sent") };
+            let Some(ForwardItem::Call(call)) = items.recv().await else {
+                panic!("a call is sent")
+            };
             ids.push(call.id);
         }
         dropped.abort();
-        let Some(Item::Cancel(cancelled)) = items.recv().await else { panic!("a cancel is sent") };
+        let Some(ForwardItem::Cancel(cancelled)) = items.recv().await else {
+            panic!("a cancel is sent")
+        };
         ids.iter().for_each(|id| forward.offered(*id));
-        let Some(Item::Claim(claimed)) = items.recv().await else { panic!("a claim is sent") };
+        let Some(ForwardItem::Claim(claimed)) = items.recv().await else {
+            panic!("a claim is sent")
+        };
         assert!(claimed != cancelled && ids.contains(&claimed));
         assert!(items.is_empty() && !kept.is_finished(), "the answer comes after the claim");
     }
@@ -425,16 +431,20 @@ mod tests {
         let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
         let mut ids = Vec::new();
         for _ in 0..2 {
-            let Some(Item::Call(call)) = items.recv().await else { panic!("a call is sent") };
+            let Some(ForwardItem::Call(call)) = items.recv().await else {
+                panic!("a call is sent")
+            };
             ids.push(call.id);
         }
         dropped.abort();
-        let Some(Item::Cancel(cancelled)) = items.recv().await else { panic!("a cancel is sent") };
+        let Some(ForwardItem::Cancel(cancelled)) = items.recv().await else {
+            panic!("a cancel is sent")
+        };
         let id = ids.into_iter().find(|id| *id != cancelled).unwrap();
         let answer = Some(answer::Answer::Done(Done {}).into());
         let reply =
             ForwardReply { id, term: 3, index: 20, ordinal: 4, answer, ..ForwardReply::default() };
-        forward.end(id, End::Reply(Box::new(reply)));
+        forward.end(id, ForwardEnd::Reply(Box::new(reply)));
         let answered = kept.await.unwrap().unwrap();
         assert_eq!((answered.node, answered.position.index, answered.position.ordinal), (2, 20, 4));
     }

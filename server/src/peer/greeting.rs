@@ -13,7 +13,7 @@ const FAULT_KEY: &str = "trefoil-peer-fault";
 
 /// Why a greeting was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Fault {
+pub(crate) enum GreetingFault {
     /// No greeting came, or not at once.
     Silent,
     /// The sender was given other flags.
@@ -36,7 +36,7 @@ pub(crate) enum Fault {
     OldStream,
 }
 
-impl Fault {
+impl GreetingFault {
     const ALL: [Self; 11] = [
         Self::Silent,
         Self::OtherSetup,
@@ -97,7 +97,7 @@ impl Fault {
 
     /// The status that refuses a stream.
     pub(crate) fn status(self) -> Status {
-        Refused::from(self).status()
+        GreetingRefused::from(self).status()
     }
 
     fn status_of(self, sentence: &str) -> Status {
@@ -115,33 +115,33 @@ impl Fault {
 
 /// Why a greeting was refused, with what the other side may be told of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Refused {
-    pub(crate) fault: Fault,
+pub(crate) struct GreetingRefused {
+    pub(crate) fault: GreetingFault,
     pub(crate) sentence: String,
 }
 
-impl From<Fault> for Refused {
-    fn from(fault: Fault) -> Self {
+impl From<GreetingFault> for GreetingRefused {
+    fn from(fault: GreetingFault) -> Self {
         Self { fault, sentence: fault.sentence().to_owned() }
     }
 }
 
-impl From<Stale> for Refused {
+impl From<Stale> for GreetingRefused {
     fn from(stale: Stale) -> Self {
-        Self { fault: Fault::OlderCopy, sentence: stale.to_string() }
+        Self { fault: GreetingFault::OlderCopy, sentence: stale.to_string() }
     }
 }
 
-impl Refused {
+impl GreetingRefused {
     /// What an objection to a peer means for it; `formed` tells whether this node belongs to a cluster.
     pub(crate) fn of_objection(objection: Objection, formed: bool) -> Self {
         let fault = match objection {
-            Objection::OtherIncarnation if formed => Fault::OtherIncarnation,
-            Objection::OtherIncarnation => Fault::OtherPromise,
-            Objection::OtherCluster => Fault::OtherCluster,
-            Objection::Behind => Fault::Behind,
+            Objection::OtherIncarnation if formed => GreetingFault::OtherIncarnation,
+            Objection::OtherIncarnation => GreetingFault::OtherPromise,
+            Objection::OtherCluster => GreetingFault::OtherCluster,
+            Objection::Behind => GreetingFault::Behind,
             // This node ends.
-            Objection::Replaced { .. } | Objection::Forgotten => Fault::OldStream,
+            Objection::Replaced { .. } | Objection::Forgotten => GreetingFault::OldStream,
         };
         fault.into()
     }
@@ -161,12 +161,12 @@ impl Streams {
     }
 
     /// A stream begins.
-    pub(crate) fn begin(&self, peer: NodeId, epoch: u64) -> Result<(), Fault> {
-        let live = self.0.get(&peer).ok_or(Fault::UnknownMember)?;
+    pub(crate) fn begin(&self, peer: NodeId, epoch: u64) -> Result<(), GreetingFault> {
+        let live = self.0.get(&peer).ok_or(GreetingFault::UnknownMember)?;
         if live.fetch_max(epoch, Ordering::Relaxed) < epoch {
             Ok(())
         } else {
-            Err(Fault::OldStream)
+            Err(GreetingFault::OldStream)
         }
     }
 
@@ -191,18 +191,18 @@ mod tests {
 
     #[test]
     fn a_fault_survives_its_status() {
-        for fault in Fault::ALL {
-            assert_eq!(Fault::of(&fault.status()), Some(fault));
+        for fault in GreetingFault::ALL {
+            assert_eq!(GreetingFault::of(&fault.status()), Some(fault));
         }
-        assert_eq!(Fault::of(&Status::unavailable("elsewhere")), None);
+        assert_eq!(GreetingFault::of(&Status::unavailable("elsewhere")), None);
     }
 
     #[test]
     fn an_older_stream_gives_way_and_an_ended_one_stands_in_nobodys_way() {
         let streams = Streams::new([2].into_iter());
-        assert_eq!(streams.begin(3, 1), Err(Fault::UnknownMember));
+        assert_eq!(streams.begin(3, 1), Err(GreetingFault::UnknownMember));
         assert_eq!(streams.begin(2, 5), Ok(()));
-        assert_eq!(streams.begin(2, 4), Err(Fault::OldStream));
+        assert_eq!(streams.begin(2, 4), Err(GreetingFault::OldStream));
         assert_eq!(streams.begin(2, 6), Ok(()));
         assert!(!streams.is_live(2, 5) && streams.is_live(2, 6));
         streams.end(2, 5);

@@ -17,7 +17,7 @@ use trefoil_proto::internal::v1 as proto;
 use trefoil_proto::internal::v1::Greeting;
 use xxhash_rust::xxh3::xxh3_128;
 
-use super::greeting::{Fault, Refused};
+use super::greeting::{GreetingFault, GreetingRefused};
 use crate::shared::Shared;
 use crate::shared::clock;
 use crate::shared::failure::FatalError;
@@ -28,7 +28,7 @@ const PROTOCOL: u32 = 2;
 
 /// What changes while members speak to each other.
 #[derive(Debug)]
-struct State {
+struct IntroductionState {
     introduction: Introduction,
     /// None once the node is stopped.
     directory: Option<DataDirectory>,
@@ -44,14 +44,14 @@ pub(crate) struct Introductions {
     incarnation: u64,
     log: Arc<EngineLog>,
     peers: BTreeMap<NodeId, Notify>,
-    state: Mutex<State>,
+    state: Mutex<IntroductionState>,
     /// The start of each peer that is trusted, by its random number; 0 where none is.
     trusted: BTreeMap<NodeId, AtomicU64>,
     /// What to tell peers of the way into the cluster.
     word: watch::Sender<Word>,
     epoch: AtomicU64,
     /// Each fault of each peer is logged once.
-    logged: Mutex<BTreeSet<(NodeId, Fault)>>,
+    logged: Mutex<BTreeSet<(NodeId, GreetingFault)>>,
     /// Peers that were dialled at least once, with whatever result.
     dialled: watch::Sender<BTreeSet<NodeId>>,
 }
@@ -78,7 +78,7 @@ impl Introductions {
             trusted: peers.iter().map(|peer| (*peer, AtomicU64::new(0))).collect(),
             peers: peers.into_iter().map(|peer| (peer, Notify::new())).collect(),
             word: watch::Sender::new(formation.word().clone()),
-            state: Mutex::new(State {
+            state: Mutex::new(IntroductionState {
                 introduction: Introduction::new(shared.node, formation, own, memory),
                 directory: Some(directory),
             }),
@@ -93,7 +93,7 @@ impl Introductions {
         this
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, IntroductionState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -152,8 +152,8 @@ impl Introductions {
     pub(crate) async fn check(
         self: &Arc<Self>,
         greeting: Option<&Greeting>,
-    ) -> Result<NodeId, Refused> {
-        let Some(greeting) = greeting else { return Err(Fault::Silent.into()) };
+    ) -> Result<NodeId, GreetingRefused> {
+        let Some(greeting) = greeting else { return Err(GreetingFault::Silent.into()) };
         let from = greeting.from;
         let checked = match self.check_place(greeting) {
             Ok(()) => {
@@ -161,7 +161,7 @@ impl Introductions {
                 let hear = move || this.hear_greeting(&greeting);
                 let heard = tokio::task::spawn_blocking(hear).await;
                 // The node is stopping.
-                heard.unwrap_or_else(|_| Err(Fault::OldStream.into()))
+                heard.unwrap_or_else(|_| Err(GreetingFault::OldStream.into()))
             }
             Err(fault) => Err(fault.into()),
         };
@@ -179,29 +179,29 @@ impl Introductions {
         }
     }
 
-    fn check_place(&self, greeting: &Greeting) -> Result<(), Fault> {
+    fn check_place(&self, greeting: &Greeting) -> Result<(), GreetingFault> {
         if greeting.protocol != PROTOCOL {
-            Err(Fault::OtherProtocol)
+            Err(GreetingFault::OtherProtocol)
         } else if greeting.setup[..] != self.setup {
-            Err(Fault::OtherSetup)
+            Err(GreetingFault::OtherSetup)
         } else if greeting.to != self.shared.node {
-            Err(Fault::WrongNode)
+            Err(GreetingFault::WrongNode)
         } else if self.peers.contains_key(&greeting.from) {
             Ok(())
         } else {
-            Err(Fault::UnknownMember)
+            Err(GreetingFault::UnknownMember)
         }
     }
 
     /// What is to be kept is on disk when this returns.
-    fn hear_greeting(&self, greeting: &Greeting) -> Result<(), Refused> {
+    fn hear_greeting(&self, greeting: &Greeting) -> Result<(), GreetingRefused> {
         let from = greeting.from;
         let formation = greeting.formation.clone().unwrap_or_default();
         let word = Word::of_proto(greeting.incarnation, &formation);
         let told = greeting.memory.as_ref().map(Memory::of_proto).unwrap_or_default();
         let mut state = self.lock();
         if state.directory.is_none() {
-            return Err(Fault::OldStream.into());
+            return Err(GreetingFault::OldStream.into());
         }
         let heard = state.introduction.greet(from, &word, &told);
         self.carry_out(&mut state, from, heard)
@@ -214,10 +214,10 @@ impl Introductions {
         formation: Option<&proto::Formation>,
         memory: Option<&proto::Memory>,
         incarnation: u64,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), GreetingRefused> {
         let mut state = self.lock();
         if state.directory.is_none() {
-            return Err(Fault::OldStream.into());
+            return Err(GreetingFault::OldStream.into());
         }
         let word = formation.map(|formation| Word::of_proto(incarnation, formation));
         let told = memory.map(Memory::of_proto);
@@ -228,10 +228,10 @@ impl Introductions {
     /// Does what comes of what a peer said; what is to be written is, when this returns.
     fn carry_out(
         &self,
-        state: &mut State,
+        state: &mut IntroductionState,
         from: NodeId,
         heard: Result<News, member::Refused>,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), GreetingRefused> {
         let formed = self.is_formed();
         self.advance(state);
         match heard {
@@ -243,7 +243,7 @@ impl Introductions {
                 if objection.is_about_this_node() {
                     self.shared.fail(self.replaced(from, objection));
                 }
-                Err(Refused::of_objection(objection, formed))
+                Err(GreetingRefused::of_objection(objection, formed))
             }
             Err(member::Refused::Stale(stale)) => Err(stale.into()),
         }
@@ -266,12 +266,17 @@ impl Introductions {
     }
 
     /// Why this node must end, when a peer refuses it for good.
-    pub(crate) fn verdict(&self, peer: NodeId, fault: Fault, sentence: &str) -> Option<FatalError> {
+    pub(crate) fn verdict(
+        &self,
+        peer: NodeId,
+        fault: GreetingFault,
+        sentence: &str,
+    ) -> Option<FatalError> {
         match fault {
-            Fault::OtherIncarnation => {
+            GreetingFault::OtherIncarnation => {
                 Some(self.replaced(peer, Objection::Replaced { formed: true }))
             }
-            Fault::OlderCopy => Some(FatalError::OlderCopy {
+            GreetingFault::OlderCopy => Some(FatalError::OlderCopy {
                 peer,
                 directory: self.path.clone(),
                 why: sentence.to_owned(),
@@ -281,7 +286,7 @@ impl Introductions {
     }
 
     /// Goes on as far as what was heard allows.
-    fn advance(&self, state: &mut State) {
+    fn advance(&self, state: &mut IntroductionState) {
         while let Some(stage) = state.introduction.next() {
             let Some(directory) = &mut state.directory else { return };
             if let Err(refusal) = directory.reach(&stage) {
@@ -309,7 +314,7 @@ impl Introductions {
     }
 
     /// Takes what a peer that is accepted tells.
-    fn take(&self, state: &State, from: NodeId, news: News) {
+    fn take(&self, state: &IntroductionState, from: NodeId, news: News) {
         for (peer, stale) in news.contradictions {
             error!(self.shared.logger,
                 "an older copy of a data directory has taken part: shards may have two histories";
@@ -337,7 +342,7 @@ impl Introductions {
     }
 
     /// Logs a fault the first time that it is seen with this peer.
-    pub(crate) fn log_once(&self, peer: NodeId, refused: &Refused, what: &'static str) {
+    pub(crate) fn log_once(&self, peer: NodeId, refused: &GreetingRefused, what: &'static str) {
         // Ids of strangers are not remembered one by one.
         let known = if self.peers.contains_key(&peer) { peer } else { 0 };
         let fault = refused.fault;

@@ -35,7 +35,7 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::internal::v1::{Access, DescribeRequest, Refusal};
 
 use self::forward_client::ForwardClient;
-use self::queue::Queue;
+use self::queue::SendBuffer;
 use self::snapshots::Snapshots;
 use crate::calls::context::Answered;
 use crate::shared::Shared;
@@ -51,7 +51,7 @@ const DESCRIBE_WAIT: Duration = Duration::from_secs(1);
 pub(crate) struct Links {
     shared: Arc<Shared>,
     introductions: Arc<Introductions>,
-    peers: BTreeMap<NodeId, Link>,
+    peers: BTreeMap<NodeId, PeerLink>,
     snapshots: Arc<Snapshots>,
     /// What peers are told of this node's replicas.
     announced: watch::Sender<Announced>,
@@ -69,9 +69,9 @@ pub(crate) struct Announced {
 }
 
 #[derive(Debug)]
-struct Link {
+struct PeerLink {
     address: String,
-    queue: Arc<Queue>,
+    queue: Arc<SendBuffer>,
     forward: Arc<ForwardClient>,
     /// What the peer said of itself last, and when. One asks and the others wait for it, since a peer has few connections
     /// for all that clients may ask at once.
@@ -86,7 +86,7 @@ impl Links {
         runtime: Runtime,
     ) -> Self {
         let others = shared.members.iter().filter(|member| member.id != shared.node);
-        let link = |address: &String| Link {
+        let link = |address: &String| PeerLink {
             address: address.clone(),
             queue: Arc::default(),
             forward: Arc::default(),
@@ -112,7 +112,7 @@ impl Links {
             let _runtime = self.runtime.enter();
             tokio::net::TcpListener::from_std(listener)?
         };
-        let service = server::Service::new(
+        let service = server::PeerPort::new(
             Arc::clone(&self.shared),
             Arc::clone(&self.introductions),
             self.root.clone(),
@@ -216,7 +216,7 @@ impl Links {
     async fn ask_to_describe(
         &self,
         node: NodeId,
-        link: &Link,
+        link: &PeerLink,
     ) -> Result<StatusResponse, dial::Ended> {
         let mut client = dial::connect(&link.address).await?;
         let greeting = Some(self.introductions.greeting(node));

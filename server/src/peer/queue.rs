@@ -12,7 +12,7 @@ use trefoil_core::replica::Peer;
 use trefoil_proto::internal::v1::Envelope;
 
 #[derive(Debug, Default)]
-pub(super) struct Queue {
+pub(super) struct SendBuffer {
     lanes: Mutex<Lanes>,
     wake: Notify,
 }
@@ -22,14 +22,14 @@ struct Lanes {
     /// Whether there is a stream to the peer.
     open: bool,
     /// Heartbeats and votes: they go first, so that a full pipe starts no election.
-    urgent: VecDeque<Item>,
+    urgent: VecDeque<QueuedMessage>,
     /// Appends and their responses, in order.
-    bulk: VecDeque<Item>,
+    bulk: VecDeque<QueuedMessage>,
     bytes: usize,
 }
 
 #[derive(Debug)]
-struct Item {
+struct QueuedMessage {
     shard: ShardId,
     peer: Box<Peer>,
     bytes: usize,
@@ -48,7 +48,7 @@ fn is_urgent(message: &Message) -> bool {
     )
 }
 
-impl Queue {
+impl SendBuffer {
     fn lock(&self) -> MutexGuard<'_, Lanes> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -66,7 +66,7 @@ impl Queue {
             return false;
         }
         lanes.bytes += bytes;
-        let item = Item { shard, peer, bytes };
+        let item = QueuedMessage { shard, peer, bytes };
         if is_urgent(&item.peer.message) {
             lanes.urgent.push_back(item);
         } else {
@@ -98,7 +98,7 @@ impl Queue {
         }
     }
 
-    fn take(&self) -> Vec<Item> {
+    fn take(&self) -> Vec<QueuedMessage> {
         let (mut items, mut bytes) = (Vec::new(), 0);
         let mut lanes = self.lock();
         while bytes < PEER_FRAME_BYTES_MAX
@@ -154,7 +154,7 @@ mod tests {
 
     #[tokio::test]
     async fn heartbeats_go_ahead_and_frames_are_bounded() {
-        let queue = Queue::default();
+        let queue = SendBuffer::default();
         assert!(!queue.offer(1, message(MessageType::MsgAppend, 10)), "no stream, no queue");
         queue.open();
         for _ in 0..3 {
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_drops() {
-        let queue = Queue::default();
+        let queue = SendBuffer::default();
         queue.open();
         let taken = (0..100)
             .take_while(|_| queue.offer(0, message(MessageType::MsgAppend, 1 << 20)))

@@ -13,7 +13,7 @@ use trefoil_proto::internal::v1::{self as proto, RaftRequest, ShardObstacles, Un
 
 use super::Announced;
 use super::dial::{self, Backoff, Dialler, Ended, GREETING_WAIT};
-use super::queue::Queue;
+use super::queue::SendBuffer;
 
 /// Pause between two looks at what is to be told of members.
 const TELL_PAUSE: Duration = Duration::from_millis(200);
@@ -23,7 +23,7 @@ const FRAMES: usize = 2;
 type Announcements = watch::Receiver<Announced>;
 
 /// Keeps a stream to the peer for ever.
-pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut announced: Announcements) {
+pub(super) async fn keep(dialler: Dialler, queue: Arc<SendBuffer>, mut announced: Announcements) {
     let mut backoff = Backoff::new();
     loop {
         let ended = stream(&dialler, &queue, &mut announced, &mut backoff).await;
@@ -39,7 +39,7 @@ pub(super) async fn keep(dialler: Dialler, queue: Arc<Queue>, mut announced: Ann
 
 async fn stream(
     dialler: &Dialler,
-    queue: &Queue,
+    queue: &SendBuffer,
     announced: &mut Announcements,
     backoff: &mut Backoff,
 ) -> Ended {
@@ -51,7 +51,7 @@ async fn stream(
 
 async fn talk(
     dialler: &Dialler,
-    queue: &Queue,
+    queue: &SendBuffer,
     announced: &mut Announcements,
     backoff: &mut Backoff,
 ) -> Result<(), Ended> {

@@ -25,7 +25,7 @@ use super::dial::{
     CONNECTION_WINDOW, GREETING_WAIT, KEEP_ALIVE, KEEP_ALIVE_TIMEOUT, STREAM_WINDOW,
 };
 use super::forward_server::ForwardServer;
-use super::greeting::{Fault, Streams};
+use super::greeting::{GreetingFault, Streams};
 use super::introductions::Introductions;
 use super::message::open;
 use super::receive::Receiver;
@@ -39,7 +39,7 @@ const STREAMS_MAX: u32 = 16;
 const HTTP_FRAME_BYTES: u32 = 64 << 10;
 
 /// Serves the peer port until the runtime ends.
-pub(super) async fn serve(shared: Arc<Shared>, service: Service, listener: TcpListener) {
+pub(super) async fn serve(shared: Arc<Shared>, service: PeerPort, listener: TcpListener) {
     let connections = accept::connections(listener, shared.logger.clone());
     let service = PeerServiceServer::new(service)
         .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
@@ -61,7 +61,7 @@ pub(super) async fn serve(shared: Arc<Shared>, service: Service, listener: TcpLi
 }
 
 #[derive(Debug)]
-pub(super) struct Service {
+pub(super) struct PeerPort {
     shared: Arc<Shared>,
     introductions: Arc<Introductions>,
     streams: Arc<Streams>,
@@ -73,7 +73,7 @@ pub(super) struct Service {
 type Heard = Arc<Mutex<BTreeMap<NodeId, Announced>>>;
 
 /// One stream of Raft messages.
-struct Incoming {
+struct RaftStream {
     shared: Arc<Shared>,
     heard: Heard,
     introductions: Arc<Introductions>,
@@ -83,7 +83,7 @@ struct Incoming {
     from: NodeId,
 }
 
-impl Service {
+impl PeerPort {
     pub(super) fn new(
         shared: Arc<Shared>,
         introductions: Arc<Introductions>,
@@ -107,11 +107,13 @@ impl Service {
 /// The first message of a stream, which must come at once.
 async fn first<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
     let first = timeout(GREETING_WAIT, stream.message()).await;
-    first.map_err(|_| Fault::Silent.status())??.ok_or_else(|| Fault::Silent.status())
+    first
+        .map_err(|_| GreetingFault::Silent.status())??
+        .ok_or_else(|| GreetingFault::Silent.status())
 }
 
 #[tonic::async_trait]
-impl PeerService for Service {
+impl PeerService for PeerPort {
     type RaftStream = ReceiverStream<Result<RaftResponse, Status>>;
     type ForwardStream = ReceiverStream<Result<ForwardResponse, Status>>;
 
@@ -124,10 +126,10 @@ impl PeerService for Service {
         let from = self.welcome(greeting.as_ref()).await?;
         let (epoch, incarnation) =
             greeting.map_or((0, 0), |greeting| (greeting.epoch, greeting.incarnation));
-        self.streams.begin(from, epoch).map_err(Fault::status)?;
+        self.streams.begin(from, epoch).map_err(GreetingFault::status)?;
         let (answers, receiver) = mpsc::channel(1);
         let answer = RaftResponse { greeting: Some(self.introductions.greeting(from)) };
-        let incoming = Incoming {
+        let incoming = RaftStream {
             shared: Arc::clone(&self.shared),
             introductions: Arc::clone(&self.introductions),
             incarnation,
@@ -156,7 +158,7 @@ impl PeerService for Service {
         let head = first(&mut stream).await?;
         let Some(trefoil_proto::internal::v1::snapshot_request::Part::Head(head)) = head.part
         else {
-            return Err(Fault::Silent.status());
+            return Err(GreetingFault::Silent.status());
         };
         let from = self.welcome(head.greeting.as_ref()).await?;
         self.receiver.receive(from, head.shard, &head.message, stream).await?;
@@ -185,7 +187,7 @@ impl PeerService for Service {
     }
 }
 
-impl Incoming {
+impl RaftStream {
     /// Takes messages until the stream ends, breaks or gives way to a newer one.
     async fn listen(
         &self,
@@ -194,7 +196,7 @@ impl Incoming {
     ) -> Result<(), Status> {
         while let Ok(Some(request)) = stream.message().await {
             if !is_live() || self.introductions.trusted(self.from) != self.start {
-                return Err(Fault::OldStream.status());
+                return Err(GreetingFault::OldStream.status());
             }
             if request.formation.is_some() || request.memory.is_some() {
                 self.hear_of_members(&request).await?;
@@ -232,7 +234,7 @@ impl Incoming {
                 refused.status()
             }),
             // The node is stopping.
-            Err(_) => Err(Fault::OldStream.status()),
+            Err(_) => Err(GreetingFault::OldStream.status()),
         }
     }
 

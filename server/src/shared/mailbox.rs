@@ -15,13 +15,13 @@ const CAPACITY: usize = 1 << 20;
 /// Many senders, one receiver that takes all that waits.
 #[derive(Debug)]
 pub(crate) struct Mailbox<T> {
-    waiting: Mutex<Waiting<T>>,
+    waiting: Mutex<MailboxState<T>>,
     wake: Condvar,
     name: &'static str,
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
+struct MailboxState<T> {
     items: Vec<T>,
     closed: bool,
 }
@@ -36,11 +36,11 @@ pub(crate) struct Taken<T> {
 
 impl<T> Mailbox<T> {
     pub(crate) fn new(name: &'static str) -> Self {
-        let waiting = Mutex::new(Waiting { items: Vec::new(), closed: false });
+        let waiting = Mutex::new(MailboxState { items: Vec::new(), closed: false });
         Self { waiting, wake: Condvar::new(), name }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
+    fn lock(&self) -> MutexGuard<'_, MailboxState<T>> {
         // No code that can panic runs under the lock.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -26,7 +26,7 @@ use self::failure::FatalError;
 use self::identity::{Member, NodeIdentity};
 use self::mailbox::Mailbox;
 use self::observer::Observer;
-use self::table::Table;
+use self::table::ShardTable;
 use crate::authorize::Authorizer;
 use crate::calls::context::refusal;
 use crate::calls::{Calls, Waiter};
@@ -35,7 +35,7 @@ use crate::watch::Feeds;
 
 /// Something for the thread that owns the replicas.
 #[derive(Debug)]
-pub(crate) enum Event {
+pub(crate) enum ReplicaEvent {
     Propose(ShardId, Proposal),
     Read(ShardId, Read),
     /// A message of a peer, and its bytes on the wire.
@@ -57,11 +57,11 @@ pub(crate) struct Shared {
     /// Decides about calls that peers forward.
     pub(crate) authorizer: Authorizer,
     pub(crate) calls: Calls,
-    pub(crate) table: Table,
+    pub(crate) table: ShardTable,
     pub(crate) observer: Arc<dyn Observer>,
     pub(crate) feeds: Arc<Feeds>,
     pub(crate) logger: Logger,
-    pub(crate) inbox: Mailbox<Event>,
+    pub(crate) inbox: Mailbox<ReplicaEvent>,
     /// Bytes of messages of peers in the inbox.
     peer_bytes: AtomicUsize,
     fatal: watch::Sender<Option<FatalError>>,
@@ -91,7 +91,7 @@ impl Shared {
             endpoints: Mutex::new(BTreeMap::from([(node, endpoint)])),
             authorizer,
             calls: Calls::default(),
-            table: Table::new(shards),
+            table: ShardTable::new(shards),
             observer,
             feeds: Arc::new(Feeds::new(shards)),
             logger,
@@ -130,19 +130,19 @@ impl Shared {
 
     /// Tells a replica what one of the node's own threads or tasks has done.
     pub(crate) fn tell(&self, shard: ShardId, input: Input) {
-        self.inbox.send(Event::Input(shard, input));
+        self.inbox.send(ReplicaEvent::Input(shard, input));
     }
 
     /// The state of a shard turned out to be damaged, to somebody who reads it beside its applier.
     pub(crate) fn found_damaged(&self, shard: ShardId, damaged: Damaged) {
-        self.inbox.send(Event::Damaged(shard, damaged));
+        self.inbox.send(ReplicaEvent::Damaged(shard, damaged));
     }
 
     /// Gives a message of a peer to its replica; drops it when the replicas are behind, as a network would.
     pub(crate) fn receive(&self, shard: ShardId, peer: Box<Peer>, bytes: usize) {
         let waiting = self.peer_bytes.fetch_add(bytes, Ordering::Relaxed);
         let fits = waiting + bytes <= PEER_INBOX_BYTES_MAX;
-        if !(fits && self.inbox.offer(Event::Peer(shard, peer, bytes), INBOX_MAX)) {
+        if !(fits && self.inbox.offer(ReplicaEvent::Peer(shard, peer, bytes), INBOX_MAX)) {
             self.peer_bytes.fetch_sub(bytes, Ordering::Relaxed);
         }
     }
@@ -167,9 +167,11 @@ impl Shared {
         let call = self.calls.open(waiter);
         let event = match work {
             ShardRequest::Command(command) => {
-                Event::Propose(shard, Proposal { call, command, deadline_ms, forwarded })
+                ReplicaEvent::Propose(shard, Proposal { call, command, deadline_ms, forwarded })
             }
-            ShardRequest::Query(query) => Event::Read(shard, Read { call, query, deadline_ms }),
+            ShardRequest::Query(query) => {
+                ReplicaEvent::Read(shard, Read { call, query, deadline_ms })
+            }
         };
         // Half of the room is for peers alone: a burst of calls must not cost the leadership.
         if self.inbox.offer(event, INBOX_MAX / 2) {

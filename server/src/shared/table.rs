@@ -23,7 +23,7 @@ pub struct ShardState {
 
 /// What is known of who leads a shard.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Leadership {
+pub(crate) struct KnownLeader {
     pub(crate) leader: Option<NodeId>,
     pub(crate) term: u64,
     /// By the boot clock; nothing where a leader is known.
@@ -33,30 +33,30 @@ pub(crate) struct Leadership {
 }
 
 #[derive(Debug)]
-struct Row {
+struct ShardRow {
     state: ShardState,
     leaderless_since_ms: u64,
 }
 
 /// The state of every shard.
 #[derive(Debug)]
-pub(crate) struct Table {
-    shards: Vec<Mutex<Row>>,
+pub(crate) struct ShardTable {
+    shards: Vec<Mutex<ShardRow>>,
     /// Counts the changes of leaders, so that calls without a leader wake when there is one.
     moves: watch::Sender<u64>,
 }
 
-impl Table {
+impl ShardTable {
     pub(crate) fn new(shards: u32) -> Self {
         let leaderless_since_ms = clock::boot_ms();
         let row = |shard| {
             let state = ShardState { shard, ..ShardState::default() };
-            Mutex::new(Row { state, leaderless_since_ms })
+            Mutex::new(ShardRow { state, leaderless_since_ms })
         };
         Self { shards: (0..=shards).map(row).collect(), moves: watch::Sender::new(0) }
     }
 
-    fn row(&self, shard: ShardId) -> Option<MutexGuard<'_, Row>> {
+    fn row(&self, shard: ShardId) -> Option<MutexGuard<'_, ShardRow>> {
         let row = self.shards.get(usize::try_from(shard).ok()?)?;
         Some(row.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -94,12 +94,12 @@ impl Table {
     }
 
     /// Who leads a shard, as far as this node knows.
-    pub(crate) fn leadership(&self, shard: ShardId) -> Leadership {
-        let Some(row) = self.row(shard) else { return Leadership::default() };
+    pub(crate) fn leadership(&self, shard: ShardId) -> KnownLeader {
+        let Some(row) = self.row(shard) else { return KnownLeader::default() };
         let Status { role: RoleChange { leader, term, .. }, applied_log_time_ms, .. } =
             row.state.status;
         let leaderless_since_ms = row.leaderless_since_ms;
-        Leadership { leader, term, leaderless_since_ms, applied_log_time_ms }
+        KnownLeader { leader, term, leaderless_since_ms, applied_log_time_ms }
     }
 
     /// Whether the shard has stopped on this node, since a peer has another history of it.
@@ -117,7 +117,7 @@ impl Table {
     }
 
     pub(crate) fn all(&self) -> Vec<ShardState> {
-        let copy = |row: &Mutex<Row>| row.lock().unwrap_or_else(PoisonError::into_inner).state;
+        let copy = |row: &Mutex<ShardRow>| row.lock().unwrap_or_else(PoisonError::into_inner).state;
         self.shards.iter().map(copy).collect()
     }
 
@@ -133,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_change_of_leader_wakes_and_a_change_of_index_does_not() {
-        let table = Table::new(2);
+        let table = ShardTable::new(2);
         assert!(table.has(2) && !table.has(3));
         let mut moves = table.moves();
         table.set_status(1, Status { last_index: 11, ..Status::default() });

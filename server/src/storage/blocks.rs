@@ -92,14 +92,14 @@ pub(super) enum Unfit {
 
 /// Checksums of one group as they are or will be on disk.
 #[derive(Debug)]
-struct Group {
+struct SumGroup {
     sums: Box<[u64; SUMS]>,
     dirty: bool,
 }
 
 #[derive(Debug, Default)]
 struct Sums {
-    groups: BTreeMap<u64, Group>,
+    groups: BTreeMap<u64, SumGroup>,
     /// Where the search for the next one to drop begins.
     hand: u64,
 }
@@ -274,12 +274,12 @@ impl<B: StorageBackend> Blocks<B> {
     // === The checksums ===
 
     /// The checksums of a group, from memory or from the file.
-    fn group<'a>(&self, sums: &'a mut Sums, number: u64) -> io::Result<&'a mut Group> {
+    fn group<'a>(&self, sums: &'a mut Sums, number: u64) -> io::Result<&'a mut SumGroup> {
         if !sums.groups.contains_key(&number) {
             sums.make_room();
             let mut bytes = [0; BLOCK];
             self.inner.read(sums_block(number) * BLOCK_BYTES, &mut bytes)?;
-            let mut group = Group { sums: Box::new([0; SUMS]), dirty: false };
+            let mut group = SumGroup { sums: Box::new([0; SUMS]), dirty: false };
             let (found, _) = bytes.as_chunks::<SUM_BYTES>();
             for (sum, bytes) in group.sums.iter_mut().zip(found) {
                 *sum = u64::from_le_bytes(*bytes);

@@ -11,50 +11,50 @@ use raft_engine::env::{FileSystem, Handle, Permission, WriteExt};
 
 use super::durable::FILE_MODE;
 use super::fault::{StorageError, die, is_no_space};
-use super::mark::{self, LogOffset, Mark, Queue};
+use super::mark::{self, LogOffset, LogQueue, Mark};
 
 /// Bytes read at once to see whether a tail is empty.
 const PROBE_BYTES: usize = 64 << 10;
 
 /// Keeps the mark, and remembers what was cut off above it.
 #[derive(Debug)]
-pub struct Guard {
-    mark: mark::File,
+pub struct TailGuard {
+    mark: mark::DurableMark,
     /// Whether the machine was switched off since the mark was written: then the mark may be older than the last
     /// sync, and what is cut off above it may have been acknowledged.
     power_lost: bool,
     /// Tails with something in them that were cut off.
-    cuts: Mutex<Vec<(Queue, LogOffset)>>,
+    cuts: Mutex<Vec<(LogQueue, LogOffset)>>,
     /// A cut below the mark that was refused.
-    refused: Mutex<Option<(Queue, LogOffset)>>,
+    refused: Mutex<Option<(LogQueue, LogOffset)>>,
 }
 
-impl Guard {
+impl TailGuard {
     /// Guards a log by its mark.
     #[must_use]
-    pub fn new(mark: mark::File, power_lost: bool) -> Self {
+    pub fn new(mark: mark::DurableMark, power_lost: bool) -> Self {
         Self { mark, power_lost, cuts: Mutex::default(), refused: Mutex::default() }
     }
 
     /// The mark.
     #[must_use]
-    pub fn mark(&self) -> &mark::File {
+    pub fn mark(&self) -> &mark::DurableMark {
         &self.mark
     }
 
     /// Places above the mark at which something was cut off.
     #[must_use]
-    pub fn cuts(&self) -> Vec<(Queue, LogOffset)> {
+    pub fn cuts(&self) -> Vec<(LogQueue, LogOffset)> {
         self.cuts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The cut below the mark that was refused.
     #[must_use]
-    pub fn refused(&self) -> Option<(Queue, LogOffset)> {
+    pub fn refused(&self) -> Option<(LogQueue, LogOffset)> {
         *self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn check(&self, at: (Queue, LogOffset)) -> io::Result<()> {
+    fn check(&self, at: (LogQueue, LogOffset)) -> io::Result<()> {
         if at.1 >= self.mark.mark().spans[at.0 as usize].end {
             return Ok(());
         }
@@ -63,16 +63,16 @@ impl Guard {
     }
 }
 
-/// A file system whose log files are watched by a [`Guard`].
+/// A file system whose log files are watched by a [`TailGuard`].
 #[derive(Debug)]
 pub struct Guarded<F> {
     inner: Arc<F>,
-    guard: Arc<Guard>,
+    guard: Arc<TailGuard>,
 }
 
 impl<F: FileSystem> Guarded<F> {
     /// Watches the log files of `inner`.
-    pub fn new(inner: Arc<F>, guard: Arc<Guard>) -> Self {
+    pub fn new(inner: Arc<F>, guard: Arc<TailGuard>) -> Self {
         Self { inner, guard }
     }
 
@@ -87,22 +87,22 @@ impl<F: FileSystem> Guarded<F> {
     }
 }
 
-/// Queue and number of a log file by its name; none for files of another kind.
-pub fn parse(name: &str) -> Option<(Queue, u64)> {
+/// LogQueue and number of a log file by its name; none for files of another kind.
+pub fn parse(name: &str) -> Option<(LogQueue, u64)> {
     let (number, suffix) = name.split_once('.')?;
     let queue = match suffix {
-        "raftlog" => Queue::Append,
-        "rewrite" => Queue::Rewrite,
+        "raftlog" => LogQueue::Append,
+        "rewrite" => LogQueue::Rewrite,
         _ => return None,
     };
     Some((queue, number.parse().ok()?))
 }
 
 /// The name of a log file, as [`parse`] reads it.
-pub fn name(queue: Queue, file: u64) -> String {
+pub fn name(queue: LogQueue, file: u64) -> String {
     let suffix = match queue {
-        Queue::Append => "raftlog",
-        Queue::Rewrite => "rewrite",
+        LogQueue::Append => "raftlog",
+        LogQueue::Rewrite => "rewrite",
     };
     format!("{file:016}.{suffix}")
 }
@@ -149,8 +149,8 @@ impl<F: FileSystem> FileSystem for Guarded<F> {
 pub struct GuardedHandle<F: FileSystem> {
     inner: Arc<F::Handle>,
     system: Arc<F>,
-    guard: Arc<Guard>,
-    file: Option<(Queue, u64)>,
+    guard: Arc<TailGuard>,
+    file: Option<(LogQueue, u64)>,
     /// End of what was written through this handle.
     written: AtomicU64,
 }
@@ -281,10 +281,10 @@ pub(super) fn check_files(path: &Path, mark: &Mark) -> Result<(), StorageError> 
             files[queue as usize].insert(file, bytes);
         }
     }
-    for (queue, span) in [Queue::Append, Queue::Rewrite].into_iter().zip(mark.spans) {
+    for (queue, span) in [LogQueue::Append, LogQueue::Rewrite].into_iter().zip(mark.spans) {
         let files = &files[queue as usize];
         let last = files.last_key_value().map_or(0, |(&file, _)| file).max(span.end.file);
-        let suffix = if queue == Queue::Append { "raftlog" } else { "rewrite" };
+        let suffix = if queue == LogQueue::Append { "raftlog" } else { "rewrite" };
         for file in span.first..=last {
             let Some(&bytes) = files.get(&file) else {
                 return Err(lost(path, format_args!("{file:016}.{suffix} is missing")));

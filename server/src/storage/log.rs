@@ -16,8 +16,8 @@ use trefoil_core::replica::{Boot, PersistBatch};
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
 use super::fault::{StorageError, die, is_no_space};
-use super::files::{Guard, Guarded, check_files};
-use super::mark::{self, LogOffset, Mark, Queue};
+use super::files::{Guarded, TailGuard, check_files};
+use super::mark::{self, LogOffset, LogQueue, Mark};
 use super::regions::{MEMBERS_REGION, region, shard_of};
 use super::{DataDirectory, LogStore, LogWrite, Recovered, durable};
 
@@ -44,7 +44,7 @@ const READ_ATTEMPTS: u32 = 5;
 
 /// Sizes of the log, and where it runs.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct LogOptions {
     /// Bytes of one file.
     pub file_bytes: u64,
     /// Bytes of all files above which shards are asked to cut their log.
@@ -53,7 +53,7 @@ pub struct Options {
     pub boot: u64,
 }
 
-impl Default for Options {
+impl Default for LogOptions {
     fn default() -> Self {
         Self { file_bytes: 64 << 20, purge_bytes: LOG_PURGE_BYTES, boot: mark::boot_id() }
     }
@@ -73,11 +73,11 @@ impl MessageExt for Wire {
 /// [`LogStore`] over raft-engine.
 pub struct EngineLog<F: FileSystem = DefaultFileSystem> {
     engine: Engine<Guarded<F>>,
-    guard: Arc<Guard>,
+    guard: Arc<TailGuard>,
     path: PathBuf,
     /// Goes with the next batch. Nothing is ever written without a sync: raft-engine removes the file that holds the
     /// old value of a key as soon as a new one is written, synced or not.
-    pending: Mutex<Vec<Pending>>,
+    pending: Mutex<Vec<PendingWrite>>,
     /// Held while a batch is written: what was pending must not come after what was written later.
     turn: Mutex<Votes>,
 }
@@ -87,7 +87,7 @@ type Votes = BTreeMap<ShardId, (u64, u64)>;
 
 /// What can wait for the next batch.
 #[derive(Clone, Debug)]
-enum Pending {
+enum PendingWrite {
     /// What is remembered of other members.
     Remember(Vec<u8>),
     /// Entries of a shard up to an index, whose term is given, are not needed any more.
@@ -111,7 +111,7 @@ impl EngineLog {
     /// # Errors
     /// When it cannot be written, or is there.
     pub fn create(root: &Path, shards: &[ShardId]) -> Result<(), StorageError> {
-        Self::create_with(root, shards, Options::default(), Arc::new(DefaultFileSystem))
+        Self::create_with(root, shards, LogOptions::default(), Arc::new(DefaultFileSystem))
     }
 
     /// Opens the log, and says what it holds of each shard; the parts of [`Boot`] that the state knows are empty.
@@ -119,7 +119,7 @@ impl EngineLog {
     /// # Errors
     /// When acknowledged entries are damaged or missing. Nothing of them is changed on disk.
     pub fn open(root: &Path, shards: &[ShardId]) -> Result<(Self, Vec<Recovered>), StorageError> {
-        Self::open_with(root, shards, Options::default(), Arc::new(DefaultFileSystem))
+        Self::open_with(root, shards, LogOptions::default(), Arc::new(DefaultFileSystem))
     }
 }
 
@@ -131,15 +131,15 @@ impl<F: FileSystem + 'static> EngineLog<F> {
     pub fn create_with(
         root: &Path,
         shards: &[ShardId],
-        options: Options,
+        options: LogOptions,
         files: Arc<F>,
     ) -> Result<(), StorageError> {
         let path = DataDirectory::log_path(root);
         durable::make_directory(&path).map_err(|error| StorageError::io("make", &path, &error))?;
         let mark_path = DataDirectory::mark_path(root);
-        let mark = mark::File::create(&mark_path, options.boot)
+        let mark = mark::DurableMark::create(&mark_path, options.boot)
             .map_err(|error| StorageError::io("make", &mark_path, &error))?;
-        let log = Self::start(path, options, files, Guard::new(mark, false))?;
+        let log = Self::start(path, options, files, TailGuard::new(mark, false))?;
         let mut batch = LogBatch::default();
         for &shard in shards {
             let mut hard_state = HardState::default();
@@ -165,12 +165,12 @@ impl<F: FileSystem + 'static> EngineLog<F> {
     pub fn open_with(
         root: &Path,
         shards: &[ShardId],
-        options: Options,
+        options: LogOptions,
         files: Arc<F>,
     ) -> Result<(Self, Vec<Recovered>), StorageError> {
         let path = DataDirectory::log_path(root);
         let mark_path = DataDirectory::mark_path(root);
-        let (mark_file, mark) = mark::File::open(&mark_path, options.boot).map_err(|error| {
+        let (mark_file, mark) = mark::DurableMark::open(&mark_path, options.boot).map_err(|error| {
             StorageError(format!(
                 "cannot use {}, which says how far the log is synced: {error}; restore it from a copy, or treat this data directory as lost, as docs/operations.md says",
                 mark_path.display()
@@ -181,7 +181,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
             .map_err(|error| StorageError::io("write again the end of", &path, &error))?;
         // Only a loss of power can take what the kernel had.
         let power_lost = mark.boot == 0 || mark.boot != options.boot;
-        let log = Self::start(path, options, files, Guard::new(mark_file, power_lost))?;
+        let log = Self::start(path, options, files, TailGuard::new(mark_file, power_lost))?;
         if log.mark().uncertain {
             log.doubt(shards).map_err(|error| StorageError::io("write", &log.path, &error))?;
         }
@@ -195,9 +195,9 @@ impl<F: FileSystem + 'static> EngineLog<F> {
 
     fn start(
         path: PathBuf,
-        options: Options,
+        options: LogOptions,
         files: Arc<F>,
-        guard: Guard,
+        guard: TailGuard,
     ) -> Result<Self, StorageError> {
         let guard = Arc::new(guard);
         let dir = path
@@ -239,14 +239,14 @@ impl<F: FileSystem + 'static> EngineLog<F> {
     /// Ends the doubt about the end of a shard's log ([`Boot::uncertain`]): it has caught up with a leader. Until
     /// then the doubt outlives restarts. It goes with the next batch: a doubt that comes back is only a delay.
     pub fn trust(&self, shard: ShardId) {
-        self.pending().push(Pending::Trust(shard));
+        self.pending().push(PendingWrite::Trust(shard));
     }
 
     /// Keeps what is remembered of other members: it goes with the next batch, see `trefoil_core::member::memory`.
     pub fn remember(&self, memory: Vec<u8>) {
         let mut pending = self.pending();
-        pending.retain(|pending| !matches!(pending, Pending::Remember(_)));
-        pending.push(Pending::Remember(memory));
+        pending.retain(|pending| !matches!(pending, PendingWrite::Remember(_)));
+        pending.push(PendingWrite::Remember(memory));
     }
 
     /// What was remembered last; none in a new log.
@@ -256,7 +256,7 @@ impl<F: FileSystem + 'static> EngineLog<F> {
 
     /// Places at which a bad tail was cut off when the log was opened, for the operator's log.
     #[must_use]
-    pub fn cuts(&self) -> Vec<(Queue, LogOffset)> {
+    pub fn cuts(&self) -> Vec<(LogQueue, LogOffset)> {
         self.guard.cuts()
     }
 
@@ -356,18 +356,20 @@ impl<F: FileSystem + 'static> EngineLog<F> {
         }
     }
 
-    fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
+    fn pending(&self) -> MutexGuard<'_, Vec<PendingWrite>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fill_pending(&self, batch: &mut LogBatch, pending: &Pending) {
+    fn fill_pending(&self, batch: &mut LogBatch, pending: &PendingWrite) {
         match *pending {
-            Pending::Compact(shard, to, term) => {
+            PendingWrite::Compact(shard, to, term) => {
                 batch.add_command(region(shard), Command::Compact { index: to + 1 });
                 put(batch, region(shard), TRUNCATED, encode_pair((to, term)));
             }
-            Pending::Trust(shard) => batch.delete(region(shard), UNCERTAIN.to_vec()),
-            Pending::Remember(ref memory) => put(batch, MEMBERS_REGION, MEMORY, memory.clone()),
+            PendingWrite::Trust(shard) => batch.delete(region(shard), UNCERTAIN.to_vec()),
+            PendingWrite::Remember(ref memory) => {
+                put(batch, MEMBERS_REGION, MEMORY, memory.clone())
+            }
         }
     }
 
@@ -455,7 +457,7 @@ impl<F: FileSystem + 'static> LogStore for EngineLog<F> {
     }
 
     fn compact(&self, shard: ShardId, to: u64, term: u64) {
-        self.pending().push(Pending::Compact(shard, to, term));
+        self.pending().push(PendingWrite::Compact(shard, to, term));
     }
 
     fn bytes(&self) -> u64 {
@@ -510,7 +512,7 @@ fn decode_pair(bytes: &[u8]) -> Option<(u64, u64)> {
     Some((u64::from_le_bytes(*index), u64::from_le_bytes(term.try_into().ok()?)))
 }
 
-fn damaged(path: &Path, refused: Option<(Queue, LogOffset)>, error: &Error) -> StorageError {
+fn damaged(path: &Path, refused: Option<(LogQueue, LogOffset)>, error: &Error) -> StorageError {
     let (path, place) = match refused {
         Some((queue, LogOffset { file, offset })) => {
             (path.join(super::files::name(queue, file)), format!(" at offset {offset}"))

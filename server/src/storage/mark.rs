@@ -2,7 +2,7 @@
 //!
 //! raft-engine cuts a bad tail off while it opens, before anyone can tell a torn write from rot. So each sync of a
 //! log file writes its end into one of two checksummed slots of `log.mark`; whoever cuts below it destroys what was
-//! acknowledged. The mark itself is synced at least every 100 ms, by [`File::sync`]: after a loss of power it may be
+//! acknowledged. The mark itself is synced at least every 100 ms, by [`DurableMark::sync`]: after a loss of power it may be
 //! that old, while after a mere kill it is exact, which the boot id tells apart.
 
 use std::os::unix::fs::FileExt as _;
@@ -22,7 +22,7 @@ const MAGIC: u64 = 0x5452_4546_4d52_4b01;
 
 /// One of raft-engine's two queues of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Queue {
+pub enum LogQueue {
     /// What is written first.
     Append = 0,
     /// What is still needed of files that are to be removed.
@@ -50,7 +50,7 @@ pub struct Span {
 /// What of the log must be on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
-    /// By [`Queue`].
+    /// By [`LogQueue`].
     pub spans: [Span; 2],
     /// Which run of the machine wrote it; 0 when that is not known.
     pub boot: u64,
@@ -60,12 +60,12 @@ pub struct Mark {
 
 /// The file `log.mark`.
 #[derive(Debug)]
-pub struct File {
-    state: Mutex<State>,
+pub struct DurableMark {
+    state: Mutex<MarkState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct MarkState {
     file: std::fs::File,
     mark: Mark,
     /// What is known to be on disk.
@@ -76,7 +76,7 @@ struct State {
     slot: usize,
 }
 
-impl File {
+impl DurableMark {
     /// Makes the mark of an empty log; `boot` names this run of the machine. The caller syncs the directory.
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl File {
             boot,
             uncertain: false,
         };
-        let mut state = State { file, mark, synced: mark, counter: 0, slot: 0 };
+        let mut state = MarkState { file, mark, synced: mark, counter: 0, slot: 0 };
         state.write()?;
         state.sync()?;
         Ok(Self { state: Mutex::new(state) })
@@ -108,7 +108,7 @@ impl File {
             std::io::Error::new(std::io::ErrorKind::InvalidData, "no slot is whole")
         })?;
         let mark = Mark { boot, ..found };
-        let state = State { file, mark, synced: found, counter, slot: 1 - slot };
+        let state = MarkState { file, mark, synced: found, counter, slot: 1 - slot };
         Ok((Self { state: Mutex::new(state) }, found))
     }
 
@@ -125,7 +125,7 @@ impl File {
     ///
     /// # Errors
     /// When it cannot be written.
-    pub fn advance(&self, queue: Queue, end: LogOffset) -> std::io::Result<()> {
+    pub fn advance(&self, queue: LogQueue, end: LogOffset) -> std::io::Result<()> {
         let mut state = self.lock();
         let span = &mut state.mark.spans[queue as usize];
         if end <= span.end {
@@ -139,7 +139,7 @@ impl File {
     ///
     /// # Errors
     /// When it cannot be written or synced.
-    pub fn forget(&self, queue: Queue, file: u64) -> std::io::Result<()> {
+    pub fn forget(&self, queue: LogQueue, file: u64) -> std::io::Result<()> {
         let mut state = self.lock();
         let span = &mut state.mark.spans[queue as usize];
         span.first = span.first.max(file + 1);
@@ -175,12 +175,12 @@ impl File {
         self.lock().mark
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, MarkState> {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
-impl State {
+impl MarkState {
     fn write(&mut self) -> std::io::Result<()> {
         self.counter += 1;
         self.file.write_all_at(&encode(self.counter, &self.mark), SLOT_OFFSETS[self.slot])

@@ -9,7 +9,7 @@ use redb::AccessGuard;
 use super::state_file::StateFile;
 
 type Layer<'a> = Peekable<btree_map::Range<'a, Bytes, Option<Bytes>>>;
-type Guard<'a> = AccessGuard<'a, &'static [u8]>;
+type ValueGuard<'a> = AccessGuard<'a, &'static [u8]>;
 
 /// The records of a range, in order.
 pub(super) struct Merge<'a> {
@@ -18,7 +18,7 @@ pub(super) struct Merge<'a> {
     frozen: Option<Layer<'a>>,
     base: redb::Range<'a, &'static [u8], &'static [u8]>,
     /// The next record of the base.
-    head: Option<(Guard<'a>, Guard<'a>)>,
+    head: Option<(ValueGuard<'a>, ValueGuard<'a>)>,
     passed: usize,
 }
 

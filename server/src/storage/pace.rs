@@ -15,11 +15,11 @@ const SYNC_BYTES: u64 = 4 << 20;
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     bytes_per_second: AtomicU64,
-    progress: Mutex<Option<Progress>>,
+    progress: Mutex<Option<PaceProgress>>,
 }
 
 #[derive(Debug)]
-struct Progress {
+struct PaceProgress {
     since: Instant,
     written: u64,
     unsynced: u64,
@@ -40,7 +40,7 @@ impl Pace {
         }
         let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        let progress = progress.get_or_insert(Progress { since: now, written: 0, unsynced: 0 });
+        let progress = progress.get_or_insert(PaceProgress { since: now, written: 0, unsynced: 0 });
         progress.written += bytes;
         progress.unsynced += bytes;
         let sync = progress.unsynced >= SYNC_BYTES;

@@ -37,14 +37,14 @@ pub struct Scrubbed {
 
 /// A file as the last checkpoint left it: a database that nobody has open.
 #[derive(Debug)]
-struct View {
+struct CheckpointView {
     blocks: Arc<dyn StorageBackend>,
     len: u64,
     header: [u8; HEADER],
     read: Arc<AtomicU64>,
 }
 
-impl View {
+impl CheckpointView {
     fn of(blocks: &Arc<dyn StorageBackend>) -> io::Result<Self> {
         let mut header = [0; HEADER];
         blocks.read(0, &mut header)?;
@@ -54,7 +54,7 @@ impl View {
     }
 }
 
-impl StorageBackend for View {
+impl StorageBackend for CheckpointView {
     fn len(&self) -> io::Result<u64> {
         Ok(self.len)
     }
@@ -104,7 +104,7 @@ impl StateFile {
 
     fn try_scrub(&self, after: Option<&Bytes>, bytes: u64) -> Result<Scrubbed, redb::Error> {
         let pin = self.database.begin_read()?;
-        let view = View::of(&self.blocks).map_err(StorageError::from)?;
+        let view = CheckpointView::of(&self.blocks).map_err(StorageError::from)?;
         let done = Arc::clone(&view.read);
         let done = || done.load(Ordering::Relaxed);
         let database =

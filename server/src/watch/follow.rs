@@ -8,8 +8,8 @@ use trefoil_core::limits::{WATCH_BATCH_BYTES, WATCH_EVENTS_MAX};
 use trefoil_core::machine::Event;
 
 use super::Feeds;
-use super::topic::{Filter, Mark};
-use super::window::{Cursor, Entry, Gone, Tip};
+use super::topic::{Filter, TopicMark};
+use super::window::{Cursor, Gone, Tip, WindowEntry};
 
 /// Follows what passes a filter.
 #[derive(Debug)]
@@ -19,13 +19,13 @@ pub struct Follower {
     filter: Filter,
     cursor: Cursor,
     /// None once it is dropped.
-    mark: Option<watch::Receiver<Mark>>,
+    mark: Option<watch::Receiver<TopicMark>>,
 }
 
 /// An event that was seen.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    entry: Arc<Entry>,
+    entry: Arc<WindowEntry>,
     /// Its place in the entry.
     pub ordinal: u32,
 }
@@ -50,7 +50,7 @@ impl Follower {
         shard: ShardId,
         filter: Filter,
         cursor: Cursor,
-        mark: watch::Receiver<Mark>,
+        mark: watch::Receiver<TopicMark>,
     ) -> Self {
         Self { feeds, shard, filter, cursor, mark: Some(mark) }
     }
@@ -88,7 +88,7 @@ impl Follower {
     pub fn take(&mut self) -> Result<(Vec<Seen>, bool), Gone> {
         let state = self.feeds.state(self.shard);
         let tip = state.window.tip();
-        let whole = Mark { last: tip.index, floor: state.window.floor() };
+        let whole = TopicMark { last: tip.index, floor: state.window.floor() };
         let mark = self.mark.as_mut().map_or(whole, |mark| *mark.borrow_and_update());
         if mark.last <= self.cursor.index && self.cursor.ordinal.is_none() {
             // Whatever happened since has nothing to do with this watcher.
@@ -106,7 +106,7 @@ impl Follower {
     }
 
     /// Goes through entries until they end or a response is full.
-    fn pick(&mut self, entries: Vec<Arc<Entry>>) -> (Vec<Seen>, bool) {
+    fn pick(&mut self, entries: Vec<Arc<WindowEntry>>) -> (Vec<Seen>, bool) {
         let (mut seen, mut bytes) = (Vec::new(), 0);
         for entry in entries {
             let index = entry.tip.index;

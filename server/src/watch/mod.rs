@@ -18,9 +18,9 @@ use trefoil_core::machine::Applied;
 
 pub use self::follow::{Follower, Seen};
 pub use self::topic::{Filter, Topic};
-use self::topic::{Mark, Topics};
+use self::topic::{TopicMark, Topics};
 use self::window::Window;
-pub use self::window::{Cursor, Entry, Gone, Tip};
+pub use self::window::{Cursor, Gone, Tip, WindowEntry};
 
 /// The recent events of all shards.
 #[derive(Debug)]
@@ -31,13 +31,13 @@ pub struct Feeds {
 /// Those of one shard.
 #[derive(Debug)]
 struct Feed {
-    state: Mutex<State>,
+    state: Mutex<FeedState>,
     /// What is applied, for who waits for that.
     applied: watch::Sender<u64>,
 }
 
 #[derive(Debug)]
-struct State {
+struct FeedState {
     window: Window,
     topics: Topics,
 }
@@ -66,12 +66,12 @@ impl Feeds {
         let (Some(feed), Some(last)) = (self.feed(shard), entries.last()) else { return };
         let index = last.index;
         let mut state = feed.lock();
-        let State { window, topics } = &mut *state;
+        let FeedState { window, topics } = &mut *state;
         for applied in entries {
             let Applied { index, term, log_time_ms, .. } = *applied;
             let events = std::mem::take(&mut applied.events);
             topics.note(index, &events);
-            for gone in window.push(Entry { tip: Tip { index, term, log_time_ms }, events }) {
+            for gone in window.push(WindowEntry { tip: Tip { index, term, log_time_ms }, events }) {
                 topics.forget(gone.tip.index, &gone.events);
             }
         }
@@ -98,8 +98,8 @@ impl Feeds {
         after: Cursor,
     ) -> Result<Follower, Gone> {
         let mut state = self.state(shard);
-        let State { window, topics } = &mut *state;
-        let whole = Mark { last: window.tip().index, floor: window.floor() };
+        let FeedState { window, topics } = &mut *state;
+        let whole = TopicMark { last: window.tip().index, floor: window.floor() };
         let mark = topics.subscribe(&filter.topic, whole);
         let floor = mark.borrow().floor;
         let has_all = window.has_all_after(after, floor);
@@ -118,18 +118,18 @@ impl Feeds {
         self.shards.get(usize::try_from(shard).ok()?)
     }
 
-    fn state(&self, shard: ShardId) -> MutexGuard<'_, State> {
+    fn state(&self, shard: ShardId) -> MutexGuard<'_, FeedState> {
         self.feed(shard).expect("a namespace leads to a shard that there is").lock()
     }
 }
 
 impl Feed {
     fn new(bytes_max: usize) -> Self {
-        let state = State { window: Window::new(bytes_max), topics: Topics::default() };
+        let state = FeedState { window: Window::new(bytes_max), topics: Topics::default() };
         Self { state: Mutex::new(state), applied: watch::Sender::new(0) }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, FeedState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

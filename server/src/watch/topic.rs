@@ -52,7 +52,7 @@ impl Filter {
 
 /// Where the events of a topic are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct TopicMark {
     /// Index of the last one, or a later one.
     pub(super) last: u64,
     /// None after this index is missing: that of the last one that had to make room, or a later one.
@@ -67,9 +67,9 @@ pub(super) struct Topics {
 
 #[derive(Debug, Default)]
 struct NamespaceTopics {
-    all: Option<watch::Sender<Mark>>,
-    names: BTreeMap<String, watch::Sender<Mark>>,
-    sessions: BTreeMap<u64, watch::Sender<Mark>>,
+    all: Option<watch::Sender<TopicMark>>,
+    names: BTreeMap<String, watch::Sender<TopicMark>>,
+    sessions: BTreeMap<u64, watch::Sender<TopicMark>>,
 }
 
 impl NamespaceTopics {
@@ -78,12 +78,12 @@ impl NamespaceTopics {
     }
 
     /// Every topic of the namespace.
-    fn every(&self) -> impl Iterator<Item = &watch::Sender<Mark>> {
+    fn every(&self) -> impl Iterator<Item = &watch::Sender<TopicMark>> {
         self.all.iter().chain(self.names.values()).chain(self.sessions.values())
     }
 
     /// Those that an event belongs to.
-    fn of(&self, event: &Event) -> impl Iterator<Item = &watch::Sender<Mark>> {
+    fn of(&self, event: &Event) -> impl Iterator<Item = &watch::Sender<TopicMark>> {
         let session = event.asks().and_then(|id| self.sessions.get(&id));
         self.all.iter().chain(self.names.get(event.name())).chain(session)
     }
@@ -91,7 +91,11 @@ impl NamespaceTopics {
 
 impl Topics {
     /// Begins to watch. A new topic may have had events anywhere in the window.
-    pub(super) fn subscribe(&mut self, topic: &Topic, window: Mark) -> watch::Receiver<Mark> {
+    pub(super) fn subscribe(
+        &mut self,
+        topic: &Topic,
+        window: TopicMark,
+    ) -> watch::Receiver<TopicMark> {
         let begin = || watch::Sender::new(window);
         match topic {
             Topic::Namespace(namespace) => {
@@ -111,7 +115,7 @@ impl Topics {
 
     /// One who watched is gone: so is what nobody else watches.
     pub(super) fn unsubscribe(&mut self, topic: &Topic) {
-        let is_left = |sender: &watch::Sender<Mark>| sender.receiver_count() == 0;
+        let is_left = |sender: &watch::Sender<TopicMark>| sender.receiver_count() == 0;
         let (Topic::Namespace(namespace)
         | Topic::Name { namespace, .. }
         | Topic::Session { namespace, .. }) = topic;
@@ -151,13 +155,13 @@ impl Topics {
     pub(super) fn forget_all(&self, index: u64) {
         for topics in self.namespaces.values() {
             for sender in topics.every() {
-                sender.send_replace(Mark { last: index, floor: index });
+                sender.send_replace(TopicMark { last: index, floor: index });
             }
         }
     }
 
     /// Changes the mark of every topic that has one of these events.
-    fn each(&self, events: &[Event], change: impl Fn(&mut Mark) -> bool) {
+    fn each(&self, events: &[Event], change: impl Fn(&mut TopicMark) -> bool) {
         if self.namespaces.is_empty() {
             return;
         }

@@ -22,7 +22,7 @@ pub struct Tip {
 
 /// An entry with its events.
 #[derive(Clone, Debug)]
-pub struct Entry {
+pub struct WindowEntry {
     /// Which one.
     pub tip: Tip,
     /// In the order in which they came about.
@@ -59,7 +59,7 @@ impl Cursor {
 
 #[derive(Debug)]
 pub(super) struct Window {
-    entries: VecDeque<Arc<Entry>>,
+    entries: VecDeque<Arc<WindowEntry>>,
     events: usize,
     bytes: usize,
     bytes_max: usize,
@@ -92,7 +92,7 @@ impl Window {
     }
 
     /// Adds an entry. Older ones make room, and are returned; the newest stays, whatever its size.
-    pub(super) fn push(&mut self, entry: Entry) -> Vec<Arc<Entry>> {
+    pub(super) fn push(&mut self, entry: WindowEntry) -> Vec<Arc<WindowEntry>> {
         let mut gone = Vec::new();
         self.tip = entry.tip;
         if entry.events.is_empty() {
@@ -125,7 +125,7 @@ impl Window {
     }
 
     /// The next entries after a position, and whether there are more.
-    pub(super) fn after(&self, after: Cursor) -> (Vec<Arc<Entry>>, bool) {
+    pub(super) fn after(&self, after: Cursor) -> (Vec<Arc<WindowEntry>>, bool) {
         let first = self.entries.partition_point(|entry| match after.ordinal {
             Some(_) => entry.tip.index < after.index,
             None => entry.tip.index <= after.index,
@@ -142,6 +142,6 @@ impl Window {
     }
 }
 
-fn bytes(entry: &Entry) -> usize {
+fn bytes(entry: &WindowEntry) -> usize {
     entry.events.iter().map(Event::bytes).sum()
 }

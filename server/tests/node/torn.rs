@@ -11,22 +11,22 @@ use tokio::time::sleep;
 use trefoil_core::{NodeId, ShardId};
 use trefoil_server::node::{Handle, StartError};
 use trefoil_server::storage::files;
-use trefoil_server::storage::log::Options;
-use trefoil_server::storage::mark::{self, LogOffset, Queue};
+use trefoil_server::storage::log::LogOptions;
+use trefoil_server::storage::mark::{self, LogOffset, LogQueue};
 use trefoil_server::storage::{DataDirectory, EngineLog};
 
 use crate::support::{Cluster, SHARDS, get, key_in, put, until};
 
 /// Another run of the machine than this one.
-const EARLIER: Options = Options { file_bytes: 64 << 20, purge_bytes: 512 << 20, boot: 1 };
+const EARLIER: LogOptions = LogOptions { file_bytes: 64 << 20, purge_bytes: 512 << 20, boot: 1 };
 /// Three of the longest election timeouts.
 const SEVERAL_ELECTIONS: Duration = Duration::from_millis(3_600);
 
 /// The last file of a stopped node's log, and where it is known to be synced to.
 fn marked_end(root: &Path) -> (PathBuf, u64) {
-    let (_, mark) = mark::File::open(&DataDirectory::mark_path(root), EARLIER.boot).unwrap();
+    let (_, mark) = mark::DurableMark::open(&DataDirectory::mark_path(root), EARLIER.boot).unwrap();
     let LogOffset { file, offset } = mark.spans[0].end;
-    (DataDirectory::log_path(root).join(files::name(Queue::Append, file)), offset)
+    (DataDirectory::log_path(root).join(files::name(LogQueue::Append, file)), offset)
 }
 
 /// Ends the log of a stopped node as a failure of power may: in the middle of a write that was not synced.

@@ -9,7 +9,7 @@ use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::replica::PersistBatch;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 use trefoil_server::storage::fault::on_fault;
-use trefoil_server::storage::log::Options;
+use trefoil_server::storage::log::LogOptions;
 use trefoil_server::storage::mark;
 use trefoil_server::storage::{EngineLog, LogStore, LogWrite, Recovered, StorageError};
 use xxhash_rust::xxh3::xxh3_64;
@@ -17,8 +17,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::support::{Fault, Images, Random, Recorder, Step, contents, restore, scratch};
 
 const SHARDS: [ShardId; 2] = [0, 3];
-const OPTIONS: Options = Options { file_bytes: 3_000, purge_bytes: 12_000, boot: 1 };
-const AFTER_POWER_LOSS: Options = Options { boot: 2, ..OPTIONS };
+const OPTIONS: LogOptions = LogOptions { file_bytes: 3_000, purge_bytes: 12_000, boot: 1 };
+const AFTER_POWER_LOSS: LogOptions = LogOptions { boot: 2, ..OPTIONS };
 /// Notes from here on say that the mark was synced.
 const MARK_SYNCED: usize = usize::MAX;
 
@@ -86,7 +86,7 @@ impl Shard {
     }
 }
 
-fn open(root: &Path, options: Options) -> Result<(EngineLog, Vec<Recovered>), StorageError> {
+fn open(root: &Path, options: LogOptions) -> Result<(EngineLog, Vec<Recovered>), StorageError> {
     EngineLog::open_with(root, &SHARDS, options, Arc::new(DefaultFileSystem))
 }
 
@@ -208,7 +208,7 @@ impl Run {
         root
     }
 
-    fn check(&self, root: &Path, options: Options, acknowledged: usize) -> bool {
+    fn check(&self, root: &Path, options: LogOptions, acknowledged: usize) -> bool {
         let (log, recovered) =
             open(root, options).expect("a crash alone never keeps a node from starting");
         let found = read(&log, &recovered);
@@ -289,7 +289,7 @@ fn purging_moves_what_is_needed_and_removes_files() {
 fn old_mark() -> (tempfile::TempDir, Model) {
     let root = scratch();
     let files = Arc::new(DefaultFileSystem);
-    let options = Options { file_bytes: 1 << 20, purge_bytes: 8 << 20, ..OPTIONS };
+    let options = LogOptions { file_bytes: 1 << 20, purge_bytes: 8 << 20, ..OPTIONS };
     EngineLog::create_with(root.path(), &SHARDS, options, Arc::clone(&files)).unwrap();
     let (log, _) = EngineLog::open_with(root.path(), &SHARDS, options, files).unwrap();
     let (mut model, mut random) = (birth(), Random(6));
@@ -420,7 +420,7 @@ fn a_doubt_outlives_restarts_until_it_is_lifted() {
     let bytes = std::fs::read(&path).unwrap();
     std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
     for boot in [2, 2, 3] {
-        let (log, recovered) = open(root.path(), Options { boot, ..OPTIONS }).unwrap();
+        let (log, recovered) = open(root.path(), LogOptions { boot, ..OPTIONS }).unwrap();
         assert!(recovered.iter().all(|shard| shard.boot.uncertain));
         log.trust(99);
         log.write(&[]).unwrap();
@@ -475,7 +475,7 @@ fn a_vote_is_below_the_durable_mark_before_it_is_told() {
     let newest = if counter(0) > counter(4096) { 0 } else { 4096 };
     bytes[newest..newest + 88].fill(0);
     std::fs::write(&path, &bytes).unwrap();
-    let (_, synced) = mark::File::open(&path, 1).unwrap();
+    let (_, synced) = mark::DurableMark::open(&path, 1).unwrap();
     assert_eq!(synced.spans[0].end, ends[3], "of {ends:?}");
 }
 

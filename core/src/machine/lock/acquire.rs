@@ -7,7 +7,7 @@ use super::super::context::{CommandContext, CommandOutcome, CommandResult};
 use super::super::timers;
 use super::call::add_acquirer;
 use super::call::wanted;
-use super::call::{Call, wants_of};
+use super::call::{AcquireCall, wants_of};
 use super::keys::timer_rest;
 use super::{
     LockTxn, claims_anything, convert_needed, granted, is_wanted, limit_reached, refuse_at,
@@ -25,7 +25,7 @@ pub(in super::super) fn acquire(
     let name = context.call_name()?;
     let mut locks = LockTxn::checked(context, &request.namespace)?;
     let several = !request.locks.is_empty();
-    let call = Call {
+    let call = AcquireCall {
         session_id: request.session_id,
         wants: wants_of(&request.name, request.mode, &request.locks)?,
         several,
@@ -46,7 +46,7 @@ pub(in super::super) fn acquire(
 }
 
 impl LockTxn<'_, '_> {
-    fn acquire_one(&mut self, call: Call) -> CommandResult {
+    fn acquire_one(&mut self, call: AcquireCall) -> CommandResult {
         let (name, mode) = (&call.wants[0].name, call.wants[0].mode());
         let index = self.context.index;
         if let Some(hold) = self.claim(call.session_id, name).hold {
@@ -69,7 +69,7 @@ impl LockTxn<'_, '_> {
         self.wait_for(call)
     }
 
-    fn acquire_all(&mut self, mut call: Call) -> CommandResult {
+    fn acquire_all(&mut self, mut call: AcquireCall) -> CommandResult {
         self.find_held(&mut call)?;
         if self.all_open(&call) {
             self.may_claim(&call)?;
@@ -79,7 +79,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Waits for what is held, unless the caller does not want to.
-    pub(super) fn wait_for(&mut self, call: Call) -> CommandResult {
+    pub(super) fn wait_for(&mut self, call: AcquireCall) -> CommandResult {
         let names = call.wants.iter().map(|want| want.name.clone()).collect::<Vec<_>>();
         let outcome = self.enqueue(call)?;
         // A lock that waited for this caller goes to it now.
@@ -87,7 +87,7 @@ impl LockTxn<'_, '_> {
         Ok(outcome)
     }
 
-    fn enqueue(&mut self, call: Call) -> CommandResult {
+    fn enqueue(&mut self, call: AcquireCall) -> CommandResult {
         let ordinals = self.claim(call.session_id, &call.wants[0].name).ordinals;
         if let Some((ordinal, wait)) = self.wait_of(&ordinals, &call) {
             if !self.has_passed(&wait) {
@@ -119,7 +119,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Refuses a wait beyond what a lock, a session or a namespace may have.
-    fn may_wait(&self, call: &Call) -> Result<(), Refusal> {
+    fn may_wait(&self, call: &AcquireCall) -> Result<(), Refusal> {
         self.may_claim(call)?;
         for want in &call.wants {
             if self.lock(&want.name).waiters >= WAITERS_PER_LOCK_MAX {
@@ -138,7 +138,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Where the same call waits already.
-    pub(super) fn wait_of(&self, ordinals: &[u64], call: &Call) -> Option<(u64, Wait)> {
+    pub(super) fn wait_of(&self, ordinals: &[u64], call: &AcquireCall) -> Option<(u64, Wait)> {
         self.waits(call.session_id, ordinals).find(|(_, wait)| is_of(wait, call))
     }
 
@@ -164,7 +164,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Puts a call at the end of the waiters of its locks: of those who convert, or of all.
-    fn join(&mut self, call: Call) -> u64 {
+    fn join(&mut self, call: AcquireCall) -> u64 {
         let mut counters = self.counters();
         counters.last_ordinal += 1;
         counters.waits += 1;
@@ -189,7 +189,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Refuses more locks than a session may have to do with, and more than a namespace may have.
-    pub(super) fn may_claim(&self, call: &Call) -> Result<(), Refusal> {
+    pub(super) fn may_claim(&self, call: &AcquireCall) -> Result<(), Refusal> {
         let is_new = |want: &&Want| !claims_anything(&self.claim(call.session_id, &want.name));
         let claims = call.wants.iter().filter(is_new).count() as u64;
         let is_free = |want: &&Want| !is_wanted(&self.lock(&want.name));
@@ -219,7 +219,7 @@ impl LockTxn<'_, '_> {
     }
 }
 
-impl Call {
+impl AcquireCall {
     /// The wait that it is from now on.
     fn into_wait(self, context: &CommandContext<'_>) -> Wait {
         Wait {
@@ -240,7 +240,7 @@ impl Call {
 }
 
 /// Whether a wait is that of a call.
-fn is_of(wait: &Wait, call: &Call) -> bool {
+fn is_of(wait: &Wait, call: &AcquireCall) -> bool {
     let is_named = wait.call.as_ref() == Some(&call.name);
     // The mutant: whatever wants the same is the same call.
     let same = |(one, other): (&Want, &Want)| one.name == other.name && one.mode == other.mode;

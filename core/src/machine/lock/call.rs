@@ -10,7 +10,7 @@ use crate::check;
 use crate::limits::ACQUIRES_PER_CLAIM_MAX;
 
 /// What a call wants, and for how long.
-pub(super) struct Call {
+pub(super) struct AcquireCall {
     pub(super) session_id: u64,
     /// One lock, or several.
     pub(super) wants: Vec<Want>,

@@ -4,7 +4,7 @@ use trefoil_proto::internal::v1::{Hold, Want};
 use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 
 use super::super::context::{CommandContext, CommandOutcome, CommandResult};
-use super::call::Call;
+use super::call::AcquireCall;
 use super::keys::converts;
 use super::{LockTxn, check_name, convert_needed, converted, mode_of, names_grant};
 use crate::store::prefix_end;
@@ -18,7 +18,7 @@ pub(in super::super) fn convert(
     check_name("name", &request.name)?;
     let (session_id, name, mode) =
         (request.session_id, &request.name, mode_of(request.mode, None)?);
-    let call = Call {
+    let call = AcquireCall {
         session_id,
         wants: vec![Want { name: name.clone(), mode: mode.into(), ..Want::default() }],
         several: false,

@@ -11,7 +11,7 @@ use trefoil_proto::lock::v1::{self as api, LockEventKind, LockMode};
 use super::super::context::{
     CommandContext, CommandOutcome, CommandResult, QueryContext, QueryOutcome, refuse, refuse_with,
 };
-use super::call::Call;
+use super::call::AcquireCall;
 use super::call::add_acquirer;
 use super::call::permits_held;
 use super::view::{View, end};
@@ -80,7 +80,7 @@ pub(in super::super) fn acquire_permits(
     let mut locks = LockTxn::checked(context, &request.namespace)?;
     check_name("name", &request.name)?;
     let (name, permits) = (request.name.clone(), request.permits.max(1));
-    let call = Call {
+    let call = AcquireCall {
         session_id: request.session_id,
         wants: vec![Want { name, mode: LockMode::Shared.into(), permits, ..Want::default() }],
         several: false,
@@ -170,7 +170,7 @@ impl LockTxn<'_, '_> {
         Ok(lock)
     }
 
-    fn take_permits(&mut self, name: &str, permits: u64, call: Call) -> CommandResult {
+    fn take_permits(&mut self, name: &str, permits: u64, call: AcquireCall) -> CommandResult {
         let claim = self.claim(call.session_id, name);
         let index = self.context.index;
         if let Some(hold) = claim.hold {

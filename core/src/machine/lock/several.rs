@@ -10,14 +10,14 @@ use trefoil_proto::internal::v1::{Hold, Refusal, Wait, Want, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use super::super::context::refuse_with;
-use super::call::Call;
+use super::call::AcquireCall;
 use super::call::add_waiter_as_acquirer;
 use super::call::wanted;
 use super::{LockTxn, convert_needed, is_wanted};
 
 impl LockTxn<'_, '_> {
     /// Finds what the session holds already; refuses where that is too weak.
-    pub(super) fn find_held(&self, call: &mut Call) -> Result<(), Refusal> {
+    pub(super) fn find_held(&self, call: &mut AcquireCall) -> Result<(), Refusal> {
         for want in &mut call.wants {
             let Some(hold) = self.claim(call.session_id, &want.name).hold else { continue };
             if hold.mode() < want.mode() {
@@ -29,7 +29,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Whether all locks of a call are held by its session, or may be: nobody waits for them, and nobody is in the way.
-    pub(super) fn all_open(&mut self, call: &Call) -> bool {
+    pub(super) fn all_open(&mut self, call: &AcquireCall) -> bool {
         let session_id = call.session_id;
         wanted(&call.wants).all(|want| {
             let lock = self.lock(&want.name);
@@ -133,7 +133,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// Refuses a second wait of a session for a lock where either of the two wants several.
-    pub(super) fn may_wait_beside(&self, call: &Call) -> Result<(), Refusal> {
+    pub(super) fn may_wait_beside(&self, call: &AcquireCall) -> Result<(), Refusal> {
         for want in &call.wants {
             let ordinals = self.claim(call.session_id, &want.name).ordinals;
             let mut waits = self.waits(call.session_id, &ordinals);

@@ -16,7 +16,7 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Drawn, Entry, Query, Refusal};
-use trefoil_server::api::{Answered, CallContext, Member, ShardState, Shards};
+use trefoil_server::api::{Answered, CallContext, ClientEndpoint, ShardState, Shards};
 use trefoil_server::watch::{Feeds, Tip};
 
 /// Log time at which the shards' first term has outlived its grace.
@@ -314,8 +314,12 @@ impl Shards for Fake {
         (!self.leaderless.load(Ordering::Relaxed)).then_some(1)
     }
 
-    fn members(&self) -> Vec<Member> {
-        vec![Member { id: 1, name: "n1".to_owned(), endpoint: Some("http://h:1".to_owned()) }]
+    fn members(&self) -> Vec<ClientEndpoint> {
+        vec![ClientEndpoint {
+            id: 1,
+            name: "n1".to_owned(),
+            endpoint: Some("http://h:1".to_owned()),
+        }]
     }
 
     fn cluster_id(&self) -> Option<[u8; 16]> {
