@@ -44,6 +44,7 @@ mod queue;
 mod release_requests;
 mod semaphore;
 mod session;
+mod session_state;
 mod value;
 mod watch;
 

@@ -1,19 +1,17 @@
 //! What a session is asked for: a stream that is opened when somebody wants to know, and opened again wherever it ends.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use trefoil_proto::common::v1::Reason;
+use trefoil_proto::lock::v1::KeepAliveStreamRequest;
 use trefoil_proto::lock::v1::keep_alive_stream_response::News;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
-use trefoil_proto::lock::v1::{KeepAliveStreamRequest, ReleaseAsked};
 
 use crate::node::Node;
 use crate::routing_key::RoutingKey;
-use crate::session::Shared;
+use crate::session_state::SessionState;
 use crate::{Client, Error};
 
 /// Time for a node to begin.
@@ -22,11 +20,8 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(3);
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// The last request for each lock of a session.
-pub(crate) type Requests = watch::Sender<BTreeMap<String, ReleaseAsked>>;
-
 /// Listens until the session is over or nobody has it any more. Renewals go their own way.
-pub(crate) async fn listen(session: Weak<Shared>) {
+pub(crate) async fn listen(session: Weak<SessionState>) {
     let mut pause = PAUSE_MIN;
     let mut avoid = Vec::new();
     loop {

@@ -7,17 +7,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::watch;
-use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::lock::v1::{
-    CloseSessionRequest, KeepAliveRequest, OpenSessionRequest, ReleaseAsked, ReleaseRequest,
-};
+use trefoil_proto::lock::v1::{KeepAliveRequest, OpenSessionRequest, ReleaseAsked, ReleaseRequest};
 
 use crate::boot::BootInstant;
 use crate::release_requests;
+use crate::session_state::{SessionState, close};
 use crate::{Client, Error};
 
 /// Time between two renewals, as a share of the TTL.
@@ -31,29 +27,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// An open session. Clones are the same session; when the last one and all its guards are gone, it is closed.
 #[derive(Clone, Debug)]
 pub struct Session {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Shared {
-    client: Client,
-    id: u64,
-    ttl: Duration,
-    runtime: Handle,
-    life: watch::Sender<Life>,
-    keeper: std::sync::OnceLock<AbortHandle>,
-    /// What it was asked for, once somebody wants to know.
-    requests: release_requests::Requests,
-    listener: std::sync::OnceLock<AbortHandle>,
-}
-
-/// What is known of the session's life.
-#[derive(Clone, Copy, Debug)]
-struct Life {
-    /// Lives for certain until then.
-    until: BootInstant,
-    /// Lost or closed; never lives again.
-    over: bool,
+    shared: Arc<SessionState>,
 }
 
 impl Session {
@@ -64,18 +38,7 @@ impl Session {
         }
         let ttl = Duration::from_millis(opened.ttl_ms);
         let until = sent + Duration::from_millis(opened.remaining_ms);
-        let life = watch::Sender::new(Life { until, over: false });
-        let runtime = Handle::current();
-        let shared = Arc::new(Shared {
-            client,
-            id: opened.session_id,
-            ttl,
-            runtime,
-            life,
-            keeper: std::sync::OnceLock::new(),
-            requests: watch::Sender::default(),
-            listener: std::sync::OnceLock::new(),
-        });
+        let shared = Arc::new(SessionState::new(client, opened.session_id, ttl, until));
         let task = tokio::spawn(keep_alive(Arc::downgrade(&shared), sent)).abort_handle();
         shared.keeper.get_or_init(|| task);
         Ok(Self { shared })
@@ -186,49 +149,6 @@ impl Session {
     }
 }
 
-impl Shared {
-    /// The client, and the session's number.
-    pub(crate) fn name(&self) -> (Client, u64) {
-        (self.client.clone(), self.id)
-    }
-
-    /// Somebody asks for one of its locks.
-    pub(crate) fn asked(&self, asked: ReleaseAsked) {
-        self.requests.send_modify(|requests| drop(requests.insert(asked.name.clone(), asked)));
-    }
-
-    /// The cluster says that it is over.
-    pub(crate) fn lose(&self) {
-        self.end();
-    }
-
-    pub(crate) fn is_over(&self) -> bool {
-        let life = *self.life.borrow();
-        life.over || life.until.left().is_zero()
-    }
-
-    /// Marks the session as over; false when it was already.
-    fn end(&self) -> bool {
-        self.life.send_if_modified(|life| !std::mem::replace(&mut life.over, true))
-    }
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        [&self.keeper, &self.listener]
-            .into_iter()
-            .filter_map(|task| task.get())
-            .for_each(AbortHandle::abort);
-        if self.end() {
-            let (client, id) = (self.client.clone(), self.id);
-            self.runtime.spawn(async move {
-                // Nobody is left to be told; if it fails, the session expires.
-                drop(close(client, id).await);
-            });
-        }
-    }
-}
-
 fn expired() -> Error {
     let message =
         "the session is lost: it expired, was closed, or could not be renewed in time".to_owned();
@@ -243,14 +163,8 @@ fn or_gone(ended: Result<(), Error>) -> Result<(), Error> {
     }
 }
 
-async fn close(client: Client, session_id: u64) -> Result<(), Error> {
-    let request =
-        CloseSessionRequest { namespace: client.owned_namespace(), session_id, request_id: None };
-    client.call(request).await.map(drop)
-}
-
 /// Renews the session until it is over or nobody has it any more.
-async fn keep_alive(session: Weak<Shared>, opened: BootInstant) {
+async fn keep_alive(session: Weak<SessionState>, opened: BootInstant) {
     let mut due = opened;
     loop {
         let Some((ttl, until)) =
@@ -274,7 +188,7 @@ async fn keep_alive(session: Weak<Shared>, opened: BootInstant) {
 }
 
 /// One renewal, with retries, for as long as the session lives for certain.
-async fn renew(shared: &Shared, until: BootInstant) {
+async fn renew(shared: &SessionState, until: BootInstant) {
     let request =
         KeepAliveRequest { namespace: shared.client.owned_namespace(), session_id: shared.id };
     loop {
