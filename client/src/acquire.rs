@@ -12,7 +12,7 @@ use trefoil_proto::lock::v1::{
 };
 
 use crate::lane::Lane;
-use crate::node::{Failed, Node};
+use crate::node::{Failed, RemoteNode};
 use crate::retry::RetryState;
 use crate::routing_key::RoutingKey;
 use crate::stream::StreamError;
@@ -56,14 +56,14 @@ pub(crate) async fn acquire(
 }
 
 async fn attempt(
-    node: &Arc<Node>,
+    node: &Arc<RemoteNode>,
     request: AcquireRequest,
     deadline: Instant,
     tell: &mut (dyn FnMut(WaitPlace) + Send),
 ) -> Result<AcquireResponse, Tried> {
-    let line = node.listen().await.map_err(|error| Tried::Failed(Failed::Dial(error)))?;
+    let connection = node.listen().await.map_err(|error| Tried::Failed(Failed::Dial(error)))?;
     let request = AcquireStreamRequest { acquire: Some(request) };
-    let channel = line.channel();
+    let channel = connection.channel();
     let told = async {
         let mut client = LockServiceClient::new(channel);
         let mut steps = client.acquire_stream(request).await?.into_inner();
@@ -75,7 +75,7 @@ async fn attempt(
         Ok(Err(status)) => match Error::from_status(&status) {
             error @ Error::Refused { .. } => Err(Tried::Refused(error)),
             _ => {
-                node.hang_up(&line);
+                node.hang_up(&connection);
                 Err(Tried::Failed(Failed::Call(StreamError::Broken)))
             }
         },

@@ -7,7 +7,7 @@ use trefoil_proto::cluster::v1::StatusRequest;
 
 use crate::boot::BootInstant;
 use crate::error::Error;
-use crate::inner::{Inner, REFRESH_TIMEOUT};
+use crate::inner::{REFRESH_TIMEOUT, SharedClient};
 use crate::node::Transport;
 use crate::operation::Request;
 use crate::retry;
@@ -18,7 +18,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// A client of one cluster. Cloning is cheap; clones share connections.
 #[derive(Clone, Debug)]
 pub struct Client {
-    inner: Arc<Inner>,
+    inner: Arc<SharedClient>,
     namespace: Arc<str>,
     timeout: Duration,
 }
@@ -88,7 +88,7 @@ impl Client {
         retry::run(&self.inner, request, self.timeout).await
     }
 
-    pub(crate) fn inner(&self) -> &Arc<Inner> {
+    pub(crate) fn inner(&self) -> &Arc<SharedClient> {
         &self.inner
     }
 
@@ -153,7 +153,7 @@ impl Builder {
     /// # Errors
     /// When an endpoint is no URL, or there is none.
     pub fn build(self) -> Result<Client, Error> {
-        let inner = Inner::new(Routes::new(&self.endpoints, self.transport)?);
+        let inner = SharedClient::new(Routes::new(&self.endpoints, self.transport)?);
         Ok(Client {
             inner: Arc::new(inner),
             namespace: self.namespace.into(),

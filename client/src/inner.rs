@@ -19,7 +19,7 @@ pub(crate) const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What all clones share.
 #[derive(Debug)]
-pub(crate) struct Inner {
+pub(crate) struct SharedClient {
     pub(crate) routes: Routes,
     calls: Ids,
     waits: Ids,
@@ -28,7 +28,7 @@ pub(crate) struct Inner {
     refreshed_ms: AtomicU64,
 }
 
-impl Inner {
+impl SharedClient {
     pub(crate) fn new(routes: Routes) -> Self {
         Self {
             routes,

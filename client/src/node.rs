@@ -13,9 +13,9 @@ use trefoil_proto::pipeline::v1::{call, reply};
 
 use crate::error::Error;
 use crate::lane::Lane;
-use crate::listen;
+use crate::listen::{ListenConnection, ListenConnections};
 use crate::operation::Request;
-use crate::stream::{Stream, StreamError, WAITS_MAX};
+use crate::stream::{PipelineStream, StreamError, WAITS_MAX};
 
 /// An advertised name that takes longer to dial is of no use: the reachable node forwards instead.
 const ADVERTISED_DIAL: Duration = Duration::from_millis(200);
@@ -53,28 +53,28 @@ impl Default for Transport {
 
 /// One node of the cluster, or whatever stands before it.
 #[derive(Debug)]
-pub(crate) struct Node {
+pub(crate) struct RemoteNode {
     endpoint: String,
     transport: Endpoint,
     dial_timeout: Duration,
-    calls: Line,
-    waits: Line,
-    listens: listen::Lines,
+    calls: LazyStream,
+    waits: LazyStream,
+    listens: ListenConnections,
     /// Waits have a limit of their own.
     wait_limit: Semaphore,
-    health: Mutex<Health>,
+    health: Mutex<NodeHealth>,
 }
 
 /// A stream that is opened when it is needed.
 #[derive(Debug, Default)]
-struct Line {
-    open: Mutex<Option<Arc<Stream>>>,
+struct LazyStream {
+    open: Mutex<Option<Arc<PipelineStream>>>,
     /// One dials, the others wait for it.
     dialling: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Health {
+struct NodeHealth {
     failures: u32,
     ask_after: Option<Instant>,
 }
@@ -106,7 +106,7 @@ pub fn endpoint_url(endpoint: &str) -> Result<String, Error> {
     Ok(format!("http://{address}"))
 }
 
-impl Node {
+impl RemoteNode {
     /// A node that the program named.
     pub(crate) fn given(endpoint: &str, transport: &Transport) -> Result<Self, Error> {
         Self::new(&endpoint_url(endpoint)?, transport, transport.connect_timeout)
@@ -137,9 +137,9 @@ impl Node {
             endpoint: name.to_owned(),
             transport: endpoint,
             dial_timeout,
-            calls: Line::default(),
-            waits: Line::default(),
-            listens: listen::Lines::default(),
+            calls: LazyStream::default(),
+            waits: LazyStream::default(),
+            listens: ListenConnections::default(),
             wait_limit: Semaphore::new(WAITS_MAX),
             health: Mutex::default(),
         })
@@ -195,16 +195,16 @@ impl Node {
         }
     }
 
-    async fn stream(&self, lane: Lane) -> Result<Arc<Stream>, Error> {
-        let (line, waits) = match lane {
+    async fn stream(&self, lane: Lane) -> Result<Arc<PipelineStream>, Error> {
+        let (lazy, waits) = match lane {
             Lane::Calls => (&self.calls, 0),
             Lane::Waits | Lane::Renewals => (&self.waits, WAITS_MAX),
         };
-        if let Some(stream) = line.open() {
+        if let Some(stream) = lazy.open() {
             return Ok(stream);
         }
-        let _dialling = line.dialling.lock().await;
-        if let Some(stream) = line.open() {
+        let _dialling = lazy.dialling.lock().await;
+        if let Some(stream) = lazy.open() {
             return Ok(stream);
         }
         let dialled = timeout(self.dial_timeout, self.dial(waits)).await;
@@ -212,9 +212,9 @@ impl Node {
             Err(format!("no answer within {} ms", self.dial_timeout.as_millis()))
         }) {
             Ok(stream) => {
-                *lock(&self.health) = Health::default();
+                *lock(&self.health) = NodeHealth::default();
                 let stream = Arc::new(stream);
-                *lock(&line.open) = Some(Arc::clone(&stream));
+                *lock(&lazy.open) = Some(Arc::clone(&stream));
                 Ok(stream)
             }
             Err(cause) => {
@@ -224,27 +224,27 @@ impl Node {
         }
     }
 
-    async fn dial(&self, waits: usize) -> Result<Stream, String> {
+    async fn dial(&self, waits: usize) -> Result<PipelineStream, String> {
         let channel = self.transport.connect().await.map_err(|error| root_cause(&error))?;
-        let (shared, frames) = Stream::prepare();
+        let (shared, frames) = PipelineStream::prepare();
         let mut client = PipelineServiceClient::new(channel)
             .max_decoding_message_size(FRAME_BYTES_MAX + REPLY_BYTES_MAX);
         let replies = client.open(frames).await.map_err(|status| status.message().to_owned())?;
-        Ok(Stream::opened(shared, replies.into_inner(), waits))
+        Ok(PipelineStream::opened(shared, replies.into_inner(), waits))
     }
 
     /// A connection for a stream on which the node tells something by itself.
-    pub(crate) async fn listen(&self) -> Result<Arc<listen::Line>, Error> {
-        if let Some(line) = self.listens.free() {
-            return Ok(line);
+    pub(crate) async fn listen(&self) -> Result<Arc<ListenConnection>, Error> {
+        if let Some(connection) = self.listens.free() {
+            return Ok(connection);
         }
         let _dialling = self.listens.dialling.lock().await;
-        if let Some(line) = self.listens.free() {
-            return Ok(line);
+        if let Some(connection) = self.listens.free() {
+            return Ok(connection);
         }
         let cause = match timeout(self.dial_timeout, self.transport.connect()).await {
             Ok(Ok(channel)) => {
-                *lock(&self.health) = Health::default();
+                *lock(&self.health) = NodeHealth::default();
                 return Ok(self.listens.add(channel));
             }
             Ok(Err(error)) => root_cause(&error),
@@ -255,8 +255,8 @@ impl Node {
     }
 
     /// A stream of this connection broke.
-    pub(crate) fn hang_up(&self, line: &Arc<listen::Line>) {
-        self.listens.drop_line(line);
+    pub(crate) fn hang_up(&self, connection: &Arc<ListenConnection>) {
+        self.listens.forget(connection);
     }
 
     /// Others are asked for a while, longer each time; a dial that succeeds ends it.
@@ -274,8 +274,8 @@ impl Node {
     }
 }
 
-impl Line {
-    fn open(&self) -> Option<Arc<Stream>> {
+impl LazyStream {
+    fn open(&self) -> Option<Arc<PipelineStream>> {
         lock(&self.open).as_ref().filter(|stream| stream.is_open()).cloned()
     }
 }

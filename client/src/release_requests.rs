@@ -9,7 +9,7 @@ use trefoil_proto::lock::v1::KeepAliveStreamRequest;
 use trefoil_proto::lock::v1::keep_alive_stream_response::News;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 
-use crate::node::Node;
+use crate::node::RemoteNode;
 use crate::routing_key::RoutingKey;
 use crate::session_state::SessionState;
 use crate::{Client, Error};
@@ -57,14 +57,14 @@ pub(crate) async fn listen(session: Weak<SessionState>) {
 /// Tells what one stream tells, until it ends.
 async fn told(
     client: &Client,
-    node: &Arc<Node>,
+    node: &Arc<RemoteNode>,
     session_id: u64,
     mut tell: impl FnMut(News),
 ) -> Result<(), Error> {
     let namespace = client.owned_namespace();
     let first = tokio_stream::once(KeepAliveStreamRequest { namespace, session_id });
-    let line = node.listen().await?;
-    let mut lock = LockServiceClient::new(line.channel());
+    let connection = node.listen().await?;
+    let mut lock = LockServiceClient::new(connection.channel());
     let ended = async {
         let opened = timeout(OPEN_TIMEOUT, lock.keep_alive_stream(first)).await;
         let Ok(opened) = opened else { return Ok(()) };
@@ -77,7 +77,7 @@ async fn told(
     ended.await.map_err(|status: tonic::Status| {
         let error = Error::from_status(&status);
         if error.reason().is_none() {
-            node.hang_up(&line);
+            node.hang_up(&connection);
         }
         error
     })

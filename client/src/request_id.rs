@@ -14,18 +14,18 @@ const SPAN_MAX: u64 = 4_096;
 /// Gives out request ids.
 #[derive(Debug)]
 pub(crate) struct Ids {
-    current: Mutex<Arc<Name>>,
+    current: Mutex<Arc<ClientName>>,
 }
 
 /// One client name and its sequences.
 #[derive(Debug)]
-struct Name {
+struct ClientName {
     client: String,
-    open: Mutex<Open>,
+    open: Mutex<OpenSequences>,
 }
 
 #[derive(Debug)]
-struct Open {
+struct OpenSequences {
     next: u64,
     /// Sequences without an answer; bounded by `SPAN_MAX`.
     sequences: BTreeSet<u64>,
@@ -34,20 +34,20 @@ struct Open {
 /// One open sequence; dropping it says that its answer was seen or given up.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    name: Arc<Name>,
+    name: Arc<ClientName>,
     sequence: u64,
 }
 
 impl Ids {
     pub(crate) fn new() -> Self {
-        Self { current: Mutex::new(Arc::new(Name::random())) }
+        Self { current: Mutex::new(Arc::new(ClientName::random())) }
     }
 
     /// Opens the next sequence.
     pub(crate) fn begin(&self) -> Ticket {
         let mut current = lock(&self.current);
         let sequence = current.begin().unwrap_or_else(|| {
-            *current = Arc::new(Name::random());
+            *current = Arc::new(ClientName::random());
             current.begin().expect("a fresh name has no open sequence")
         });
         Ticket { name: Arc::clone(&current), sequence }
@@ -73,10 +73,10 @@ impl Drop for Ticket {
     }
 }
 
-impl Name {
+impl ClientName {
     fn random() -> Self {
         let client = format!("{:016x}", rand::random::<u64>());
-        Self { client, open: Mutex::new(Open { next: 1, sequences: BTreeSet::new() }) }
+        Self { client, open: Mutex::new(OpenSequences { next: 1, sequences: BTreeSet::new() }) }
     }
 
     fn begin(&self) -> Option<u64> {
@@ -91,7 +91,7 @@ impl Name {
     }
 }
 
-impl Open {
+impl OpenSequences {
     fn first(&self) -> u64 {
         self.sequences.first().copied().unwrap_or(self.next)
     }

@@ -14,9 +14,9 @@ use trefoil_proto::reason::{Effect, Retry, invalid};
 
 use crate::boot::BootInstant;
 use crate::error::Error;
-use crate::inner::Inner;
+use crate::inner::SharedClient;
 use crate::lane::Lane;
-use crate::node::{Failed, Node};
+use crate::node::{Failed, RemoteNode};
 use crate::operation::Request;
 use crate::routing_key::RoutingKey;
 use crate::stream::StreamError;
@@ -39,9 +39,9 @@ pub(crate) struct RetryState {
     /// Tries whose end was not seen.
     attempt: u32,
     /// Nodes that failed since the last pause.
-    avoid: Vec<Arc<Node>>,
+    avoid: Vec<Arc<RemoteNode>>,
     /// The leader that a refusal named.
-    hint: Option<Arc<Node>>,
+    hint: Option<Arc<RemoteNode>>,
     /// Why the last try failed.
     last: Option<Error>,
 }
@@ -49,7 +49,7 @@ pub(crate) struct RetryState {
 /// Runs a call to its end, at any node. What the answer promises is counted from the moment before the try was sent that it
 /// answers.
 pub(crate) async fn run<R: Request>(
-    inner: &Arc<Inner>,
+    inner: &Arc<SharedClient>,
     mut request: R,
     timeout: Duration,
 ) -> Result<(R::Response, BootInstant), Error> {
@@ -115,7 +115,7 @@ impl RetryState {
     }
 
     /// The node to ask next.
-    pub(crate) fn node(&mut self, inner: &Inner, key: RoutingKey) -> Arc<Node> {
+    pub(crate) fn node(&mut self, inner: &SharedClient, key: RoutingKey) -> Arc<RemoteNode> {
         self.hint.take().unwrap_or_else(|| inner.routes.pick(key, &self.avoid))
     }
 
@@ -130,8 +130,8 @@ impl RetryState {
     /// After a try that got no reply: another node at once.
     pub(crate) fn failed(
         &mut self,
-        inner: &Arc<Inner>,
-        node: Arc<Node>,
+        inner: &Arc<SharedClient>,
+        node: Arc<RemoteNode>,
         failed: Failed,
     ) -> Result<Duration, Error> {
         let error = match failed {
@@ -158,8 +158,8 @@ impl RetryState {
     /// After a refusal: the end of the call, or a pause.
     pub(crate) fn refused(
         &mut self,
-        inner: &Arc<Inner>,
-        node: &Arc<Node>,
+        inner: &Arc<SharedClient>,
+        node: &Arc<RemoteNode>,
         error: Error,
     ) -> Result<Duration, Error> {
         let Some(reason) = error.reason() else {
@@ -217,7 +217,11 @@ impl RetryState {
 }
 
 /// The leader that the refusal names, unless it is the node that refused.
-fn hint(inner: &Arc<Inner>, refused_by: &Arc<Node>, error: &Error) -> Option<Arc<Node>> {
+fn hint(
+    inner: &Arc<SharedClient>,
+    refused_by: &Arc<RemoteNode>,
+    error: &Error,
+) -> Option<Arc<RemoteNode>> {
     let Error::Refused { metadata, .. } = error else { return None };
     let leader = inner.routes.at(metadata.get("leader_endpoint")?)?;
     (leader.may_be_asked() && !Arc::ptr_eq(&leader, refused_by)).then_some(leader)

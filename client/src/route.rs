@@ -11,7 +11,7 @@ use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::ResponseHeader;
 
 use crate::error::Error;
-use crate::node::{Node, Transport, endpoint_url};
+use crate::node::{RemoteNode, Transport, endpoint_url};
 use crate::routing_key::RoutingKey;
 
 /// Nodes that a client knows at most: the members of a cluster and the endpoints that it was given.
@@ -23,7 +23,7 @@ const LEARNED_MAX: usize = 16_384;
 #[derive(Debug)]
 pub(crate) struct Routes {
     transport: Transport,
-    table: RwLock<Table>,
+    table: RwLock<RouteTable>,
     /// The node that is asked when nothing better is known.
     home: AtomicUsize,
     /// Direct-mapped by the hash of a routing key: its upper 48 bits, then the shard.
@@ -31,17 +31,17 @@ pub(crate) struct Routes {
 }
 
 #[derive(Debug, Default)]
-struct Table {
+struct RouteTable {
     /// The given endpoints first, then advertised ones.
-    nodes: Vec<Arc<Node>>,
+    nodes: Vec<Arc<RemoteNode>>,
     /// Where each member is reached.
-    members: BTreeMap<u64, Arc<Node>>,
+    members: BTreeMap<u64, Arc<RemoteNode>>,
     /// Leader and term of each shard.
-    leaders: BTreeMap<u32, Leader>,
+    leaders: BTreeMap<u32, ShardLeader>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Leader {
+struct ShardLeader {
     node_id: u64,
     term: u64,
 }
@@ -50,7 +50,7 @@ impl Routes {
     pub(crate) fn new(endpoints: &[String], transport: Transport) -> Result<Self, Error> {
         let mut nodes = Vec::new();
         for endpoint in endpoints.iter().take(NODES_MAX) {
-            nodes.push(Arc::new(Node::given(endpoint, &transport)?));
+            nodes.push(Arc::new(RemoteNode::given(endpoint, &transport)?));
         }
         if nodes.is_empty() {
             return Err(Error::NoEndpoint);
@@ -60,16 +60,16 @@ impl Routes {
         let learned = (0..LEARNED_MAX).map(|_| AtomicU64::new(0)).collect();
         Ok(Self {
             transport,
-            table: RwLock::new(Table { nodes, ..Table::default() }),
+            table: RwLock::new(RouteTable { nodes, ..RouteTable::default() }),
             home,
             learned,
         })
     }
 
     /// The best node for a key that is not among those to avoid; all may be avoided, never none returned.
-    pub(crate) fn pick(&self, key: RoutingKey, avoid: &[Arc<Node>]) -> Arc<Node> {
+    pub(crate) fn pick(&self, key: RoutingKey, avoid: &[Arc<RemoteNode>]) -> Arc<RemoteNode> {
         let table = self.read();
-        let usable = |node: &Arc<Node>| node.may_be_asked() && !is_in(avoid, node);
+        let usable = |node: &Arc<RemoteNode>| node.may_be_asked() && !is_in(avoid, node);
         if let Some(leader) =
             self.shard(key).and_then(|shard| table.leader(shard)).filter(|node| usable(node))
         {
@@ -96,7 +96,7 @@ impl Routes {
     }
 
     /// Takes in what a node says of the cluster.
-    pub(crate) fn absorb(&self, asked: &Arc<Node>, status: &StatusResponse) {
+    pub(crate) fn absorb(&self, asked: &Arc<RemoteNode>, status: &StatusResponse) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let asked_id = status.header.as_ref().map_or(0, |header| header.node_id);
         for member in &status.members {
@@ -111,15 +111,16 @@ impl Routes {
         for shard in &status.shards {
             let known = table.leaders.get(&shard.shard).map_or(0, |leader| leader.term);
             if shard.leader_id != 0 && shard.term >= known {
-                table
-                    .leaders
-                    .insert(shard.shard, Leader { node_id: shard.leader_id, term: shard.term });
+                table.leaders.insert(
+                    shard.shard,
+                    ShardLeader { node_id: shard.leader_id, term: shard.term },
+                );
             }
         }
     }
 
     /// The node at an endpoint that a refusal named.
-    pub(crate) fn at(&self, endpoint: &str) -> Option<Arc<Node>> {
+    pub(crate) fn at(&self, endpoint: &str) -> Option<Arc<RemoteNode>> {
         let endpoint = endpoint_url(endpoint).ok()?;
         let known = self.read().find(&endpoint);
         known.or_else(|| {
@@ -129,9 +130,9 @@ impl Routes {
     }
 
     /// Every node, each once: members where they are known, else the given endpoints.
-    pub(crate) fn nodes(&self) -> Vec<Arc<Node>> {
+    pub(crate) fn nodes(&self) -> Vec<Arc<RemoteNode>> {
         let table = self.read();
-        let mut nodes = Vec::<Arc<Node>>::new();
+        let mut nodes = Vec::<Arc<RemoteNode>>::new();
         let known = if table.members.is_empty() {
             table.nodes.clone()
         } else {
@@ -162,33 +163,33 @@ impl Routes {
         &self.learned[index]
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Table> {
+    fn read(&self) -> RwLockReadGuard<'_, RouteTable> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-fn is_in(nodes: &[Arc<Node>], node: &Arc<Node>) -> bool {
+fn is_in(nodes: &[Arc<RemoteNode>], node: &Arc<RemoteNode>) -> bool {
     nodes.iter().any(|other| Arc::ptr_eq(other, node))
 }
 
-impl Table {
-    fn leader(&self, shard: u32) -> Option<&Arc<Node>> {
+impl RouteTable {
+    fn leader(&self, shard: u32) -> Option<&Arc<RemoteNode>> {
         self.members.get(&self.leaders.get(&shard)?.node_id)
     }
 
-    fn find(&self, endpoint: &str) -> Option<Arc<Node>> {
+    fn find(&self, endpoint: &str) -> Option<Arc<RemoteNode>> {
         self.nodes.iter().find(|node| node.endpoint() == endpoint).cloned()
     }
 
     /// The node at an endpoint, added when there is room.
-    fn node(&mut self, endpoint: &str, transport: &Transport) -> Option<Arc<Node>> {
+    fn node(&mut self, endpoint: &str, transport: &Transport) -> Option<Arc<RemoteNode>> {
         if let Some(node) = self.find(endpoint) {
             return Some(node);
         }
         if endpoint.is_empty() || self.nodes.len() >= NODES_MAX {
             return None;
         }
-        let node = Arc::new(Node::advertised(endpoint, transport).ok()?);
+        let node = Arc::new(RemoteNode::advertised(endpoint, transport).ok()?);
         self.nodes.push(Arc::clone(&node));
         Some(node)
     }

@@ -36,26 +36,26 @@ pub(crate) enum StreamError {
 
 /// An open stream. Dropping it hangs up.
 #[derive(Debug)]
-pub(crate) struct Stream {
-    shared: Arc<Shared>,
+pub(crate) struct PipelineStream {
+    shared: Arc<SharedStream>,
     window: Semaphore,
     reader: AbortHandle,
 }
 
 /// What callers, the frames that go out and the reader share.
 #[derive(Debug, Default)]
-pub(crate) struct Shared {
-    state: Mutex<State>,
+pub(crate) struct SharedStream {
+    state: Mutex<StreamState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct StreamState {
     closed: bool,
     last_id: u64,
     /// Calls that wait to be sent; bounded by the window.
     queue: VecDeque<Queued>,
     /// Calls without a reply; bounded by the window.
-    pending: BTreeMap<u64, Pending>,
+    pending: BTreeMap<u64, PendingCall>,
     /// Calls that were sent and given up since the last frame; bounded by the window.
     cancels: Vec<u64>,
     /// Wakes the frames when there is something to send.
@@ -73,28 +73,28 @@ struct Queued {
 }
 
 #[derive(Debug)]
-struct Pending {
+struct PendingCall {
     sent: bool,
     end: oneshot::Sender<Result<reply::Outcome, StreamError>>,
 }
 
 /// The frames that go out.
 #[derive(Debug)]
-pub(crate) struct Frames {
-    shared: Arc<Shared>,
+pub(crate) struct OutgoingFrames {
+    shared: Arc<SharedStream>,
 }
 
-impl Stream {
+impl PipelineStream {
     /// The two ends of a stream that is about to be opened.
-    pub(crate) fn prepare() -> (Arc<Shared>, Frames) {
-        let shared = Arc::new(Shared::default());
-        (Arc::clone(&shared), Frames { shared })
+    pub(crate) fn prepare() -> (Arc<SharedStream>, OutgoingFrames) {
+        let shared = Arc::new(SharedStream::default());
+        (Arc::clone(&shared), OutgoingFrames { shared })
     }
 
     /// The stream, once the server has answered with its replies.
     /// A stream of waits has room for all waits beside the ordinary window, so that they never fill it.
     pub(crate) fn opened(
-        shared: Arc<Shared>,
+        shared: Arc<SharedStream>,
         replies: tonic::Streaming<OpenResponse>,
         waits: usize,
     ) -> Self {
@@ -123,7 +123,7 @@ impl Stream {
 
         let (id, end) =
             self.shared.submit(operation, bytes, deadline).ok_or(StreamError::NotSent)?;
-        let mut caller = Caller { shared: &self.shared, id, settled: false };
+        let mut caller = CallInFlight { shared: &self.shared, id, settled: false };
         let ended = timeout_at(deadline, end).await;
         caller.settled = ended.is_ok();
         match ended {
@@ -138,7 +138,7 @@ impl Stream {
     }
 }
 
-impl Drop for Stream {
+impl Drop for PipelineStream {
     fn drop(&mut self) {
         self.reader.abort();
         self.shared.close();
@@ -146,13 +146,13 @@ impl Drop for Stream {
 }
 
 /// Gives the call up when its future is dropped before its end.
-struct Caller<'a> {
-    shared: &'a Shared,
+struct CallInFlight<'a> {
+    shared: &'a SharedStream,
     id: u64,
     settled: bool,
 }
 
-impl Drop for Caller<'_> {
+impl Drop for CallInFlight<'_> {
     fn drop(&mut self) {
         if !self.settled {
             self.shared.give_up(self.id);
@@ -160,8 +160,8 @@ impl Drop for Caller<'_> {
     }
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+impl SharedStream {
+    fn lock(&self) -> MutexGuard<'_, StreamState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -179,7 +179,7 @@ impl Shared {
         let (end, receiver) = oneshot::channel();
         state.last_id += 1;
         let id = state.last_id;
-        state.pending.insert(id, Pending { sent: false, end });
+        state.pending.insert(id, PendingCall { sent: false, end });
         state.queue.push_back(Queued { id, deadline, bytes, operation });
         let sender = state.sender.take();
         drop(state);
@@ -229,14 +229,14 @@ impl Shared {
     }
 }
 
-async fn read(shared: Arc<Shared>, mut replies: tonic::Streaming<OpenResponse>) {
+async fn read(shared: Arc<SharedStream>, mut replies: tonic::Streaming<OpenResponse>) {
     while let Ok(Some(frame)) = replies.message().await {
         shared.complete(frame);
     }
     shared.close();
 }
 
-impl tokio_stream::Stream for Frames {
+impl tokio_stream::Stream for OutgoingFrames {
     type Item = OpenRequest;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<OpenRequest>> {
@@ -262,7 +262,7 @@ impl tokio_stream::Stream for Frames {
     }
 }
 
-impl State {
+impl StreamState {
     /// The next frame: all cancels, and calls up to the limit of a frame.
     fn pack(&mut self, now: Instant) -> Option<OpenRequest> {
         let mut frame =
@@ -303,14 +303,14 @@ mod tests {
         })
     }
 
-    fn submit(shared: &Shared, operation: call::Operation, bytes: usize) -> u64 {
+    fn submit(shared: &SharedStream, operation: call::Operation, bytes: usize) -> u64 {
         let deadline = Instant::now() + Duration::from_secs(9);
         shared.submit(operation, bytes, deadline).expect("the stream is open").0
     }
 
     #[tokio::test]
     async fn calls_that_wait_share_a_frame_of_at_most_its_limit_and_one_call() {
-        let (shared, _frames) = Stream::prepare();
+        let (shared, _frames) = PipelineStream::prepare();
         for _ in 0..5 {
             submit(&shared, put(400 << 10), 400 << 10);
         }
@@ -324,7 +324,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_call_that_is_given_up_before_it_was_sent_never_goes_out() {
-        let (shared, _frames) = Stream::prepare();
+        let (shared, _frames) = PipelineStream::prepare();
         let (first, second) = (submit(&shared, put(1), 1), submit(&shared, put(1), 1));
         assert!(!shared.give_up(first));
         let frame = shared.lock().pack(Instant::now()).unwrap();
@@ -335,7 +335,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_broken_stream_tells_sent_from_unsent() {
-        let (shared, _frames) = Stream::prepare();
+        let (shared, _frames) = PipelineStream::prepare();
         let deadline = Instant::now() + Duration::from_secs(9);
         let (_, sent) = shared.submit(put(1), 1, deadline).unwrap();
         shared.lock().pack(Instant::now()).unwrap();

@@ -17,8 +17,8 @@ use trefoil_proto::lock::v1::election_service_client::ElectionServiceClient;
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::reason::Retry;
 
-use crate::listen::Line;
-use crate::node::Node;
+use crate::listen::ListenConnection;
+use crate::node::RemoteNode;
 use crate::routing_key::RoutingKey;
 use crate::{Client, Error};
 
@@ -115,15 +115,15 @@ pub struct Watch<R: WatchRequest> {
     /// What has come, where the program has not seen all of it yet.
     received: Option<WatchPosition>,
     events: VecDeque<R::Event>,
-    open: Option<Open<R::Response>>,
+    open: Option<OpenWatch<R::Response>>,
     /// Nodes that do not have all events after the position.
-    lacking: Vec<Arc<Node>>,
+    lacking: Vec<Arc<RemoteNode>>,
 }
 
 #[derive(Debug)]
-struct Open<R> {
-    node: Arc<Node>,
-    line: Arc<Line>,
+struct OpenWatch<R> {
+    node: Arc<RemoteNode>,
+    connection: Arc<ListenConnection>,
     responses: Streaming<R>,
 }
 
@@ -131,7 +131,7 @@ struct Open<R> {
 struct Trouble {
     deadline: Instant,
     pause: Duration,
-    avoid: Vec<Arc<Node>>,
+    avoid: Vec<Arc<RemoteNode>>,
     /// What a node said that does not have all events.
     lack: Option<Error>,
 }
@@ -228,7 +228,7 @@ impl<R: WatchRequest> Watch<R> {
         self.client.inner().routes.nodes().iter().all(lacks)
     }
 
-    async fn attempt(&mut self, avoid: &[Arc<Node>]) -> Result<(), (Arc<Node>, Error)> {
+    async fn attempt(&mut self, avoid: &[Arc<RemoteNode>]) -> Result<(), (Arc<RemoteNode>, Error)> {
         let mut open = match self.open.take() {
             Some(open) => open,
             None => self.connect(avoid).await?,
@@ -249,12 +249,12 @@ impl<R: WatchRequest> Watch<R> {
         };
         open = self.open.take().expect("it was put back");
         if error.reason().is_none() {
-            open.node.hang_up(&open.line);
+            open.node.hang_up(&open.connection);
         }
         Err((open.node, error))
     }
 
-    fn node_of_open(&self) -> Arc<Node> {
+    fn node_of_open(&self) -> Arc<RemoteNode> {
         Arc::clone(&self.open.as_ref().expect("it is open").node)
     }
 
@@ -270,7 +270,10 @@ impl<R: WatchRequest> Watch<R> {
         }
     }
 
-    async fn connect(&self, avoid: &[Arc<Node>]) -> Result<Open<R::Response>, (Arc<Node>, Error)> {
+    async fn connect(
+        &self,
+        avoid: &[Arc<RemoteNode>],
+    ) -> Result<OpenWatch<R::Response>, (Arc<RemoteNode>, Error)> {
         let avoid = [avoid, &self.lacking].concat();
         let node = self.client.inner().routes.pick(RoutingKey::Any, &avoid);
         let mut request = self.request.clone();
@@ -278,23 +281,23 @@ impl<R: WatchRequest> Watch<R> {
             request.begin_after(position);
         }
         let begin = async {
-            let line = node.listen().await?;
-            let opened = timeout(OPEN_TIMEOUT, request.open(line.channel())).await;
+            let connection = node.listen().await?;
+            let opened = timeout(OPEN_TIMEOUT, request.open(connection.channel())).await;
             let responses =
                 opened.map_err(|_| lost(&node, "the watch did not begin within 3 s"))?;
             match responses {
-                Ok(responses) => Ok((line, responses)),
+                Ok(responses) => Ok((connection, responses)),
                 Err(status) => {
                     let error = Error::from_status(&status);
                     if error.reason().is_none() {
-                        node.hang_up(&line);
+                        node.hang_up(&connection);
                     }
                     Err(error)
                 }
             }
         };
         match begin.await {
-            Ok((line, responses)) => Ok(Open { node, line, responses }),
+            Ok((connection, responses)) => Ok(OpenWatch { node, connection, responses }),
             Err(error) => Err((node, error)),
         }
     }
@@ -335,6 +338,6 @@ fn may_go_on(error: &Error) -> bool {
     }
 }
 
-fn lost(node: &Node, cause: &str) -> Error {
+fn lost(node: &RemoteNode, cause: &str) -> Error {
     Error::Unreachable { endpoint: node.endpoint().to_owned(), cause: cause.to_owned() }
 }
