@@ -8,7 +8,7 @@ use trefoil_proto::lock::v1::{
 };
 
 use crate::lock::Locks;
-use crate::lock_view::{PAGE_SIZE, Page, page_of};
+use crate::lock_view::listing;
 use crate::session::Session;
 use crate::{Error, millis};
 
@@ -132,22 +132,8 @@ impl Locks {
         self.client().call(GetBarrierRequest { namespace, name }).await
     }
 
-    /// Barriers that somebody is in and whose names begin with `prefix`: the first page, or the one after `page`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn barriers(
-        &self,
-        prefix: impl Into<String>,
-        page: Option<String>,
-    ) -> Result<Page<BarrierInfo>, Error> {
-        let request = ListBarriersRequest {
-            namespace: self.client().owned_namespace(),
-            prefix: prefix.into(),
-            page_size: PAGE_SIZE,
-            page_token: page.unwrap_or_default(),
-        };
-        let listed = self.client().call(request).await?;
-        Ok(page_of(listed.barriers, listed.next_page_token))
+    listing! {
+        /// Barriers that somebody is in and whose names begin with `prefix`: the first page, or the one after `page`.
+        barriers: ListBarriersRequest => barriers: BarrierInfo
     }
 }

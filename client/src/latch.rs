@@ -10,7 +10,7 @@ use trefoil_proto::lock::v1::{
 };
 
 use crate::lock::Locks;
-use crate::lock_view::{PAGE_SIZE, Page, page_of};
+use crate::lock_view::listing;
 use crate::{Client, Error, millis};
 
 /// One latch of a namespace.
@@ -46,23 +46,9 @@ impl Locks {
         Latch { client: self.client().clone(), name: name.into() }
     }
 
-    /// Latches whose names begin with `prefix`: the first page, or the one after `page`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn latches(
-        &self,
-        prefix: impl Into<String>,
-        page: Option<String>,
-    ) -> Result<Page<LatchInfo>, Error> {
-        let request = ListLatchesRequest {
-            namespace: self.client().owned_namespace(),
-            prefix: prefix.into(),
-            page_size: PAGE_SIZE,
-            page_token: page.unwrap_or_default(),
-        };
-        let listed = self.client().call(request).await?;
-        Ok(page_of(listed.latches, listed.next_page_token))
+    listing! {
+        /// Latches whose names begin with `prefix`: the first page, or the one after `page`.
+        latches: ListLatchesRequest => latches: LatchInfo
     }
 }
 

@@ -23,6 +23,31 @@ pub struct Page<T> {
     pub next: Option<String>,
 }
 
+/// A method of [`Locks`] that lists things by the beginnings of their names, a page at a time.
+macro_rules! listing {
+    ($(#[$doc:meta])+ $method:ident: $request:ident => $items:ident: $item:ty) => {
+        $(#[$doc])+
+        ///
+        /// # Errors
+        /// See [`Error`].
+        pub async fn $method(
+            &self,
+            prefix: impl Into<String>,
+            page: Option<String>,
+        ) -> Result<$crate::Page<$item>, $crate::Error> {
+            let request = $request {
+                namespace: self.client().owned_namespace(),
+                prefix: prefix.into(),
+                page_size: $crate::lock_view::PAGE_SIZE,
+                page_token: page.unwrap_or_default(),
+            };
+            let listed = self.client().call(request).await?;
+            Ok($crate::lock_view::page_of(listed.$items, listed.next_page_token))
+        }
+    };
+}
+pub(crate) use listing;
+
 impl Locks {
     /// A lock: its holders, and its waiters in order, at most 1,000 of each.
     ///
@@ -33,23 +58,9 @@ impl Locks {
         self.client().call(DescribeLockRequest { namespace, name }).await
     }
 
-    /// Locks that are held or waited for and whose names begin with `prefix`: the first page, or the one after `page`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn list(
-        &self,
-        prefix: impl Into<String>,
-        page: Option<String>,
-    ) -> Result<Page<LockInfo>, Error> {
-        let request = ListLocksRequest {
-            namespace: self.client().owned_namespace(),
-            prefix: prefix.into(),
-            page_size: PAGE_SIZE,
-            page_token: page.unwrap_or_default(),
-        };
-        let listed = self.client().call(request).await?;
-        Ok(page_of(listed.locks, listed.next_page_token))
+    listing! {
+        /// Locks that are held or waited for and whose names begin with `prefix`: the first page, or the one after `page`.
+        list: ListLocksRequest => locks: LockInfo
     }
 
     /// Asks those who hold a lock to release it, or the holder of one token where that is not 0: they are told who asks and why, 255

@@ -9,7 +9,7 @@ use trefoil_proto::lock::v1::{
 };
 
 use crate::lock::{Guard, Locks};
-use crate::lock_view::{PAGE_SIZE, Page, page_of};
+use crate::lock_view::listing;
 use crate::session::Session;
 use crate::{Client, Error, Fence, millis};
 
@@ -56,23 +56,9 @@ impl Locks {
         Semaphore { client: self.client().clone(), name: name.into() }
     }
 
-    /// Semaphores whose names begin with `prefix`: the first page, or the one after `page`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn semaphores(
-        &self,
-        prefix: impl Into<String>,
-        page: Option<String>,
-    ) -> Result<Page<SemaphoreInfo>, Error> {
-        let request = ListSemaphoresRequest {
-            namespace: self.client().owned_namespace(),
-            prefix: prefix.into(),
-            page_size: PAGE_SIZE,
-            page_token: page.unwrap_or_default(),
-        };
-        let listed = self.client().call(request).await?;
-        Ok(page_of(listed.semaphores, listed.next_page_token))
+    listing! {
+        /// Semaphores whose names begin with `prefix`: the first page, or the one after `page`.
+        semaphores: ListSemaphoresRequest => semaphores: SemaphoreInfo
     }
 }
 
