@@ -10,8 +10,8 @@ use trefoil_client::{Client, Entrance, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::output::{self, Format, Report};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::output::{self, CommandOutput, Format};
 use crate::session::{self, Signals, wait_under};
 
 /// What to do with a barrier.
@@ -74,7 +74,7 @@ pub(crate) struct LeaveArgs {
 }
 
 #[derive(Serialize)]
-struct Entered {
+struct BarrierEnterOutput {
     barrier: String,
     entered: bool,
     #[serde(serialize_with = "output::some_id")]
@@ -83,14 +83,14 @@ struct Entered {
 }
 
 #[derive(Serialize)]
-struct Left {
+struct BarrierLeaveOutput {
     barrier: String,
     all_left: bool,
     present: u32,
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct BarrierRow {
     name: String,
     parties: u32,
     present: u32,
@@ -100,28 +100,28 @@ struct Shown {
 }
 
 #[derive(Serialize)]
-struct Described {
-    barrier: Shown,
-    sessions: Vec<Party>,
+struct BarrierGetOutput {
+    barrier: BarrierRow,
+    sessions: Vec<BarrierPartyRow>,
 }
 
 #[derive(Serialize)]
-struct Party {
+struct BarrierPartyRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
 }
 
 #[derive(Serialize)]
-struct Listed {
-    barriers: Vec<Shown>,
+struct BarrierListOutput {
+    barriers: Vec<BarrierRow>,
 }
 
 pub(crate) async fn run(
     command: BarrierCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     match command {
         BarrierCommand::Enter(enter) => self::enter(enter, args, format).await,
         BarrierCommand::Leave(leave) => self::leave(leave, args, format).await,
@@ -130,14 +130,18 @@ pub(crate) async fn run(
     }
 }
 
-async fn enter(args: EnterArgs, client: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+async fn enter(
+    args: EnterArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     let EnterArgs { name, parties, ttl, wait, owner, .. } = args;
     let open = |client: &Client| client.session(ttl).owner(owner);
     let enter = async |_: &Client, session: &Session| {
         Ok(session.barrier(name.as_str(), parties).enter(wait).await?)
     };
     let waited = wait_under(client, &mut Signals::heard()?, open, enter).await?;
-    let report = |got: Option<(&Session, &Entrance)>| Entered {
+    let report = |got: Option<(&Session, &Entrance)>| BarrierEnterOutput {
         barrier: name.clone(),
         entered: got.is_some(),
         session_id: got.map(|(session, _)| session.id()),
@@ -146,7 +150,11 @@ async fn enter(args: EnterArgs, client: &ClientArgs, format: Format) -> Result<E
     session::leave(waited, format, report).await
 }
 
-async fn leave(args: LeaveArgs, client: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+async fn leave(
+    args: LeaveArgs,
+    client: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     let request = LeaveBarrierRequest {
         namespace: client.namespace.clone(),
         session_id: args.session,
@@ -156,47 +164,55 @@ async fn leave(args: LeaveArgs, client: &ClientArgs, format: Format) -> Result<E
         request_id: None,
     };
     let response = connect(client).await?.call(request).await?;
-    let left = Left { barrier: args.name, all_left: response.all_left, present: response.present };
+    let left = BarrierLeaveOutput {
+        barrier: args.name,
+        all_left: response.all_left,
+        present: response.present,
+    };
     output::print(format, &left)?;
     Ok(if left.all_left { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
 }
 
-async fn get(name: String, args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+async fn get(name: String, args: &ClientArgs, format: Format) -> Result<ExitCode, CommandFailure> {
     let got = connect(args).await?.locks().barrier(name).await?;
     let sessions = got.sessions.into_iter();
-    let described = Described {
+    let described = BarrierGetOutput {
         barrier: got.barrier.unwrap_or_default().into(),
         sessions: sessions
-            .map(|party| Party { session_id: party.session_id, owner: party.owner })
+            .map(|party| BarrierPartyRow { session_id: party.session_id, owner: party.owner })
             .collect(),
     };
     output::print(format, &described)?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(prefix: String, args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+async fn list(
+    prefix: String,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
     let (mut barriers, mut page) = (Vec::new(), None);
     loop {
         let listed = locks.barriers(prefix.as_str(), page).await?;
-        barriers.extend(listed.items.into_iter().map(Shown::from));
+        barriers.extend(listed.items.into_iter().map(BarrierRow::from));
         page = listed.next;
         if page.is_none() {
             break;
         }
     }
-    output::print(format, &Listed { barriers })?;
+    output::print(format, &BarrierListOutput { barriers })?;
     Ok(ExitCode::SUCCESS)
 }
 
-impl From<BarrierInfo> for Shown {
+impl From<BarrierInfo> for BarrierRow {
     fn from(barrier: BarrierInfo) -> Self {
         let BarrierInfo { name, parties, present, leaving, round, age_ms } = barrier;
         Self { name, parties, present, leaving, round, age_ms }
     }
 }
 
-impl Shown {
+impl BarrierRow {
     fn row(&self) -> Vec<String> {
         vec![
             self.name.clone(),
@@ -212,7 +228,7 @@ impl Shown {
 const HEADER: [&str; 6] = ["BARRIER", "PARTIES", "PRESENT", "STATE", "ROUND", "AGE MS"];
 const NUMBERS: [usize; 4] = [1, 2, 4, 5];
 
-impl Report for Entered {
+impl CommandOutput for BarrierEnterOutput {
     fn text(&self) -> String {
         let (Some(session), Some(round)) = (self.session_id, self.round) else {
             return format!("not all have entered {}", self.barrier);
@@ -225,7 +241,7 @@ impl Report for Entered {
     }
 }
 
-impl Report for Left {
+impl CommandOutput for BarrierLeaveOutput {
     fn text(&self) -> String {
         if self.all_left {
             return format!("all have left {}", self.barrier);
@@ -234,7 +250,7 @@ impl Report for Left {
     }
 }
 
-impl Report for Described {
+impl CommandOutput for BarrierGetOutput {
     fn text(&self) -> String {
         let barrier = output::table(&HEADER, &NUMBERS, [self.barrier.row()]);
         let rows = self.sessions.iter();
@@ -243,8 +259,8 @@ impl Report for Described {
     }
 }
 
-impl Report for Listed {
+impl CommandOutput for BarrierListOutput {
     fn text(&self) -> String {
-        output::table(&HEADER, &NUMBERS, self.barriers.iter().map(Shown::row))
+        output::table(&HEADER, &NUMBERS, self.barriers.iter().map(BarrierRow::row))
     }
 }

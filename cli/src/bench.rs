@@ -14,8 +14,8 @@ use trefoil_client::Cluster;
 
 use crate::args::ClientArgs;
 use crate::client::connect;
-use crate::exit::Failure;
-use crate::output::{self, Format, Report};
+use crate::exit::CommandFailure;
+use crate::output::{self, CommandOutput, Format};
 
 /// Digits of a latency that are kept.
 const DIGITS: u8 = 3;
@@ -41,15 +41,15 @@ pub(crate) struct PingArgs {
 }
 
 #[derive(Serialize)]
-struct Ping {
+struct BenchPingOutput {
     count: u64,
     concurrency: u64,
-    nodes: Vec<Row>,
-    cluster: Row,
+    nodes: Vec<PingRow>,
+    cluster: PingRow,
 }
 
 #[derive(Serialize)]
-struct Row {
+struct PingRow {
     endpoint: String,
     calls: u64,
     successes: u64,
@@ -63,7 +63,7 @@ struct Row {
 }
 
 /// What one caller saw.
-struct Seen {
+struct PingResults {
     successes: u64,
     latency_us: Histogram<u64>,
 }
@@ -72,7 +72,7 @@ pub(crate) async fn run(
     command: BenchCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let BenchCommand::Ping(ping) = command;
     let cluster = connect(args).await?.cluster();
     let endpoints = cluster.endpoints();
@@ -89,7 +89,10 @@ pub(crate) async fn run(
     bar.finish_and_clear();
     let is_clean = report.iter().chain([&together]).all(|row| row.successes == row.calls);
     let PingArgs { count, concurrency } = ping;
-    output::print(format, &Ping { count, concurrency, nodes: report, cluster: together })?;
+    output::print(
+        format,
+        &BenchPingOutput { count, concurrency, nodes: report, cluster: together },
+    )?;
     Ok(if is_clean { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -101,7 +104,7 @@ async fn phase(
     calls: u64,
     args: &PingArgs,
     bar: &ProgressBar,
-) -> Result<Row, Failure> {
+) -> Result<PingRow, CommandFailure> {
     let endpoints = Arc::<[String]>::from(endpoints);
     let next = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
@@ -110,11 +113,11 @@ async fn phase(
         let (cluster, endpoints, next, bar) =
             (cluster.clone(), Arc::clone(&endpoints), Arc::clone(&next), bar.clone());
         callers.spawn(async move {
-            let mut seen = Seen::new()?;
+            let mut seen = PingResults::new()?;
             loop {
                 let n = next.fetch_add(1, Ordering::Relaxed);
                 if n >= calls {
-                    return Ok::<_, Failure>(seen);
+                    return Ok::<_, CommandFailure>(seen);
                 }
                 let turn = usize::try_from(n).unwrap_or(0) % endpoints.len();
                 seen.call(&cluster, &endpoints[turn]).await;
@@ -122,19 +125,20 @@ async fn phase(
             }
         });
     }
-    let mut all = Seen::new()?;
+    let mut all = PingResults::new()?;
     for seen in callers.join_all().await {
         let seen = seen?;
         all.successes += seen.successes;
         let added = all.latency_us.add(&seen.latency_us);
-        added.map_err(|error| Failure::new(format!("cannot add latencies: {error}")))?;
+        added.map_err(|error| CommandFailure::new(format!("cannot add latencies: {error}")))?;
     }
     Ok(all.row(name, calls, started.elapsed()))
 }
 
-impl Seen {
-    fn new() -> Result<Self, Failure> {
-        let latency_us = Histogram::new(DIGITS).map_err(|error| Failure::new(error.to_string()))?;
+impl PingResults {
+    fn new() -> Result<Self, CommandFailure> {
+        let latency_us =
+            Histogram::new(DIGITS).map_err(|error| CommandFailure::new(error.to_string()))?;
         Ok(Self { successes: 0, latency_us })
     }
 
@@ -149,10 +153,10 @@ impl Seen {
         }
     }
 
-    fn row(&self, endpoint: &str, calls: u64, total: Duration) -> Row {
+    fn row(&self, endpoint: &str, calls: u64, total: Duration) -> PingRow {
         let at = |quantile: f64| ms(self.latency_us.value_at_quantile(quantile));
         let successes = u32::try_from(self.successes).map_or(f64::INFINITY, f64::from);
-        Row {
+        PingRow {
             endpoint: endpoint.to_owned(),
             calls,
             successes: self.successes,
@@ -177,9 +181,9 @@ fn bar(calls: u64) -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-impl Report for Ping {
+impl CommandOutput for BenchPingOutput {
     fn text(&self) -> String {
-        let row = |row: &Row| {
+        let row = |row: &PingRow| {
             vec![
                 row.endpoint.clone(),
                 format!("{}/{}", row.successes, row.calls),

@@ -9,9 +9,9 @@ use trefoil_client::{Entry, LineState, Stored};
 
 use crate::args::{ClientArgs, FenceArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::output::{self, Format, Report};
-use crate::value::{Shown, given};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::output::{self, CommandOutput, Format};
+use crate::value::{ShownValue, given};
 
 /// What to do with the cache.
 #[derive(Debug, Subcommand)]
@@ -48,7 +48,7 @@ pub(crate) enum CacheCommand {
 }
 
 #[derive(Serialize)]
-struct Put {
+struct CachePutOutput {
     version: u64,
     state: String,
     shard: u32,
@@ -56,16 +56,16 @@ struct Put {
 }
 
 #[derive(Serialize)]
-struct Get {
+struct CacheGetOutput {
     hit: bool,
-    value: Option<Shown>,
+    value: Option<ShownValue>,
     version: Option<u64>,
     state: String,
     ttl_ms: Option<u128>,
 }
 
 #[derive(Serialize)]
-struct Delete {
+struct CacheDeleteOutput {
     deleted: bool,
 }
 
@@ -73,7 +73,7 @@ pub(crate) async fn run(
     command: CacheCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let cache = connect(args).await?.cache();
     match command {
         CacheCommand::Put { key, value, ttl, fence } => {
@@ -82,11 +82,11 @@ pub(crate) async fn run(
                 if ttl.is_zero() {
                     let what =
                         "--ttl must be 1ms at least; left out, the value stays until it is deleted";
-                    return Err(Failure::usage(what));
+                    return Err(CommandFailure::usage(what));
                 }
                 put = put.ttl(ttl);
             }
-            output::print(format, &Put::from(put.await?))?;
+            output::print(format, &CachePutOutput::from(put.await?))?;
             Ok(ExitCode::SUCCESS)
         }
         CacheCommand::Get { key, raw, fence } => {
@@ -94,13 +94,13 @@ pub(crate) async fn run(
             match &entry {
                 Some(entry) if raw => output::raw(entry.value.as_bytes())?,
                 None if raw => true,
-                _ => output::print(format, &Get::from(entry.as_ref()))?,
+                _ => output::print(format, &CacheGetOutput::from(entry.as_ref()))?,
             };
             Ok(if entry.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
         }
         CacheCommand::Delete { key, fence } => {
             let deleted = fence.cache(cache).delete(key).await?;
-            output::print(format, &Delete { deleted })?;
+            output::print(format, &CacheDeleteOutput { deleted })?;
             Ok(if deleted { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
         }
     }
@@ -110,7 +110,7 @@ fn state(state: LineState) -> String {
     state.as_str_name().trim_start_matches("LINE_STATE_").to_owned()
 }
 
-impl From<Stored> for Put {
+impl From<Stored> for CachePutOutput {
     fn from(stored: Stored) -> Self {
         Self {
             version: stored.version,
@@ -121,11 +121,11 @@ impl From<Stored> for Put {
     }
 }
 
-impl From<Option<&Entry>> for Get {
+impl From<Option<&Entry>> for CacheGetOutput {
     fn from(entry: Option<&Entry>) -> Self {
         Self {
             hit: entry.is_some(),
-            value: entry.map(|entry| Shown::from(&entry.value)),
+            value: entry.map(|entry| ShownValue::from(&entry.value)),
             version: entry.map(|entry| entry.version),
             state: state(entry.map_or(LineState::Invalid, |entry| entry.state)),
             ttl_ms: entry.and_then(|entry| entry.ttl).map(|ttl| ttl.as_millis()),
@@ -133,7 +133,7 @@ impl From<Option<&Entry>> for Get {
     }
 }
 
-impl Report for Put {
+impl CommandOutput for CachePutOutput {
     fn text(&self) -> String {
         output::fields([
             ("version", self.version.to_string()),
@@ -144,7 +144,7 @@ impl Report for Put {
     }
 }
 
-impl Report for Get {
+impl CommandOutput for CacheGetOutput {
     fn text(&self) -> String {
         let (Some(value), Some(version)) = (&self.value, self.version) else {
             return "no value".to_owned();
@@ -158,7 +158,7 @@ impl Report for Get {
     }
 }
 
-impl Report for Delete {
+impl CommandOutput for CacheDeleteOutput {
     fn text(&self) -> String {
         if self.deleted { "deleted".to_owned() } else { "no value".to_owned() }
     }

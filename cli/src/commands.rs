@@ -13,7 +13,7 @@ use crate::output::Format;
 #[command(
     after_help = "Exit codes: 0 done; 1 failed; 2 nothing there (lock not acquired, queue empty, key missing); 64 wrong usage; 75 lock run lost its lock and ended the command."
 )]
-pub(crate) struct Arguments {
+pub(crate) struct CommandLine {
     /// How results are written.
     #[arg(short, long, global = true, env = "TREFOIL_OUTPUT", value_enum, default_value_t)]
     pub(crate) output: Format,
@@ -97,7 +97,7 @@ mod tests {
             }
             command.get_subcommands().for_each(check);
         }
-        Arguments::command().debug_assert();
-        check(&Arguments::command());
+        CommandLine::command().debug_assert();
+        check(&CommandLine::command());
     }
 }

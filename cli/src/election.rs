@@ -10,10 +10,10 @@ use trefoil_client::{Client, Leader, Leadership, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::output::{self, Format, Report};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::output::{self, CommandOutput, Format};
 use crate::session::{Signals, leave, wait_under};
-use crate::value::{self, given};
+use crate::value::{ShownValue, given};
 
 /// What to do with an election.
 #[derive(Debug, Subcommand)]
@@ -90,7 +90,7 @@ pub(crate) struct LeadershipArgs {
 }
 
 #[derive(Serialize)]
-struct Campaigned {
+struct ElectionCampaignOutput {
     election: String,
     elected: bool,
     #[serde(serialize_with = "output::some_id")]
@@ -100,28 +100,28 @@ struct Campaigned {
 }
 
 #[derive(Serialize)]
-struct Found {
+struct ElectionLeaderOutput {
     election: String,
-    leader: Option<Shown>,
+    leader: Option<LeaderRow>,
 }
 
 /// One line of it.
 #[derive(Serialize)]
 #[serde(transparent)]
-struct Observed(Found);
+struct ElectionObserveOutput(ElectionLeaderOutput);
 
 #[derive(Serialize)]
-struct Shown {
+struct LeaderRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
-    value: value::Shown,
+    value: ShownValue,
     fencing_token: u64,
     leading_ms: u128,
 }
 
 #[derive(Serialize)]
-struct Done {
+struct ElectionDoneOutput {
     election: String,
     done: &'static str,
 }
@@ -130,7 +130,7 @@ pub(crate) async fn run(
     command: ElectionCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     match command {
         ElectionCommand::Campaign(campaign) => self::campaign(campaign, args, format).await,
         ElectionCommand::Proclaim { name, value, leadership } => {
@@ -140,7 +140,7 @@ pub(crate) async fn run(
         ElectionCommand::Leader { name, raw } => leader(name, raw, args, format).await,
         ElectionCommand::Resign { name, leadership: LeadershipArgs { session, token } } => {
             connect(args).await?.locks().resign(session, name.as_str(), token).await?;
-            output::print(format, &Done { election: name, done: "resigned" })?;
+            output::print(format, &ElectionDoneOutput { election: name, done: "resigned" })?;
             Ok(ExitCode::SUCCESS)
         }
     }
@@ -150,7 +150,7 @@ async fn campaign(
     args: CampaignArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let CampaignArgs { name, ttl, wait, lock_delay, owner, .. } = args;
     let value = given(args.value)?;
     let open = |client: &Client| client.session(ttl).owner(owner).lock_delay(lock_delay);
@@ -158,7 +158,7 @@ async fn campaign(
         Ok(session.election(name.as_str()).value(value).wait(wait).campaign().await?)
     };
     let waited = wait_under(client, &mut Signals::heard()?, open, campaign).await?;
-    let report = |got: Option<(&Session, &Leadership)>| Campaigned {
+    let report = |got: Option<(&Session, &Leadership)>| ElectionCampaignOutput {
         election: name.clone(),
         elected: got.is_some(),
         session_id: got.map(|(session, _)| session.id()),
@@ -174,7 +174,7 @@ async fn proclaim(
     leadership: LeadershipArgs,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let request = ProclaimRequest {
         namespace: args.namespace.clone(),
         session_id: leadership.session,
@@ -184,7 +184,7 @@ async fn proclaim(
         request_id: None,
     };
     connect(args).await?.call(request).await?;
-    output::print(format, &Done { election: name, done: "proclaimed" })?;
+    output::print(format, &ElectionDoneOutput { election: name, done: "proclaimed" })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -193,50 +193,60 @@ async fn leader(
     raw: bool,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let found = connect(args).await?.locks().leader(name.as_str()).await?;
     let code = if found.is_some() { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) };
     match found {
         Some(leader) if raw => output::raw(leader.value.as_bytes())?,
         None if raw => true,
-        found => output::print(format, &Found { election: name, leader: found.map(Shown::from) })?,
+        found => output::print(
+            format,
+            &ElectionLeaderOutput { election: name, leader: found.map(LeaderRow::from) },
+        )?,
     };
     Ok(code)
 }
 
-async fn observe(name: String, args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+async fn observe(
+    name: String,
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     let mut observation = connect(args).await?.locks().observe(name.as_str());
     loop {
-        let leader = observation.next().await?.map(Shown::from);
-        if !output::line(format, &Observed(Found { election: name.clone(), leader }))? {
+        let leader = observation.next().await?.map(LeaderRow::from);
+        if !output::line(
+            format,
+            &ElectionObserveOutput(ElectionLeaderOutput { election: name.clone(), leader }),
+        )? {
             return Ok(ExitCode::SUCCESS);
         }
     }
 }
 
-impl From<Leader> for Shown {
+impl From<Leader> for LeaderRow {
     fn from(leader: Leader) -> Self {
         Self {
             session_id: leader.session_id,
             owner: leader.owner,
-            value: value::Shown::from(&leader.value),
+            value: ShownValue::from(&leader.value),
             fencing_token: leader.token,
             leading_ms: leader.leading.as_millis(),
         }
     }
 }
 
-impl Report for Observed {
+impl CommandOutput for ElectionObserveOutput {
     fn text(&self) -> String {
-        let Found { election, leader } = &self.0;
+        let ElectionLeaderOutput { election, leader } = &self.0;
         let Some(leader) = leader else { return format!("{election}  nobody leads") };
-        let Shown { session_id, owner, value, fencing_token, .. } = leader;
+        let LeaderRow { session_id, owner, value, fencing_token, .. } = leader;
         let owner = if owner.is_empty() { String::new() } else { format!(" ({owner})") };
         format!("{election}  session {session_id}{owner} token {fencing_token}: {value}")
     }
 }
 
-impl Report for Campaigned {
+impl CommandOutput for ElectionCampaignOutput {
     fn text(&self) -> String {
         let (Some(session), Some(token), Some(ms)) =
             (self.session_id, self.fencing_token, self.leads_for_ms)
@@ -252,7 +262,7 @@ impl Report for Campaigned {
     }
 }
 
-impl Report for Found {
+impl CommandOutput for ElectionLeaderOutput {
     fn text(&self) -> String {
         let Some(leader) = &self.leader else { return format!("nobody leads {}", self.election) };
         output::fields([
@@ -266,7 +276,7 @@ impl Report for Found {
     }
 }
 
-impl Report for Done {
+impl CommandOutput for ElectionDoneOutput {
     fn text(&self) -> String {
         format!("{} {}", self.election, self.done)
     }

@@ -13,7 +13,7 @@ pub(crate) const USAGE: u8 = 64;
 
 /// Why a command failed.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct CommandFailure {
     code: u8,
     message: String,
     /// What was refused in particular.
@@ -21,7 +21,7 @@ pub(crate) struct Failure {
     next: Option<String>,
 }
 
-impl Failure {
+impl CommandFailure {
     pub(crate) fn new(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into(), details: None, next: None }
     }
@@ -51,7 +51,7 @@ impl Failure {
     }
 }
 
-impl From<Error> for Failure {
+impl From<Error> for CommandFailure {
     fn from(error: Error) -> Self {
         let next = match &error {
             Error::Unreachable { .. } => {

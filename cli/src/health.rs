@@ -10,8 +10,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::args::ClientArgs;
-use crate::exit::Failure;
-use crate::output::{self, Format, Report};
+use crate::exit::CommandFailure;
+use crate::output::{self, CommandOutput, Format};
 
 /// What to ask for.
 #[derive(Debug, Args)]
@@ -23,12 +23,12 @@ pub(crate) struct HealthArgs {
 }
 
 #[derive(Serialize)]
-struct Health {
-    nodes: Vec<Node>,
+struct HealthOutput {
+    nodes: Vec<NodeHealthRow>,
 }
 
 #[derive(Serialize)]
-struct Node {
+struct NodeHealthRow {
     endpoint: String,
     serving: bool,
     /// SERVING, NOT_SERVING, or why there is no answer.
@@ -39,7 +39,7 @@ pub(crate) async fn run(
     args: &HealthArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let mut nodes = Vec::new();
     for endpoint in &client.endpoints {
         let asked = tokio::time::timeout(client.timeout, check(endpoint, &args.service)).await;
@@ -47,10 +47,10 @@ pub(crate) async fn run(
             .unwrap_or_else(|_| Err(format!("no answer within {} ms", client.timeout.as_millis())));
         let serving = status == Ok(ServingStatus::Serving);
         let status = status.map_or_else(|cause| cause, |status| status.as_str_name().to_owned());
-        nodes.push(Node { endpoint: endpoint.clone(), serving, status });
+        nodes.push(NodeHealthRow { endpoint: endpoint.clone(), serving, status });
     }
     let all = nodes.iter().all(|node| node.serving);
-    output::print(format, &Health { nodes })?;
+    output::print(format, &HealthOutput { nodes })?;
     Ok(if all { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -63,7 +63,7 @@ pub(crate) async fn check(endpoint: &str, service: &str) -> Result<ServingStatus
     Ok(answer.map_err(|status| status.message().to_owned())?.into_inner().status())
 }
 
-impl Report for Health {
+impl CommandOutput for HealthOutput {
     fn text(&self) -> String {
         let rows = self.nodes.iter().map(|node| vec![node.endpoint.clone(), node.status.clone()]);
         output::table(&["ENDPOINT", "STATUS"], &[], rows)

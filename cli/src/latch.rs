@@ -9,8 +9,8 @@ use trefoil_client::proto::lock::v1::LatchInfo;
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::output::{self, Format, Report};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::output::{self, CommandOutput, Format};
 
 /// What to do with a latch.
 #[derive(Debug, Subcommand)]
@@ -60,30 +60,30 @@ pub(crate) enum LatchCommand {
 }
 
 #[derive(Serialize)]
-struct Set {
+struct LatchSetOutput {
     latch: String,
     round: u64,
 }
 
 #[derive(Serialize)]
-struct Counted {
+struct LatchCountDownOutput {
     latch: String,
     count: u64,
 }
 
 #[derive(Serialize)]
-struct Waited {
+struct LatchWaitOutput {
     latch: String,
     open: bool,
 }
 
 #[derive(Serialize)]
-struct Deleted {
+struct LatchDeleteOutput {
     latch: String,
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct LatchRow {
     name: String,
     count: u64,
     set_count: u64,
@@ -92,15 +92,15 @@ struct Shown {
 }
 
 #[derive(Serialize)]
-struct Listed {
-    latches: Vec<Shown>,
+struct LatchListOutput {
+    latches: Vec<LatchRow>,
 }
 
 pub(crate) async fn run(
     command: LatchCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
     match command {
         LatchCommand::Set { name, count, expected } => {
@@ -108,54 +108,54 @@ pub(crate) async fn run(
             if let Some(expected) = expected {
                 set = set.expecting(expected);
             }
-            output::print(format, &Set { round: set.await?, latch: name })?;
+            output::print(format, &LatchSetOutput { round: set.await?, latch: name })?;
         }
         LatchCommand::CountDown { name, by } => {
             let count = locks.latch(name.as_str()).count_down(by).await?;
-            output::print(format, &Counted { latch: name, count })?;
+            output::print(format, &LatchCountDownOutput { latch: name, count })?;
         }
         LatchCommand::Wait { name, wait } => {
             let open = locks.latch(name.as_str()).wait(wait).await?;
-            output::print(format, &Waited { latch: name, open })?;
+            output::print(format, &LatchWaitOutput { latch: name, open })?;
             return Ok(if open { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) });
         }
         LatchCommand::Get { name } => {
-            output::print(format, &Shown::from(locks.latch(name).get().await?))?;
+            output::print(format, &LatchRow::from(locks.latch(name).get().await?))?;
         }
         LatchCommand::Delete { name } => {
             locks.latch(name.as_str()).delete().await?;
-            output::print(format, &Deleted { latch: name })?;
+            output::print(format, &LatchDeleteOutput { latch: name })?;
         }
         LatchCommand::List { prefix } => {
             let (mut latches, mut page) = (Vec::new(), None);
             loop {
                 let listed = locks.latches(prefix.as_str(), page).await?;
-                latches.extend(listed.items.into_iter().map(Shown::from));
+                latches.extend(listed.items.into_iter().map(LatchRow::from));
                 page = listed.next;
                 if page.is_none() {
                     break;
                 }
             }
-            output::print(format, &Listed { latches })?;
+            output::print(format, &LatchListOutput { latches })?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-impl From<LatchInfo> for Shown {
+impl From<LatchInfo> for LatchRow {
     fn from(latch: LatchInfo) -> Self {
         let LatchInfo { name, count, set_count, round, age_ms } = latch;
         Self { name, count, set_count, round, age_ms }
     }
 }
 
-impl Report for Set {
+impl CommandOutput for LatchSetOutput {
     fn text(&self) -> String {
         format!("{} set, round {}", self.latch, self.round)
     }
 }
 
-impl Report for Counted {
+impl CommandOutput for LatchCountDownOutput {
     fn text(&self) -> String {
         match self.count {
             0 => format!("{} is open", self.latch),
@@ -164,19 +164,19 @@ impl Report for Counted {
     }
 }
 
-impl Report for Waited {
+impl CommandOutput for LatchWaitOutput {
     fn text(&self) -> String {
         format!("{} is {}", self.latch, if self.open { "open" } else { "not open" })
     }
 }
 
-impl Report for Deleted {
+impl CommandOutput for LatchDeleteOutput {
     fn text(&self) -> String {
         format!("{} deleted", self.latch)
     }
 }
 
-impl Report for Shown {
+impl CommandOutput for LatchRow {
     fn text(&self) -> String {
         output::fields([
             ("latch", self.name.clone()),
@@ -188,9 +188,9 @@ impl Report for Shown {
     }
 }
 
-impl Report for Listed {
+impl CommandOutput for LatchListOutput {
     fn text(&self) -> String {
-        let row = |latch: &Shown| {
+        let row = |latch: &LatchRow| {
             let numbers = [latch.count, latch.set_count, latch.round, latch.age_ms];
             let numbers = numbers.iter().map(u64::to_string);
             [latch.name.clone()].into_iter().chain(numbers).collect()

@@ -9,11 +9,11 @@ use trefoil_client::{Guard, Guards, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::lock_set::{Holder, Wanted, WishArgs};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::lock_set::{SessionSettings, WantedLocks, WishArgs};
 use crate::lock_view;
 use crate::mode::{Mode, mode_name};
-use crate::output::{self, Format, Report};
+use crate::output::{self, CommandOutput, Format};
 use crate::run::RunArgs;
 use crate::session::{Signals, leave};
 
@@ -22,7 +22,7 @@ use crate::session::{Signals, leave};
 pub(crate) enum LockCommand {
     /// Acquire a lock, or several of them, all or none, and leave it held until its TTL is over or it is released; exits with
     /// 2 when another holds it.
-    Acquire(AcquireArgs),
+    Acquire(AcquireLocksArgs),
     /// Change the mode of what acquire left held; exits with 2 when others are in the way.
     Convert(ConvertArgs),
     /// Release what acquire left held: one lock, or with --all everything that a session holds.
@@ -72,7 +72,7 @@ pub(crate) enum LockCommand {
 
 /// What to acquire.
 #[derive(Debug, Args)]
-pub(crate) struct AcquireArgs {
+pub(crate) struct AcquireLocksArgs {
     #[command(flatten)]
     wish: WishArgs,
     /// How long it stays held, 100 ms to 24 h.
@@ -149,7 +149,7 @@ pub(crate) struct ReleaseArgs {
 }
 
 #[derive(Serialize)]
-struct Acquired {
+struct LockAcquireOutput {
     lock: String,
     acquired: bool,
     mode: Option<&'static str>,
@@ -160,7 +160,7 @@ struct Acquired {
 }
 
 #[derive(Serialize)]
-struct Converted {
+struct LockConvertOutput {
     lock: String,
     converted: bool,
     mode: Option<&'static str>,
@@ -168,20 +168,20 @@ struct Converted {
 }
 
 #[derive(Serialize)]
-struct Forced {
+struct LockForceReleaseOutput {
     lock: String,
     released: u32,
     fencing_token: u64,
 }
 
 #[derive(Serialize)]
-struct Asked {
+struct LockRequestReleaseOutput {
     lock: String,
     asked: u32,
 }
 
 #[derive(Serialize)]
-struct Released {
+struct LockReleaseOutput {
     lock: Option<String>,
     released: u32,
 }
@@ -190,7 +190,7 @@ pub(crate) async fn run(
     command: LockCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     match command {
         LockCommand::Acquire(acquire) => self::acquire(acquire, args, format).await,
         LockCommand::Convert(convert) => self::convert(convert, args, format).await,
@@ -211,23 +211,23 @@ pub(crate) async fn run(
 }
 
 async fn acquire(
-    args: AcquireArgs,
+    args: AcquireLocksArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
-    let AcquireArgs { wish, wait, ttl, owner } = args;
+) -> Result<ExitCode, CommandFailure> {
+    let AcquireLocksArgs { wish, wait, ttl, owner } = args;
     let WishArgs { name, mode, with, progress, lock_delay, metadata } = wish;
-    let wanted = Wanted { name, mode, with, wait };
-    let holder = Holder { ttl, owner, lock_delay, metadata };
+    let wanted = WantedLocks { name, mode, with, wait };
+    let holder = SessionSettings { ttl, owner, lock_delay, metadata };
     let waited = wanted.acquire_under(holder, client, &mut Signals::heard()?, progress).await?;
     if wanted.with.is_empty() {
-        leave(waited, format, |got| Acquired::new(&wanted.name, got)).await
+        leave(waited, format, |got| LockAcquireOutput::new(&wanted.name, got)).await
     } else {
         leave(waited, format, |got| wanted.report(got)).await
     }
 }
 
-impl Acquired {
+impl LockAcquireOutput {
     fn new(name: &str, got: Option<(&Session, &Guards)>) -> Self {
         let guard = got.and_then(|(_, guards)| guards.get(name));
         Self {
@@ -245,11 +245,11 @@ async fn convert(
     args: ConvertArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let ConvertArgs { name, mode, session, token, wait } = args;
     let locks = connect(client).await?.locks();
     let response = locks.convert(session, name.as_str(), token, mode.into(), wait).await?;
-    let converted = Converted {
+    let converted = LockConvertOutput {
         lock: name,
         converted: response.converted,
         mode: response.converted.then(|| mode_name(response.mode())),
@@ -263,7 +263,7 @@ async fn release(
     args: ReleaseArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(client).await?.locks();
     let released = match &args.name {
         Some(name) => {
@@ -272,7 +272,7 @@ async fn release(
         }
         None => locks.release_all(args.session).await?,
     };
-    output::print(format, &Released { lock: args.name, released })?;
+    output::print(format, &LockReleaseOutput { lock: args.name, released })?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -281,10 +281,13 @@ async fn force_release(
     token: u64,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let response = connect(client).await?.locks().force_release(name.as_str(), token).await?;
-    let forced =
-        Forced { lock: name, released: response.released, fencing_token: response.fencing_token };
+    let forced = LockForceReleaseOutput {
+        lock: name,
+        released: response.released,
+        fencing_token: response.fencing_token,
+    };
     output::print(format, &forced)?;
     Ok(ExitCode::SUCCESS)
 }
@@ -293,15 +296,15 @@ async fn request_release(
     args: RequestArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let RequestArgs { name, token, owner, reason } = args;
     let locks = connect(client).await?.locks();
     let asked = locks.request_release(name.as_str(), token, owner, reason).await?;
-    output::print(format, &Asked { lock: name, asked })?;
+    output::print(format, &LockRequestReleaseOutput { lock: name, asked })?;
     Ok(ExitCode::SUCCESS)
 }
 
-impl Report for Acquired {
+impl CommandOutput for LockAcquireOutput {
     fn text(&self) -> String {
         let (Some(mode), Some(session), Some(token), Some(ms)) =
             (self.mode, self.session_id, self.fencing_token, self.held_for_ms)
@@ -318,7 +321,7 @@ impl Report for Acquired {
     }
 }
 
-impl Report for Converted {
+impl CommandOutput for LockConvertOutput {
     fn text(&self) -> String {
         let (Some(mode), Some(token)) = (self.mode, self.fencing_token) else {
             return format!("{} is held by others as well, and was not converted", self.lock);
@@ -331,7 +334,7 @@ impl Report for Converted {
     }
 }
 
-impl Report for Forced {
+impl CommandOutput for LockForceReleaseOutput {
     fn text(&self) -> String {
         let Self { lock, released, fencing_token } = self;
         let grants = output::counted(*released, "grant");
@@ -339,14 +342,14 @@ impl Report for Forced {
     }
 }
 
-impl Report for Asked {
+impl CommandOutput for LockRequestReleaseOutput {
     fn text(&self) -> String {
         let holders = output::counted(self.asked, "holder");
         format!("{holders} of {} asked to release it", self.lock)
     }
 }
 
-impl Report for Released {
+impl CommandOutput for LockReleaseOutput {
     fn text(&self) -> String {
         match &self.lock {
             Some(lock) => format!("{lock} released"),

@@ -10,9 +10,9 @@ use trefoil_client::proto::lock::v1::DescribeLockResponse;
 use trefoil_client::{Client, Error, Guard, Guards, Session, WaitPlace};
 
 use crate::args::{ClientArgs, duration, entry};
-use crate::exit::Failure;
+use crate::exit::CommandFailure;
 use crate::mode::{Mode, mode_name};
-use crate::output::{self, Report};
+use crate::output::{self, CommandOutput};
 use crate::session::{Signals, Waited, wait_under};
 
 /// Nobody waits longer without a word.
@@ -53,7 +53,7 @@ pub(crate) struct WishArgs {
 }
 
 /// One lock, or several, and how long to wait for them.
-pub(crate) struct Wanted {
+pub(crate) struct WantedLocks {
     pub(crate) name: String,
     pub(crate) mode: Mode,
     pub(crate) with: Vec<With>,
@@ -83,14 +83,14 @@ pub(crate) fn with(text: &str) -> Result<With, String> {
 }
 
 /// The session that a command holds its locks under.
-pub(crate) struct Holder {
+pub(crate) struct SessionSettings {
     pub(crate) ttl: Duration,
     pub(crate) owner: String,
     pub(crate) lock_delay: Duration,
     pub(crate) metadata: Vec<(String, String)>,
 }
 
-impl Wanted {
+impl WantedLocks {
     /// Each lock and its mode.
     fn locks(&self) -> impl Iterator<Item = (&str, Mode)> {
         let others =
@@ -105,12 +105,12 @@ impl Wanted {
     /// Opens a session and acquires all, or none, until a signal comes.
     pub(crate) async fn acquire_under(
         &self,
-        holder: Holder,
+        holder: SessionSettings,
         args: &ClientArgs,
         signals: &mut Signals,
         progress: bool,
-    ) -> Result<Waited<Guards>, Failure> {
-        let Holder { ttl, owner, lock_delay, metadata } = holder;
+    ) -> Result<Waited<Guards>, CommandFailure> {
+        let SessionSettings { ttl, owner, lock_delay, metadata } = holder;
         let open = |client: &Client| {
             let open = client.session(ttl).owner(owner).lock_delay(lock_delay);
             metadata.into_iter().fold(open, |open, (key, value)| open.metadata(key, value))
@@ -127,7 +127,7 @@ impl Wanted {
         client: &Client,
         session: &Session,
         progress: bool,
-    ) -> Result<Option<Guards>, Failure> {
+    ) -> Result<Option<Guards>, CommandFailure> {
         tokio::select! {
             guards = self.guards(session, progress) => Ok(guards?),
             never = self.tell_holders(client) => match never {},
@@ -158,16 +158,16 @@ impl Wanted {
     }
 
     /// What the command got, or did not.
-    pub(crate) fn report(&self, got: Option<(&Session, &Guards)>) -> AcquiredAll {
+    pub(crate) fn report(&self, got: Option<(&Session, &Guards)>) -> LockSetAcquireOutput {
         let one = |(lock, mode): (&str, Mode)| {
             let guard = got.and_then(|(_, guards)| guards.get(lock));
-            AcquiredOne {
+            AcquiredLockRow {
                 lock: lock.to_owned(),
                 mode: mode_name(guard.map_or_else(|| mode.into(), Guard::mode)),
                 fencing_token: guard.map(Guard::token),
             }
         };
-        AcquiredAll {
+        LockSetAcquireOutput {
             acquired: got.is_some(),
             session_id: got.map(|(session, _)| session.id()),
             held_for_ms: got.map(|(_, guards)| guards.remaining().as_millis()),
@@ -200,22 +200,22 @@ fn standing(lock: &DescribeLockResponse) -> String {
 }
 
 #[derive(Serialize)]
-pub(crate) struct AcquiredAll {
+pub(crate) struct LockSetAcquireOutput {
     acquired: bool,
     #[serde(serialize_with = "output::some_id")]
     session_id: Option<u64>,
     held_for_ms: Option<u128>,
-    locks: Vec<AcquiredOne>,
+    locks: Vec<AcquiredLockRow>,
 }
 
 #[derive(Serialize)]
-struct AcquiredOne {
+struct AcquiredLockRow {
     lock: String,
     mode: &'static str,
     fencing_token: Option<u64>,
 }
 
-impl Report for AcquiredAll {
+impl CommandOutput for LockSetAcquireOutput {
     fn text(&self) -> String {
         let (Some(session), Some(ms)) = (self.session_id, self.held_for_ms) else {
             let names = self.locks.iter().map(|one| one.lock.as_str()).collect::<Vec<_>>();

@@ -11,63 +11,72 @@ use trefoil_client::proto::lock::v1::{
 
 use crate::args::ClientArgs;
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
+use crate::exit::{CommandFailure, NOTHING};
 use crate::mode::mode_name;
-use crate::output::{self, Format, Report};
+use crate::output::{self, CommandOutput, Format};
 
 pub(crate) async fn list(
     prefix: String,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
     let (mut found, mut page) = (Vec::new(), None);
     loop {
         let listed = locks.list(prefix.as_str(), page).await?;
-        found.extend(listed.items.into_iter().map(Lock::from));
+        found.extend(listed.items.into_iter().map(LockRow::from));
         page = listed.next;
         if page.is_none() {
             break;
         }
     }
-    print(format, &Locks { locks: found })
+    print(format, &LockListOutput { locks: found })
 }
 
 pub(crate) async fn describe(
     name: String,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let described = connect(args).await?.locks().describe(name.as_str()).await?;
-    print(format, &Described::new(name, described))
+    print(format, &LockDescribeOutput::new(name, described))
 }
 
-pub(crate) async fn sessions(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+pub(crate) async fn sessions(
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
     let (mut found, mut page) = (Vec::new(), None);
     loop {
         let listed = locks.sessions(page).await?;
-        found.extend(listed.items.into_iter().map(Session::from));
+        found.extend(listed.items.into_iter().map(SessionRow::from));
         page = listed.next;
         if page.is_none() {
             break;
         }
     }
-    print(format, &Sessions { sessions: found })
+    print(format, &LockSessionsOutput { sessions: found })
 }
 
 pub(crate) async fn session(
     id: u64,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let got = connect(args).await?.locks().session(id).await?;
-    print(format, &OneSession::from(got))
+    print(format, &LockSessionOutput::from(got))
 }
 
-pub(crate) async fn deadlocks(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+pub(crate) async fn deadlocks(
+    args: &ClientArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     let found = connect(args).await?.locks().deadlocks().await?;
-    print(format, &Deadlocks { deadlocks: found.into_iter().map(Deadlock::from).collect() })
+    print(
+        format,
+        &LockDeadlocksOutput { deadlocks: found.into_iter().map(DeadlockRow::from).collect() },
+    )
 }
 
 pub(crate) async fn validate(
@@ -75,49 +84,49 @@ pub(crate) async fn validate(
     token: u64,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let answer = connect(args).await?.locks().validate(name.as_str(), token).await?;
-    let validated = Validated {
+    let validated = LockValidateOutput {
         lock: name,
         fencing_token: token,
         valid: answer.valid,
-        holder: answer.holder.map(Holder::from),
+        holder: answer.holder.map(LockHolderRow::from),
     };
     output::print(format, &validated)?;
     Ok(if validated.valid { ExitCode::SUCCESS } else { ExitCode::from(NOTHING) })
 }
 
-fn print(format: Format, report: &impl Report) -> Result<ExitCode, Failure> {
+fn print(format: Format, report: &impl CommandOutput) -> Result<ExitCode, CommandFailure> {
     output::print(format, report)?;
     Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]
-struct Locks {
-    locks: Vec<Lock>,
+struct LockListOutput {
+    locks: Vec<LockRow>,
 }
 
 #[derive(Serialize)]
-struct Lock {
+struct LockRow {
     name: String,
     mode: &'static str,
     holder_count: u64,
     waiter_count: u64,
-    holder: Option<Holder>,
+    holder: Option<LockHolderRow>,
 }
 
 #[derive(Serialize)]
-struct Described {
+struct LockDescribeOutput {
     name: String,
     holder_count: u64,
     waiter_count: u64,
     delayed_ms: u64,
-    holders: Vec<Holder>,
-    waiters: Vec<Waiter>,
+    holders: Vec<LockHolderRow>,
+    waiters: Vec<LockWaiterRow>,
 }
 
 #[derive(Serialize)]
-struct Holder {
+struct LockHolderRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
@@ -127,7 +136,7 @@ struct Holder {
 }
 
 #[derive(Serialize)]
-struct Waiter {
+struct LockWaiterRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
@@ -140,12 +149,12 @@ struct Waiter {
 }
 
 #[derive(Serialize)]
-struct Sessions {
-    sessions: Vec<Session>,
+struct LockSessionsOutput {
+    sessions: Vec<SessionRow>,
 }
 
 #[derive(Default, Serialize)]
-struct Session {
+struct SessionRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
@@ -157,13 +166,13 @@ struct Session {
 }
 
 #[derive(Serialize)]
-struct OneSession {
-    session: Session,
-    locks: Vec<OfSession>,
+struct LockSessionOutput {
+    session: SessionRow,
+    locks: Vec<SessionLockRow>,
 }
 
 #[derive(Serialize)]
-struct OfSession {
+struct SessionLockRow {
     name: String,
     mode: &'static str,
     fencing_token: u64,
@@ -173,18 +182,18 @@ struct OfSession {
 }
 
 #[derive(Serialize)]
-struct Validated {
+struct LockValidateOutput {
     lock: String,
     fencing_token: u64,
     valid: bool,
-    holder: Option<Holder>,
+    holder: Option<LockHolderRow>,
 }
 
-impl Report for Validated {
+impl CommandOutput for LockValidateOutput {
     fn text(&self) -> String {
         let Self { lock, fencing_token, holder, .. } = self;
         match holder {
-            Some(Holder { session_id, owner, mode, .. }) => {
+            Some(LockHolderRow { session_id, owner, mode, .. }) => {
                 format!("valid: session {session_id} of {owner:?} holds {lock} ({mode})")
             }
             None => format!("not valid: nobody holds {lock} with token {fencing_token}"),
@@ -193,22 +202,22 @@ impl Report for Validated {
 }
 
 #[derive(Serialize)]
-struct Deadlocks {
-    deadlocks: Vec<Deadlock>,
+struct LockDeadlocksOutput {
+    deadlocks: Vec<DeadlockRow>,
 }
 
 #[derive(Serialize)]
-struct Deadlock {
+struct DeadlockRow {
     number: u64,
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     log_time_ms: u64,
     length: u32,
-    edges: Vec<Edge>,
+    edges: Vec<DeadlockEdgeRow>,
 }
 
 #[derive(Serialize)]
-struct Edge {
+struct DeadlockEdgeRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
@@ -223,15 +232,15 @@ struct Edge {
     held_ms: u64,
 }
 
-impl From<v1::Deadlock> for Deadlock {
+impl From<v1::Deadlock> for DeadlockRow {
     fn from(deadlock: v1::Deadlock) -> Self {
         let v1::Deadlock { number, session_id, log_time_ms, length, edges } = deadlock;
-        let edges = edges.into_iter().map(Edge::from).collect();
+        let edges = edges.into_iter().map(DeadlockEdgeRow::from).collect();
         Self { number, session_id, log_time_ms, length, edges }
     }
 }
 
-impl From<DeadlockEdge> for Edge {
+impl From<DeadlockEdge> for DeadlockEdgeRow {
     fn from(edge: DeadlockEdge) -> Self {
         Self {
             mode: mode_name(edge.mode()),
@@ -248,7 +257,7 @@ impl From<DeadlockEdge> for Edge {
     }
 }
 
-impl Report for Deadlocks {
+impl CommandOutput for LockDeadlocksOutput {
     fn text(&self) -> String {
         let rows = self.deadlocks.iter().flat_map(|deadlock| {
             deadlock.edges.iter().map(|edge| {
@@ -271,15 +280,15 @@ impl Report for Deadlocks {
     }
 }
 
-impl From<LockInfo> for Lock {
+impl From<LockInfo> for LockRow {
     fn from(info: LockInfo) -> Self {
         let mode = mode_name(info.mode());
         let LockInfo { name, holder_count, waiter_count, holder, .. } = info;
-        Self { name, mode, holder_count, waiter_count, holder: holder.map(Holder::from) }
+        Self { name, mode, holder_count, waiter_count, holder: holder.map(LockHolderRow::from) }
     }
 }
 
-impl From<LockHolder> for Holder {
+impl From<LockHolder> for LockHolderRow {
     fn from(holder: LockHolder) -> Self {
         let mode = mode_name(holder.mode());
         let LockHolder { session_id, owner, fencing_token, held_ms, .. } = holder;
@@ -287,7 +296,7 @@ impl From<LockHolder> for Holder {
     }
 }
 
-impl From<LockWaiter> for Waiter {
+impl From<LockWaiter> for LockWaiterRow {
     fn from(waiter: LockWaiter) -> Self {
         let mode = mode_name(waiter.mode());
         let LockWaiter { session_id, owner, converts, waiting_ms, remaining_ms, locks, .. } =
@@ -296,27 +305,27 @@ impl From<LockWaiter> for Waiter {
     }
 }
 
-impl Described {
+impl LockDescribeOutput {
     fn new(name: String, described: DescribeLockResponse) -> Self {
         Self {
             name,
             holder_count: described.holder_count,
             waiter_count: described.waiter_count,
             delayed_ms: described.delayed_ms,
-            holders: described.holders.into_iter().map(Holder::from).collect(),
-            waiters: described.waiters.into_iter().map(Waiter::from).collect(),
+            holders: described.holders.into_iter().map(LockHolderRow::from).collect(),
+            waiters: described.waiters.into_iter().map(LockWaiterRow::from).collect(),
         }
     }
 }
 
-impl From<SessionInfo> for Session {
+impl From<SessionInfo> for SessionRow {
     fn from(info: SessionInfo) -> Self {
         let SessionInfo { session_id, owner, ttl_ms, remaining_ms, locks, held, metadata } = info;
         Self { session_id, owner, ttl_ms, remaining_ms, locks, held, metadata }
     }
 }
 
-impl From<SessionLock> for OfSession {
+impl From<SessionLock> for SessionLockRow {
     fn from(lock: SessionLock) -> Self {
         let (mode, waits_for) = (mode_name(lock.mode()), mode_name(lock.waits_for()));
         let SessionLock { name, fencing_token, held_ms, waiting_ms, .. } = lock;
@@ -324,16 +333,16 @@ impl From<SessionLock> for OfSession {
     }
 }
 
-impl From<GetSessionResponse> for OneSession {
+impl From<GetSessionResponse> for LockSessionOutput {
     fn from(got: GetSessionResponse) -> Self {
         Self {
-            session: got.session.map(Session::from).unwrap_or_default(),
-            locks: got.locks.into_iter().map(OfSession::from).collect(),
+            session: got.session.map(SessionRow::from).unwrap_or_default(),
+            locks: got.locks.into_iter().map(SessionLockRow::from).collect(),
         }
     }
 }
 
-impl Report for Locks {
+impl CommandOutput for LockListOutput {
     fn text(&self) -> String {
         let rows = self.locks.iter().map(|lock| {
             let holder = lock.holder.as_ref();
@@ -354,7 +363,7 @@ impl Report for Locks {
     }
 }
 
-impl Report for Described {
+impl CommandOutput for LockDescribeOutput {
     fn text(&self) -> String {
         let head = output::fields([
             ("lock", self.name.clone()),
@@ -382,7 +391,7 @@ impl Report for Described {
     }
 }
 
-impl Report for Sessions {
+impl CommandOutput for LockSessionsOutput {
     fn text(&self) -> String {
         let rows = self.sessions.iter().map(|session| {
             vec![
@@ -400,9 +409,9 @@ impl Report for Sessions {
     }
 }
 
-impl Report for OneSession {
+impl CommandOutput for LockSessionOutput {
     fn text(&self) -> String {
-        let Session { session_id, owner, ttl_ms, remaining_ms, metadata, .. } = &self.session;
+        let SessionRow { session_id, owner, ttl_ms, remaining_ms, metadata, .. } = &self.session;
         let head = output::fields([
             ("session", session_id.to_string()),
             ("owner", owner.clone()),

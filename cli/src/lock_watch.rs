@@ -8,9 +8,9 @@ use trefoil_client::{LockEvent, WatchPosition};
 
 use crate::args::ClientArgs;
 use crate::client::connect;
-use crate::exit::Failure;
+use crate::exit::CommandFailure;
 use crate::mode::mode_name;
-use crate::output::{self, Format, Report};
+use crate::output::{self, CommandOutput, Format};
 
 /// What to watch.
 #[derive(Debug, Args)]
@@ -32,7 +32,7 @@ pub(crate) struct WatchArgs {
 }
 
 #[derive(Serialize)]
-struct Happened {
+struct LockWatchOutput {
     event: String,
     lock: String,
     #[serde(serialize_with = "output::id")]
@@ -52,7 +52,7 @@ pub(crate) async fn run(
     args: WatchArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(client).await?.locks();
     let mut watch = match args.name {
         Some(name) => locks.watch_one(name),
@@ -66,7 +66,7 @@ pub(crate) async fn run(
     loop {
         let event = watch.next().await?;
         let position = shown(&watch.position().unwrap_or_default());
-        if !output::line(format, &Happened::new(event, position))? {
+        if !output::line(format, &LockWatchOutput::new(event, position))? {
             return Ok(ExitCode::SUCCESS);
         }
     }
@@ -90,7 +90,7 @@ fn position(text: &str) -> Result<WatchPosition, String> {
     Ok(WatchPosition { index, ordinal: ordinal.transpose()?, shard, cluster_id })
 }
 
-impl Happened {
+impl LockWatchOutput {
     fn new(event: LockEvent, position: String) -> Self {
         let kind = event.kind().as_str_name().trim_start_matches("LOCK_EVENT_KIND_");
         Self {
@@ -109,7 +109,7 @@ impl Happened {
     }
 }
 
-impl Report for Happened {
+impl CommandOutput for LockWatchOutput {
     fn text(&self) -> String {
         let Self { event, lock, session_id, owner, mode, index, .. } = self;
         let owner = if owner.is_empty() { String::new() } else { format!(" ({owner})") };

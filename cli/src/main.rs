@@ -34,21 +34,21 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 
-use commands::{Arguments, Command};
-use exit::Failure;
+use commands::{Command, CommandLine};
+use exit::CommandFailure;
 
 /// Time that work in the background has left when the command is done, such as closing a session.
 const LINGER: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
     trefoil_server::storage::evidence::abort_on_panic();
-    let arguments = match Arguments::try_parse() {
+    let arguments = match CommandLine::try_parse() {
         Ok(arguments) => arguments,
         Err(refusal) => return exit::usage(&refusal),
     };
     let runtime = tokio::runtime::Runtime::new();
     let ended = runtime
-        .map_err(|error| Failure::new(format!("cannot start threads: {error}")))
+        .map_err(|error| CommandFailure::new(format!("cannot start threads: {error}")))
         .and_then(|runtime| {
             let ended = runtime.block_on(dispatch(arguments));
             runtime.shutdown_timeout(LINGER);
@@ -60,8 +60,8 @@ fn main() -> ExitCode {
     }
 }
 
-async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
-    let Arguments { output, client, command } = arguments;
+async fn dispatch(arguments: CommandLine) -> Result<ExitCode, CommandFailure> {
+    let CommandLine { output, client, command } = arguments;
     match command {
         Command::Serve(serve) => serve::run(*serve).await,
         Command::Dev(dev) => dev::run(dev, output).await,
@@ -77,7 +77,7 @@ async fn dispatch(arguments: Arguments) -> Result<ExitCode, Failure> {
         Command::Bench(bench) => bench::run(bench, &client, output).await,
         Command::Health(health) => health::run(&health, &client, output).await,
         Command::Version => version::run(output),
-        Command::Completions { shell } => manual::completions(shell, Arguments::command()),
-        Command::Man { dir } => manual::man(&dir, Arguments::command()),
+        Command::Completions { shell } => manual::completions(shell, CommandLine::command()),
+        Command::Man { dir } => manual::man(&dir, CommandLine::command()),
     }
 }

@@ -11,8 +11,8 @@ use trefoil_client::proto::cluster::v1::{
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::Failure;
-use crate::output::{self, Format, Report};
+use crate::exit::CommandFailure;
+use crate::output::{self, CommandOutput, Format};
 
 /// What to do with namespaces.
 #[derive(Debug, Subcommand)]
@@ -130,41 +130,44 @@ pub(crate) async fn run(
     command: NamespaceCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let namespaces = connect(args).await?.namespaces();
     match command {
         NamespaceCommand::Create { name, settings } => {
             let settings = settings.over(NamespaceSettings::default());
             let created = namespaces.create(name, settings).await?;
-            output::print(format, &Shown::from(created.namespace.unwrap_or_default()))?;
+            output::print(format, &NamespaceRow::from(created.namespace.unwrap_or_default()))?;
         }
         NamespaceCommand::Update { name, settings } => {
             let known = namespaces.get(name.as_str()).await?.namespace.unwrap_or_default();
             let settings = settings.over(known.settings.unwrap_or_default());
             let updated = namespaces.update(name, settings, known.version).await?;
-            output::print(format, &Shown::from(updated))?;
+            output::print(format, &NamespaceRow::from(updated))?;
         }
         NamespaceCommand::Get { name } => {
             let got = namespaces.get(name).await?;
-            let usage = got.usage.map(Usage::from);
-            let namespace = Shown::from(got.namespace.unwrap_or_default());
-            output::print(format, &Got { in_force: got.in_force, namespace, usage })?;
+            let usage = got.usage.map(NamespaceUsageRow::from);
+            let namespace = NamespaceRow::from(got.namespace.unwrap_or_default());
+            output::print(
+                format,
+                &NamespaceGetOutput { in_force: got.in_force, namespace, usage },
+            )?;
         }
         NamespaceCommand::List { prefix } => {
             let (mut found, mut page) = (Vec::new(), None);
             loop {
                 let listed = namespaces.list(prefix.as_str(), page).await?;
-                found.extend(listed.items.into_iter().map(Shown::from));
+                found.extend(listed.items.into_iter().map(NamespaceRow::from));
                 page = listed.next;
                 if page.is_none() {
                     break;
                 }
             }
-            output::print(format, &List { namespaces: found })?;
+            output::print(format, &NamespaceListOutput { namespaces: found })?;
         }
         NamespaceCommand::Delete { name } => {
             namespaces.delete(name.as_str(), 0).await?;
-            output::print(format, &Deleted { name, deleted: true })?;
+            output::print(format, &NamespaceDeleteOutput { name, deleted: true })?;
         }
         NamespaceCommand::Policy { unknown } => {
             if let Some(unknown) = unknown {
@@ -180,14 +183,14 @@ pub(crate) async fn run(
                 UnknownNamespaces::Created | UnknownNamespaces::Unspecified => "created",
             };
             let (version, in_force) = (policy.version, policy.in_force);
-            output::print(format, &Policy { unknown, version, in_force })?;
+            output::print(format, &NamespacePolicyOutput { unknown, version, in_force })?;
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct NamespaceRow {
     name: String,
     version: u64,
     deleting: bool,
@@ -201,7 +204,7 @@ struct Shown {
 }
 
 #[derive(Serialize)]
-struct Usage {
+struct NamespaceUsageRow {
     sessions: u64,
     locks: u64,
     waits: u64,
@@ -209,31 +212,31 @@ struct Usage {
 }
 
 #[derive(Serialize)]
-struct Got {
-    namespace: Shown,
-    usage: Option<Usage>,
+struct NamespaceGetOutput {
+    namespace: NamespaceRow,
+    usage: Option<NamespaceUsageRow>,
     in_force: bool,
 }
 
 #[derive(Serialize)]
-struct List {
-    namespaces: Vec<Shown>,
+struct NamespaceListOutput {
+    namespaces: Vec<NamespaceRow>,
 }
 
 #[derive(Serialize)]
-struct Deleted {
+struct NamespaceDeleteOutput {
     name: String,
     deleted: bool,
 }
 
 #[derive(Serialize)]
-struct Policy {
+struct NamespacePolicyOutput {
     unknown: &'static str,
     version: u64,
     in_force: bool,
 }
 
-impl From<v1::Namespace> for Shown {
+impl From<v1::Namespace> for NamespaceRow {
     fn from(namespace: v1::Namespace) -> Self {
         let v1::Namespace { name, settings, version, deleting } = namespace;
         let settings = settings.unwrap_or_default();
@@ -256,14 +259,14 @@ impl From<v1::Namespace> for Shown {
     }
 }
 
-impl From<NamespaceUsage> for Usage {
+impl From<NamespaceUsage> for NamespaceUsageRow {
     fn from(usage: NamespaceUsage) -> Self {
         let NamespaceUsage { sessions, locks, waits, queues } = usage;
         Self { sessions, locks, waits, queues }
     }
 }
 
-impl Report for Shown {
+impl CommandOutput for NamespaceRow {
     fn text(&self) -> String {
         output::fields([
             ("namespace", self.name.clone()),
@@ -280,10 +283,12 @@ impl Report for Shown {
     }
 }
 
-impl Report for Got {
+impl CommandOutput for NamespaceGetOutput {
     fn text(&self) -> String {
         let head = self.namespace.text();
-        let Some(Usage { sessions, locks, waits, queues }) = &self.usage else { return head };
+        let Some(NamespaceUsageRow { sessions, locks, waits, queues }) = &self.usage else {
+            return head;
+        };
         let usage = output::fields([
             ("sessions now", sessions.to_string()),
             ("locks now", locks.to_string()),
@@ -295,7 +300,7 @@ impl Report for Got {
     }
 }
 
-impl Report for List {
+impl CommandOutput for NamespaceListOutput {
     fn text(&self) -> String {
         let rows = self.namespaces.iter().map(|of| {
             vec![
@@ -325,13 +330,13 @@ impl Report for List {
     }
 }
 
-impl Report for Deleted {
+impl CommandOutput for NamespaceDeleteOutput {
     fn text(&self) -> String {
         format!("{} removed", self.name)
     }
 }
 
-impl Report for Policy {
+impl CommandOutput for NamespacePolicyOutput {
     fn text(&self) -> String {
         output::fields([
             ("undeclared namespaces are", self.unknown.to_owned()),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Serialize, Serializer};
 
-use crate::exit::Failure;
+use crate::exit::CommandFailure;
 
 /// How results are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -18,8 +18,8 @@ pub(crate) enum Format {
     Json,
 }
 
-/// A result that both can read.
-pub(crate) trait Report: Serialize {
+/// A result that both can read. `LockListOutput` is that of `trefoil lock list`, and `LockRow` one of its rows.
+pub(crate) trait CommandOutput: Serialize {
     /// The form for people, without a newline at the end.
     fn text(&self) -> String;
 }
@@ -40,41 +40,44 @@ pub(crate) fn some_id<S: Serializer>(id: &Option<u64>, serializer: S) -> Result<
 }
 
 /// Writes a result; false when nobody reads it.
-pub(crate) fn print(format: Format, report: &impl Report) -> Result<bool, Failure> {
+pub(crate) fn print(format: Format, report: &impl CommandOutput) -> Result<bool, CommandFailure> {
     match format {
         Format::Table => text(&plain(&report.text(), true)),
         Format::Json => {
             let json = serde_json::to_string_pretty(report);
-            text(&json.map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?)
+            text(
+                &json
+                    .map_err(|error| CommandFailure::new(format!("cannot write JSON: {error}")))?,
+            )
         }
     }
 }
 
 /// Writes one of many results as one line, JSON without line breaks; false when nobody reads any more.
-pub(crate) fn line(format: Format, report: &impl Report) -> Result<bool, Failure> {
+pub(crate) fn line(format: Format, report: &impl CommandOutput) -> Result<bool, CommandFailure> {
     let mut line = match format {
         Format::Table => plain(&report.text(), false),
         Format::Json => serde_json::to_string(report)
-            .map_err(|error| Failure::new(format!("cannot write JSON: {error}")))?,
+            .map_err(|error| CommandFailure::new(format!("cannot write JSON: {error}")))?,
     };
     line.push('\n');
     raw(line.as_bytes())
 }
 
 /// Writes text and a newline to standard output.
-fn text(text: &str) -> Result<bool, Failure> {
+fn text(text: &str) -> Result<bool, CommandFailure> {
     let mut bytes = Vec::from(text);
     bytes.push(b'\n');
     raw(&bytes)
 }
 
 /// Writes bytes as they are to standard output; false when nobody reads them.
-pub(crate) fn raw(bytes: &[u8]) -> Result<bool, Failure> {
+pub(crate) fn raw(bytes: &[u8]) -> Result<bool, CommandFailure> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         // Whoever read it has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
-        Err(error) => Err(Failure::new(format!("cannot write to standard output: {error}"))),
+        Err(error) => Err(CommandFailure::new(format!("cannot write to standard output: {error}"))),
         Ok(()) => Ok(true),
     }
 }
@@ -86,7 +89,7 @@ pub(crate) fn counted(number: u32, what: &str) -> String {
 }
 
 /// Says why a command failed, and returns its exit code.
-pub(crate) fn report(failure: &Failure) -> ExitCode {
+pub(crate) fn report(failure: &CommandFailure) -> ExitCode {
     failure.lines().iter().for_each(|line| note(line));
     failure.exit_code()
 }

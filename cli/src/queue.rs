@@ -12,9 +12,9 @@ use trefoil_client::{Delivery, Message, Queue};
 
 use crate::args::{ClientArgs, FenceArgs, duration};
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::output::{self, Format, Report};
-use crate::value::{Shown, given};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::output::{self, CommandOutput, Format};
+use crate::value::{ShownValue, given};
 
 /// Acknowledgements under way at a time: where nobody answers, they wait as long as one.
 const ACKS_MAX: usize = 256;
@@ -89,27 +89,27 @@ pub(crate) struct DequeueArgs {
 }
 
 #[derive(Serialize)]
-struct Created {
+struct QueueCreateOutput {
     queue: String,
     created: bool,
 }
 
 #[derive(Serialize)]
-struct Enqueued {
+struct QueueEnqueueOutput {
     message_ids: Vec<String>,
 }
 
 #[derive(Serialize)]
-struct Dequeued {
-    deliveries: Vec<Delivered>,
+struct QueueDequeueOutput {
+    deliveries: Vec<DeliveryRow>,
 }
 
 #[derive(Serialize)]
-struct Delivered {
+struct DeliveryRow {
     message_id: String,
     lease_id: String,
     key: String,
-    value: Shown,
+    value: ShownValue,
     headers: BTreeMap<String, String>,
     delivery_count: u32,
     enqueued_at_ms: u64,
@@ -117,12 +117,12 @@ struct Delivered {
 }
 
 #[derive(Serialize)]
-struct Acknowledged {
-    results: Vec<Settled>,
+struct QueueAckOutput {
+    results: Vec<SettledLeaseRow>,
 }
 
 #[derive(Serialize)]
-struct Settled {
+struct SettledLeaseRow {
     lease_id: String,
     acknowledged: bool,
     /// Why not.
@@ -133,18 +133,18 @@ pub(crate) async fn run(
     command: QueueCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let client = connect(args).await?;
     match command {
         QueueCommand::Create { queue, partitions } => {
             let created = client.queue(queue.as_str()).create(partitions).await?;
-            output::print(format, &Created { queue, created })?;
+            output::print(format, &QueueCreateOutput { queue, created })?;
         }
         QueueCommand::Enqueue(enqueue) => {
             let messages = enqueue.messages()?;
             let message_ids =
                 enqueue.fence.queue(client.queue(enqueue.queue)).enqueue(messages).await?;
-            output::print(format, &Enqueued { message_ids })?;
+            output::print(format, &QueueEnqueueOutput { message_ids })?;
         }
         QueueCommand::Dequeue(dequeue) => {
             let queue = dequeue.fence.queue(client.queue(dequeue.queue.as_str()));
@@ -152,7 +152,7 @@ pub(crate) async fn run(
         }
         QueueCommand::Ack { queue, lease_ids, fence } => {
             let (results, failed) = settle(&fence.queue(client.queue(queue)), &lease_ids).await;
-            output::print(format, &Acknowledged { results })?;
+            output::print(format, &QueueAckOutput { results })?;
             return failed.map_or(Ok(ExitCode::SUCCESS), Err);
         }
     }
@@ -160,7 +160,10 @@ pub(crate) async fn run(
 }
 
 /// Settles each lease, whatever becomes of the others; the failure is of the first that was not settled.
-async fn settle(queue: &Queue, lease_ids: &[String]) -> (Vec<Settled>, Option<Failure>) {
+async fn settle(
+    queue: &Queue,
+    lease_ids: &[String],
+) -> (Vec<SettledLeaseRow>, Option<CommandFailure>) {
     let ack = |lease_id: String| {
         let queue = queue.clone();
         tokio::spawn(async move { (queue.ack(lease_id.as_str()).await, lease_id) })
@@ -170,27 +173,33 @@ async fn settle(queue: &Queue, lease_ids: &[String]) -> (Vec<Settled>, Option<Fa
         for ack in some.iter().cloned().map(ack).collect::<Vec<_>>() {
             let (end, lease_id) = ack.await.expect("no call panics");
             let error = end.as_ref().err().map(ToString::to_string);
-            results.push(Settled { lease_id, acknowledged: error.is_none(), error });
-            failed = failed.or_else(|| end.err().map(Failure::from));
+            results.push(SettledLeaseRow { lease_id, acknowledged: error.is_none(), error });
+            failed = failed.or_else(|| end.err().map(CommandFailure::from));
         }
     }
     (results, failed)
 }
 
-async fn take(queue: &Queue, args: &DequeueArgs, format: Format) -> Result<ExitCode, Failure> {
+async fn take(
+    queue: &Queue,
+    args: &DequeueArgs,
+    format: Format,
+) -> Result<ExitCode, CommandFailure> {
     if args.raw && args.max != 1 {
-        return Err(Failure::usage("--raw writes one value: leave --max at 1"));
+        return Err(CommandFailure::usage("--raw writes one value: leave --max at 1"));
     }
     let deliveries = queue.dequeue().max(args.max).wait(args.wait).lease(args.lease).await?;
     let is_read = match deliveries.first() {
         Some(delivery) if args.raw => output::raw(delivery.value().as_bytes())?,
         None if args.raw => true,
-        _ => output::print(format, &Dequeued::from(&deliveries[..]))?,
+        _ => output::print(format, &QueueDequeueOutput::from(&deliveries[..]))?,
     };
     if args.ack {
         if !is_read {
             let what = "nobody read the messages, so they were not acknowledged";
-            return Err(Failure::new(what).next("They come back when their leases are over."));
+            return Err(
+                CommandFailure::new(what).next("They come back when their leases are over.")
+            );
         }
         let lease_ids = deliveries.iter().map(|delivery| delivery.lease_id().to_owned());
         let (_, failed) = settle(queue, &lease_ids.collect::<Vec<_>>()).await;
@@ -200,9 +209,9 @@ async fn take(queue: &Queue, args: &DequeueArgs, format: Format) -> Result<ExitC
 }
 
 impl EnqueueArgs {
-    fn messages(&self) -> Result<Vec<Message>, Failure> {
+    fn messages(&self) -> Result<Vec<Message>, CommandFailure> {
         if self.values.iter().filter(|value| *value == "-").count() > 1 {
-            return Err(Failure::usage("standard input is one value: give - once"));
+            return Err(CommandFailure::usage("standard input is one value: give - once"));
         }
         let message = |value: &String| {
             let message = Message::new(given(value.clone())?).key(self.key.as_str());
@@ -228,9 +237,9 @@ fn date(moment: SystemTime) -> String {
     date.and_then(|date| date.ok()?.format(&Rfc3339).ok()).unwrap_or_default()
 }
 
-impl From<&[Delivery]> for Dequeued {
+impl From<&[Delivery]> for QueueDequeueOutput {
     fn from(deliveries: &[Delivery]) -> Self {
-        let shown = |delivery: &Delivery| Delivered {
+        let shown = |delivery: &Delivery| DeliveryRow {
             message_id: delivery.message_id().to_owned(),
             lease_id: delivery.lease_id().to_owned(),
             key: delivery.key().to_owned(),
@@ -244,25 +253,25 @@ impl From<&[Delivery]> for Dequeued {
     }
 }
 
-impl Report for Created {
+impl CommandOutput for QueueCreateOutput {
     fn text(&self) -> String {
         let what = if self.created { "created" } else { "was there" };
         format!("{} {what}", self.queue)
     }
 }
 
-impl Report for Enqueued {
+impl CommandOutput for QueueEnqueueOutput {
     fn text(&self) -> String {
         self.message_ids.join("\n")
     }
 }
 
-impl Report for Dequeued {
+impl CommandOutput for QueueDequeueOutput {
     fn text(&self) -> String {
         if self.deliveries.is_empty() {
             return "nothing came".to_owned();
         }
-        let row = |delivery: &Delivered| {
+        let row = |delivery: &DeliveryRow| {
             vec![
                 delivery.message_id.clone(),
                 delivery.lease_id.clone(),
@@ -280,9 +289,9 @@ impl Report for Dequeued {
     }
 }
 
-impl Report for Acknowledged {
+impl CommandOutput for QueueAckOutput {
     fn text(&self) -> String {
-        let row = |settled: &Settled| {
+        let row = |settled: &SettledLeaseRow| {
             let result = settled.error.clone().unwrap_or_else(|| "acknowledged".to_owned());
             vec![settled.lease_id.clone(), result]
         };

@@ -19,8 +19,8 @@ use tokio::time::{Instant, sleep, timeout};
 use trefoil_client::{Guard, Guards, Session};
 
 use crate::args::{ClientArgs, duration};
-use crate::exit::{Failure, LOST, NOTHING};
-use crate::lock_set::{Holder, Wanted, WishArgs};
+use crate::exit::{CommandFailure, LOST, NOTHING};
+use crate::lock_set::{SessionSettings, WantedLocks, WishArgs};
 use crate::output;
 use crate::session::{Signals, Waited, close, code_of_signal};
 
@@ -99,12 +99,12 @@ pub(crate) enum OnRequest {
     Term,
 }
 
-pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, CommandFailure> {
     let mut signals = Signals::heard()?;
     let RunArgs { wish, wait, ttl, owner, .. } = args;
     let WishArgs { name, mode, with, progress, lock_delay, metadata } = wish;
-    let wanted = Wanted { name, mode, with, wait };
-    let holder = Holder { ttl, owner, lock_delay, metadata };
+    let wanted = WantedLocks { name, mode, with, wait };
+    let holder = SessionSettings { ttl, owner, lock_delay, metadata };
     let waited = wanted.acquire_under(holder, client, &mut signals, progress).await?;
     let (session, guards) = match waited {
         Waited::Got(session, guards) => (session, guards),
@@ -112,7 +112,7 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
         Waited::Missed => return Err(missed(&wanted.names())),
     };
     let orders = Orders { on_lost: args.on_lost, grace: args.grace, on_request: args.on_request };
-    let ended = match Job::start(&args.command, &wanted.name, &guards) {
+    let ended = match RunningCommand::start(&args.command, &wanted.name, &guards) {
         Ok(mut job) => job.watch(&wanted.names().join(", "), &guards, &mut signals, orders).await,
         Err(failure) => Err(failure),
     };
@@ -121,9 +121,9 @@ pub(crate) async fn run(args: RunArgs, client: &ClientArgs) -> Result<ExitCode, 
     ended
 }
 
-fn missed(names: &[&str]) -> Failure {
+fn missed(names: &[&str]) -> CommandFailure {
     let is_missed = if names.len() == 1 { "is held by another" } else { "are not all free" };
-    Failure::new(format!("{} {is_missed}", names.join(", ")))
+    CommandFailure::new(format!("{} {is_missed}", names.join(", ")))
         .next("Wait longer for it with --wait.")
         .code(NOTHING)
 }
@@ -148,7 +148,7 @@ struct Orders {
 }
 
 /// The command while it runs.
-struct Job {
+struct RunningCommand {
     child: Child,
     pid: Option<Pid>,
     /// Whether it leads a process group of its own. At a terminal it stays in the group of this program: another one
@@ -156,10 +156,11 @@ struct Job {
     leads: bool,
 }
 
-impl Job {
-    fn start(command: &[OsString], name: &str, guards: &Guards) -> Result<Self, Failure> {
-        let (program, arguments) =
-            command.split_first().ok_or_else(|| Failure::usage("a command is missing after --"))?;
+impl RunningCommand {
+    fn start(command: &[OsString], name: &str, guards: &Guards) -> Result<Self, CommandFailure> {
+        let (program, arguments) = command
+            .split_first()
+            .ok_or_else(|| CommandFailure::usage("a command is missing after --"))?;
         let leads = !std::io::stdin().is_terminal();
         let token = guards.get(name).map_or(0, Guard::token);
         let tokens = guards.iter().map(|guard| format!("{}:{}", guard.name(), guard.token()));
@@ -174,7 +175,7 @@ impl Job {
             command.process_group(0);
         }
         let child = command.spawn().map_err(|error| {
-            Failure::new(format!("cannot run {}: {error}", program.to_string_lossy()))
+            CommandFailure::new(format!("cannot run {}: {error}", program.to_string_lossy()))
                 .code(NO_COMMAND)
         })?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
@@ -188,13 +189,13 @@ impl Job {
         guards: &Guards,
         signals: &mut Signals,
         orders: Orders,
-    ) -> Result<ExitCode, Failure> {
+    ) -> Result<ExitCode, CommandFailure> {
         let mut listens = orders.on_request != OnRequest::Ignore;
         let mut is_warned = false;
         loop {
             tokio::select! {
                 ended = self.child.wait() => {
-                    let status = ended.map_err(|error| Failure::new(format!("cannot wait for the command: {error}")))?;
+                    let status = ended.map_err(|error| CommandFailure::new(format!("cannot wait for the command: {error}")))?;
                     return Ok(ExitCode::from(code(status)));
                 }
                 signal = signals.next() => self.forward(signal),
@@ -214,7 +215,7 @@ impl Job {
                         continue;
                     }
                     self.end(orders.on_lost, orders.grace).await;
-                    return Err(Failure::new(format!("the lock {names} was lost, so the command was ended"))
+                    return Err(CommandFailure::new(format!("the lock {names} was lost, so the command was ended"))
                         .next("Look at `trefoil status`; a longer --ttl outlasts longer faults.")
                         .code(LOST));
                 }

@@ -12,8 +12,8 @@ use trefoil_client::{Client, PermitGuard, Session};
 
 use crate::args::{ClientArgs, duration};
 use crate::client::connect;
-use crate::exit::Failure;
-use crate::output::{self, Format, Report};
+use crate::exit::CommandFailure;
+use crate::output::{self, CommandOutput, Format};
 use crate::session::{Signals, leave, wait_under};
 
 /// What to do with a semaphore.
@@ -27,7 +27,7 @@ pub(crate) enum SemaphoreCommand {
         permits: u64,
     },
     /// Take permits until the TTL is over or they are released; exits with 2 when too few were left.
-    Acquire(AcquireArgs),
+    Acquire(AcquirePermitsArgs),
     /// Give back the permits of a session: the next in order hold theirs at once.
     Release {
         /// The semaphore.
@@ -67,7 +67,7 @@ pub(crate) enum SemaphoreCommand {
 
 /// What to take.
 #[derive(Debug, Args)]
-pub(crate) struct AcquireArgs {
+pub(crate) struct AcquirePermitsArgs {
     /// The semaphore.
     name: String,
     /// How many permits, all or none.
@@ -90,14 +90,14 @@ pub(crate) struct AcquireArgs {
 }
 
 #[derive(Serialize)]
-struct Set {
+struct SemaphoreSetOutput {
     semaphore: String,
     permits: u64,
     permits_before: u64,
 }
 
 #[derive(Serialize)]
-struct Acquired {
+struct SemaphoreAcquireOutput {
     semaphore: String,
     acquired: bool,
     permits: u64,
@@ -108,20 +108,20 @@ struct Acquired {
 }
 
 #[derive(Serialize)]
-struct Forced {
+struct SemaphoreForceReleaseOutput {
     semaphore: String,
     released: u32,
     fencing_token: u64,
 }
 
 #[derive(Serialize)]
-struct Done {
+struct SemaphoreDoneOutput {
     semaphore: String,
     done: &'static str,
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct SemaphoreRow {
     name: String,
     permits: u64,
     in_use: u64,
@@ -130,20 +130,20 @@ struct Shown {
 }
 
 #[derive(Serialize)]
-struct Listed {
-    semaphores: Vec<Shown>,
+struct SemaphoreListOutput {
+    semaphores: Vec<SemaphoreRow>,
 }
 
 #[derive(Serialize)]
-struct Described {
+struct SemaphoreDescribeOutput {
     #[serde(flatten)]
-    semaphore: Shown,
-    holders: Vec<Holder>,
-    waiters: Vec<Waiter>,
+    semaphore: SemaphoreRow,
+    holders: Vec<PermitHolderRow>,
+    waiters: Vec<PermitWaiterRow>,
 }
 
 #[derive(Serialize)]
-struct Holder {
+struct PermitHolderRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
@@ -153,7 +153,7 @@ struct Holder {
 }
 
 #[derive(Serialize)]
-struct Waiter {
+struct PermitWaiterRow {
     #[serde(serialize_with = "output::id")]
     session_id: u64,
     owner: String,
@@ -166,13 +166,16 @@ pub(crate) async fn run(
     command: SemaphoreCommand,
     args: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
-    let done = |semaphore, done| output::print(format, &Done { semaphore, done });
+    let done = |semaphore, done| output::print(format, &SemaphoreDoneOutput { semaphore, done });
     match command {
         SemaphoreCommand::Set { name, permits } => {
             let permits_before = locks.semaphore(name.as_str()).set(permits).await?;
-            output::print(format, &Set { semaphore: name, permits, permits_before })?;
+            output::print(
+                format,
+                &SemaphoreSetOutput { semaphore: name, permits, permits_before },
+            )?;
         }
         SemaphoreCommand::Acquire(acquire) => return self::acquire(acquire, args, format).await,
         SemaphoreCommand::Release { name, session, token } => {
@@ -182,23 +185,26 @@ pub(crate) async fn run(
         SemaphoreCommand::ForceRelease { name, token } => {
             let forced = locks.force_release(name.as_str(), token).await?;
             let (released, fencing_token) = (forced.released, forced.fencing_token);
-            output::print(format, &Forced { semaphore: name, released, fencing_token })?;
+            output::print(
+                format,
+                &SemaphoreForceReleaseOutput { semaphore: name, released, fencing_token },
+            )?;
         }
         SemaphoreCommand::Describe { name } => {
             let described = locks.semaphore(name).describe().await?;
-            output::print(format, &Described::from(described))?;
+            output::print(format, &SemaphoreDescribeOutput::from(described))?;
         }
         SemaphoreCommand::List { prefix } => {
             let (mut semaphores, mut page) = (Vec::new(), None);
             loop {
                 let listed = locks.semaphores(prefix.as_str(), page).await?;
-                semaphores.extend(listed.items.into_iter().map(Shown::from));
+                semaphores.extend(listed.items.into_iter().map(SemaphoreRow::from));
                 page = listed.next;
                 if page.is_none() {
                     break;
                 }
             }
-            output::print(format, &Listed { semaphores })?;
+            output::print(format, &SemaphoreListOutput { semaphores })?;
         }
         SemaphoreCommand::Delete { name } => {
             locks.semaphore(name.as_str()).delete().await?;
@@ -209,17 +215,17 @@ pub(crate) async fn run(
 }
 
 async fn acquire(
-    args: AcquireArgs,
+    args: AcquirePermitsArgs,
     client: &ClientArgs,
     format: Format,
-) -> Result<ExitCode, Failure> {
-    let AcquireArgs { name, permits, ttl, wait, owner, .. } = args;
+) -> Result<ExitCode, CommandFailure> {
+    let AcquirePermitsArgs { name, permits, ttl, wait, owner, .. } = args;
     let open = |client: &Client| client.session(ttl).owner(owner);
     let acquire = async |_: &Client, session: &Session| {
         Ok(session.semaphore(name.as_str()).permits(permits).wait(wait).acquire().await?)
     };
     let waited = wait_under(client, &mut Signals::heard()?, open, acquire).await?;
-    let report = |got: Option<(&Session, &PermitGuard)>| Acquired {
+    let report = |got: Option<(&Session, &PermitGuard)>| SemaphoreAcquireOutput {
         semaphore: name.clone(),
         acquired: got.is_some(),
         permits: got.map_or(0, |(_, guard)| guard.permits()),
@@ -230,38 +236,38 @@ async fn acquire(
     leave(waited, format, report).await
 }
 
-impl From<SemaphoreInfo> for Shown {
+impl From<SemaphoreInfo> for SemaphoreRow {
     fn from(semaphore: SemaphoreInfo) -> Self {
         let SemaphoreInfo { name, permits, in_use, holder_count, waiter_count } = semaphore;
         Self { name, permits, in_use, holder_count, waiter_count }
     }
 }
 
-impl From<DescribeSemaphoreResponse> for Described {
+impl From<DescribeSemaphoreResponse> for SemaphoreDescribeOutput {
     fn from(described: DescribeSemaphoreResponse) -> Self {
         Self {
             semaphore: described.semaphore.unwrap_or_default().into(),
-            holders: described.holders.into_iter().map(Holder::from).collect(),
-            waiters: described.waiters.into_iter().map(Waiter::from).collect(),
+            holders: described.holders.into_iter().map(PermitHolderRow::from).collect(),
+            waiters: described.waiters.into_iter().map(PermitWaiterRow::from).collect(),
         }
     }
 }
 
-impl From<LockHolder> for Holder {
+impl From<LockHolder> for PermitHolderRow {
     fn from(holder: LockHolder) -> Self {
         let LockHolder { session_id, owner, permits, fencing_token, held_ms, .. } = holder;
         Self { session_id, owner, permits, fencing_token, held_ms }
     }
 }
 
-impl From<LockWaiter> for Waiter {
+impl From<LockWaiter> for PermitWaiterRow {
     fn from(waiter: LockWaiter) -> Self {
         let LockWaiter { session_id, owner, permits, waiting_ms, remaining_ms, .. } = waiter;
         Self { session_id, owner, permits, waiting_ms, remaining_ms }
     }
 }
 
-impl Report for Set {
+impl CommandOutput for SemaphoreSetOutput {
     fn text(&self) -> String {
         match self.permits_before {
             before if before == 0 || before == self.permits => {
@@ -272,7 +278,7 @@ impl Report for Set {
     }
 }
 
-impl Report for Acquired {
+impl CommandOutput for SemaphoreAcquireOutput {
     fn text(&self) -> String {
         let (Some(session), Some(token), Some(ms)) =
             (self.session_id, self.fencing_token, self.held_for_ms)
@@ -289,22 +295,22 @@ impl Report for Acquired {
     }
 }
 
-impl Report for Forced {
+impl CommandOutput for SemaphoreForceReleaseOutput {
     fn text(&self) -> String {
         let Self { semaphore, released, fencing_token } = self;
         format!("{released} taken away of {semaphore}, newer token {fencing_token}")
     }
 }
 
-impl Report for Done {
+impl CommandOutput for SemaphoreDoneOutput {
     fn text(&self) -> String {
         format!("{} {}", self.semaphore, self.done)
     }
 }
 
-impl Report for Listed {
+impl CommandOutput for SemaphoreListOutput {
     fn text(&self) -> String {
-        let row = |of: &Shown| {
+        let row = |of: &SemaphoreRow| {
             let numbers = [of.permits, of.in_use, of.holder_count, of.waiter_count];
             let numbers = numbers.iter().map(u64::to_string);
             [of.name.clone()].into_iter().chain(numbers).collect()
@@ -314,9 +320,9 @@ impl Report for Listed {
     }
 }
 
-impl Report for Described {
+impl CommandOutput for SemaphoreDescribeOutput {
     fn text(&self) -> String {
-        let Shown { name, permits, in_use, holder_count, waiter_count } = &self.semaphore;
+        let SemaphoreRow { name, permits, in_use, holder_count, waiter_count } = &self.semaphore;
         let mut text = output::fields([
             ("semaphore", name.clone()),
             ("permits", permits.to_string()),
@@ -325,7 +331,7 @@ impl Report for Described {
             ("waiters", waiter_count.to_string()),
         ]);
         if !self.holders.is_empty() {
-            let row = |of: &Holder| {
+            let row = |of: &PermitHolderRow| {
                 let numbers = [of.permits, of.fencing_token, of.held_ms].map(|n| n.to_string());
                 [of.session_id.to_string(), of.owner.clone()].into_iter().chain(numbers).collect()
             };
@@ -334,7 +340,7 @@ impl Report for Described {
             text.push_str(&format!("\n\n{table}"));
         }
         if !self.waiters.is_empty() {
-            let row = |of: &Waiter| {
+            let row = |of: &PermitWaiterRow| {
                 let numbers = [of.permits, of.waiting_ms, of.remaining_ms].map(|n| n.to_string());
                 [of.session_id.to_string(), of.owner.clone()].into_iter().chain(numbers).collect()
             };

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 use trefoil_server::config::ServeArgs;
 use trefoil_server::server;
 
-use crate::exit::Failure;
+use crate::exit::CommandFailure;
 
 /// One node.
 #[derive(Debug, Args)]
@@ -21,26 +21,27 @@ pub(crate) struct ServeCommand {
     exit_with_stdin: bool,
 }
 
-pub(crate) async fn run(command: ServeCommand) -> Result<ExitCode, Failure> {
-    let config = command.args.resolve().map_err(|error| Failure::usage(error.to_string()))?;
-    let stop = Stop::listen(command.exit_with_stdin)?;
+pub(crate) async fn run(command: ServeCommand) -> Result<ExitCode, CommandFailure> {
+    let config =
+        command.args.resolve().map_err(|error| CommandFailure::usage(error.to_string()))?;
+    let stop = StopRequest::listen(command.exit_with_stdin)?;
     let served = server::serve(config, stop.wait()).await;
-    served.map_err(|exit| Failure::new(exit.to_string()).code(exit.code()))?;
+    served.map_err(|exit| CommandFailure::new(exit.to_string()).code(exit.code()))?;
     Ok(ExitCode::SUCCESS)
 }
 
 /// Whatever tells the node to stop.
-struct Stop {
+struct StopRequest {
     terminate: Signal,
     interrupt: Signal,
     stdin: Option<oneshot::Receiver<()>>,
 }
 
-impl Stop {
-    fn listen(exit_with_stdin: bool) -> Result<Self, Failure> {
+impl StopRequest {
+    fn listen(exit_with_stdin: bool) -> Result<Self, CommandFailure> {
         let listen = |kind| {
             signal(kind)
-                .map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))
+                .map_err(|error| CommandFailure::new(format!("cannot listen for signals: {error}")))
         };
         Ok(Self {
             terminate: listen(SignalKind::terminate())?,
@@ -65,7 +66,7 @@ impl Stop {
 }
 
 /// A thread of its own, since a runtime would wait for a read that blocks.
-fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
+fn stdin_closed() -> Result<oneshot::Receiver<()>, CommandFailure> {
     let (sender, closed) = oneshot::channel();
     let watch = move || {
         let mut bytes = [0; 64];
@@ -74,5 +75,7 @@ fn stdin_closed() -> Result<oneshot::Receiver<()>, Failure> {
         sender.send(()).ok();
     };
     let thread = std::thread::Builder::new().name("stdin".to_owned()).spawn(watch);
-    thread.map(|_| closed).map_err(|error| Failure::new(format!("cannot start a thread: {error}")))
+    thread
+        .map(|_| closed)
+        .map_err(|error| CommandFailure::new(format!("cannot start a thread: {error}")))
 }

@@ -11,8 +11,8 @@ use trefoil_client::{Client, OpenSession, Session};
 
 use crate::args::ClientArgs;
 use crate::client::connect;
-use crate::exit::{Failure, NOTHING};
-use crate::output::{self, Format, Report};
+use crate::exit::{CommandFailure, NOTHING};
+use crate::output::{self, CommandOutput, Format};
 
 /// Exit code of a shell for a command that ended by a signal: this and its number.
 const BY_SIGNAL: i32 = 128;
@@ -36,13 +36,14 @@ pub(crate) enum Waited<T> {
 
 impl Signals {
     /// From now on they do not end it.
-    pub(crate) fn heard() -> Result<Self, Failure> {
+    pub(crate) fn heard() -> Result<Self, CommandFailure> {
         let (sender, receiver) = mpsc::channel(SIGNALS_MAX);
         for kind in
             [Signal::INT, Signal::QUIT, Signal::TERM, Signal::HUP, Signal::USR1, Signal::USR2]
         {
-            let mut stream = signal(SignalKind::from_raw(kind.as_raw()))
-                .map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))?;
+            let mut stream = signal(SignalKind::from_raw(kind.as_raw())).map_err(|error| {
+                CommandFailure::new(format!("cannot listen for signals: {error}"))
+            })?;
             let sender = sender.clone();
             tokio::spawn(async move {
                 while stream.recv().await.is_some() && sender.send(kind).await.is_ok() {}
@@ -68,8 +69,8 @@ pub(crate) async fn wait_under<T>(
     args: &ClientArgs,
     signals: &mut Signals,
     open: impl FnOnce(&Client) -> OpenSession,
-    wait: impl AsyncFnOnce(&Client, &Session) -> Result<Option<T>, Failure>,
-) -> Result<Waited<T>, Failure> {
+    wait: impl AsyncFnOnce(&Client, &Session) -> Result<Option<T>, CommandFailure>,
+) -> Result<Waited<T>, CommandFailure> {
     let mut opened = None;
     let end = tokio::select! {
         got = async {
@@ -99,11 +100,11 @@ pub(crate) async fn close(session: Option<Session>) {
 }
 
 /// Writes what a session has and leaves it to whoever reads that, or writes what was missed.
-pub(crate) async fn leave<T, R: Report>(
+pub(crate) async fn leave<T, R: CommandOutput>(
     waited: Waited<T>,
     format: Format,
     report: impl FnOnce(Option<(&Session, &T)>) -> R,
-) -> Result<ExitCode, Failure> {
+) -> Result<ExitCode, CommandFailure> {
     let (session, got) = match waited {
         Waited::Signal(signal) => return Ok(ExitCode::from(code_of_signal(signal.as_raw()))),
         Waited::Missed => {
@@ -119,5 +120,5 @@ pub(crate) async fn leave<T, R: Report>(
     }
     // Nobody could release what nobody knows of.
     close(Some(session)).await;
-    told.and_then(|_| Err(Failure::new("nobody read the result, so the session was closed")))
+    told.and_then(|_| Err(CommandFailure::new("nobody read the result, so the session was closed")))
 }

@@ -9,23 +9,23 @@ use trefoil_client::proto::cluster::v1::{Obstacle, StatusResponse};
 
 use crate::args::ClientArgs;
 use crate::client::connect;
-use crate::exit::Failure;
-use crate::output::{self, Format, Report};
+use crate::exit::CommandFailure;
+use crate::output::{self, CommandOutput, Format};
 
 /// The role of a leader in ShardStatus.
 const LEADER: u32 = 2;
 
 /// The cluster as its nodes see it.
 #[derive(Debug, Serialize)]
-pub(crate) struct Status {
+pub(crate) struct StatusOutput {
     pub(crate) cluster_id: String,
-    pub(crate) nodes: Vec<Node>,
-    pub(crate) shards: Vec<Shard>,
+    pub(crate) nodes: Vec<NodeRow>,
+    pub(crate) shards: Vec<ShardRow>,
 }
 
 /// One node.
 #[derive(Debug, Serialize)]
-pub(crate) struct Node {
+pub(crate) struct NodeRow {
     /// 0 when it did not answer.
     pub(crate) id: u64,
     pub(crate) name: String,
@@ -40,19 +40,19 @@ pub(crate) struct Node {
 
 /// One shard.
 #[derive(Debug, Serialize)]
-pub(crate) struct Shard {
+pub(crate) struct ShardRow {
     /// 0 is the meta shard.
     pub(crate) shard: u32,
     pub(crate) term: u64,
     /// Id of the leader in that term; 0 when nobody knows one.
     pub(crate) leader_id: u64,
     pub(crate) commit_index: u64,
-    pub(crate) replicas: Vec<Replica>,
+    pub(crate) replicas: Vec<ReplicaRow>,
 }
 
 /// One shard on one node.
 #[derive(Debug, Serialize)]
-pub(crate) struct Replica {
+pub(crate) struct ReplicaRow {
     pub(crate) node_id: u64,
     pub(crate) role: &'static str,
     pub(crate) term: u64,
@@ -67,14 +67,14 @@ pub(crate) struct Replica {
     pub(crate) obstacles: Vec<String>,
 }
 
-pub(crate) async fn run(args: &ClientArgs, format: Format) -> Result<ExitCode, Failure> {
+pub(crate) async fn run(args: &ClientArgs, format: Format) -> Result<ExitCode, CommandFailure> {
     let answers = connect(args).await?.cluster().status().await;
-    let status = Status::new(answers);
+    let status = StatusOutput::new(answers);
     output::print(format, &status)?;
     Ok(if status.is_whole() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-impl Status {
+impl StatusOutput {
     /// Puts together what the nodes said.
     pub(crate) fn new(answers: Vec<NodeStatus>) -> Self {
         let names = answers
@@ -89,7 +89,7 @@ impl Status {
         let shards = shards
             .collect::<BTreeSet<_>>()
             .into_iter()
-            .map(|shard| Shard::new(shard, &heard))
+            .map(|shard| ShardRow::new(shard, &heard))
             .collect();
         let cluster_id = heard
             .iter()
@@ -98,7 +98,7 @@ impl Status {
         Self {
             cluster_id: cluster_id.unwrap_or_default(),
             shards,
-            nodes: answers.into_iter().map(|answer| Node::new(answer, &names)).collect(),
+            nodes: answers.into_iter().map(|answer| NodeRow::new(answer, &names)).collect(),
         }
     }
 
@@ -110,7 +110,7 @@ impl Status {
     }
 }
 
-impl Node {
+impl NodeRow {
     fn new(answer: NodeStatus, names: &BTreeMap<String, (u64, String)>) -> Self {
         match answer.status {
             Ok(status) => Self {
@@ -144,7 +144,7 @@ impl Node {
     }
 }
 
-impl Shard {
+impl ShardRow {
     fn new(shard: u32, heard: &[&StatusResponse]) -> Self {
         let seen = heard.iter().flat_map(|status| {
             let of_shard = status.shards.iter().filter(move |seen| seen.shard == shard);
@@ -155,13 +155,13 @@ impl Shard {
         let leader =
             seen.iter().filter(|(_, seen)| seen.term == term).map(|(_, seen)| seen.leader_id).max();
         let commit_index = seen.iter().map(|(_, seen)| seen.commit_index).max().unwrap_or(0);
-        let replica = |(node_id, seen): &(u64, &_)| Replica::new(*node_id, seen, commit_index);
+        let replica = |(node_id, seen): &(u64, &_)| ReplicaRow::new(*node_id, seen, commit_index);
         let replicas = seen.iter().map(replica).collect();
         Self { shard, term, leader_id: leader.unwrap_or(0), commit_index, replicas }
     }
 }
 
-impl Replica {
+impl ReplicaRow {
     fn new(
         node_id: u64,
         seen: &trefoil_client::proto::cluster::v1::ShardStatus,
@@ -197,9 +197,9 @@ fn node_id(status: &StatusResponse) -> u64 {
     status.header.as_ref().map_or(0, |header| header.node_id)
 }
 
-impl Report for Status {
+impl CommandOutput for StatusOutput {
     fn text(&self) -> String {
-        let node = |node: &Node| {
+        let node = |node: &NodeRow| {
             let state =
                 node.error.clone().unwrap_or_else(|| format!("up {} s", node.uptime_ms / 1_000));
             let leads = node.leads.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
@@ -226,7 +226,7 @@ impl Report for Status {
         header.extend(self.nodes.iter().map(|node| {
             if node.name.is_empty() { &node.endpoint } else { &node.name }.to_uppercase()
         }));
-        let shard = |shard: &Shard| {
+        let shard = |shard: &ShardRow| {
             let name = if shard.shard == 0 { "meta".to_owned() } else { shard.shard.to_string() };
             let leader =
                 if shard.leader_id == 0 { "none".to_owned() } else { shard.leader_id.to_string() };

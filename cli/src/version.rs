@@ -4,11 +4,11 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-use crate::exit::Failure;
-use crate::output::{self, Format, Report};
+use crate::exit::CommandFailure;
+use crate::output::{self, CommandOutput, Format};
 
 #[derive(Serialize)]
-struct Version {
+struct VersionOutput {
     version: &'static str,
     commit: &'static str,
     /// Version of the state machine that entries of the log ask for.
@@ -19,8 +19,8 @@ struct Version {
     slot_map: u32,
 }
 
-pub(crate) fn run(format: Format) -> Result<ExitCode, Failure> {
-    let version = Version {
+pub(crate) fn run(format: Format) -> Result<ExitCode, CommandFailure> {
+    let version = VersionOutput {
         version: trefoil_server::VERSION,
         commit: trefoil_server::COMMIT,
         machine: trefoil_core::MACHINE_VERSION,
@@ -31,7 +31,7 @@ pub(crate) fn run(format: Format) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
-impl Report for Version {
+impl CommandOutput for VersionOutput {
     fn text(&self) -> String {
         output::fields([
             ("trefoil", self.version.to_owned()),

@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::Command;
 use tokio::time::{Instant, timeout_at};
 
-use super::layout::{Layout, Node};
-use crate::exit::Failure;
+use super::layout::{DevNode, Layout};
+use crate::exit::CommandFailure;
 
 /// Lines of a log that are shown when a node does not start.
 const LAST_LINES: usize = 10;
@@ -28,9 +28,9 @@ pub(super) struct Child {
 }
 
 impl Child {
-    pub(super) fn start(layout: &Layout, node: &Node) -> Result<Self, Failure> {
+    pub(super) fn start(layout: &Layout, node: &DevNode) -> Result<Self, CommandFailure> {
         let cannot =
-            |error: io::Error| Failure::new(format!("cannot start {}: {error}", node.name));
+            |error: io::Error| CommandFailure::new(format!("cannot start {}: {error}", node.name));
         let log = layout.dir().join(format!("{}.log", node.name));
         let written = File::options().create(true).append(true).open(&log).map_err(cannot)?;
         let mut command = Command::new(std::env::current_exe().map_err(cannot)?);

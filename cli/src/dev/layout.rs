@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
 use super::port;
-use crate::exit::Failure;
+use crate::exit::CommandFailure;
 
 const NODES: usize = 3;
 /// Client ports that are tried first, so that other commands find the cluster without --endpoints.
@@ -20,14 +20,14 @@ const FILE: &str = "dev.json";
 #[derive(Debug)]
 pub(super) struct Layout {
     dir: PathBuf,
-    nodes: Vec<Node>,
+    nodes: Vec<DevNode>,
     /// Removed with all that is in it when this is dropped.
     _temporary: Option<TempDir>,
 }
 
 /// One node.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Node {
+pub(super) struct DevNode {
     pub(super) name: String,
     pub(super) listen: SocketAddr,
     pub(super) peer_listen: SocketAddr,
@@ -38,9 +38,9 @@ impl Layout {
     pub(super) fn prepare(
         data_dir: Option<PathBuf>,
         listen: &[SocketAddr],
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, CommandFailure> {
         if !listen.is_empty() && listen.len() != NODES {
-            return Err(Failure::usage(format!(
+            return Err(CommandFailure::usage(format!(
                 "--listen: needs {NODES} addresses, not {}",
                 listen.len()
             )));
@@ -77,7 +77,7 @@ impl Layout {
         &self.dir
     }
 
-    pub(super) fn nodes(&self) -> &[Node] {
+    pub(super) fn nodes(&self) -> &[DevNode] {
         &self.nodes
     }
 
@@ -88,7 +88,7 @@ impl Layout {
     }
 }
 
-fn fresh() -> Result<Vec<Node>, Failure> {
+fn fresh() -> Result<Vec<DevNode>, CommandFailure> {
     let preferred = PORTS.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     // All are held until the last is picked, so that no port is given out twice.
     let held = preferred.iter().map(TcpListener::bind).collect::<Result<Vec<_>, _>>();
@@ -98,22 +98,22 @@ fn fresh() -> Result<Vec<Node>, Failure> {
     let peers = some()?;
     let node = |(n, (client, peer)): (usize, (&TcpListener, &TcpListener))| {
         let name = format!("n{}", n + 1);
-        Ok(Node { name, listen: client.local_addr()?, peer_listen: peer.local_addr()? })
+        Ok(DevNode { name, listen: client.local_addr()?, peer_listen: peer.local_addr()? })
     };
     let nodes =
         clients.iter().zip(&peers).enumerate().map(node).collect::<Result<_, std::io::Error>>();
     nodes.map_err(|error| no_port(&error))
 }
 
-fn free(address: IpAddr) -> Result<TcpListener, Failure> {
+fn free(address: IpAddr) -> Result<TcpListener, CommandFailure> {
     port::free(address).map_err(|error| no_port(&error))
 }
 
-fn no_port(error: &std::io::Error) -> Failure {
-    Failure::new(format!("cannot find a free port: {error}"))
+fn no_port(error: &std::io::Error) -> CommandFailure {
+    CommandFailure::new(format!("cannot find a free port: {error}"))
 }
 
-fn recall(dir: &Path) -> Result<Option<Vec<Node>>, Failure> {
+fn recall(dir: &Path) -> Result<Option<Vec<DevNode>>, CommandFailure> {
     let path = dir.join(FILE);
     let bytes = match fs::read(&path) {
         Ok(bytes) => bytes,
@@ -121,21 +121,22 @@ fn recall(dir: &Path) -> Result<Option<Vec<Node>>, Failure> {
         Err(error) => return Err(failed("read", &path, &error)),
     };
     let nodes =
-        serde_json::from_slice::<Vec<Node>>(&bytes).ok().filter(|nodes| nodes.len() == NODES);
+        serde_json::from_slice::<Vec<DevNode>>(&bytes).ok().filter(|nodes| nodes.len() == NODES);
     nodes.map(Some).ok_or_else(|| {
-        Failure::new(format!("{} is not what this command wrote", path.display()))
+        CommandFailure::new(format!("{} is not what this command wrote", path.display()))
             .next("Repair it, or give another --data-dir.")
     })
 }
 
-fn remember(dir: &Path, nodes: &[Node]) -> Result<(), Failure> {
+fn remember(dir: &Path, nodes: &[DevNode]) -> Result<(), CommandFailure> {
     let path = dir.join(FILE);
-    let json = serde_json::to_vec_pretty(nodes).map_err(|error| Failure::new(error.to_string()))?;
+    let json =
+        serde_json::to_vec_pretty(nodes).map_err(|error| CommandFailure::new(error.to_string()))?;
     fs::write(&path, json).map_err(|error| failed("write", &path, &error))
 }
 
-fn failed(what: &str, path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(format!("cannot {what} {}: {error}", path.display()))
+fn failed(what: &str, path: &Path, error: &std::io::Error) -> CommandFailure {
+    CommandFailure::new(format!("cannot {what} {}: {error}", path.display()))
 }
 
 #[cfg(test)]

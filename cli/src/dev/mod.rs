@@ -17,13 +17,13 @@ use tokio::time::{Instant, sleep};
 use tonic_health::pb::health_check_response::ServingStatus;
 use trefoil_client::Client;
 
-use crate::exit::Failure;
+use crate::exit::CommandFailure;
 use crate::health;
 use crate::output::{self, Format};
-use crate::status::Status;
+use crate::status::StatusOutput;
 use child::Child;
 use layout::Layout;
-use report::Running;
+use report::DevOutput;
 
 /// Time for all nodes to serve.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,8 +42,8 @@ pub(crate) struct DevArgs {
     listen: Vec<SocketAddr>,
 }
 
-pub(crate) async fn run(args: DevArgs, format: Format) -> Result<ExitCode, Failure> {
-    let mut stop = Stop::listen()?;
+pub(crate) async fn run(args: DevArgs, format: Format) -> Result<ExitCode, CommandFailure> {
+    let mut stop = StopSignals::listen()?;
     let layout = Layout::prepare(args.data_dir, &args.listen)?;
     let mut children = Vec::new();
     for node in layout.nodes() {
@@ -55,7 +55,7 @@ pub(crate) async fn run(args: DevArgs, format: Format) -> Result<ExitCode, Failu
     };
     let ended = match ready {
         Some(Ok(status)) => {
-            output::print(format, &Running::new(&layout, &children, status))?;
+            output::print(format, &DevOutput::new(&layout, &children, status))?;
             watch(&mut children, &mut stop).await
         }
         Some(Err(failure)) => Err(failure),
@@ -66,7 +66,7 @@ pub(crate) async fn run(args: DevArgs, format: Format) -> Result<ExitCode, Failu
 }
 
 /// Waits until every node serves and every shard has a leader.
-async fn ready(children: &mut [Child]) -> Result<Status, Failure> {
+async fn ready(children: &mut [Child]) -> Result<StatusOutput, CommandFailure> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_message("starting three nodes");
     bar.enable_steady_tick(READY_PAUSE);
@@ -75,8 +75,11 @@ async fn ready(children: &mut [Child]) -> Result<Status, Failure> {
     loop {
         for child in &mut *children {
             if let Some(ended) = child.ended() {
-                return Err(Failure::new(format!("{} ended at its start, {ended}", child.name()))
-                    .next(child.last_words()));
+                return Err(CommandFailure::new(format!(
+                    "{} ended at its start, {ended}",
+                    child.name()
+                ))
+                .next(child.last_words()));
             }
         }
         if let Some(status) = look(&endpoints).await {
@@ -85,28 +88,30 @@ async fn ready(children: &mut [Child]) -> Result<Status, Failure> {
         }
         if Instant::now() >= deadline {
             let words = children.iter().map(Child::last_words).collect::<Vec<_>>().join("\n");
-            return Err(
-                Failure::new(format!("not ready within {} s", READY_TIMEOUT.as_secs())).next(words)
-            );
+            return Err(CommandFailure::new(format!(
+                "not ready within {} s",
+                READY_TIMEOUT.as_secs()
+            ))
+            .next(words));
         }
         sleep(READY_PAUSE).await;
     }
 }
 
 /// The status, once everything is there.
-async fn look(endpoints: &[String]) -> Option<Status> {
+async fn look(endpoints: &[String]) -> Option<StatusOutput> {
     for endpoint in endpoints {
         if health::check(endpoint, "").await != Ok(ServingStatus::Serving) {
             return None;
         }
     }
     let client = Client::connect(endpoints.iter().cloned()).await.ok()?;
-    let status = Status::new(client.cluster().status().await);
+    let status = StatusOutput::new(client.cluster().status().await);
     (status.is_whole() && status.nodes.len() == endpoints.len()).then_some(status)
 }
 
 /// Goes on until it is told to stop or no node is left.
-async fn watch(children: &mut [Child], stop: &mut Stop) -> Result<ExitCode, Failure> {
+async fn watch(children: &mut [Child], stop: &mut StopSignals) -> Result<ExitCode, CommandFailure> {
     loop {
         tokio::select! {
             () = stop.wait() => return Ok(ExitCode::SUCCESS),
@@ -122,7 +127,7 @@ async fn watch(children: &mut [Child], stop: &mut Stop) -> Result<ExitCode, Fail
             }
         }
         if children.iter().all(Child::has_ended) {
-            return Err(Failure::new("no node is left"));
+            return Err(CommandFailure::new("no node is left"));
         }
     }
 }
@@ -138,17 +143,17 @@ async fn stop_all(children: Vec<Child>) {
 }
 
 /// Ctrl-C and what service managers send.
-struct Stop {
+struct StopSignals {
     interrupt: Signal,
     terminate: Signal,
     hang_up: Signal,
 }
 
-impl Stop {
-    fn listen() -> Result<Self, Failure> {
+impl StopSignals {
+    fn listen() -> Result<Self, CommandFailure> {
         let listen = |kind| {
             signal(kind)
-                .map_err(|error| Failure::new(format!("cannot listen for signals: {error}")))
+                .map_err(|error| CommandFailure::new(format!("cannot listen for signals: {error}")))
         };
         Ok(Self {
             interrupt: listen(SignalKind::interrupt())?,

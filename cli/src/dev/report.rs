@@ -4,19 +4,19 @@ use serde::Serialize;
 
 use super::child::Child;
 use super::layout::Layout;
-use crate::output::{self, Report};
-use crate::status::Status;
+use crate::output::{self, CommandOutput};
+use crate::status::StatusOutput;
 
 /// Three running nodes.
 #[derive(Serialize)]
-pub(super) struct Running {
+pub(super) struct DevOutput {
     data_dir: String,
-    nodes: Vec<Node>,
-    grpcurl: Vec<Line>,
+    nodes: Vec<DevNodeRow>,
+    grpcurl: Vec<GrpcurlRow>,
 }
 
 #[derive(Serialize)]
-struct Node {
+struct DevNodeRow {
     name: String,
     pid: u32,
     endpoint: String,
@@ -28,18 +28,18 @@ struct Node {
 
 /// A command to paste.
 #[derive(Serialize)]
-struct Line {
+struct GrpcurlRow {
     service: &'static str,
     command: String,
 }
 
-impl Running {
-    pub(super) fn new(layout: &Layout, children: &[Child], status: Status) -> Self {
-        let nodes = children.iter().map(|child| Node::new(child, &status)).collect();
+impl DevOutput {
+    pub(super) fn new(layout: &Layout, children: &[Child], status: StatusOutput) -> Self {
+        let nodes = children.iter().map(|child| DevNodeRow::new(child, &status)).collect();
         let address = |n: usize| layout.nodes()[n % layout.nodes().len()].listen.to_string();
         let line = |n, service, method: &str, json: &str| {
             let command = format!("grpcurl -plaintext -d '{json}' {} {method}", address(n));
-            Line { service, command }
+            GrpcurlRow { service, command }
         };
         let grpcurl = vec![
             line(
@@ -70,8 +70,8 @@ impl Running {
     }
 }
 
-impl Node {
-    fn new(child: &Child, status: &Status) -> Self {
+impl DevNodeRow {
+    fn new(child: &Child, status: &StatusOutput) -> Self {
         let said = status.nodes.iter().find(|node| node.name == child.name());
         let meta = status.shards.iter().find(|shard| shard.shard == 0);
         let replica = meta.zip(said).and_then(|(meta, said)| {
@@ -88,9 +88,9 @@ impl Node {
     }
 }
 
-impl Report for Running {
+impl CommandOutput for DevOutput {
     fn text(&self) -> String {
-        let row = |node: &Node| {
+        let row = |node: &DevNodeRow| {
             let leads = node.leads.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
             vec![
                 node.name.clone(),
