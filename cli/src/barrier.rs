@@ -9,7 +9,7 @@ use trefoil_client::proto::lock::v1::{BarrierInfo, LeaveBarrierRequest};
 use trefoil_client::{Client, Entrance, Session};
 
 use crate::args::{ClientArgs, duration};
-use crate::client::connect;
+use crate::client::{all_rows, connect};
 use crate::exit::{CommandFailure, NOTHING};
 use crate::output::{self, CommandOutput, Format};
 use crate::session::{self, Signals, wait_under};
@@ -192,15 +192,7 @@ async fn list(
     format: Format,
 ) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
-    let (mut barriers, mut page) = (Vec::new(), None);
-    loop {
-        let listed = locks.barriers(prefix.as_str(), page).await?;
-        barriers.extend(listed.items.into_iter().map(BarrierRow::from));
-        page = listed.next;
-        if page.is_none() {
-            break;
-        }
-    }
+    let barriers = all_rows(|page| locks.barriers(prefix.as_str(), page)).await?;
     output::print(format, &BarrierListOutput { barriers })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 use trefoil_client::proto::lock::v1::LatchInfo;
 
 use crate::args::{ClientArgs, duration};
-use crate::client::connect;
+use crate::client::{all_rows, connect};
 use crate::exit::{CommandFailure, NOTHING};
 use crate::output::{self, CommandOutput, Format};
 
@@ -127,15 +127,7 @@ pub(crate) async fn run(
             output::print(format, &LatchDeleteOutput { latch: name })?;
         }
         LatchCommand::List { prefix } => {
-            let (mut latches, mut page) = (Vec::new(), None);
-            loop {
-                let listed = locks.latches(prefix.as_str(), page).await?;
-                latches.extend(listed.items.into_iter().map(LatchRow::from));
-                page = listed.next;
-                if page.is_none() {
-                    break;
-                }
-            }
+            let latches = all_rows(|page| locks.latches(prefix.as_str(), page)).await?;
             output::print(format, &LatchListOutput { latches })?;
         }
     }

@@ -10,7 +10,7 @@ use trefoil_client::proto::lock::v1::{
 };
 
 use crate::args::ClientArgs;
-use crate::client::connect;
+use crate::client::{all_rows, connect};
 use crate::exit::{CommandFailure, NOTHING};
 use crate::mode::mode_name;
 use crate::output::{self, CommandOutput, Format};
@@ -21,15 +21,7 @@ pub(crate) async fn list(
     format: Format,
 ) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
-    let (mut found, mut page) = (Vec::new(), None);
-    loop {
-        let listed = locks.list(prefix.as_str(), page).await?;
-        found.extend(listed.items.into_iter().map(LockRow::from));
-        page = listed.next;
-        if page.is_none() {
-            break;
-        }
-    }
+    let found = all_rows(|page| locks.list(prefix.as_str(), page)).await?;
     print(format, &LockListOutput { locks: found })
 }
 
@@ -47,15 +39,7 @@ pub(crate) async fn sessions(
     format: Format,
 ) -> Result<ExitCode, CommandFailure> {
     let locks = connect(args).await?.locks();
-    let (mut found, mut page) = (Vec::new(), None);
-    loop {
-        let listed = locks.sessions(page).await?;
-        found.extend(listed.items.into_iter().map(SessionRow::from));
-        page = listed.next;
-        if page.is_none() {
-            break;
-        }
-    }
+    let found = all_rows(|page| locks.sessions(page)).await?;
     print(format, &LockSessionsOutput { sessions: found })
 }
 

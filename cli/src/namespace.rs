@@ -10,7 +10,7 @@ use trefoil_client::proto::cluster::v1::{
 };
 
 use crate::args::{ClientArgs, duration};
-use crate::client::connect;
+use crate::client::{all_rows, connect};
 use crate::exit::CommandFailure;
 use crate::output::{self, CommandOutput, Format};
 
@@ -154,15 +154,7 @@ pub(crate) async fn run(
             )?;
         }
         NamespaceCommand::List { prefix } => {
-            let (mut found, mut page) = (Vec::new(), None);
-            loop {
-                let listed = namespaces.list(prefix.as_str(), page).await?;
-                found.extend(listed.items.into_iter().map(NamespaceRow::from));
-                page = listed.next;
-                if page.is_none() {
-                    break;
-                }
-            }
+            let found = all_rows(|page| namespaces.list(prefix.as_str(), page)).await?;
             output::print(format, &NamespaceListOutput { namespaces: found })?;
         }
         NamespaceCommand::Delete { name } => {

@@ -11,7 +11,7 @@ use trefoil_client::proto::lock::v1::{
 use trefoil_client::{Client, PermitGuard, Session};
 
 use crate::args::{ClientArgs, duration};
-use crate::client::connect;
+use crate::client::{all_rows, connect};
 use crate::exit::CommandFailure;
 use crate::output::{self, CommandOutput, Format};
 use crate::session::{Signals, leave, wait_under};
@@ -195,15 +195,7 @@ pub(crate) async fn run(
             output::print(format, &SemaphoreDescribeOutput::from(described))?;
         }
         SemaphoreCommand::List { prefix } => {
-            let (mut semaphores, mut page) = (Vec::new(), None);
-            loop {
-                let listed = locks.semaphores(prefix.as_str(), page).await?;
-                semaphores.extend(listed.items.into_iter().map(SemaphoreRow::from));
-                page = listed.next;
-                if page.is_none() {
-                    break;
-                }
-            }
+            let semaphores = all_rows(|page| locks.semaphores(prefix.as_str(), page)).await?;
             output::print(format, &SemaphoreListOutput { semaphores })?;
         }
         SemaphoreCommand::Delete { name } => {
