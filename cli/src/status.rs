@@ -20,7 +20,7 @@ const LEADER: u32 = 2;
 pub(crate) struct StatusOutput {
     pub(crate) cluster_id: String,
     pub(crate) nodes: Vec<NodeRow>,
-    pub(crate) shards: Vec<ShardRow>,
+    pub(crate) shards: Vec<ShardStatusRow>,
 }
 
 /// One node.
@@ -40,7 +40,7 @@ pub(crate) struct NodeRow {
 
 /// One shard.
 #[derive(Debug, Serialize)]
-pub(crate) struct ShardRow {
+pub(crate) struct ShardStatusRow {
     /// 0 is the meta shard.
     pub(crate) shard: u32,
     pub(crate) term: u64,
@@ -89,7 +89,7 @@ impl StatusOutput {
         let shards = shards
             .collect::<BTreeSet<_>>()
             .into_iter()
-            .map(|shard| ShardRow::new(shard, &heard))
+            .map(|shard| ShardStatusRow::new(shard, &heard))
             .collect();
         let cluster_id = heard
             .iter()
@@ -144,7 +144,7 @@ impl NodeRow {
     }
 }
 
-impl ShardRow {
+impl ShardStatusRow {
     fn new(shard: u32, heard: &[&StatusResponse]) -> Self {
         let seen = heard.iter().flat_map(|status| {
             let of_shard = status.shards.iter().filter(move |seen| seen.shard == shard);
@@ -226,7 +226,7 @@ impl CommandOutput for StatusOutput {
         header.extend(self.nodes.iter().map(|node| {
             if node.name.is_empty() { &node.endpoint } else { &node.name }.to_uppercase()
         }));
-        let shard = |shard: &ShardRow| {
+        let shard = |shard: &ShardStatusRow| {
             let name = if shard.shard == 0 { "meta".to_owned() } else { shard.shard.to_string() };
             let leader =
                 if shard.leader_id == 0 { "none".to_owned() } else { shard.leader_id.to_string() };

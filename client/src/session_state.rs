@@ -19,7 +19,7 @@ pub(crate) struct SessionState {
     pub(crate) id: u64,
     pub(crate) ttl: Duration,
     pub(crate) runtime: Handle,
-    pub(crate) life: watch::Sender<SessionLife>,
+    pub(crate) life: watch::Sender<SessionLiveness>,
     pub(crate) keeper: OnceLock<AbortHandle>,
     /// The last request for each of its locks, once somebody wants to know.
     pub(crate) requests: watch::Sender<BTreeMap<String, ReleaseAsked>>,
@@ -28,7 +28,7 @@ pub(crate) struct SessionState {
 
 /// What is known of the session's life.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct SessionLife {
+pub(crate) struct SessionLiveness {
     /// Lives for certain until then.
     pub(crate) until: BootInstant,
     /// Lost or closed; never lives again.
@@ -42,7 +42,7 @@ impl SessionState {
             id,
             ttl,
             runtime: Handle::current(),
-            life: watch::Sender::new(SessionLife { until, over: false }),
+            life: watch::Sender::new(SessionLiveness { until, over: false }),
             keeper: OnceLock::new(),
             requests: watch::Sender::default(),
             listener: OnceLock::new(),

@@ -55,7 +55,7 @@ struct StreamState {
     /// Calls that wait to be sent; bounded by the window.
     queue: VecDeque<Queued>,
     /// Calls without a reply; bounded by the window.
-    pending: BTreeMap<u64, PendingCall>,
+    pending: BTreeMap<u64, UnansweredCall>,
     /// Calls that were sent and given up since the last frame; bounded by the window.
     cancels: Vec<u64>,
     /// Wakes the frames when there is something to send.
@@ -73,7 +73,7 @@ struct Queued {
 }
 
 #[derive(Debug)]
-struct PendingCall {
+struct UnansweredCall {
     sent: bool,
     end: oneshot::Sender<Result<reply::Outcome, StreamError>>,
 }
@@ -179,7 +179,7 @@ impl SharedStream {
         let (end, receiver) = oneshot::channel();
         state.last_id += 1;
         let id = state.last_id;
-        state.pending.insert(id, PendingCall { sent: false, end });
+        state.pending.insert(id, UnansweredCall { sent: false, end });
         state.queue.push_back(Queued { id, deadline, bytes, operation });
         let sender = state.sender.take();
         drop(state);

@@ -115,13 +115,13 @@ pub struct Watch<R: WatchRequest> {
     /// What has come, where the program has not seen all of it yet.
     received: Option<WatchPosition>,
     events: VecDeque<R::Event>,
-    open: Option<OpenWatch<R::Response>>,
+    open: Option<WatchConnection<R::Response>>,
     /// Nodes that do not have all events after the position.
     lacking: Vec<Arc<RemoteNode>>,
 }
 
 #[derive(Debug)]
-struct OpenWatch<R> {
+struct WatchConnection<R> {
     node: Arc<RemoteNode>,
     connection: Arc<ListenConnection>,
     responses: Streaming<R>,
@@ -273,7 +273,7 @@ impl<R: WatchRequest> Watch<R> {
     async fn connect(
         &self,
         avoid: &[Arc<RemoteNode>],
-    ) -> Result<OpenWatch<R::Response>, (Arc<RemoteNode>, Error)> {
+    ) -> Result<WatchConnection<R::Response>, (Arc<RemoteNode>, Error)> {
         let avoid = [avoid, &self.lacking].concat();
         let node = self.client.inner().routes.pick(RoutingKey::Any, &avoid);
         let mut request = self.request.clone();
@@ -297,7 +297,7 @@ impl<R: WatchRequest> Watch<R> {
             }
         };
         match begin.await {
-            Ok((connection, responses)) => Ok(OpenWatch { node, connection, responses }),
+            Ok((connection, responses)) => Ok(WatchConnection { node, connection, responses }),
             Err(error) => Err((node, error)),
         }
     }
