@@ -2,8 +2,9 @@
 //!
 //! In reading order: [`config`] and [`logging`] (what a node is told), [`server`] (its parts, and how they begin and
 //! end), [`front`], [`listener`] and [`layer`] (what a request passes), [`api`] (what it does), [`authorize`], [`pages`],
-//! [`metrics`]; then [`node`] (the threads that own replicas, log and state), `peer` (node to node),
-//! [`watch`] (what happened, for those who watch) and [`storage`].
+//! [`metrics`]; then [`node`] (the threads that own replicas, log and state), `peer` (node to node), under both `calls`
+//! (who waits for which answer) and `shared` (what all threads and tasks have in common); [`watch`] (what happened, for
+//! those who watch) and [`storage`].
 
 pub mod api;
 pub mod authorize;

@@ -45,7 +45,6 @@ fn hash(operation: &Operation) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
 
     use bytes::Bytes;
     use trefoil_proto::cache::v1::{DeleteRequest, PutRequest};
@@ -102,17 +101,5 @@ mod tests {
         let key = "k".to_owned();
         let delete = DeleteRequest { key, request_id: id(1, 0), ..Default::default() };
         assert_ne!(of(&mut Operation::Delete(delete)), of_put(put("k", 0)));
-    }
-
-    #[test]
-    #[ignore = "prints what a fingerprint costs: run it with --release --nocapture"]
-    fn what_it_costs() {
-        for bytes in [16, 1 << 10, 64 << 10, 1 << 20] {
-            let mut operation = Operation::Put(put("some/key", bytes));
-            let (begun, rounds) = (Instant::now(), (64 << 20) / (bytes + 1_000));
-            let sum = (0..rounds).fold(0_u64, |sum, _| sum.wrapping_add(of(&mut operation)));
-            let each = begun.elapsed() / u32::try_from(rounds).unwrap_or(u32::MAX);
-            println!("{bytes} bytes: {each:?} ({sum:x})");
-        }
     }
 }
