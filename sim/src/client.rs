@@ -14,13 +14,15 @@ use trefoil_proto::internal::v1::{Answer, CallName, CheckedFence, Command, Drawn
 use trefoil_proto::reason::{Effect, Retry};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::calls::{Body, Queue, Request, Router, outcome};
+use crate::calls::{Body, Request, outcome};
 use crate::check::Violation;
-use crate::check::history::{Action, AnswerPosition, End, History, Outcome};
-use crate::check::requests::{Ledger, is_forgotten};
-use crate::config::{Config, MILLISECOND, SECOND};
+use crate::check::history::{Action, AnswerPosition, End, Outcome};
+use crate::check::requests::is_forgotten;
+use crate::client_context::ClientContext;
+use crate::config::{MILLISECOND, SECOND};
 use crate::rng::Rng;
-use crate::workload::{Wish, Workload};
+use crate::workload::Workload;
+use crate::workload::planned::{Step, Wish};
 
 /// How long a client waits for the answer to one try, at the least and at the most.
 pub(crate) const PATIENCE_US: std::ops::RangeInclusive<u64> =
@@ -30,41 +32,6 @@ const GIVE_UP_US: u64 = 8 * SECOND;
 
 /// How long the service that a caller hung up on gives it to come back, before it takes back what it asked for.
 const COME_BACK_US: u64 = WAITER_CLAIM_MS * MILLISECOND;
-
-/// What all clients share.
-#[derive(Debug)]
-pub struct Shared {
-    /// Chance.
-    pub rng: Rng,
-    /// The configuration of the run.
-    pub config: Config,
-    /// Builds requests.
-    pub router: Router,
-    /// What clients did.
-    pub history: History,
-    /// What they were told about request ids.
-    pub ledger: Ledger,
-    /// Queues that are ready to be used.
-    pub queues: Vec<Queue>,
-    /// No new calls are begun.
-    pub stopping: bool,
-    /// Nobody gives a call up any more: faults are over.
-    pub patient: bool,
-    /// Broken promises that clients noticed.
-    pub violations: Vec<Violation>,
-    /// Calls whose end was not seen.
-    pub calls_open: u64,
-    /// Calls that the state machine answered.
-    pub calls_answered: u64,
-    /// Retries under a request id.
-    pub retries: u64,
-    /// Request ids that a client used again for something else.
-    pub reused_ids: u64,
-    /// Retries that a client made when it may have been forgotten.
-    pub late_retries: u64,
-    /// Calls that a client hung up on.
-    pub hang_ups: u64,
-}
 
 /// What a client wants the world to do.
 #[derive(Debug)]
@@ -121,34 +88,6 @@ pub enum Heard {
     Broken,
     /// The node could not be reached.
     Unreached,
-}
-
-/// What a client does for a while.
-#[derive(Debug)]
-pub struct Step {
-    /// What goes into the history; none for what is not judged.
-    pub action: Option<Action>,
-    /// What is asked.
-    pub request: Request,
-    /// Whether a request id makes it safe to send again.
-    pub idempotent: bool,
-    /// How long the answer may wait at the shard.
-    pub wait_us: u64,
-    /// Whether one try is enough.
-    pub once: bool,
-    /// When the client hangs up because it no longer wants what it asked for: so long after it asked.
-    pub hang_up_us: Option<u64>,
-    /// The request id of the call before, which it should not use.
-    pub reuses: Option<RequestId>,
-}
-
-impl Step {
-    /// A step that is not judged.
-    #[must_use]
-    pub fn unjudged(request: Request, idempotent: bool) -> Self {
-        let (action, wait_us, once, hang_up_us, reuses) = (None, 0, false, None, None);
-        Self { action, request, idempotent, wait_us, once, hang_up_us, reuses }
-    }
 }
 
 /// A step under way.
@@ -219,7 +158,7 @@ impl Client {
     }
 
     /// A timer ran out.
-    pub fn wake(&mut self, now: u64, timer: u64, shared: &mut Shared) -> Vec<Todo> {
+    pub fn wake(&mut self, now: u64, timer: u64, shared: &mut ClientContext) -> Vec<Todo> {
         if timer != self.timer {
             return Vec::new();
         }
@@ -256,7 +195,13 @@ impl Client {
     }
 
     /// Something came back for a try.
-    pub fn hear(&mut self, now: u64, token: u64, heard: Heard, shared: &mut Shared) -> Vec<Todo> {
+    pub fn hear(
+        &mut self,
+        now: u64,
+        token: u64,
+        heard: Heard,
+        shared: &mut ClientContext,
+    ) -> Vec<Todo> {
         let Some(mut pending) =
             self.pending.take_if(|pending| pending.sent.is_some_and(|sent| sent.1 == token))
         else {
@@ -303,7 +248,7 @@ impl Client {
         }
     }
 
-    fn begin(&mut self, now: u64, shared: &mut Shared) -> Vec<Todo> {
+    fn begin(&mut self, now: u64, shared: &mut ClientContext) -> Vec<Todo> {
         let wish = match self.next.pop_front() {
             Some(step) => Wish::Do(step),
             None if shared.stopping && !self.role.goes_on() => Wish::Rest(SECOND),
@@ -333,7 +278,7 @@ impl Client {
         self.send(now, pending, shared)
     }
 
-    fn send(&mut self, now: u64, mut pending: Pending, shared: &mut Shared) -> Vec<Todo> {
+    fn send(&mut self, now: u64, mut pending: Pending, shared: &mut ClientContext) -> Vec<Todo> {
         let shard = pending.step.request.shard;
         let any = shared.rng.between(1, shared.config.nodes);
         let node = *self.leaders.entry(shard).or_insert(any);
@@ -372,7 +317,7 @@ impl Client {
         now: u64,
         mut pending: Pending,
         reason: Reason,
-        shared: &mut Shared,
+        shared: &mut ClientContext,
     ) -> Vec<Todo> {
         if pending.step.once || (now >= pending.give_up_at && !shared.patient) {
             let end = if pending.ambiguous { End::Open } else { End::NotDone(reason) };
@@ -399,7 +344,7 @@ impl Client {
         mut pending: Pending,
         position: Position,
         answer: Answer,
-        shared: &mut Shared,
+        shared: &mut ClientContext,
     ) -> Vec<Todo> {
         let shard = pending.step.request.shard;
         if let Some(answer::Answer::Refusal(refusal)) = &answer.answer {
@@ -455,7 +400,13 @@ impl Client {
         )
     }
 
-    fn end(&mut self, now: u64, pending: Pending, end: End, shared: &mut Shared) -> Vec<Todo> {
+    fn end(
+        &mut self,
+        now: u64,
+        pending: Pending,
+        end: End,
+        shared: &mut ClientContext,
+    ) -> Vec<Todo> {
         let (unseen, is_answered) = (end == End::Open, matches!(end, End::Answered(..)));
         self.ended += 1;
         shared.calls_answered += u64::from(is_answered);
@@ -496,7 +447,12 @@ impl Client {
 
     /// What the service does about a caller that went away without a word: it takes back what that asked for, unless
     /// it has come back by then.
-    fn clean_up(now: u64, node: NodeId, pending: &Pending, shared: &mut Shared) -> Vec<Todo> {
+    fn clean_up(
+        now: u64,
+        node: NodeId,
+        pending: &Pending,
+        shared: &mut ClientContext,
+    ) -> Vec<Todo> {
         let (request_id, drawn) = (pending.id.clone(), pending.drawn.clone());
         let comes_back = request_id.is_some();
         let Some(action) = &pending.step.action else { return Vec::new() };
@@ -512,7 +468,7 @@ impl Client {
     }
 
     /// The last try may have taken effect: the next one is another submission.
-    fn may_have_happened(pending: &mut Pending, shared: &mut Shared) {
+    fn may_have_happened(pending: &mut Pending, shared: &mut ClientContext) {
         pending.ambiguous = true;
         if let Some(id) = &mut pending.id {
             id.attempt += 1;
@@ -541,7 +497,7 @@ fn fingerprint(request: &Request) -> u64 {
     xxh3_64(&asked.encode_to_vec())
 }
 
-impl Shared {
+impl ClientContext {
     /// The last try did not take effect.
     fn definite(&mut self, pending: &Pending) {
         if let Some(id) = pending.own_id() {

@@ -5,7 +5,7 @@
 
 use trefoil_core::replica::Tuning;
 
-use crate::disk::Options;
+use crate::disk::options::Options;
 use crate::rng::Rng;
 
 /// Seeds in a thousand whose state files are the real ones: they take several times as long.

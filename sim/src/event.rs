@@ -4,7 +4,6 @@ use std::fmt;
 use std::rc::Rc;
 
 use raft_proto::eraftpb::Message;
-use trefoil_core::replica::obstacles::Obstacles;
 use trefoil_core::replica::{Peer, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
@@ -12,20 +11,9 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::calls::Request;
 use crate::client::Heard;
 use crate::disk::state::Image;
-use crate::member::Letter;
-use crate::service::{Asker, Forwarded};
-
-/// A process of a node: what belongs to an older one is dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Process {
-    /// The node.
-    pub node: NodeId,
-    /// Which of its processes.
-    pub life: u32,
-}
-
-/// What a node says of a replica: whether it lost the end of its log, and what keeps it from leading.
-pub type Announced = (bool, Obstacles);
+use crate::node::forwarding::{Asker, Forwarded};
+use crate::node::membership::Letter;
+use crate::node::process::{Announced, Process};
 
 /// Something that happens at its time.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Rot;
 use crate::event::Event;
 use crate::node::Host;
+use crate::phase::Phase;
 use crate::stats::Stats;
 use crate::trace::{self, Trace};
 use crate::workload::Workload;
@@ -38,27 +39,6 @@ const WATCH_US: u64 = 50 * MILLISECOND;
 
 /// The promise that a run ends.
 const PROGRESS: &str = "a majority that works makes progress";
-
-/// Where a run is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// Faults happen.
-    Chaos,
-    /// A majority works, and faults go on elsewhere.
-    Core,
-    /// Faults are over; clients go on.
-    Calm,
-    /// Clients end their calls.
-    Settling,
-    /// The final state is read.
-    Audit,
-    /// All replicas catch up.
-    Converging,
-    /// A majority was emptied.
-    Emptied,
-    /// It is over.
-    Done,
-}
 
 /// What came of a seed.
 #[derive(Clone, Debug)]
@@ -90,6 +70,7 @@ pub fn run_keeping(seed: u64, lines: usize) -> Report {
     let shared = Rc::clone(&trace);
     let ran = catch_unwind(AssertUnwindSafe(move || {
         let mut world = World::new(seed, shared);
+        world.begin();
         while world.violations.is_empty() && world.phase != Phase::Done && world.next() {}
         world.finish();
         (world.now, world.stats, world.violations)

@@ -1,13 +1,11 @@
 //! Whose a simulated disk is: the file `identity`, replaced as a whole and durably, as the real one is.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 
 use prost::Message as _;
 use trefoil_core::member::{Memory, Stage, Standing, Starts, Word};
 use trefoil_proto::internal::v1::Greeting;
 
-use super::Disk;
-use super::log::SimLog;
 use super::volume::Volume;
 
 const NAME: &str = "identity";
@@ -69,66 +67,6 @@ impl Identity {
     #[must_use]
     pub fn is_formed(&self) -> bool {
         matches!(self.word.stage, Stage::Formed { .. })
-    }
-}
-
-impl Disk {
-    /// A copy of all files together, as a process that is killed now would leave them.
-    #[must_use]
-    pub fn copy(&self) -> Self {
-        Self {
-            volume: self.volume.copy(),
-            rot: self.rot.clone(),
-            identity: self.identity.clone(),
-            log: None,
-            files: self.files.clone(),
-            synced: self.synced.clone(),
-            flying: self.flying.clone(),
-            pending: Vec::new(),
-            queue: VecDeque::new(),
-            ..*self
-        }
-    }
-
-    /// The files of another disk are on this machine from now on.
-    #[must_use]
-    pub fn replace(&mut self, mut by: Self) -> Self {
-        by.boots = self.boots;
-        by.volume.arm(None);
-        by.volume.limit(None);
-        std::mem::replace(self, by)
-    }
-
-    /// Whose it is.
-    #[must_use]
-    pub fn identity(&self) -> &Identity {
-        &self.identity
-    }
-
-    /// Records another start, durably.
-    pub fn count_start(&mut self, number: u64) -> Starts {
-        self.identity = Identity::read(&self.volume);
-        self.identity.starts = self.identity.starts.next(number);
-        self.identity.write(&self.volume);
-        self.identity.starts.clone()
-    }
-
-    /// Records, durably, how far the node is on its way into its cluster.
-    pub fn reach(&mut self, stage: &Stage) {
-        self.identity.word.stage = stage.clone();
-        self.identity.write(&self.volume);
-    }
-
-    /// Keeps what is remembered of other members, with the next record.
-    pub fn remember(&self, memory: Vec<u8>) {
-        self.log().remember(memory);
-    }
-
-    /// What a crash now would leave of it; nothing while the process is down.
-    #[must_use]
-    pub fn remembered(&self) -> Memory {
-        let kept = self.log.as_ref().map(SimLog::remembered).unwrap_or_default();
-        Memory::decode(&kept).unwrap_or_default()
     }
 }
 

@@ -313,8 +313,7 @@ impl Inner {
 
     /// Writes what every shard has beside entries.
     fn put_bases(&mut self) -> io::Result<()> {
-        let bases =
-            self.shards.iter().map(|(id, shard)| Change::base(*id, &shard.log, shard.uncertain));
+        let bases = self.shards.iter().map(|(id, shard)| shard.log.base(*id, shard.uncertain));
         let bases = bases.chain([Change::Remember(self.memory.clone())]).collect::<Vec<_>>();
         self.put(&bases).map(drop)
     }

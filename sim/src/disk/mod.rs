@@ -1,9 +1,11 @@
 //! A node's disk: files as bytes ([`volume`]), the Raft log in some of them ([`log`]), state files in others
 //! ([`state`]); and what a crash at this moment would leave, for the checkers.
 
+pub mod directory;
 pub mod identity;
 pub mod log;
 pub mod mark;
+pub mod options;
 pub mod shadow;
 pub mod state;
 pub mod volume;
@@ -22,6 +24,7 @@ use trefoil_server::storage::{LogStore as _, LogWrite, evidence};
 
 use self::identity::Identity;
 use self::log::SimLog;
+use self::options::Options;
 use self::shadow::Log;
 use self::state::{Files, Image, Job, State};
 use self::volume::Volume;
@@ -39,17 +42,6 @@ pub enum Write {
     Compact(ShardId, u64, u64),
     /// The doubt about the end of a shard's log is over.
     Trust(ShardId),
-}
-
-/// Sizes of a disk.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// Bytes of a segment of the log.
-    pub segment_bytes: u64,
-    /// Whether state files are the real ones.
-    pub real_state: bool,
-    /// How long the state that is on a new disk knows an idle request client; 0 for the limit.
-    pub request_client_idle_ms: u64,
 }
 
 /// What a start finds of each shard; no state where that is damaged.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use protobuf::Message as _;
 use raft_proto::eraftpb::HardState;
 use trefoil_core::replica::Boot;
-use trefoil_core::{BIRTH_INDEX, BIRTH_TERM};
+use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
 use super::wire::Change;
 
@@ -38,6 +38,13 @@ impl Log {
     #[must_use]
     pub fn last(&self) -> u64 {
         self.entries.last_key_value().map_or(self.truncated.0, |(index, _)| *index)
+    }
+
+    /// What the log of a shard has beside entries.
+    #[must_use]
+    pub fn base(&self, shard: ShardId, uncertain: bool) -> Change {
+        let Self { hard_state, truncated, generation, damaged, .. } = self.clone();
+        Change::Base { shard, hard_state, truncated, generation, uncertain, damaged }
     }
 
     /// Takes what a record says.

@@ -16,7 +16,7 @@ use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::checkpoint::{Checkpoint, Written};
 use trefoil_server::storage::{StateStore, Unusable};
 
-use super::Options;
+use super::options::Options;
 use super::volume::{FileId, Volume};
 use crate::rng::Rng;
 

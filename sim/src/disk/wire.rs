@@ -7,8 +7,6 @@ use trefoil_core::{META_SHARD, ShardId};
 use trefoil_server::storage::LogWrite;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::shadow::Log;
-
 /// One change of one shard's log.
 #[derive(Clone, Debug)]
 pub enum Change {
@@ -85,13 +83,6 @@ impl Change {
             LogWrite::Damage(shard) => Self::Damage(*shard),
             LogWrite::Rebuild { shard, generation } => Self::Rebuild(*shard, *generation),
         }
-    }
-
-    /// What a shard has beside entries.
-    #[must_use]
-    pub fn base(shard: ShardId, log: &Log, uncertain: bool) -> Self {
-        let Log { hard_state, truncated, generation, damaged, .. } = log.clone();
-        Self::Base { shard, hard_state, truncated, generation, uncertain, damaged }
     }
 
     /// Whose log it changes.

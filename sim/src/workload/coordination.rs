@@ -9,9 +9,10 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1 as lock;
 
 use crate::calls::Request;
-use crate::client::{Shared, Step};
+use crate::client_context::ClientContext;
 use crate::config::MILLISECOND;
 use crate::rng::Rng;
+use crate::workload::planned::Step;
 
 const BARRIER: &str = "start";
 const LATCH: &str = "ready";
@@ -45,7 +46,7 @@ impl CoordinationClient {
         place: (&str, u64),
         locks: &[&str],
         me: RequestId,
-        shared: &mut Shared,
+        shared: &mut ClientContext,
     ) -> Step {
         let (namespace, session_id) = (place.0.to_owned(), place.1);
         if let Stage::Waits { round, waiter, asked } = &mut self.stage {
@@ -113,7 +114,7 @@ impl CoordinationClient {
 }
 
 /// Sets a latch, counts it down, waits for it, looks at it or deletes it.
-fn latch(of: &str, shared: &mut Shared) -> Step {
+fn latch(of: &str, shared: &mut ClientContext) -> Step {
     let (namespace, name, rng) = (of.to_owned(), LATCH.to_owned(), &mut shared.rng);
     let operation = match rng.between(0, 19) {
         0..=4 => {
@@ -155,7 +156,12 @@ pub(crate) fn campaign(acquire: Request, text: String) -> Request {
 }
 
 /// A holder says something else.
-pub(crate) fn proclaim(of: &str, hold: (u64, &str, u64), text: String, shared: &Shared) -> Step {
+pub(crate) fn proclaim(
+    of: &str,
+    hold: (u64, &str, u64),
+    text: String,
+    shared: &ClientContext,
+) -> Step {
     let (session_id, name, fencing_token) = (hold.0, hold.1.to_owned(), hold.2);
     let proclaim = lock::ProclaimRequest {
         namespace: of.to_owned(),
@@ -172,15 +178,15 @@ fn of_text(text: String) -> Value {
     Value { kind: Some(value::Kind::Text(text)) }
 }
 
-fn command(of: &str, operation: Operation, idempotent: bool, shared: &Shared) -> Step {
+fn command(of: &str, operation: Operation, idempotent: bool, shared: &ClientContext) -> Step {
     Step::unjudged(shared.router.of_locks(of, operation), idempotent)
 }
 
-fn query(of: &str, query: Q, shared: &Shared) -> Step {
+fn query(of: &str, query: Q, shared: &ClientContext) -> Step {
     Step::unjudged(shared.router.ask_locks(of, query), false)
 }
 
-fn parked(of: &str, asked: Q, shared: &mut Shared) -> Step {
+fn parked(of: &str, asked: Q, shared: &mut ClientContext) -> Step {
     let wait_us = wait(&mut shared.rng);
     Step { wait_us, once: true, ..query(of, asked, shared) }
 }

@@ -6,10 +6,11 @@ use trefoil_proto::internal::v1::{Answer, CheckedFence, TokenStanding, answer};
 use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::history::{Action, Outcome};
-use crate::client::{Shared, Step};
+use crate::client_context::ClientContext;
 use crate::config::SECOND;
+use crate::workload::cache::cacher;
 use crate::workload::lock::NAMESPACES;
-use crate::workload::{Wish, cacher, step};
+use crate::workload::planned::{Step, Wish, step};
 
 const NAMESPACE: &str = NAMESPACES[0];
 /// The lock of all keepers.
@@ -49,7 +50,7 @@ pub struct FenceClient {
 
 impl FenceClient {
     /// What it wants next.
-    pub fn next(&mut self, unique: String, shared: &mut Shared) -> Wish {
+    pub fn next(&mut self, unique: String, shared: &mut ClientContext) -> Wish {
         // It is a user of the cache as others are, too.
         if shared.rng.chance(400) {
             return Wish::Do(cacher(unique, shared));
@@ -71,7 +72,7 @@ impl FenceClient {
         Wish::Do(step(action, request))
     }
 
-    fn acquire(&mut self, shared: &mut Shared) -> Wish {
+    fn acquire(&mut self, shared: &mut ClientContext) -> Wish {
         self.held = None;
         let (namespace, rng) = (NAMESPACE.to_owned(), &mut shared.rng);
         let action = match self.session {
@@ -94,7 +95,7 @@ impl FenceClient {
     }
 
     /// Finds out what its token is worth where the key lives, and reads or writes under it.
-    fn work(&mut self, held: &Held, unique: String, shared: &mut Shared) -> Step {
+    fn work(&mut self, held: &Held, unique: String, shared: &mut ClientContext) -> Step {
         let (router, rng) = (shared.router, &mut shared.rng);
         if matches!(held.words[self.key], Word::Said(_) | Word::Reached(_)) && rng.chance(300) {
             self.key = (self.key + 1) % KEYS.len();

@@ -6,11 +6,11 @@ use trefoil_proto::internal::v1::{Answer, answer};
 use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::history::{Action, Outcome};
-use crate::client::{Shared, Step};
+use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
 use crate::rng::Rng;
-use crate::workload::coordination::CoordinationClient;
-use crate::workload::{Wish, step};
+use crate::workload::coordination::{CoordinationClient, campaign, proclaim};
+use crate::workload::planned::{Step, Wish, step};
 
 /// Namespaces of locks of a run.
 pub(crate) const NAMESPACES: [&str; 2] = ["left", "right"];
@@ -53,7 +53,7 @@ impl LockClient {
     }
 
     /// What it wants next; `unique` is a text of its own, `me` names the call.
-    pub fn next(&mut self, unique: &str, me: RequestId, shared: &mut Shared) -> Wish {
+    pub fn next(&mut self, unique: &str, me: RequestId, shared: &mut ClientContext) -> Wish {
         let namespace = self.namespace.clone();
         let rng = &mut shared.rng;
         let Some(session) = self.session else {
@@ -67,12 +67,7 @@ impl LockClient {
             && rng.chance(60)
         {
             let hold = (session, hold.lock.as_str(), hold.token);
-            return Wish::Do(crate::workload::coordination::proclaim(
-                &namespace,
-                hold,
-                unique.to_owned(),
-                shared,
-            ));
+            return Wish::Do(proclaim(&namespace, hold, unique.to_owned(), shared));
         }
         if !self.held.is_empty() && rng.chance(100) {
             return self.again(session, shared);
@@ -107,7 +102,7 @@ impl LockClient {
         let wish = ask(action, shared);
         match (wish, value) {
             (Wish::Do(step), Some(value)) => {
-                let request = crate::workload::coordination::campaign(step.request, value);
+                let request = campaign(step.request, value);
                 Wish::Do(Step { request, ..step })
             }
             (wish, _) => wish,
@@ -128,7 +123,7 @@ impl LockClient {
     }
 
     /// Acquires what it holds once more, without request id, and mostly hangs up: what it holds stays.
-    fn again(&self, session: u64, shared: &mut Shared) -> Wish {
+    fn again(&self, session: u64, shared: &mut ClientContext) -> Wish {
         let Held { lock, mode, .. } = shared.rng.pick(&self.held).clone();
         let (namespace, wait_ms) = (self.namespace.clone(), wait(&mut shared.rng));
         let action = Action::Acquire { namespace, session, lock, mode, wait_ms, delay_ms: None };
@@ -251,7 +246,7 @@ pub(crate) fn wait(rng: &mut Rng) -> u64 {
 }
 
 /// Asks; now and then it hangs up on a wait.
-pub(crate) fn ask(action: Action, shared: &mut Shared) -> Wish {
+pub(crate) fn ask(action: Action, shared: &mut ClientContext) -> Wish {
     let request = shared.router.request(&action);
     let mut step = step(action, request);
     if step.action.as_ref().is_some_and(Action::acquires) && shared.rng.chance(ANONYMOUS) {

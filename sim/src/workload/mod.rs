@@ -1,8 +1,10 @@
 //! What clients are for: the operator sets up queues, the others use the services, the auditor reads the final state.
 
+mod cache;
 mod coordination;
 pub(crate) mod fence;
 pub(crate) mod lock;
+pub mod planned;
 mod semaphore;
 
 use std::collections::VecDeque;
@@ -14,30 +16,19 @@ use trefoil_proto::internal::v1::{Answer, answer};
 
 use self::fence::FenceClient;
 use self::lock::{LockClient, NAMESPACES};
+use self::planned::{Step, Wish, plain_at_times, step, unrecorded};
 use self::semaphore::SemaphoreClient;
-use crate::calls::{Queue, Request};
+use crate::calls::Queue;
 use crate::check::history::{Action, Delivery, Outcome};
-use crate::client::{Shared, Step};
+use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
 
 /// Longest queue lease of a client, in ms.
 pub const LEASE_MS_MAX: u64 = 5_000;
 /// Clients of semaphores: beside the others, so many in each run.
 pub const TAKERS: std::ops::RangeInclusive<u64> = 12..=14;
-/// Of a thousand writes, those without a request id.
-const PLAIN: u64 = 150;
 /// Queues of a run.
 const QUEUES: [&str; 2] = ["jobs", "mail"];
-
-/// What a role wants next.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
-pub enum Wish {
-    /// To do something.
-    Do(Step),
-    /// To rest for so many microseconds.
-    Rest(u64),
-}
 
 /// What a client is for.
 #[derive(Debug)]
@@ -126,7 +117,7 @@ impl Workload {
     }
 
     /// What it wants next.
-    pub fn next(&mut self, client: u64, sequence: u64, shared: &mut Shared) -> Wish {
+    pub fn next(&mut self, client: u64, sequence: u64, shared: &mut ClientContext) -> Wish {
         let unique = format!("{client}.{sequence}");
         match self {
             Self::Operator(operator) => operator.next(shared),
@@ -166,7 +157,7 @@ impl Workload {
     }
 
     /// A call that is not recorded was answered.
-    pub fn told(&mut self, answer: &Answer, position: Position, shared: &mut Shared) {
+    pub fn told(&mut self, answer: &Answer, position: Position, shared: &mut ClientContext) {
         let operator = match self {
             Self::Operator(operator) => operator,
             Self::FenceClient(client) => return client.told(answer, position),
@@ -195,19 +186,8 @@ impl Workload {
     }
 }
 
-pub(crate) fn step(action: Action, request: Request) -> Step {
-    let renews = matches!(action, Action::KeepAlive { .. } | Action::GuessSession { .. });
-    let idempotent = !action.is_read() && !renews;
-    let wait_us = action.wait_ms() * MILLISECOND;
-    Step { action: Some(action), idempotent, wait_us, ..Step::unjudged(request, false) }
-}
-
-fn unrecorded(request: Request, idempotent: bool) -> Wish {
-    Wish::Do(Step::unjudged(request, idempotent))
-}
-
 impl Operator {
-    fn next(&mut self, shared: &mut Shared) -> Wish {
+    fn next(&mut self, shared: &mut ClientContext) -> Wish {
         let Some(name) = QUEUES.get(self.created) else { return Wish::Rest(3_600 * SECOND) };
         match &self.found {
             Some(queue) => unrecorded(shared.router.open_partition(queue, self.opened), true),
@@ -220,27 +200,7 @@ impl Operator {
     }
 }
 
-pub(crate) fn cacher(unique: String, shared: &mut Shared) -> Step {
-    let key = format!("key-{}", shared.rng.between(1, shared.config.keys));
-    let action = match shared.rng.between(0, 9) {
-        0..=3 => Action::Put { key, value: unique, ttl_ms: 0 },
-        4 => Action::Put { key, value: unique, ttl_ms: shared.rng.between_doublings(1, 4_096) },
-        5 => Action::Delete { key },
-        _ => Action::Get { key },
-    };
-    let request = shared.router.request(&action);
-    plain_at_times(step(action, request), shared)
-}
-
-/// Some clients name no request id: whatever becomes of the call, it is asked once.
-fn plain_at_times(step: Step, shared: &mut Shared) -> Step {
-    if !step.idempotent || !shared.rng.chance(PLAIN) {
-        return step;
-    }
-    Step { idempotent: false, once: true, ..step }
-}
-
-fn producer(unique: String, shared: &mut Shared) -> Wish {
+fn producer(unique: String, shared: &mut ClientContext) -> Wish {
     let Some(queue) = pick_queue(shared) else { return Wish::Rest(SECOND / 4) };
     let key = format!("key-{}", shared.rng.between(1, 4));
     let request = shared.router.enqueue(&queue, &key, &unique);
@@ -248,7 +208,7 @@ fn producer(unique: String, shared: &mut Shared) -> Wish {
     Wish::Do(plain_at_times(step, shared))
 }
 
-fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
+fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut ClientContext) -> Wish {
     if !held.is_empty() && shared.rng.chance(700) {
         let (name, delivery) = held.remove(0);
         // A consumer that forgets: the lease runs out.
@@ -275,7 +235,7 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut Shared) -> Wish {
 }
 
 /// A delivery of whichever queue, perhaps with a lease that is a guess: that of another message, or with another secret.
-fn foreign(delivery: &Delivery, shared: &mut Shared) -> Delivery {
+fn foreign(delivery: &Delivery, shared: &mut ClientContext) -> Delivery {
     let mut lease = delivery.lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
     match shared.rng.between(0, 2) {
         0 => lease.sequence += 1,
@@ -285,18 +245,18 @@ fn foreign(delivery: &Delivery, shared: &mut Shared) -> Delivery {
     Delivery { lease_id: lease.to_string(), ..delivery.clone() }
 }
 
-fn ack(queue: &Queue, delivery: Delivery, shared: &Shared) -> Step {
+fn ack(queue: &Queue, delivery: Delivery, shared: &ClientContext) -> Step {
     let Delivery { message_id, lease_id, .. } = delivery;
     let request = shared.router.ack(queue, &lease_id);
     step(Action::Ack { queue: queue.name.clone(), message_id, lease_id }, request)
 }
 
-fn pick_queue(shared: &mut Shared) -> Option<Queue> {
+fn pick_queue(shared: &mut ClientContext) -> Option<Queue> {
     if shared.queues.is_empty() { None } else { Some(shared.rng.pick(&shared.queues).clone()) }
 }
 
 impl Auditor {
-    fn next(&mut self, shared: &mut Shared) -> Wish {
+    fn next(&mut self, shared: &mut ClientContext) -> Wish {
         let keys = (1..=shared.config.keys).map(|n| format!("key-{n}"));
         if let Some(key) = keys.chain(fence::KEYS.map(str::to_owned)).nth(self.keys) {
             self.keys += 1;

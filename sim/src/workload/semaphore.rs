@@ -4,10 +4,10 @@ use trefoil_core::limits::SESSION_TTL_MS_MIN;
 use trefoil_proto::common::v1::Reason;
 
 use crate::check::history::{Action, Outcome};
-use crate::client::Shared;
+use crate::client_context::ClientContext;
 use crate::config::SECOND;
-use crate::workload::Wish;
 use crate::workload::lock::{ask, wait};
+use crate::workload::planned::Wish;
 
 /// Semaphores of the namespace.
 const SEMAPHORES: [&str; 2] = ["beds", "cups"];
@@ -31,7 +31,7 @@ impl SemaphoreClient {
     }
 
     /// What it wants next.
-    pub fn next(&mut self, shared: &mut Shared) -> Wish {
+    pub fn next(&mut self, shared: &mut ClientContext) -> Wish {
         let namespace = self.namespace.clone();
         let rng = &mut shared.rng;
         let Some(session) = self.session else {

@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use trefoil_core::member::{Formation, Introduction, Memory, News, Refused, Stage, Standing, Word};
+use trefoil_core::member::{Formation, Introduction, News, Refused, Stage, Standing};
 use trefoil_core::replica::Input;
 use trefoil_core::{NodeId, ShardId};
 
 use crate::check::Violation;
 use crate::config::{MILLISECOND, SECOND};
-use crate::event::{Announced, Event, Local, Process};
+use crate::event::{Event, Local};
 use crate::network::Lane;
+use crate::node::membership::{Letter, Link, Member, Said, State};
+use crate::node::process::{Announced, Process};
 use crate::world::{World, trace};
 
 /// Hash of the flags.
@@ -23,63 +25,6 @@ const TELL_US: u64 = 200 * MILLISECOND;
 const PAUSE_US: (u64, u64) = (50 * MILLISECOND, SECOND);
 /// How long a greeting is waited for.
 const GREETING_US: u64 = 3 * SECOND;
-
-/// What a running process knows of who is a member.
-#[derive(Debug)]
-pub struct Member {
-    /// Decides.
-    pub introduction: Introduction,
-    /// Whether its replicas take part in their shards.
-    pub takes_part: bool,
-    /// What happened to them before.
-    pub held: Vec<(ShardId, Input)>,
-    links: BTreeMap<NodeId, Link>,
-    hold_until: u64,
-    tell_at: u64,
-}
-
-/// The stream of a node to a peer.
-#[derive(Debug, Default)]
-struct Link {
-    state: State,
-    /// Counts the attempts.
-    attempt: u64,
-    /// Whether an attempt has ended, with whatever result.
-    dialled: bool,
-    /// What was told on it.
-    told: Option<Said>,
-}
-
-#[derive(Debug, Default, PartialEq, Eq)]
-enum State {
-    #[default]
-    Closed,
-    Dialling,
-    Open {
-        /// Process of the peer.
-        life: u32,
-        /// Its start.
-        start: u64,
-    },
-}
-
-/// What a node says of itself and of what it remembers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
-    word: Word,
-    memory: Memory,
-}
-
-/// What travels on the streams of members.
-#[derive(Clone, Debug)]
-pub enum Letter {
-    /// The first message of a stream, and which attempt it is.
-    Greeting(u64, Said),
-    /// The answer; none where the sender is refused, with whether it must end.
-    Welcome(u64, Result<Said, bool>),
-    /// What has changed.
-    News(Said),
-}
 
 impl World {
     /// A process begins, and knows what its directory holds.

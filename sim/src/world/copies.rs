@@ -1,24 +1,16 @@
 //! Older copies of data directories: how a node comes to start with one, and what its operator does when it has ended.
 
 use trefoil_core::NodeId;
-use trefoil_core::member::Starts;
 
 use crate::config::{FaultKind, MILLISECOND, SECOND};
-use crate::disk::Disk;
+use crate::disk::directory::DiskCopy;
 use crate::event::{Event, Mend};
-use crate::run::Phase;
+use crate::phase::Phase;
 use crate::world::{World, trace};
 
 /// How often it is looked at whether a copy may be put in place, and the pause between two looks.
 const LOOKS: u64 = 20;
 const LOOK_US: u64 = SECOND;
-
-/// A copy of a disk.
-#[derive(Debug)]
-pub(crate) struct Copy {
-    disk: Disk,
-    starts: Starts,
-}
 
 impl World {
     /// A copy of a node's disk is taken, which will take its place: mostly while the node is stopped.
@@ -33,7 +25,7 @@ impl World {
         let disk = self.nodes[&node].disk.copy();
         let starts = disk.identity().starts.clone();
         trace!(self, "n{node} is copied after {} starts", starts.count);
-        self.copies.insert(node, Copy { disk, starts });
+        self.copies.insert(node, DiskCopy { disk, starts });
         self.soon(20 * SECOND, Event::Mend(Mend::Replace(node, LOOKS)));
     }
 
@@ -68,7 +60,7 @@ impl World {
     }
 
     /// Whether the disks of all others remember a start of a node that its copy does not have.
-    fn is_known(&self, copy: &Copy, node: NodeId) -> bool {
+    fn is_known(&self, copy: &DiskCopy, node: NodeId) -> bool {
         let mut others = self.nodes.values().filter(|other| other.id != node);
         others.all(|other| {
             let memory = other.disk.remembered();

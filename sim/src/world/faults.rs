@@ -14,8 +14,8 @@ use crate::disk::Write;
 use crate::disk::volume::Fault;
 use crate::event::{Event, Local, Mend};
 use crate::node::{Host, Node, Task};
-use crate::run::Phase;
-use crate::storage::LOW_BYTES;
+use crate::phase::Phase;
+use crate::world::storage::LOW_BYTES;
 use crate::world::{World, trace};
 
 /// Whether the end of a node's log is in doubt, or will be when it starts.

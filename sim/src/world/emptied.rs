@@ -13,7 +13,7 @@ use crate::check::history::Action;
 use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Disk;
 use crate::event::{Event, Mend};
-use crate::faults::Group;
+use crate::world::faults::Group;
 use crate::world::{World, trace};
 
 /// In the place of a client: it does not want the answer.

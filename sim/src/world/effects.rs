@@ -22,10 +22,11 @@ use crate::check::{Violation, ballot, completeness, quorum};
 use crate::config::MILLISECOND;
 use crate::disk::Write;
 use crate::event::{Event, Local};
-use crate::faults::is_doubtful;
 use crate::lives::Lives;
 use crate::network::Lane;
-use crate::node::{Caller, Task};
+use crate::node::Task;
+use crate::node::forwarding::Caller;
+use crate::world::faults::is_doubtful;
 use crate::world::{World, trace};
 
 /// What is counted in a state is there, and what refers to a record finds it.

@@ -15,9 +15,10 @@ use crate::calls::Request;
 use crate::check::Violation;
 use crate::client::Heard;
 use crate::config::{MILLISECOND, SECOND};
-use crate::event::{Event, Local, Process};
+use crate::event::{Event, Local};
 use crate::network::Lane;
-use crate::node::Caller;
+use crate::node::forwarding::{Asker, Caller, Forwarded, Served, Stream, Trying};
+use crate::node::process::Process;
 use crate::world::{World, trace};
 
 /// How long the ends of a stream take at most to see that it broke.
@@ -28,93 +29,6 @@ const ITSELF: u64 = u64::MAX;
 /// How often it tries to take a grant back, and how long each time.
 const TAKE_BACK_TRIES: u64 = 50;
 const TAKE_BACK_US: u64 = 5 * SECOND;
-
-/// A call of a client that a node carries out.
-#[derive(Debug)]
-pub struct Served {
-    /// The client.
-    pub client: u64,
-    /// Its try.
-    pub token: u64,
-    shard: ShardId,
-    call: Call,
-    answer_by_ms: u64,
-    trying: Option<Trying>,
-    tries: u32,
-    /// The client has hung up.
-    is_gone: bool,
-}
-
-/// Where a try is under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trying {
-    /// At this node's own replica.
-    Here(CallId),
-    /// At a peer.
-    There {
-        /// The stream.
-        epoch: u64,
-        /// Its name there.
-        id: u64,
-    },
-}
-
-/// Who asked a replica.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asker {
-    /// This node, for a call that it carries out.
-    Served(u64),
-    /// Another one.
-    Peer {
-        /// Which.
-        process: Process,
-        /// The stream.
-        epoch: u64,
-        /// The name of the call there.
-        id: u64,
-    },
-}
-
-/// A node's stream for calls to a peer.
-#[derive(Debug)]
-pub struct Stream {
-    epoch: u64,
-    /// Something was lost on it: nothing arrives any more, and both ends see so later.
-    is_broken: bool,
-    /// Nothing was sent on it.
-    is_fresh: bool,
-    /// When it can be used.
-    open_at: u64,
-    /// The last sign of life, by the boot clock of the node.
-    heard_ms: u64,
-}
-
-/// What travels on a stream for calls.
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "there are a few at a time")]
-pub enum Forwarded {
-    /// A call.
-    Call {
-        /// Its name on the stream.
-        id: u64,
-        /// The shard.
-        shard: ShardId,
-        /// How long it may take.
-        timeout_ms: u64,
-        /// What is asked.
-        work: ShardRequest,
-    },
-    /// A call is not waited for any more.
-    Cancel(u64),
-    /// There is a grant for a call, if its caller is still there.
-    Offer(u64),
-    /// It is.
-    Claim(u64),
-    /// The end of a call.
-    Reply(u64, Reply),
-    /// A sign of life.
-    Alive,
-}
 
 impl World {
     /// A request of a client arrives.

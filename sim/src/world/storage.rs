@@ -17,7 +17,8 @@ use crate::check::Violation;
 use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Write;
 use crate::disk::state::{DIRECTORY, Image, Job, State};
-use crate::event::{Brief, Event, Local, Process};
+use crate::event::{Brief, Event, Local};
+use crate::node::process::Process;
 use crate::world::{World, trace};
 
 /// Pause between two attempts to write on a full disk.

@@ -1,5 +1,9 @@
 //! A node: its disk, its clocks, and for each shard a replica with the machine that its applier owns.
 
+pub mod forwarding;
+pub mod membership;
+pub mod process;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 
@@ -10,14 +14,15 @@ use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
 
+use self::forwarding::{Caller, Served, Stream};
+use self::membership::Member;
+use self::process::Announced;
 use crate::check::ballot::Ballot;
 use crate::check::handed::Handed;
 use crate::config::MILLISECOND;
+use crate::disk::options::Options;
 use crate::disk::state::{Image, Job, State};
-use crate::disk::{Disk, Found, Options};
-use crate::event::Announced;
-use crate::member::Member;
-use crate::service::{Asker, Served, Stream};
+use crate::disk::{Disk, Found};
 
 /// Wall clock at the start of every run, in ms since 1970.
 const WALL_START_MS: u64 = 1_700_000_000_000;
@@ -92,17 +97,6 @@ pub struct Host {
     pub role: RoleChange,
     /// Since when it knows no leader, by the boot clock; nothing where it knows one.
     pub leaderless_since_ms: u64,
-}
-
-/// Who waits for the answer to a call of a replica.
-#[derive(Clone, Copy, Debug)]
-pub struct Caller {
-    /// Who asked.
-    pub asker: Asker,
-    /// The shard that was asked.
-    pub shard: ShardId,
-    /// Highest index that any node had applied when the call came: an answer stands at it or behind it.
-    pub floor: u64,
 }
 
 /// One node.
