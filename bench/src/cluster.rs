@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 /// A process that ends with this value.
 #[derive(Debug)]
-pub(crate) struct Process(Child);
+pub(crate) struct ServerProcess(Child);
 
-impl Drop for Process {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         // It may have ended by itself.
         self.0.kill().ok();
@@ -18,7 +18,7 @@ impl Drop for Process {
     }
 }
 
-impl Process {
+impl ServerProcess {
     pub(crate) fn new(child: Child) -> Self {
         Self(child)
     }
@@ -48,15 +48,15 @@ impl Process {
 
 /// Three nodes on loopback with their own data directories.
 #[derive(Debug)]
-pub(crate) struct Cluster {
+pub(crate) struct BenchCluster {
     /// Client endpoints.
     pub(crate) endpoints: Vec<String>,
     /// The processes, in the order of the endpoints.
-    pub(crate) nodes: Vec<Process>,
+    pub(crate) nodes: Vec<ServerProcess>,
     folder: PathBuf,
 }
 
-impl Drop for Cluster {
+impl Drop for BenchCluster {
     fn drop(&mut self) {
         self.nodes.clear();
         // Scratch: what cannot be removed stays in the temporary folder.
@@ -64,7 +64,7 @@ impl Drop for Cluster {
     }
 }
 
-impl Cluster {
+impl BenchCluster {
     /// Starts `trefoil serve` three times and waits until every node is ready.
     ///
     /// # Errors
@@ -95,7 +95,7 @@ impl Cluster {
                 .arg(cluster.folder.join(format!("n{}", n + 1)))
                 .stdin(Stdio::null())
                 .spawn()?;
-            cluster.nodes.push(Process(child));
+            cluster.nodes.push(ServerProcess(child));
             cluster.endpoints.push(format!("http://127.0.0.1:{}", ports[n]));
         }
         await_ready(&ports[..3], "/readyz")?;
@@ -105,7 +105,7 @@ impl Cluster {
     /// CPU seconds of all nodes.
     #[must_use]
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        self.nodes.iter().map(Process::cpu_seconds).sum()
+        self.nodes.iter().map(ServerProcess::cpu_seconds).sum()
     }
 }
 
@@ -113,7 +113,7 @@ impl Cluster {
 ///
 /// # Errors
 /// When it does not start.
-pub(crate) fn echo() -> io::Result<(Process, String)> {
+pub(crate) fn echo() -> io::Result<(ServerProcess, String)> {
     let mut child =
         Command::new(std::env::current_exe()?).arg("echo").stdout(Stdio::piped()).spawn()?;
     let mut port = String::new();
@@ -122,7 +122,7 @@ pub(crate) fn echo() -> io::Result<(Process, String)> {
         .take()
         .ok_or_else(|| io::Error::other("the echo server has no standard output"))?;
     BufReader::new(out).read_line(&mut port)?;
-    Ok((Process(child), format!("http://127.0.0.1:{}", port.trim())))
+    Ok((ServerProcess(child), format!("http://127.0.0.1:{}", port.trim())))
 }
 
 /// Waits until every port answers a path with 200.

@@ -12,7 +12,7 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::cluster::{Process, await_ready, free_ports};
+use crate::cluster::{ServerProcess, await_ready, free_ports};
 
 /// Three members on loopback with their own data directories.
 #[derive(Debug)]
@@ -20,7 +20,7 @@ pub(crate) struct Etcd {
     /// Client endpoints.
     pub(crate) endpoints: Vec<String>,
     /// The processes, in the order of the endpoints.
-    pub(crate) members: Vec<Process>,
+    pub(crate) members: Vec<ServerProcess>,
     folder: PathBuf,
 }
 
@@ -56,7 +56,7 @@ impl Etcd {
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .spawn()?;
-            etcd_cluster.members.push(Process::new(child));
+            etcd_cluster.members.push(ServerProcess::new(child));
         }
         await_ready(&ports[..3], "/health")?;
         Ok(etcd_cluster)

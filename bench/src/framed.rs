@@ -14,7 +14,7 @@ use trefoil_proto::pipeline::v1::{Call, OpenRequest, call};
 /// Calls of one frame at most.
 const FRAME_CALLS: usize = 256;
 
-type Waiting = Arc<Mutex<HashMap<u64, oneshot::Sender<()>>>>;
+type OpenCalls = Arc<Mutex<HashMap<u64, oneshot::Sender<()>>>>;
 
 /// One stream to one server.
 #[derive(Clone, Debug)]
@@ -30,7 +30,7 @@ impl Framed {
     pub(crate) async fn open(channel: Channel) -> Result<Self, tonic::Status> {
         let (calls, mut queue) = mpsc::channel::<(PutRequest, oneshot::Sender<()>)>(1_024);
         let (frames, stream) = mpsc::channel(16);
-        let waiting = Waiting::default();
+        let waiting = OpenCalls::default();
         let mut client = PipelineServiceClient::new(channel).max_decoding_message_size(16 << 20);
         let mut replies = client.open(ReceiverStream::new(stream)).await?.into_inner();
         let sent = Arc::clone(&waiting);

@@ -11,9 +11,9 @@ use trefoil_client::{Client, Guard, Session};
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
 
-use crate::cluster::{Cluster, Process};
+use crate::cluster::{BenchCluster, ServerProcess};
 use crate::etcd::{Etcd, Lease};
-use crate::{Failure, Out};
+use crate::{BenchError, BenchOutput};
 
 /// TTL of all sessions and leases.
 const TTL: Duration = Duration::from_secs(60);
@@ -22,7 +22,7 @@ const WAIT: Duration = Duration::from_secs(60);
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Locks {
+pub(crate) struct LockBench {
     /// The `trefoil` binary to measure.
     #[arg(long, default_value = "target/release/trefoil")]
     trefoil: PathBuf,
@@ -44,14 +44,14 @@ pub(crate) struct Locks {
 }
 
 /// One caller who locks.
-enum Caller {
+enum LockCaller {
     Unary { client: LockServiceClient<Channel>, session_id: u64 },
     Library(Session),
     Etcd(Lease),
 }
 
 /// What it holds.
-enum Held {
+enum LockHandle {
     Token(u64),
     Guard(Guard),
     Key(Vec<u8>),
@@ -65,7 +65,7 @@ enum System {
 }
 
 /// What one caller has done.
-struct Done {
+struct CallerFigures {
     latencies: Histogram<u64>,
     failure: Option<String>,
 }
@@ -74,8 +74,8 @@ struct Done {
 ///
 /// # Errors
 /// When the nodes do not start, or a session cannot be opened.
-pub(crate) async fn run(options: Locks, out: &mut Out) -> Result<(), Failure> {
-    let cluster = Cluster::start(&options.trefoil, &options.folder)?;
+pub(crate) async fn run(options: LockBench, out: &mut BenchOutput) -> Result<(), BenchError> {
+    let cluster = BenchCluster::start(&options.trefoil, &options.folder)?;
     let etcd = options.etcd.as_ref().map(|etcd| Etcd::start(etcd, &options.folder)).transpose()?;
     let client = Client::connect(cluster.endpoints.clone()).await?;
     let mut systems = vec![
@@ -121,7 +121,7 @@ pub(crate) async fn run(options: Locks, out: &mut Out) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn channels(endpoints: &[String]) -> Result<Vec<Channel>, Failure> {
+async fn channels(endpoints: &[String]) -> Result<Vec<Channel>, BenchError> {
     let mut channels = Vec::new();
     for endpoint in endpoints {
         channels.push(Endpoint::from_shared(endpoint.clone())?.tcp_nodelay(true).connect().await?);
@@ -135,7 +135,7 @@ async fn drive(
     locks: Vec<String>,
     length: Duration,
     name: &str,
-) -> Result<Vec<Done>, Failure> {
+) -> Result<Vec<CallerFigures>, BenchError> {
     let mut callers = Vec::new();
     for n in 0..locks.len() {
         callers.push(system.caller(n).await?);
@@ -171,27 +171,29 @@ async fn drive(
 
 impl System {
     /// One more caller, with a session of its own.
-    async fn caller(&self, n: usize) -> Result<Caller, Failure> {
+    async fn caller(&self, n: usize) -> Result<LockCaller, BenchError> {
         Ok(match self {
             Self::Unary(channels) => {
                 let mut client = LockServiceClient::new(channels[n % channels.len()].clone());
                 let ttl_ms = u64::try_from(TTL.as_millis())?;
                 let request = OpenSessionRequest { ttl_ms, ..OpenSessionRequest::default() };
                 let session_id = client.open_session(request).await?.into_inner().session_id;
-                Caller::Unary { client, session_id }
+                LockCaller::Unary { client, session_id }
             }
-            Self::Library(client) => Caller::Library(client.session(TTL).await?),
+            Self::Library(client) => LockCaller::Library(client.session(TTL).await?),
             Self::Etcd(channels) => {
                 let ttl_seconds = i64::try_from(TTL.as_secs())?;
-                Caller::Etcd(Lease::grant(channels[n % channels.len()].clone(), ttl_seconds).await?)
+                LockCaller::Etcd(
+                    Lease::grant(channels[n % channels.len()].clone(), ttl_seconds).await?,
+                )
             }
         })
     }
 }
 
-impl Caller {
-    async fn repeat(mut self, lock: &str, until: Instant) -> Done {
-        let mut done = Done { latencies: histogram(), failure: None };
+impl LockCaller {
+    async fn repeat(mut self, lock: &str, until: Instant) -> CallerFigures {
+        let mut done = CallerFigures { latencies: histogram(), failure: None };
         while Instant::now() < until {
             let begun = Instant::now();
             let ended = match self.acquire(lock).await {
@@ -208,7 +210,7 @@ impl Caller {
         done
     }
 
-    async fn acquire(&mut self, lock: &str) -> Result<Held, String> {
+    async fn acquire(&mut self, lock: &str) -> Result<LockHandle, String> {
         let held = || "the lock was not acquired".to_owned();
         match self {
             Self::Unary { client, session_id } => {
@@ -220,22 +222,22 @@ impl Caller {
                 };
                 let response = client.acquire(request).await.map_err(text)?.into_inner();
                 if response.acquired {
-                    Ok(Held::Token(response.fencing_token))
+                    Ok(LockHandle::Token(response.fencing_token))
                 } else {
                     Err(held())
                 }
             }
             Self::Library(session) => {
                 let guard = session.lock(lock).wait(WAIT).acquire().await.map_err(text)?;
-                guard.map(Held::Guard).ok_or_else(held)
+                guard.map(LockHandle::Guard).ok_or_else(held)
             }
-            Self::Etcd(lease) => lease.lock(lock).await.map(Held::Key).map_err(text),
+            Self::Etcd(lease) => lease.lock(lock).await.map(LockHandle::Key).map_err(text),
         }
     }
 
-    async fn release(&mut self, lock: &str, held: Held) -> Result<(), String> {
+    async fn release(&mut self, lock: &str, held: LockHandle) -> Result<(), String> {
         match (self, held) {
-            (Self::Unary { client, session_id }, Held::Token(fencing_token)) => {
+            (Self::Unary { client, session_id }, LockHandle::Token(fencing_token)) => {
                 let request = ReleaseRequest {
                     session_id: *session_id,
                     name: lock.to_owned(),
@@ -244,8 +246,8 @@ impl Caller {
                 };
                 client.release(request).await.map(drop).map_err(text)
             }
-            (Self::Library(_), Held::Guard(guard)) => guard.release().await.map_err(text),
-            (Self::Etcd(lease), Held::Key(key)) => lease.unlock(key).await.map_err(text),
+            (Self::Library(_), LockHandle::Guard(guard)) => guard.release().await.map_err(text),
+            (Self::Etcd(lease), LockHandle::Key(key)) => lease.unlock(key).await.map_err(text),
             _ => Err("what is held is of another system".to_owned()),
         }
     }
@@ -255,11 +257,11 @@ fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-fn cpu_seconds(nodes: &[Process]) -> f64 {
-    nodes.iter().map(Process::cpu_seconds).sum()
+fn cpu_seconds(nodes: &[ServerProcess]) -> f64 {
+    nodes.iter().map(ServerProcess::cpu_seconds).sum()
 }
 
-fn together(done: &[Done]) -> Histogram<u64> {
+fn together(done: &[CallerFigures]) -> Histogram<u64> {
     let mut all = histogram();
     done.iter().for_each(|done| all += &done.latencies);
     all
@@ -270,7 +272,7 @@ fn row(all: &Histogram<u64>, length: Duration) -> String {
     format!("{:>12.0} {:>8.2} {:>8.2}", as_f64(all.len()) / length.as_secs_f64(), ms(0.5), ms(0.99))
 }
 
-fn failed(done: &[Done]) -> String {
+fn failed(done: &[CallerFigures]) -> String {
     let failures = done.iter().filter_map(|done| done.failure.as_ref()).collect::<Vec<_>>();
     failures
         .first()

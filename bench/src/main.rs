@@ -16,13 +16,13 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 /// Why a measurement could not be made.
-pub(crate) type Failure = Box<dyn std::error::Error>;
+pub(crate) type BenchError = Box<dyn std::error::Error>;
 
 /// Standard output.
 #[derive(Debug)]
-pub(crate) struct Out;
+pub(crate) struct BenchOutput;
 
-impl Out {
+impl BenchOutput {
     /// Prints a line.
     pub(crate) fn line(&mut self, text: &str) {
         // A reader that went away needs no figures.
@@ -35,7 +35,7 @@ impl Out {
     name = "trefoil-bench",
     about = "Measures Trefoil beside what it can be compared with, in one run"
 )]
-struct Arguments {
+struct BenchArguments {
     #[command(subcommand)]
     what: What,
 }
@@ -43,27 +43,27 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Durable puts on three nodes, unary and pipelined, beside a bare tonic echo.
-    Puts(puts::Puts),
+    Puts(puts::PutBench),
     /// Acquire and release, alone and in turn, unary and by the client library, beside etcd.
-    Locks(locks::Locks),
+    Locks(locks::LockBench),
     /// Many sessions held, and half of them expiring at once while others work.
-    Sessions(sessions::Sessions),
+    Sessions(sessions::SessionBench),
     /// Unary calls against a running cluster whose nodes are stopped or killed meanwhile: what fails, once and twice.
-    Steady(steady::Steady),
+    Steady(steady::SteadyBench),
     /// Uniform puts on the state store, redb beside fjall.
-    Store(store::Options),
+    Store(store::StoreBench),
     /// A bare tonic server that answers puts at once; prints its port.
     Echo,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let ended = match Arguments::parse().what {
-        What::Puts(options) => puts::run(options, &mut Out).await,
-        What::Locks(options) => locks::run(options, &mut Out).await,
-        What::Sessions(options) => sessions::run(options, &mut Out).await,
-        What::Steady(options) => steady::run(options, &mut Out).await,
-        What::Store(options) => store::run(&options, &mut Out),
+    let ended = match BenchArguments::parse().what {
+        What::Puts(options) => puts::run(options, &mut BenchOutput).await,
+        What::Locks(options) => locks::run(options, &mut BenchOutput).await,
+        What::Sessions(options) => sessions::run(options, &mut BenchOutput).await,
+        What::Steady(options) => steady::run(options, &mut BenchOutput).await,
+        What::Store(options) => store::run(&options, &mut BenchOutput),
         What::Echo => echo::serve().await,
     };
     match ended {

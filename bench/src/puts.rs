@@ -16,13 +16,13 @@ use trefoil_proto::cache::v1::PutRequest;
 use trefoil_proto::cache::v1::cache_service_client::CacheServiceClient;
 use trefoil_proto::common::v1::{Value, value};
 
-use crate::cluster::{Cluster, Process, echo};
+use crate::cluster::{BenchCluster, ServerProcess, echo};
 use crate::framed::Framed;
-use crate::{Failure, Out};
+use crate::{BenchError, BenchOutput};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Puts {
+pub(crate) struct PutBench {
     /// The `trefoil` binary to measure.
     #[arg(long, default_value = "target/release/trefoil")]
     trefoil: PathBuf,
@@ -73,10 +73,10 @@ fn request(key: String, value: Bytes) -> PutRequest {
 ///
 /// # Errors
 /// When the nodes or the echo server do not start, or a put fails.
-pub(crate) async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
-    let cluster = Cluster::start(&options.trefoil, &options.folder)?;
+pub(crate) async fn run(options: PutBench, out: &mut BenchOutput) -> Result<(), BenchError> {
+    let cluster = BenchCluster::start(&options.trefoil, &options.folder)?;
     let (server, address) = echo()?;
-    let idle = cluster.nodes.iter().map(Process::resident_mib).collect::<Vec<_>>();
+    let idle = cluster.nodes.iter().map(ServerProcess::resident_mib).collect::<Vec<_>>();
     let channel = Endpoint::from_shared(address)?.tcp_nodelay(true).connect().await?;
     let client = Client::connect(cluster.endpoints.clone()).await?;
     let mut nodes = Vec::new();
@@ -94,8 +94,8 @@ pub(crate) async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
     for callers in &options.callers {
         for (name, senders, durable) in &ways {
             let cpu = || if *durable { cluster.cpu_seconds() } else { server.cpu_seconds() };
-            let load = Load { callers: *callers, keys: options.keys, bytes: options.bytes };
-            let stop = Stop::After(Duration::from_secs(options.seconds));
+            let load = PutLoad { callers: *callers, keys: options.keys, bytes: options.bytes };
+            let stop = StopAfter::After(Duration::from_secs(options.seconds));
             let before = cpu();
             let (histogram, seconds, failed) = drive(&load, senders, stop, name).await;
             let count = histogram.len();
@@ -115,17 +115,23 @@ pub(crate) async fn run(options: Puts, out: &mut Out) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn memory(options: &Puts, cluster: &Cluster, client: Client, idle: &[f64], out: &mut Out) {
+async fn memory(
+    options: &PutBench,
+    cluster: &BenchCluster,
+    client: Client,
+    idle: &[f64],
+    out: &mut BenchOutput,
+) {
     let show = |values: &[f64]| {
         values.iter().map(|mib| format!("{mib:.0}")).collect::<Vec<_>>().join(", ")
     };
     out.line(&format!("resident MiB of idle nodes: {}", show(idle)));
     if options.memory_puts > 0 {
-        let load = Load { callers: 256, keys: options.memory_puts, bytes: options.bytes };
-        let stop = Stop::Count(options.memory_puts);
+        let load = PutLoad { callers: 256, keys: options.memory_puts, bytes: options.bytes };
+        let stop = StopAfter::Count(options.memory_puts);
         let (histogram, seconds, failed) =
             drive(&load, &[Sender::Pipelined(client)], stop, "memory").await;
-        let after = cluster.nodes.iter().map(Process::resident_mib).collect::<Vec<_>>();
+        let after = cluster.nodes.iter().map(ServerProcess::resident_mib).collect::<Vec<_>>();
         out.line(&format!(
             "resident MiB after {} more puts in {seconds:.0} s ({failed} failed): {}",
             histogram.len(),
@@ -134,28 +140,28 @@ async fn memory(options: &Puts, cluster: &Cluster, client: Client, idle: &[f64],
     }
 }
 
-struct Load {
+struct PutLoad {
     callers: usize,
     keys: u64,
     bytes: usize,
 }
 
 #[derive(Clone, Copy)]
-enum Stop {
+enum StopAfter {
     After(Duration),
     Count(u64),
 }
 
 /// Runs the callers; returns latencies in us of what was answered, the time in seconds and the number of failures.
 async fn drive(
-    load: &Load,
+    load: &PutLoad,
     senders: &[Sender],
-    stop: Stop,
+    stop: StopAfter,
     name: &str,
 ) -> (Histogram<u64>, f64, u64) {
     let bar = ProgressBar::new(match stop {
-        Stop::After(time) => time.as_secs(),
-        Stop::Count(count) => count,
+        StopAfter::After(time) => time.as_secs(),
+        StopAfter::Count(count) => count,
     });
     bar.set_style(
         ProgressStyle::default_bar()
@@ -188,12 +194,12 @@ async fn drive(
     (histogram, started.elapsed().as_secs_f64(), failed)
 }
 
-async fn watch(bar: ProgressBar, stop: Stop, started: Instant, done: Arc<AtomicU64>) {
+async fn watch(bar: ProgressBar, stop: StopAfter, started: Instant, done: Arc<AtomicU64>) {
     loop {
         tokio::time::sleep(Duration::from_millis(200)).await;
         bar.set_position(match stop {
-            Stop::After(_) => started.elapsed().as_secs(),
-            Stop::Count(_) => done.load(Ordering::Relaxed),
+            StopAfter::After(_) => started.elapsed().as_secs(),
+            StopAfter::Count(_) => done.load(Ordering::Relaxed),
         });
     }
 }
@@ -202,7 +208,7 @@ fn call(
     mut sender: Sender,
     keys: u64,
     bytes: usize,
-    stop: Stop,
+    stop: StopAfter,
     started: Instant,
     done: Arc<AtomicU64>,
 ) -> impl Future<Output = (Histogram<u64>, u64)> {
@@ -212,14 +218,14 @@ fn call(
         loop {
             let n = done.fetch_add(1, Ordering::Relaxed);
             let over = match stop {
-                Stop::After(time) => started.elapsed() >= time,
-                Stop::Count(count) => n >= count,
+                StopAfter::After(time) => started.elapsed() >= time,
+                StopAfter::Count(count) => n >= count,
             };
             if over {
                 return (histogram, failed);
             }
             let key = rand::rng().random_range(0..keys);
-            let key = if matches!(stop, Stop::Count(_)) { n } else { key };
+            let key = if matches!(stop, StopAfter::Count(_)) { n } else { key };
             let begun = Instant::now();
             if sender.put(format!("key-{key}"), value.clone()).await {
                 histogram.saturating_record(

@@ -13,8 +13,8 @@ use trefoil_client::{Client, Error, Session};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{AcquireRequest, GetSessionRequest, OpenSessionRequest};
 
-use crate::cluster::{Cluster, Process};
-use crate::{Failure, Out};
+use crate::cluster::{BenchCluster, ServerProcess};
+use crate::{BenchError, BenchOutput};
 
 /// Calls under way while sessions are opened.
 const AT_A_TIME: usize = 256;
@@ -25,7 +25,7 @@ const REST_SECONDS: u64 = 60;
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Sessions {
+pub(crate) struct SessionBench {
     /// The `trefoil` binary to measure.
     #[arg(long, default_value = "target/release/trefoil")]
     trefoil: PathBuf,
@@ -53,14 +53,14 @@ pub(crate) struct Sessions {
 }
 
 /// Latencies of the clients since the last look, in us.
-type Latencies = Arc<Mutex<Histogram<u64>>>;
+type SharedHistogram = Arc<Mutex<Histogram<u64>>>;
 
 /// Runs everything and prints the figures.
 ///
 /// # Errors
 /// When the nodes do not start, a session cannot be opened, or one does not expire.
-pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure> {
-    let cluster = Cluster::start(&options.trefoil, &options.folder)?;
+pub(crate) async fn run(options: SessionBench, out: &mut BenchOutput) -> Result<(), BenchError> {
+    let cluster = BenchCluster::start(&options.trefoil, &options.folder)?;
     let client = Client::connect(cluster.endpoints.clone()).await?;
     let ttl = Duration::from_secs(options.ttl_seconds);
     out.line(&format!("resident MiB of idle nodes: {}", resident(&cluster)));
@@ -74,7 +74,7 @@ pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure>
         sessions = lock_each(&client, sessions).await?;
     }
 
-    let latencies: Latencies = Arc::new(Mutex::new(histogram()));
+    let latencies: SharedHistogram = Arc::new(Mutex::new(histogram()));
     let mut work = JoinSet::new();
     for n in 0..options.clients {
         let session = client.session(ttl).await?;
@@ -111,7 +111,7 @@ pub(crate) async fn run(options: Sessions, out: &mut Out) -> Result<(), Failure>
 }
 
 /// Lets each session acquire a lock that it keeps.
-async fn lock_each(client: &Client, sessions: Vec<Session>) -> Result<Vec<Session>, Failure> {
+async fn lock_each(client: &Client, sessions: Vec<Session>) -> Result<Vec<Session>, BenchError> {
     let acquire = |session: Session| {
         // A guard would release it when it is dropped.
         let (client, session_id) = (client.clone(), session.id());
@@ -126,13 +126,13 @@ async fn lock_each(client: &Client, sessions: Vec<Session>) -> Result<Vec<Sessio
 
 /// Lets sessions expire all at once, and prints what the clients noticed.
 async fn expire(
-    cluster: &Cluster,
+    cluster: &BenchCluster,
     client: &Client,
     count: usize,
     within: Duration,
-    latencies: &Latencies,
-    out: &mut Out,
-) -> Result<(), Failure> {
+    latencies: &SharedHistogram,
+    out: &mut BenchOutput,
+) -> Result<(), BenchError> {
     let end = Instant::now() + within;
     let ids = each(0..count, "opened", |_| open_until(client.clone(), end)).await?;
     if Instant::now() + WINDOW > end {
@@ -163,7 +163,7 @@ async fn each<T, U, F>(
     all: impl IntoIterator<IntoIter: ExactSizeIterator<Item = T>>,
     what: &str,
     make: impl Fn(T) -> F,
-) -> Result<Vec<U>, Failure>
+) -> Result<Vec<U>, BenchError>
 where
     U: Send + 'static,
     F: Future<Output = Result<U, Error>> + Send + 'static,
@@ -194,7 +194,7 @@ async fn open_until(client: Client, end: Instant) -> Result<u64, Error> {
 }
 
 /// Fails when a session is still there.
-async fn expired(client: &Client, session_id: u64) -> Result<(), Failure> {
+async fn expired(client: &Client, session_id: u64) -> Result<(), BenchError> {
     let request = GetSessionRequest { session_id, ..GetSessionRequest::default() };
     match client.call(request).await {
         Err(Error::Refused { reason: Reason::SessionExpired, .. }) => Ok(()),
@@ -203,7 +203,7 @@ async fn expired(client: &Client, session_id: u64) -> Result<(), Failure> {
     }
 }
 
-async fn lock_for_ever(session: Session, n: usize, latencies: Latencies) {
+async fn lock_for_ever(session: Session, n: usize, latencies: SharedHistogram) {
     loop {
         let begun = Instant::now();
         let lock = session.lock(format!("work-{n}")).wait(Duration::from_secs(10));
@@ -218,12 +218,12 @@ async fn lock_for_ever(session: Session, n: usize, latencies: Latencies) {
 }
 
 /// The latencies since the last look.
-fn take(latencies: &Latencies) -> Result<Histogram<u64>, Failure> {
+fn take(latencies: &SharedHistogram) -> Result<Histogram<u64>, BenchError> {
     let mut latencies = latencies.lock().map_err(|_| "a client panicked")?;
     Ok(std::mem::replace(&mut *latencies, histogram()))
 }
 
-async fn wait(seconds: u64, what: &str) -> Result<(), Failure> {
+async fn wait(seconds: u64, what: &str) -> Result<(), BenchError> {
     let bar = bar(seconds, what)?;
     for _ in 0..seconds {
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -233,7 +233,7 @@ async fn wait(seconds: u64, what: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn bar(length: u64, what: &str) -> Result<ProgressBar, Failure> {
+fn bar(length: u64, what: &str) -> Result<ProgressBar, BenchError> {
     let bar = ProgressBar::new(length).with_message(what.to_owned());
     bar.set_style(ProgressStyle::with_template("{msg:8} {wide_bar} {pos}/{len}")?);
     Ok(bar)
@@ -250,8 +250,8 @@ fn figures(histogram: &Histogram<u64>) -> String {
     )
 }
 
-fn resident(cluster: &Cluster) -> String {
-    let all = cluster.nodes.iter().map(|node| format!("{:.0}", Process::resident_mib(node)));
+fn resident(cluster: &BenchCluster) -> String {
+    let all = cluster.nodes.iter().map(|node| format!("{:.0}", ServerProcess::resident_mib(node)));
     all.collect::<Vec<_>>().join(", ")
 }
 

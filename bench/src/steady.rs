@@ -18,7 +18,7 @@ use trefoil_proto::queue::v1::{EnqueueRequest, Message};
 use trefoil_proto::reason::Retry;
 use trefoil_proto::status::from_status;
 
-use crate::{Failure, Out};
+use crate::{BenchError, BenchOutput};
 
 /// Pause before the second try, and between those after it.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -28,13 +28,13 @@ const SESSION_TTL_MS: u64 = 60_000;
 
 /// What to call.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Steady {
+pub(crate) struct SteadyBench {
     /// Nodes of the cluster, separated by commas.
     #[arg(long, value_delimiter = ',', required = true)]
     endpoints: Vec<String>,
     /// Service to call: locks are acquired and released, messages enqueued, keys put.
     #[arg(long)]
-    service: Service,
+    service: MeasuredService,
     /// Concurrent callers.
     #[arg(long, default_value_t = 16)]
     callers: u64,
@@ -50,15 +50,15 @@ pub(crate) struct Steady {
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum Service {
+enum MeasuredService {
     Lock,
     Queue,
     Cache,
 }
 
 /// One caller with its own key or lock, session and request ids.
-struct Caller {
-    service: Service,
+struct SteadyCaller {
+    service: MeasuredService,
     channels: Vec<Channel>,
     /// Where the next call begins.
     next: usize,
@@ -66,11 +66,11 @@ struct Caller {
     sequence: u64,
     session_id: u64,
     holds: bool,
-    seen: Seen,
+    seen: SteadyFigures,
 }
 
 /// What came of the calls.
-struct Seen {
+struct SteadyFigures {
     latency_us: Histogram<u64>,
     /// Calls whose first try failed, and what it said.
     failed_once: Vec<String>,
@@ -82,7 +82,7 @@ struct Seen {
 ///
 /// # Errors
 /// When a call failed at two nodes, or never succeeded.
-pub(crate) async fn run(options: Steady, out: &mut Out) -> Result<(), Failure> {
+pub(crate) async fn run(options: SteadyBench, out: &mut BenchOutput) -> Result<(), BenchError> {
     let mut channels = Vec::new();
     for endpoint in &options.endpoints {
         let endpoint = Endpoint::from_shared(endpoint.clone())?
@@ -95,12 +95,12 @@ pub(crate) async fn run(options: Steady, out: &mut Out) -> Result<(), Failure> {
     }
     let mut callers = JoinSet::new();
     for number in 0..options.callers {
-        let mut caller = Caller::new(number, options.service, channels.clone())?;
+        let mut caller = SteadyCaller::new(number, options.service, channels.clone())?;
         let until = Duration::from_secs(options.seconds);
         let pause = Duration::from_secs(1) / options.rate.max(1);
         callers.spawn(async move { caller.call_until(until, pause).await.map(|()| caller.seen) });
     }
-    let mut all = Seen::new()?;
+    let mut all = SteadyFigures::new()?;
     while let Some(seen) = callers.join_next().await {
         all.add(seen??)?;
     }
@@ -108,8 +108,12 @@ pub(crate) async fn run(options: Steady, out: &mut Out) -> Result<(), Failure> {
     if all.failed_twice.is_empty() { Ok(()) } else { Err("calls failed at two nodes".into()) }
 }
 
-impl Caller {
-    fn new(number: u64, service: Service, channels: Vec<Channel>) -> Result<Self, Failure> {
+impl SteadyCaller {
+    fn new(
+        number: u64,
+        service: MeasuredService,
+        channels: Vec<Channel>,
+    ) -> Result<Self, BenchError> {
         Ok(Self {
             service,
             next: usize::try_from(number)? % channels.len(),
@@ -118,7 +122,7 @@ impl Caller {
             sequence: 0,
             session_id: 0,
             holds: false,
-            seen: Seen::new()?,
+            seen: SteadyFigures::new()?,
         })
     }
 
@@ -171,11 +175,11 @@ impl Caller {
         let key = format!("steady-{}", self.client);
         let value = Some(Value { kind: Some(value::Kind::Text(self.sequence.to_string())) });
         match self.service {
-            Service::Cache => {
+            MeasuredService::Cache => {
                 let put = PutRequest { key, value, request_id, ..PutRequest::default() };
                 CacheServiceClient::new(channel).put(put).await.map(drop)
             }
-            Service::Queue => {
+            MeasuredService::Queue => {
                 let message = Message { key, value, ..Message::default() };
                 let enqueue = EnqueueRequest {
                     queue: "steady".to_owned(),
@@ -185,7 +189,9 @@ impl Caller {
                 };
                 QueueServiceClient::new(channel).enqueue(enqueue).await.map(drop)
             }
-            Service::Lock => self.lock(LockServiceClient::new(channel), key, request_id).await,
+            MeasuredService::Lock => {
+                self.lock(LockServiceClient::new(channel), key, request_id).await
+            }
         }
     }
 
@@ -230,20 +236,20 @@ fn may_be_applied(status: &Status) -> bool {
     from_status(status).is_none_or(|refusal| refusal.reason().row().retry == Retry::WithRequestId)
 }
 
-impl Seen {
-    fn new() -> Result<Self, Failure> {
+impl SteadyFigures {
+    fn new() -> Result<Self, BenchError> {
         let latency_us = Histogram::new_with_bounds(1, 3_600_000_000, 3)?;
         Ok(Self { latency_us, failed_once: Vec::new(), failed_twice: Vec::new() })
     }
 
-    fn add(&mut self, other: Self) -> Result<(), Failure> {
+    fn add(&mut self, other: Self) -> Result<(), BenchError> {
         self.latency_us.add(other.latency_us)?;
         self.failed_once.extend(other.failed_once);
         self.failed_twice.extend(other.failed_twice);
         Ok(())
     }
 
-    fn print(&self, out: &mut Out) {
+    fn print(&self, out: &mut BenchOutput) {
         let ms = |quantile| self.latency_us.value_at_quantile(quantile) / 1_000;
         out.line(&format!(
             "{} calls succeeded; first tries that failed: {}; second tries that failed: {}; \

@@ -18,11 +18,11 @@ use trefoil_core::store::Store as _;
 use trefoil_server::storage::StateStore;
 use trefoil_server::storage::checkpoint::Written;
 
-use crate::{Failure, Out};
+use crate::{BenchError, BenchOutput};
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
-pub(crate) struct Options {
+pub(crate) struct StoreBench {
     /// Engines, one row each.
     #[arg(
         long,
@@ -65,11 +65,11 @@ enum Engine {
     FjallIngest,
 }
 
-type Changes = BTreeMap<Bytes, Bytes>;
-type Job = Box<dyn FnOnce() -> Result<Option<Written>, Failure> + Send>;
+type ChangedRecords = BTreeMap<Bytes, Bytes>;
+type CheckpointTask = Box<dyn FnOnce() -> Result<Option<Written>, BenchError> + Send>;
 
 /// What changes in memory, and is written from time to time.
-enum State {
+enum StoreUnderTest {
     Redb {
         store: Box<StateStore>,
         rate: Option<u64>,
@@ -78,13 +78,13 @@ enum State {
         database: fjall::Database,
         records: fjall::Keyspace,
         ingest: bool,
-        changes: Changes,
+        changes: ChangedRecords,
         bytes: u64,
     },
 }
 
-impl State {
-    fn open(engine: Engine, folder: &Path, options: &Options) -> Result<Self, Failure> {
+impl StoreUnderTest {
+    fn open(engine: Engine, folder: &Path, options: &StoreBench) -> Result<Self, BenchError> {
         let cache_bytes = options.cache_mib << 20;
         let ingest = match engine {
             Engine::Redb => {
@@ -99,7 +99,7 @@ impl State {
         };
         let database = fjall::Database::builder(folder).cache_size(cache_bytes as u64).open()?;
         let records = database.keyspace("records", fjall::KeyspaceCreateOptions::default)?;
-        Ok(Self::Fjall { database, records, ingest, changes: Changes::new(), bytes: 0 })
+        Ok(Self::Fjall { database, records, ingest, changes: ChangedRecords::new(), bytes: 0 })
     }
 
     fn put(&mut self, key: Bytes, value: Bytes) {
@@ -115,7 +115,7 @@ impl State {
         }
     }
 
-    fn get(&self, key: &[u8]) -> Result<bool, Failure> {
+    fn get(&self, key: &[u8]) -> Result<bool, BenchError> {
         Ok(match self {
             Self::Redb { store, .. } => store.get(key).is_some(),
             Self::Fjall { records, .. } => records.get(key)?.is_some(),
@@ -130,7 +130,7 @@ impl State {
         }
     }
 
-    fn freeze(&mut self) -> Option<Job> {
+    fn freeze(&mut self) -> Option<CheckpointTask> {
         match self {
             Self::Redb { store, rate } => {
                 let (checkpoint, rate) = (store.freeze()?, *rate);
@@ -178,7 +178,7 @@ impl State {
         }
     }
 
-    fn file_bytes(&self) -> Result<u64, Failure> {
+    fn file_bytes(&self) -> Result<u64, BenchError> {
         Ok(match self {
             Self::Redb { store, .. } => store.file().bytes(),
             Self::Fjall { database, .. } => database.disk_space()?,
@@ -190,7 +190,7 @@ impl State {
 ///
 /// # Errors
 /// When an engine fails.
-pub(crate) fn run(options: &Options, out: &mut Out) -> Result<(), Failure> {
+pub(crate) fn run(options: &StoreBench, out: &mut BenchOutput) -> Result<(), BenchError> {
     let puts = options.puts.unwrap_or(options.keys);
     out.line(&format!(
         "{puts} uniform puts over {} keys, {}-byte values, checkpoints of {} MiB, {} MiB of page cache",
@@ -209,19 +209,24 @@ pub(crate) fn run(options: &Options, out: &mut Out) -> Result<(), Failure> {
     Ok(())
 }
 
-fn measure(engine: Engine, folder: &Path, options: &Options, puts: u64) -> Result<String, Failure> {
-    let mut state = State::open(engine, folder, options)?;
+fn measure(
+    engine: Engine,
+    folder: &Path,
+    options: &StoreBench,
+    puts: u64,
+) -> Result<String, BenchError> {
+    let mut state = StoreUnderTest::open(engine, folder, options)?;
     let stop = Arc::new(AtomicBool::new(false));
     let log = {
         let (path, stop) = (folder.join("append"), Arc::clone(&stop));
         std::thread::spawn(move || append(&path, &stop))
     };
-    let before = Usage::now()?;
+    let before = ProcessUsage::now()?;
     let begun = Instant::now();
     let (checkpoints, longest) = fill(&mut state, options, puts)?;
     let seconds = begun.elapsed().as_secs_f64();
     state.settle();
-    let used = Usage::now()?;
+    let used = ProcessUsage::now()?;
     stop.store(true, Ordering::Release);
     let synced = log.join().map_err(|_| "the appending thread failed")??;
     let (get, absent) = (read(&state, options.keys, 0)?, read(&state, options.keys, options.keys)?);
@@ -241,7 +246,11 @@ fn measure(engine: Engine, folder: &Path, options: &Options, puts: u64) -> Resul
 }
 
 /// Puts, with a checkpoint on another thread whenever enough has changed; who is faster than that waits.
-fn fill(state: &mut State, options: &Options, puts: u64) -> Result<(u32, f64), Failure> {
+fn fill(
+    state: &mut StoreUnderTest,
+    options: &StoreBench,
+    puts: u64,
+) -> Result<(u32, f64), BenchError> {
     let mut random = rand::rngs::SmallRng::seed_from_u64(7);
     let limit = options.checkpoint_mib << 20;
     let mut running = None;
@@ -272,13 +281,13 @@ fn fill(state: &mut State, options: &Options, puts: u64) -> Result<(u32, f64), F
     Ok((checkpoints, longest))
 }
 
-type Running = std::thread::JoinHandle<Result<(Option<Written>, f64), String>>;
+type RunningCheckpoint = std::thread::JoinHandle<Result<(Option<Written>, f64), String>>;
 
 fn join(
-    state: &mut State,
-    running: &mut Option<Running>,
+    state: &mut StoreUnderTest,
+    running: &mut Option<RunningCheckpoint>,
     longest: &mut f64,
-) -> Result<(), Failure> {
+) -> Result<(), BenchError> {
     if let Some(running) = running.take() {
         let (written, seconds) = running.join().map_err(|_| "a checkpoint failed")??;
         state.finish(written);
@@ -300,7 +309,7 @@ fn key(n: u64) -> Bytes {
 }
 
 /// Mean of uniform reads in microseconds, of keys from `first` on.
-fn read(state: &State, keys: u64, first: u64) -> Result<f64, Failure> {
+fn read(state: &StoreUnderTest, keys: u64, first: u64) -> Result<f64, BenchError> {
     const READS: u64 = 50_000;
     let mut random = rand::rngs::SmallRng::seed_from_u64(8);
     let begun = Instant::now();
@@ -329,13 +338,13 @@ fn append(path: &Path, stop: &AtomicBool) -> Result<Histogram<u64>, std::io::Err
 }
 
 /// What this process has used.
-struct Usage {
+struct ProcessUsage {
     cpu_seconds: f64,
     written_bytes: u64,
 }
 
-impl Usage {
-    fn now() -> Result<Self, Failure> {
+impl ProcessUsage {
+    fn now() -> Result<Self, BenchError> {
         const TICKS_PER_SECOND: f64 = 100.0;
         let stat = std::fs::read_to_string("/proc/self/stat")?;
         let fields =

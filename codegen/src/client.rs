@@ -2,12 +2,12 @@
 
 use crate::contract::Contract;
 use crate::operation::Operation;
-use crate::text::{Code, path};
+use crate::text::{CodeWriter, path};
 
 /// Rows for the macro of `client/src/operation.rs`, which includes them.
 #[must_use]
 pub fn client(contract: &Contract) -> String {
-    let mut code = Code::new();
+    let mut code = CodeWriter::new();
     code.line("operations! {");
     for operation in contract.unary() {
         let request = path("trefoil_proto", operation.request.full_name());
@@ -39,7 +39,8 @@ fn key(operation: &Operation) -> &'static str {
 }
 
 fn lane(operation: &Operation) -> &'static str {
-    let keeps = |change: &crate::operation::Change| change.session.as_deref() == Some("Keeps");
+    let keeps =
+        |change: &crate::operation::CommandFacts| change.session.as_deref() == Some("Keeps");
     match operation.waiting.as_str() {
         "Never" if operation.change.as_ref().is_some_and(keeps) => "|_| Lane::Renewals",
         "Never" => "|_| Lane::Calls",

@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use prost_reflect::{DescriptorPool, OneofDescriptor};
 use protox::Compiler;
 
-use crate::operation::{Error, Kind, Operation, Service, Step, error};
+use crate::operation::{Error, Operation, RpcKind, RpcService, ShardStep, error};
 
 /// What `proto/` says.
 #[derive(Debug)]
 pub struct Contract {
     pool: DescriptorPool,
     descriptors: Vec<u8>,
-    services: Vec<Service>,
-    commands: Vec<Step>,
-    queries: Vec<Step>,
+    services: Vec<RpcService>,
+    commands: Vec<ShardStep>,
+    queries: Vec<ShardStep>,
 }
 
 impl Contract {
@@ -51,7 +51,7 @@ impl Contract {
 
     /// The services, in the order of files.
     #[must_use]
-    pub fn services(&self) -> &[Service] {
+    pub fn services(&self) -> &[RpcService] {
         &self.services
     }
 
@@ -67,13 +67,13 @@ impl Contract {
 
     /// What a shard applies.
     #[must_use]
-    pub fn commands(&self) -> &[Step] {
+    pub fn commands(&self) -> &[ShardStep] {
         &self.commands
     }
 
     /// What a shard reads.
     #[must_use]
-    pub fn queries(&self) -> &[Step] {
+    pub fn queries(&self) -> &[ShardStep] {
         &self.queries
     }
 
@@ -96,7 +96,7 @@ impl Contract {
             .ok_or_else(|| error(message, format_args!("has no oneof `{name}`")))
     }
 
-    fn steps(&self, message: &str, name: &str) -> Result<Vec<Step>, Error> {
+    fn steps(&self, message: &str, name: &str) -> Result<Vec<ShardStep>, Error> {
         let is_command = name == "operation";
         let by_request: BTreeMap<_, _> = self
             .operations()
@@ -105,7 +105,10 @@ impl Contract {
         let by_name =
             self.operations().map(|operation| (operation.name.as_str(), operation)).collect();
         let fields = self.oneof(message, name)?;
-        fields.fields().map(|field| Step::read(&field, is_command, &by_request, &by_name)).collect()
+        fields
+            .fields()
+            .map(|field| ShardStep::read(&field, is_command, &by_request, &by_name))
+            .collect()
     }
 
     /// Sees that each operation has a name and a request of its own.
@@ -144,7 +147,7 @@ impl Contract {
             has("trefoil.pipeline.v1.Reply", &replies, response)?;
             if operation.is_direct {
                 let (steps, place) = match operation.kind {
-                    Kind::Command => (&self.commands, "trefoil.internal.v1.Command"),
+                    RpcKind::Command => (&self.commands, "trefoil.internal.v1.Command"),
                     _ => (&self.queries, "trefoil.internal.v1.Query"),
                 };
                 let there = steps.iter().map(|step| (step.variant.clone(), step.message.clone()));
@@ -167,8 +170,8 @@ fn variants(oneof: &OneofDescriptor) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn services(pool: &DescriptorPool) -> Result<Vec<Service>, Error> {
-    pool.services().map(|service| Service::read(pool, &service)).collect()
+fn services(pool: &DescriptorPool) -> Result<Vec<RpcService>, Error> {
+    pool.services().map(|service| RpcService::read(pool, &service)).collect()
 }
 
 /// The files below a folder, sorted.

@@ -1,12 +1,12 @@
 //! The dispatch of commands and queries to the functions of their names.
 
 use crate::contract::Contract;
-use crate::text::{Code, snake};
+use crate::text::{CodeWriter, snake};
 
 /// Included by `core/src/machine/dispatch.rs`.
 #[must_use]
 pub fn core(contract: &Contract) -> String {
-    let mut code = Code::new();
+    let mut code = CodeWriter::new();
     code.line("/// Has a command carried out by its service.");
     code.line("pub(super) fn execute(context: &mut CommandContext<'_>, operation: &Operation) -> CommandResult {");
     code.line("match operation {");

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 pub use self::client::client;
 pub use self::contract::Contract;
 pub use self::core::core;
-pub use self::operation::{Error, Operation, Service, Step};
+pub use self::operation::{Error, Operation, RpcService, ShardStep};
 pub use self::proto::proto;
 pub use self::reference::reference;
 pub use self::server::{server, server_calls, server_services};

@@ -15,7 +15,7 @@ pub type Error = Box<dyn std::error::Error + Send + Sync>;
 
 /// A service with its RPCs.
 #[derive(Debug)]
-pub struct Service {
+pub struct RpcService {
     /// Such as `LockService`.
     pub name: String,
     /// Such as `trefoil.lock.v1`.
@@ -28,7 +28,7 @@ pub struct Service {
 
 /// What an RPC does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum RpcKind {
     /// Changes state.
     Command,
     /// Reads.
@@ -55,7 +55,7 @@ pub struct Operation {
     pub(crate) request: MessageDescriptor,
     pub(crate) response: MessageDescriptor,
     pub(crate) takes_stream: bool,
-    pub(crate) kind: Kind,
+    pub(crate) kind: RpcKind,
     pub(crate) is_direct: bool,
     /// The options below are the names of their values in Rust.
     pub(crate) action: String,
@@ -65,12 +65,12 @@ pub struct Operation {
     pub(crate) waiting: String,
     pub(crate) has_request_id: bool,
     pub(crate) has_fence: bool,
-    pub(crate) change: Option<Change>,
+    pub(crate) change: Option<CommandFacts>,
 }
 
 /// What is to be known of a command alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Change {
+pub(crate) struct CommandFacts {
     pub(crate) is_idempotent: bool,
     pub(crate) frees_space: bool,
     pub(crate) draws: bool,
@@ -80,7 +80,7 @@ pub(crate) struct Change {
 
 /// A variant of the commands or queries of a shard.
 #[derive(Debug)]
-pub struct Step {
+pub struct ShardStep {
     /// Such as `CancelAcquire`.
     pub variant: String,
     /// Full name of its message.
@@ -92,7 +92,7 @@ pub struct Step {
     pub(crate) admission: String,
     /// It waits at its shard for as long as its `wait_ms` says.
     pub(crate) waits: bool,
-    pub(crate) change: Option<Change>,
+    pub(crate) change: Option<CommandFacts>,
 }
 
 /// A sentence about a place in the contract.
@@ -101,12 +101,12 @@ pub(crate) fn error(place: &str, what: impl fmt::Display) -> Error {
 }
 
 /// The options of one place.
-struct Options<'a> {
+struct OptionReader<'a> {
     place: &'a str,
     message: DynamicMessage,
 }
 
-impl<'a> Options<'a> {
+impl<'a> OptionReader<'a> {
     /// What an extension says of a place, where it says anything.
     fn of(
         place: &'a str,
@@ -171,7 +171,7 @@ impl<'a> Options<'a> {
         &self,
         is_command: bool,
         request: &MessageDescriptor,
-    ) -> Result<Option<Change>, Error> {
+    ) -> Result<Option<CommandFacts>, Error> {
         const OF_COMMANDS: [&str; 4] = ["idempotent", "frees_space", "session", "draws"];
         if !is_command {
             let said = OF_COMMANDS.into_iter().find(|name| self.is_said(name));
@@ -187,7 +187,7 @@ impl<'a> Options<'a> {
                 return Err(error(self.place, what));
             }
         };
-        Ok(Some(Change {
+        Ok(Some(CommandFacts {
             is_idempotent: self.flag("idempotent")?,
             frees_space: self.flag("frees_space")?,
             draws: self.flag("draws")?,
@@ -213,7 +213,7 @@ fn check_resource(place: &str, resource: &str, message: &MessageDescriptor) -> R
     })
 }
 
-impl Service {
+impl RpcService {
     pub(crate) fn read(pool: &DescriptorPool, service: &ServiceDescriptor) -> Result<Self, Error> {
         let package = service.package_name().to_owned();
         let is_internal = package.starts_with("trefoil.internal.");
@@ -234,25 +234,25 @@ impl Operation {
         let place = method.full_name();
         let options = pool
             .get_extension_by_name("trefoil.common.v1.operation")
-            .and_then(|extension| Options::of(place, &method.options(), &extension))
+            .and_then(|extension| OptionReader::of(place, &method.options(), &extension))
             .ok_or_else(|| error(place, "has no option (trefoil.common.v1.operation)"))?;
         let (request, response) = (method.input(), method.output());
         let kind = match options.choice("kind")?.as_str() {
-            "Command" => Kind::Command,
-            "Query" => Kind::Query,
-            "Stream" => Kind::Stream,
-            _ => Kind::Carrier,
+            "Command" => RpcKind::Command,
+            "Query" => RpcKind::Query,
+            "Stream" => RpcKind::Stream,
+            _ => RpcKind::Carrier,
         };
-        if method.is_server_streaming() != matches!(kind, Kind::Stream | Kind::Carrier) {
+        if method.is_server_streaming() != matches!(kind, RpcKind::Stream | RpcKind::Carrier) {
             return Err(error(place, "is a stream exactly where its `kind` is STREAM or CARRIER"));
         }
-        let (action, resource) = if kind == Kind::Carrier {
+        let (action, resource) = if kind == RpcKind::Carrier {
             ("Unspecified".to_owned(), "Unspecified".to_owned())
         } else {
             (options.choice("action")?, options.choice("resource")?)
         };
         // Streams may wrap what they ask for in a message of another operation, and check it as that.
-        if matches!(kind, Kind::Command | Kind::Query) {
+        if matches!(kind, RpcKind::Command | RpcKind::Query) {
             check_resource(place, &resource, &request)?;
         }
         let waiting = options.choice("waiting")?;
@@ -261,7 +261,7 @@ impl Operation {
         }
         let service = method.parent_service();
         Ok(Self {
-            name: if kind == Kind::Carrier { "Pipeline" } else { method.name() }.to_owned(),
+            name: if kind == RpcKind::Carrier { "Pipeline" } else { method.name() }.to_owned(),
             rpc: method.name().to_owned(),
             full_name: place.to_owned(),
             comment: comment(&method.parent_file(), method.path()),
@@ -273,7 +273,7 @@ impl Operation {
             admission: options.choice("admission")?,
             has_request_id: options.of_field("request_id", &request)?,
             has_fence: options.of_field("fence", &request)?,
-            change: options.change(kind == Kind::Command, &request)?,
+            change: options.change(kind == RpcKind::Command, &request)?,
             kind,
             action,
             resource,
@@ -284,7 +284,7 @@ impl Operation {
     }
 
     pub(crate) fn is_unary(&self) -> bool {
-        matches!(self.kind, Kind::Command | Kind::Query)
+        matches!(self.kind, RpcKind::Command | RpcKind::Query)
     }
 
     /// As gRPC metrics name it in every language.
@@ -297,7 +297,7 @@ impl Operation {
     }
 }
 
-impl Step {
+impl ShardStep {
     pub(crate) fn read(
         field: &FieldDescriptor,
         is_command: bool,
@@ -311,7 +311,7 @@ impl Step {
         let options = field
             .parent_pool()
             .get_extension_by_name("trefoil.common.v1.step")
-            .and_then(|extension| Options::of(place, &field.options(), &extension));
+            .and_then(|extension| OptionReader::of(place, &field.options(), &extension));
         let own = by_request.get(descriptor.full_name());
         let names = options.as_ref().map(|options| options.names("operations")).unwrap_or_default();
         let mut actions = own.map(|own| own.action.clone()).into_iter().collect::<Vec<_>>();
@@ -333,7 +333,7 @@ impl Step {
                 }
                 let waits = own.waiting == "AtShard";
                 let admission = match own.kind {
-                    Kind::Command => own.admission.clone(),
+                    RpcKind::Command => own.admission.clone(),
                     // A read is as good as another: it is the call that may have come by a share of its own.
                     _ => "Ordinary".to_owned(),
                 };

@@ -2,13 +2,13 @@
 
 use crate::FOREIGN;
 use crate::contract::Contract;
-use crate::operation::{Operation, Step};
-use crate::text::Code;
+use crate::operation::{Operation, ShardStep};
+use crate::text::CodeWriter;
 
 /// Included by `proto/operation.rs`.
 #[must_use]
 pub fn proto(contract: &Contract) -> String {
-    let mut code = Code::new();
+    let mut code = CodeWriter::new();
     all(&mut code, contract, "Reason");
     all(&mut code, contract, "Action");
     methods(&mut code, contract);
@@ -20,7 +20,7 @@ pub fn proto(contract: &Contract) -> String {
 }
 
 /// A list of the values of an enum, so that nobody keeps one.
-fn all(code: &mut Code, contract: &Contract, name: &str) {
+fn all(code: &mut CodeWriter, contract: &Contract, name: &str) {
     code.line(format_args!("impl {name} {{"));
     code.line("/// Every one, in the order of their numbers.");
     code.line("pub const ALL: &[Self] = &[");
@@ -32,7 +32,7 @@ fn all(code: &mut Code, contract: &Contract, name: &str) {
     code.line("");
 }
 
-fn methods(code: &mut Code, contract: &Contract) {
+fn methods(code: &mut CodeWriter, contract: &Contract) {
     code.line("/// An RPC of the client port.");
     code.line("#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]");
     code.line("pub enum Method {");
@@ -91,7 +91,7 @@ fn methods(code: &mut Code, contract: &Contract) {
     code.line("");
 }
 
-fn facts(code: &mut Code, operation: &Operation) {
+fn facts(code: &mut CodeWriter, operation: &Operation) {
     code.line("Facts {");
     code.line(format_args!("service: \"{}\",", operation.service));
     code.line(format_args!("name: \"{}\",", operation.rpc));
@@ -111,7 +111,7 @@ struct Getter<'a> {
 }
 
 impl Getter<'_> {
-    fn write(&self, code: &mut Code, arms: impl Iterator<Item = (String, Option<String>)>) {
+    fn write(&self, code: &mut CodeWriter, arms: impl Iterator<Item = (String, Option<String>)>) {
         let Self { doc, head, none } = self;
         code.line(format_args!("/// {doc}"));
         code.line("#[must_use]");
@@ -142,7 +142,7 @@ impl Getter<'_> {
     }
 }
 
-fn calls(code: &mut Code, contract: &Contract) {
+fn calls(code: &mut CodeWriter, contract: &Contract) {
     let unary = || contract.unary();
     let where_it = |has: fn(&Operation) -> bool, value: &'static str| {
         unary().map(move |it| (it.name.clone(), has(it).then(|| value.to_owned())))
@@ -202,7 +202,7 @@ fn calls(code: &mut Code, contract: &Contract) {
     code.line("");
 }
 
-fn outcomes(code: &mut Code, contract: &Contract) {
+fn outcomes(code: &mut CodeWriter, contract: &Contract) {
     code.line("impl reply::Outcome {");
     for (doc, head, value) in [
         ("Its header.", "header(&self) -> Option<&ResponseHeader>", "request.header.as_ref()"),
@@ -223,13 +223,14 @@ fn outcomes(code: &mut Code, contract: &Contract) {
     code.line("");
 }
 
-fn commands(code: &mut Code, steps: &[Step]) {
+fn commands(code: &mut CodeWriter, steps: &[ShardStep]) {
     code.line("impl command::Operation {");
     for (doc, name, of) in [
         (
             "Whether doing it twice is doing it once.",
             "is_idempotent",
-            (|step| step.change.as_ref().is_some_and(|it| it.is_idempotent)) as fn(&Step) -> bool,
+            (|step| step.change.as_ref().is_some_and(|it| it.is_idempotent))
+                as fn(&ShardStep) -> bool,
         ),
         (
             "Whether it makes room: it is taken even when the disk is nearly full.",
@@ -272,14 +273,14 @@ fn commands(code: &mut Code, steps: &[Step]) {
     code.line("");
 }
 
-fn queries(code: &mut Code, steps: &[Step]) {
+fn queries(code: &mut CodeWriter, steps: &[ShardStep]) {
     code.line("impl query::Query {");
     of_steps(code, steps);
     code.line("}");
 }
 
 /// What commands and queries have in common.
-fn of_steps(code: &mut Code, steps: &[Step]) {
+fn of_steps(code: &mut CodeWriter, steps: &[ShardStep]) {
     code.line("/// What it counts against at the leader.");
     code.line("#[must_use]");
     code.line("pub fn admission(&self) -> AdmissionClass {");

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::contract::Contract;
-use crate::operation::{Kind, Operation, field_comment};
+use crate::operation::{Operation, RpcKind, field_comment};
 
 /// `docs/reference.md`.
 #[must_use]
@@ -42,7 +42,7 @@ fn describe(page: &mut String, operation: &Operation) {
     write!(page, "\n### {}\n\n{}\n\n", operation.rpc, operation.comment).expect(INFALLIBLE);
     writeln!(page, "{}", facts(operation).join(" · ")).expect(INFALLIBLE);
     let mut fields = operation.request.fields().peekable();
-    if fields.peek().is_some() && operation.kind != Kind::Carrier {
+    if fields.peek().is_some() && operation.kind != RpcKind::Carrier {
         page.push_str("\n| field | type | meaning |\n| --- | --- | --- |\n");
         for field in fields {
             let (name, comment) = (field.name(), field_comment(&field));
@@ -53,12 +53,12 @@ fn describe(page: &mut String, operation: &Operation) {
 
 fn facts(operation: &Operation) -> Vec<String> {
     let mut facts = vec![match operation.kind {
-        Kind::Command => "command".to_owned(),
-        Kind::Query => "query".to_owned(),
-        Kind::Stream => "stream".to_owned(),
-        Kind::Carrier => "carries other operations".to_owned(),
+        RpcKind::Command => "command".to_owned(),
+        RpcKind::Query => "query".to_owned(),
+        RpcKind::Stream => "stream".to_owned(),
+        RpcKind::Carrier => "carries other operations".to_owned(),
     }];
-    if operation.kind != Kind::Carrier {
+    if operation.kind != RpcKind::Carrier {
         let (action, resource) = (words(&operation.action), words(&operation.resource));
         facts.push(format!("right: {action} on a {resource}"));
     }

@@ -1,19 +1,19 @@
 //! What a node does with each operation: check it, carry it out, serve it by itself.
 
 use crate::contract::Contract;
-use crate::operation::{Error, Kind, Operation, Service, error};
-use crate::text::{Code, path, snake};
+use crate::operation::{Error, Operation, RpcKind, RpcService, error};
+use crate::text::{CodeWriter, path, snake};
 
 /// Included by `server/src/api/generated.rs`.
 ///
 /// # Errors
 /// When an operation cannot be handed on to its shard as it stands.
 pub fn server(contract: &Contract) -> Result<String, Error> {
-    let mut code = Code::new();
+    let mut code = CodeWriter::new();
     check(&mut code, contract);
     dispatch(&mut code, contract)?;
     for service in contract.services() {
-        let is_carrier = |it: &Operation| it.kind == Kind::Carrier;
+        let is_carrier = |it: &Operation| it.kind == RpcKind::Carrier;
         if !service.operations.is_empty() && !service.operations.iter().any(is_carrier) {
             serve(&mut code, service);
         }
@@ -25,7 +25,7 @@ pub fn server(contract: &Contract) -> Result<String, Error> {
 /// Included by the server's tests: each operation as a unary call.
 #[must_use]
 pub fn server_calls(contract: &Contract) -> String {
-    let mut code = Code::new();
+    let mut code = CodeWriter::new();
     code.line("/// What a unary call of an operation ends with.");
     code.line("#[allow(clippy::too_many_lines, reason = \"an arm for each operation\")]");
     code.line("pub(crate) async fn unary(");
@@ -50,7 +50,7 @@ pub fn server_calls(contract: &Contract) -> String {
     code.finish()
 }
 
-fn check(code: &mut Code, contract: &Contract) {
+fn check(code: &mut CodeWriter, contract: &Contract) {
     code.line("/// Refuses bad fields, and fills in what may be left out.");
     code.line("///");
     code.line("/// # Errors");
@@ -65,7 +65,7 @@ fn check(code: &mut Code, contract: &Contract) {
     code.line("");
 }
 
-fn dispatch(code: &mut Code, contract: &Contract) -> Result<(), Error> {
+fn dispatch(code: &mut CodeWriter, contract: &Contract) -> Result<(), Error> {
     code.line("impl<S: Shards> Api<S> {");
     code.line("/// Carries out what was checked and allowed.");
     code.line("#[allow(clippy::too_many_lines, reason = \"an arm for each operation\")]");
@@ -90,7 +90,7 @@ fn dispatch(code: &mut Code, contract: &Contract) -> Result<(), Error> {
 }
 
 /// An operation that is one command or query.
-fn hand_on(code: &mut Code, operation: &Operation) -> Result<(), Error> {
+fn hand_on(code: &mut CodeWriter, operation: &Operation) -> Result<(), Error> {
     let Operation { name, full_name, routing, .. } = operation;
     let slot = match routing.as_str() {
         "Locks" => "slot::of_locks(&request.namespace)",
@@ -102,7 +102,7 @@ fn hand_on(code: &mut Code, operation: &Operation) -> Result<(), Error> {
     code.line(format_args!("Operation::{name}({mutable}request) => {{"));
     code.line(format_args!("let slot = {slot};"));
     match operation.kind {
-        Kind::Command => {
+        RpcKind::Command => {
             let id = if operation.has_request_id { "request.request_id.take()" } else { "None" };
             code.line(format_args!("let id = {id};"));
             let (call, context) = if operation.has_fence {
@@ -127,19 +127,19 @@ fn hand_on(code: &mut Code, operation: &Operation) -> Result<(), Error> {
 }
 
 /// An operation with a handler. One that waits at the node has much state of its own, and goes on the heap.
-fn compose(code: &mut Code, operation: &Operation) {
+fn compose(code: &mut CodeWriter, operation: &Operation) {
     let (name, handler) = (&operation.name, snake(&operation.name));
     let call = format!("self.{handler}(context, request)");
     let call = if operation.waiting == "AtNode" { format!("Box::pin({call})") } else { call };
     code.line(format_args!("Operation::{name}(request) => Outcome::{name}({call}.await?),"));
 }
 
-fn server_module(service: &Service) -> String {
+fn server_module(service: &RpcService) -> String {
     let module = format!("{}_server", snake(&service.name));
     path("trefoil_proto", &format!("{}.{module}", service.package))
 }
 
-fn serve(code: &mut Code, service: &Service) {
+fn serve(code: &mut CodeWriter, service: &RpcService) {
     code.line("#[tonic::async_trait]");
     code.line(format_args!(
         "impl<S: Shards> {}::{} for Unary<S> {{",
@@ -168,7 +168,7 @@ fn serve(code: &mut Code, service: &Service) {
     code.line("");
 }
 
-fn stream(code: &mut Code, operation: &Operation, request: &str, response: &str) {
+fn stream(code: &mut CodeWriter, operation: &Operation, request: &str, response: &str) {
     let (name, handler) = (&operation.name, snake(&operation.rpc));
     let takes =
         if operation.takes_stream { format!("Streaming<{request}>") } else { request.to_owned() };
@@ -201,7 +201,7 @@ fn nested_request_id(operation: &Operation) -> String {
     )
 }
 
-fn add(code: &mut Code, contract: &Contract) {
+fn add(code: &mut CodeWriter, contract: &Contract) {
     code.line("/// Adds the unary services, each with the bounds that every one of them has.");
     code.line(
         "pub(super) fn add_services<S: Shards>(routes: Routes, unary: &Unary<S>) -> Routes {",
@@ -222,7 +222,7 @@ fn add(code: &mut Code, contract: &Contract) {
 /// Included by `server/src/api/operation.rs`: the service of each RPC.
 #[must_use]
 pub fn server_services(contract: &Contract) -> String {
-    let mut code = Code::new();
+    let mut code = CodeWriter::new();
     code.line(
         "/// The service of the cluster that must be on for an RPC; none where it is always on.",
     );

@@ -35,12 +35,12 @@ pub(crate) fn path(root: &str, message: &str) -> String {
 
 /// Code that is being written, indented by its braces.
 #[derive(Debug)]
-pub(crate) struct Code {
+pub(crate) struct CodeWriter {
     text: String,
     depth: usize,
 }
 
-impl Code {
+impl CodeWriter {
     /// An empty file that says where it comes from.
     pub(crate) fn new() -> Self {
         let text = "// Written by trefoil-codegen from the options in proto/.\n".to_owned();
@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn equal_arms_are_one() {
-        let mut code = Code::new();
+        let mut code = CodeWriter::new();
         code.matches("self", [("A", 1), ("B", 2), ("C", 1)].map(|(a, b)| (a.to_owned(), b)));
         let text = code.finish();
         let body = text.split_once('\n').expect("it has a head").1;

@@ -12,9 +12,9 @@ const DIGITS: usize = 16;
 
 /// A list whose pages are read one after the other.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct List(u64);
+pub(crate) struct ListId(u64);
 
-impl List {
+impl ListId {
     /// The list of the records whose keys begin like this: the key names what is listed, namespace and prefix.
     pub(crate) fn of(prefix: &[u8]) -> Self {
         Self(xxh3_64(prefix))
@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn a_token_is_good_for_its_list_alone() {
-        let (one, other) = (List::of(b"locks of a"), List::of(b"locks of b"));
+        let (one, other) = (ListId::of(b"locks of a"), ListId::of(b"locks of b"));
         for last in ["", "x", "ä", "0123456789abcdef"] {
             let token = one.token(last);
             assert_eq!(check(&token), Ok(()));

@@ -111,7 +111,7 @@ pub(super) struct Output {
     /// Change of the number of messages that are neither acknowledged, dead nor expired.
     pub(super) backlog: i64,
     /// Change of what there is of locks.
-    pub(super) locks: measure::Changes,
+    pub(super) locks: measure::GaugeChanges,
     pub(super) namespaces: NamespaceChanges,
     /// When a request client that is forgotten was last seen, in log time.
     pub(super) forgotten_seen_at_ms: Option<u64>,

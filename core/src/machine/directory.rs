@@ -13,14 +13,14 @@ use crate::limits::DIRECTORY_LINES_MAX;
 /// Holders of the lines of one shard. A line that is forgotten is invalid everywhere, which costs a state, never a value.
 #[derive(Debug, Default)]
 pub struct Directory {
-    lines: BTreeMap<Bytes, Line>,
+    lines: BTreeMap<Bytes, CacheLine>,
     /// Every line by the number of its last insertion, so that the one that is oldest goes first.
     order: BTreeMap<u64, Bytes>,
     insertions: u64,
 }
 
 #[derive(Debug)]
-struct Line {
+struct CacheLine {
     inserted: u64,
     holders: Holders,
 }
@@ -76,7 +76,7 @@ impl Directory {
         }
         self.insertions += 1;
         self.order.insert(self.insertions, key.clone());
-        self.lines.insert(key.clone(), Line { inserted: self.insertions, holders });
+        self.lines.insert(key.clone(), CacheLine { inserted: self.insertions, holders });
     }
 
     fn remove(&mut self, key: &Bytes) {

@@ -72,7 +72,7 @@ gauges! {
 
 /// How a command changes what there is.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Changes {
+pub(super) struct GaugeChanges {
     pub(super) locks_held: i64,
     pub(super) locks_waiting: i64,
     pub(super) sessions: i64,
@@ -81,7 +81,7 @@ pub(super) struct Changes {
     pub(super) permits_in_use: i64,
 }
 
-impl Changes {
+impl GaugeChanges {
     pub(super) fn apply(self, progress: &mut Progress) {
         for (number, change) in [
             (&mut progress.locks_held, self.locks_held),

@@ -18,7 +18,7 @@ use super::progress::NamespaceChanges;
 use crate::check::{self, DEFAULT_NAMESPACE};
 use crate::key::{Key, Kind};
 use crate::limits::{NAME_BYTES_MAX, NAMESPACE_QUEUES_MAX, NAMESPACES_MAX, PAGE_ITEMS_MAX};
-use crate::page::List;
+use crate::page::ListId;
 use crate::slot::SYSTEM_SLOT;
 use crate::store::{Store, Txn, decode, prefix_end};
 
@@ -147,7 +147,7 @@ pub(super) fn list_namespaces(
             check::number("page_size", request.page_size.into(), 1, PAGE_ITEMS_MAX.into())
         });
     let (head, prefix) = (record_key(""), record_key(&request.prefix));
-    let list = List::of(prefix.bytes());
+    let list = ListId::of(prefix.bytes());
     let after = match checked.and_then(|()| list.after(&request.page_token)) {
         Ok(after) => after,
         Err(refusal) => return answered(refusal),

@@ -93,7 +93,8 @@ pub(super) fn dequeue_from(
     let places =
         PartitionKeys::of_all(context.slot, request.queue_id, &request.partitions, context.shards)?;
     let most = usize::try_from(request.max_messages).unwrap_or(usize::MAX).min(DELIVERIES_MAX);
-    let mut batch = Batch { drawn, lease_ms: request.lease_ms, most, bytes: 0, deliveries: vec![] };
+    let mut batch =
+        DeliveryBatch { drawn, lease_ms: request.lease_ms, most, bytes: 0, deliveries: vec![] };
     for places in places.chunks(HEADS_MAX) {
         let mut heads = heads(context, places, request.catalogue_version, batch.left())?;
         let all = batch.take(context, &mut heads);
@@ -294,7 +295,7 @@ impl First {
 }
 
 /// Deliveries of one command.
-struct Batch {
+struct DeliveryBatch {
     drawn: Drawn,
     lease_ms: u64,
     most: usize,
@@ -302,7 +303,7 @@ struct Batch {
     deliveries: Vec<Delivery>,
 }
 
-impl Batch {
+impl DeliveryBatch {
     fn left(&self) -> usize {
         self.most - self.deliveries.len()
     }

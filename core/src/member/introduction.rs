@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::formation::{Formation, Objection, Stage, Word};
-use super::memory::{End, Memory, Stale, Standing};
+use super::memory::{Memory, Stale, Standing, TermIndex};
 use crate::{NodeId, ShardId};
 
 /// Why a peer is not taken for the member that it says it is.
@@ -103,7 +103,7 @@ impl Introduction {
 
     /// What to tell peers of the members, this one included, which has acknowledged so much.
     #[must_use]
-    pub fn told(&self, acknowledged: BTreeMap<ShardId, End>) -> Memory {
+    pub fn told(&self, acknowledged: BTreeMap<ShardId, TermIndex>) -> Memory {
         let mut memory = self.memory.clone();
         memory.peers.insert(self.node, Standing { acknowledged, ..self.own.clone() });
         memory

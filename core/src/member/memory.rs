@@ -24,7 +24,7 @@ use crate::{NodeId, ShardId};
 pub const STARTS_KEPT: usize = 16;
 
 /// A place in a log that orders logs as elections do: term, then index.
-pub type End = (u64, u64);
+pub type TermIndex = (u64, u64);
 
 /// The starts of a node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,9 +85,9 @@ pub struct Standing {
     /// Its starts, up to the newest.
     pub starts: Starts,
     /// Where the log of each shard ended at the newest start; none for a shard whose log lost its end.
-    pub ends: BTreeMap<ShardId, End>,
+    pub ends: BTreeMap<ShardId, TermIndex>,
     /// What it has acknowledged of each shard: committed, and on its disk.
-    pub acknowledged: BTreeMap<ShardId, End>,
+    pub acknowledged: BTreeMap<ShardId, TermIndex>,
     /// Two copies of its directory have taken part: neither is trusted until the next start of this node.
     pub forked: bool,
 }
@@ -103,7 +103,7 @@ impl Standing {
         Self { starts, ends: boots.filter_map(end).collect(), ..Self::default() }
     }
 
-    fn acknowledge(&mut self, other: &BTreeMap<ShardId, End>) -> bool {
+    fn acknowledge(&mut self, other: &BTreeMap<ShardId, TermIndex>) -> bool {
         let mut is_more = false;
         for (shard, end) in other {
             let known = self.acknowledged.entry(*shard).or_default();
@@ -114,7 +114,10 @@ impl Standing {
     }
 
     /// A shard whose log, at the newest start, ended below what had been acknowledged before it.
-    fn lost(ends: &BTreeMap<ShardId, End>, acknowledged: &BTreeMap<ShardId, End>) -> Option<Stale> {
+    fn lost(
+        ends: &BTreeMap<ShardId, TermIndex>,
+        acknowledged: &BTreeMap<ShardId, TermIndex>,
+    ) -> Option<Stale> {
         ends.iter().find_map(|(shard, end)| {
             let known = acknowledged.get(shard).filter(|known| *known > end)?;
             Some(Stale::Lost { shard: *shard, known: *known, end: *end })
@@ -142,9 +145,9 @@ pub enum Stale {
         /// The shard.
         shard: ShardId,
         /// Term and index that it acknowledged.
-        known: End,
+        known: TermIndex,
         /// Term and index at which its log ends.
-        end: End,
+        end: TermIndex,
     },
 }
 
@@ -242,7 +245,7 @@ impl Memory {
     /// What there is to tell, as bytes and for the wire.
     #[must_use]
     pub fn to_proto(&self) -> proto::Memory {
-        let place = |(shard, (term, index)): (&ShardId, &End)| proto::LogEnd {
+        let place = |(shard, (term, index)): (&ShardId, &TermIndex)| proto::LogEnd {
             shard: *shard,
             term: *term,
             index: *index,
@@ -297,7 +300,7 @@ mod tests {
         numbers.iter().fold(Starts::default(), |starts, number| starts.next(*number))
     }
 
-    fn standing(numbers: &[u64], end: End, acknowledged: End) -> Standing {
+    fn standing(numbers: &[u64], end: TermIndex, acknowledged: TermIndex) -> Standing {
         Standing {
             starts: starts(numbers),
             ends: [(1, end)].into(),

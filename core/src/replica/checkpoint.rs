@@ -18,7 +18,7 @@ const CUT_BYTES_MIN: u64 = 1 << 20;
 
 /// A snapshot for a peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outgoing {
+enum OutgoingSnapshot {
     Opening,
     /// Open at this index since this moment, in boot ms; the log is not cut beyond it.
     Open(u64, u64),
@@ -32,7 +32,7 @@ pub(super) struct Checkpoints {
     checkpointing: bool,
     /// A peer needs a younger checkpoint than there is.
     wanted: bool,
-    outgoing: BTreeMap<NodeId, Outgoing>,
+    outgoing: BTreeMap<NodeId, OutgoingSnapshot>,
     /// An entry was proposed since the last tick.
     proposed: bool,
     /// A received snapshot that raft has taken: (index, generation).
@@ -98,9 +98,9 @@ impl Checkpoints {
 
     /// The lowest index from which a running snapshot's receiver will need the log.
     fn pin(&self) -> u64 {
-        let index = |outgoing: &Outgoing| match outgoing {
-            Outgoing::Opening => None,
-            Outgoing::Open(index, _) | Outgoing::Sending(index) => Some(*index),
+        let index = |outgoing: &OutgoingSnapshot| match outgoing {
+            OutgoingSnapshot::Opening => None,
+            OutgoingSnapshot::Open(index, _) | OutgoingSnapshot::Sending(index) => Some(*index),
         };
         self.outgoing.values().filter_map(index).min().unwrap_or(u64::MAX)
     }
@@ -162,15 +162,15 @@ impl Replica {
     pub(super) fn want_snapshot(&mut self, to: NodeId) {
         match self.disk.outgoing.get(&to) {
             None => {
-                self.disk.outgoing.insert(to, Outgoing::Opening);
+                self.disk.outgoing.insert(to, OutgoingSnapshot::Opening);
                 self.effects.push(Effect::OpenSnapshot(to));
             }
-            Some(Outgoing::Open(..)) => {
+            Some(OutgoingSnapshot::Open(..)) => {
                 // Raft did not take the one that is open: it is too old by now.
                 self.forget_snapshot(to);
                 self.disk.wanted = true;
             }
-            Some(Outgoing::Opening | Outgoing::Sending(_)) => {}
+            Some(OutgoingSnapshot::Opening | OutgoingSnapshot::Sending(_)) => {}
         }
     }
 
@@ -179,14 +179,14 @@ impl Replica {
             self.disk.outgoing.remove(&to);
             return;
         };
-        if !self.leads() || self.disk.outgoing.get(&to) != Some(&Outgoing::Opening) {
+        if !self.leads() || self.disk.outgoing.get(&to) != Some(&OutgoingSnapshot::Opening) {
             return self.forget_snapshot(to);
         }
         let mut metadata = SnapshotMetadata { index, term, ..SnapshotMetadata::default() };
         metadata.set_conf_state(log::conf_state(&self.config.voters));
         let mut snapshot = Snapshot { data: manifest, ..Snapshot::default() };
         snapshot.set_metadata(metadata);
-        self.disk.outgoing.insert(to, Outgoing::Open(index, self.now.boot_ms));
+        self.disk.outgoing.insert(to, OutgoingSnapshot::Open(index, self.now.boot_ms));
         if !self.send_state(to, &snapshot) {
             self.raft.0.mut_store().put_snapshot(to, snapshot);
         }
@@ -195,9 +195,9 @@ impl Replica {
     /// Raft sends the opened snapshot now.
     pub(super) fn snapshot_leaves(&mut self, to: NodeId) {
         self.raft.0.mut_store().drop_snapshot(to);
-        if let Some(Outgoing::Open(index, _)) = self.disk.outgoing.get(&to) {
+        if let Some(OutgoingSnapshot::Open(index, _)) = self.disk.outgoing.get(&to) {
             let index = *index;
-            self.disk.outgoing.insert(to, Outgoing::Sending(index));
+            self.disk.outgoing.insert(to, OutgoingSnapshot::Sending(index));
         }
     }
 
@@ -224,13 +224,13 @@ impl Replica {
     /// not answer raft, which sends nothing then. Raft asks again when it does.
     fn close_unwanted_snapshots(&mut self) {
         let (first, now_ms) = (self.raft.0.store().first(), self.now.boot_ms);
-        let unwanted = |to, outgoing: &Outgoing| {
+        let unwanted = |to, outgoing: &OutgoingSnapshot| {
             let progress = self.raft.0.raft.prs().get(to);
             let has_log = progress.is_some_and(|progress| {
                 progress.matched + 1 >= first && progress.pending_request_snapshot == INVALID_INDEX
             });
             let is_left =
-                matches!(outgoing, Outgoing::Open(_, at) if now_ms - at > ELECTION_MS_MAX);
+                matches!(outgoing, OutgoingSnapshot::Open(_, at) if now_ms - at > ELECTION_MS_MAX);
             has_log || is_left || !self.leadership.was_heard(to, self.now, l::PEER_SILENCE_MS)
         };
         let open = self.disk.outgoing.iter();
@@ -241,11 +241,10 @@ impl Replica {
 
     /// Closes those snapshots that are open and not on their way.
     fn close_snapshots_of(&mut self, of: impl Fn(NodeId) -> bool) {
-        let open = self
-            .disk
-            .outgoing
-            .iter()
-            .filter(|(to, outgoing)| of(**to) && !matches!(outgoing, Outgoing::Sending(_)));
+        let open =
+            self.disk.outgoing.iter().filter(|(to, outgoing)| {
+                of(**to) && !matches!(outgoing, OutgoingSnapshot::Sending(_))
+            });
         for to in open.map(|(to, _)| *to).collect::<Vec<_>>() {
             self.forget_snapshot(to);
         }

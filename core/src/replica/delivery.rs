@@ -14,7 +14,7 @@ const HOLD_MS_MAX: u64 = 64 * l::LEADER_BALANCE_MS;
 
 /// What entries take on their way.
 #[derive(Debug, Default)]
-pub(super) struct Link {
+pub(super) struct DeliveryTimes {
     /// Until when the links of this node count as slow, in boot ms.
     pub(super) slow_until_ms: u64,
     /// For how long they count when they are found slow: twice as long each time, since nothing is known of them
@@ -26,7 +26,7 @@ pub(super) struct Link {
     late_until_ms: BTreeMap<NodeId, u64>,
 }
 
-impl Link {
+impl DeliveryTimes {
     pub(super) fn is_slow(&mut self, now_ms: u64) {
         if self.slow_until_ms <= now_ms {
             let again = now_ms - self.slow_until_ms < 2 * self.hold_ms;

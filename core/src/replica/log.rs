@@ -15,7 +15,7 @@ const MARK_BYTES: u64 = 1 << 20;
 
 /// What raft asked for and does not have in memory.
 #[derive(Debug, Default)]
-struct Wanted {
+struct RaftWants {
     /// Entries for an append: by ticket, (first, last, bytes) and the context to go on with.
     fetches: Vec<(u64, (u64, u64, u64), GetEntriesContext)>,
     /// Contexts of the fetches that are under way, with their first index.
@@ -82,7 +82,7 @@ pub(super) struct Log {
     snapshots: BTreeMap<NodeId, Snapshot>,
     /// What a fetch brought, while raft is told of it.
     fetched: Vec<Entry>,
-    wanted: RefCell<Wanted>,
+    wanted: RefCell<RaftWants>,
 }
 
 impl Log {

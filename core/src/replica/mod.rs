@@ -35,7 +35,7 @@ use trefoil_proto::internal::v1::{Entry, Refusal};
 
 use self::clock::LogClock;
 use self::log::Log;
-use self::pending::Pending;
+use self::pending::PendingProposals;
 use self::raft_config::raft_config;
 use self::reads::Reads;
 use self::replies::{refusal, refuse};
@@ -130,7 +130,7 @@ impl Replica {
             logger: logger.clone(),
             now,
             effects: Vec::new(),
-            pending: Pending::default(),
+            pending: PendingProposals::default(),
             reads: Reads::default(),
             chains: VecDeque::new(),
             repair: repair::Repair::new(boot.damaged),

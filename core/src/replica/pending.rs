@@ -20,12 +20,12 @@ use crate::{CallId, NodeId, Now, Position};
 #[derive(Debug)]
 struct Proposed {
     term: u64,
-    askers: Vec<Asker>,
+    askers: Vec<Proposer>,
 }
 
 /// Who asked for a command.
 #[derive(Clone, Debug)]
-struct Asker {
+struct Proposer {
     call: CallId,
     /// What takes back what it gets, where a forwarder stands between: that may die, or hang.
     take_back: Option<Box<CancelAcquire>>,
@@ -33,14 +33,14 @@ struct Asker {
 
 /// All commands of this shard whose callers wait here.
 #[derive(Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct PendingProposals {
     queue: VecDeque<(Proposal, usize)>,
     queue_bytes: usize,
     /// By log index.
     proposed: BTreeMap<u64, Proposed>,
     /// Callers of commands that wait in the state; one command sent twice has two. The last one stays, as nobody, when it
     /// went away: what the wait is granted before the state knows of that is taken back by it.
-    waiting: BTreeMap<WaiterId, Vec<Asker>>,
+    waiting: BTreeMap<WaiterId, Vec<Proposer>>,
     /// Grants that their forwarders have not asked for yet.
     pub(super) offers: Offers,
     /// Commands that wait in the state and whose last caller went away, with what was applied then.
@@ -66,7 +66,7 @@ pub(super) fn frees_space(command: &Command) -> bool {
     command.operation.as_ref().is_some_and(Operation::frees_space)
 }
 
-impl Pending {
+impl PendingProposals {
     /// Queues a command, or says why not.
     pub(super) fn enqueue(&mut self, proposal: Proposal) -> Option<Effect> {
         let bytes = proposal.command.encoded_len();
@@ -147,7 +147,7 @@ impl Pending {
         batch: &[Proposal],
         commands: &[Command],
     ) {
-        let asker = |(proposal, command): (&Proposal, &Command)| Asker {
+        let asker = |(proposal, command): (&Proposal, &Command)| Proposer {
             call: proposal.call,
             take_back: if proposal.forwarded { take_back(command).map(Box::new) } else { None },
         };
@@ -310,7 +310,7 @@ impl Pending {
             let mut askers = self.waiting.remove(&settled.waiter).unwrap_or_default();
             let is_there = askers.iter().rposition(|asker| asker.call != NOBODY);
             let newest = is_there.map(|at| askers.remove(at)).or_else(|| askers.pop());
-            for Asker { call, take_back } in askers {
+            for Proposer { call, take_back } in askers {
                 let is_superseded = take_back.is_some() && is_grant(&settled.answer);
                 effects.push(if is_superseded && !crate::mutant!(ForwardedGrantTrusted) {
                     refuse(call, refusal(Reason::MaybeApplied, "the call was sent again meanwhile"))
@@ -327,7 +327,7 @@ impl Pending {
     /// Answers a call; a grant that a forwarder would have to pass on is offered to it first.
     fn answer(
         &mut self,
-        asker: Asker,
+        asker: Proposer,
         position: Position,
         answer: Answer,
         now: Now,
@@ -343,7 +343,7 @@ impl Pending {
     }
 }
 
-fn is_awaited(askers: &[Asker]) -> bool {
+fn is_awaited(askers: &[Proposer]) -> bool {
     askers.iter().any(|asker| asker.call != NOBODY)
 }
 

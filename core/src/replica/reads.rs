@@ -15,7 +15,7 @@ use crate::{CallId, Now};
 
 /// Reads of one round.
 #[derive(Debug)]
-struct Round {
+struct ReadRound {
     context: u64,
     reads: Vec<Read>,
     /// When it is given up and begun anew, in boot ms.
@@ -27,7 +27,7 @@ struct Round {
 pub(super) struct Reads {
     /// Wait for the next round.
     queue: Vec<Read>,
-    round: Option<Round>,
+    round: Option<ReadRound>,
     /// Confirmed at an index, and waiting for the applies up to it to be handed out.
     confirmed: VecDeque<(u64, Vec<Read>)>,
     /// Wait for log time to reach a value: (due ms, read).
@@ -86,7 +86,7 @@ impl Reads {
         }
         let reads = std::mem::take(&mut self.queue);
         self.round =
-            Some(Round { context: self.contexts, reads, retry_ms: now.boot_ms + patience_ms });
+            Some(ReadRound { context: self.contexts, reads, retry_ms: now.boot_ms + patience_ms });
         Some(self.contexts)
     }
 

@@ -8,7 +8,7 @@ use trefoil_proto::cluster::v1::Obstacle;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 
-use super::delivery::Link;
+use super::delivery::DeliveryTimes;
 use super::leadership::ELECTION_MS_MAX;
 use super::obstacles::{Harm, MUST_NOT_LEAD, Obstacles};
 use super::replies::refusal;
@@ -30,7 +30,7 @@ pub(super) struct Eligibility {
     peers: BTreeMap<NodeId, Obstacles>,
     /// Until when a slow sync counts, in boot ms.
     slow_disk_until_ms: u64,
-    pub(super) link: Link,
+    pub(super) link: DeliveryTimes,
     /// Since when this node leads, in boot ms.
     leads_since_ms: Option<u64>,
     /// Since when it leads although something keeps it from that.

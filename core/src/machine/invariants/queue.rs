@@ -10,11 +10,11 @@ use crate::key::Kind;
 use crate::store::decode;
 
 /// Queue and partition.
-type Id = (u64, u32);
+type PartitionId = (u64, u32);
 
 /// What there is of one partition, by sequence.
 #[derive(Default)]
-struct Found {
+struct FoundPartition {
     partition: Option<Partition>,
     messages: Vec<u64>,
     ready: Vec<u64>,
@@ -23,7 +23,7 @@ struct Found {
 
 pub(super) fn check(records: &[(Bytes, Bytes)], progress: &Progress) -> Result<(), String> {
     let (mut timers, mut expected) = (BTreeSet::new(), BTreeSet::new());
-    let mut all = BTreeMap::<Id, Found>::new();
+    let mut all = BTreeMap::<PartitionId, FoundPartition>::new();
     for (key, value) in records {
         let mut key = key.clone();
         let (slot, kind) = (key.get_u16(), key.get_u8());
@@ -52,13 +52,13 @@ pub(super) fn check(records: &[(Bytes, Bytes)], progress: &Progress) -> Result<(
         }
     }
     equal!(timers, expected, "timers are those of leases");
-    all.values().try_for_each(Found::check)?;
+    all.values().try_for_each(FoundPartition::check)?;
     let messages = all.values().map(|found| found.messages.len() as u64).sum::<u64>();
     equal!(progress.queue_backlog, messages, "a shard counts its messages");
     Ok(())
 }
 
-impl Found {
+impl FoundPartition {
     fn check(&self) -> Result<(), String> {
         let Some(partition) = self.partition else {
             return Err("a partition that is not open has messages".to_owned());

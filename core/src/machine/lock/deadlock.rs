@@ -20,7 +20,7 @@ use crate::store::{decode, prefix_end};
 
 /// A session that waits for another.
 #[derive(Clone)]
-struct Edge {
+struct WaitEdge {
     from: u64,
     to: u64,
     name: String,
@@ -44,14 +44,14 @@ impl LockTxn<'_, '_> {
     }
 
     /// The shortest way from a session back to itself; none as well where the search has looked at as much as it may.
-    fn circle(&mut self, start: u64) -> Option<Vec<Edge>> {
+    fn circle(&mut self, start: u64) -> Option<Vec<WaitEdge>> {
         let session = self.session(start)?;
         if session.held == 0 && self.waits_of(start, 2).len() == 1 {
             // It has nothing that anybody could wait for.
             return None;
         }
         let mut left = DEADLOCK_STEPS_MAX;
-        let (mut reached, mut next) = (BTreeMap::<u64, Edge>::new(), VecDeque::from([start]));
+        let (mut reached, mut next) = (BTreeMap::<u64, WaitEdge>::new(), VecDeque::from([start]));
         while let Some(from) = next.pop_front() {
             for edge in self.edges(from, &mut left) {
                 if edge.to == start {
@@ -74,7 +74,7 @@ impl LockTxn<'_, '_> {
     }
 
     /// The sessions that one waits for. Each record that is looked at takes one from `left`.
-    fn edges(&self, from: u64, left: &mut usize) -> Vec<Edge> {
+    fn edges(&self, from: u64, left: &mut usize) -> Vec<WaitEdge> {
         let mut edges = Vec::new();
         if self.living(from).is_err() {
             // It is about to leave, and nobody waits for it then.
@@ -95,7 +95,7 @@ impl LockTxn<'_, '_> {
                 *best = want.mode();
                 let others = self.in_the_way(&want.name, want.mode(), &wait, ordinal, left);
                 let others = others.into_iter().filter(|to| *to != from);
-                edges.extend(others.map(|to| Edge {
+                edges.extend(others.map(|to| WaitEdge {
                     from,
                     to,
                     name: want.name.clone(),
@@ -136,7 +136,7 @@ impl LockTxn<'_, '_> {
         sessions
     }
 
-    fn show(&self, edge: &Edge) -> api::DeadlockEdge {
+    fn show(&self, edge: &WaitEdge) -> api::DeadlockEdge {
         let owner = |id| self.session(id).map_or_else(String::new, |session| session.owner);
         let hold = self.claim(edge.to, &edge.name).hold;
         let now_ms = self.context.now_ms;
@@ -174,7 +174,7 @@ impl LockTxn<'_, '_> {
 }
 
 /// The edges from the start to the one that leads back to it.
-fn way_back(start: u64, last: Edge, reached: &BTreeMap<u64, Edge>) -> Vec<Edge> {
+fn way_back(start: u64, last: WaitEdge, reached: &BTreeMap<u64, WaitEdge>) -> Vec<WaitEdge> {
     let mut at = last.from;
     let mut way = vec![last];
     while at != start {

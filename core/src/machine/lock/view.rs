@@ -18,7 +18,7 @@ use super::{check_name, check_place, delayed_until_ms, is_in_use, session_expire
 use crate::check;
 use crate::key::Key;
 use crate::limits::{NAME_BYTES_MAX, PAGE_ITEMS_MAX};
-use crate::page::List;
+use crate::page::ListId;
 use crate::store::{Store, decode, prefix_end};
 
 /// Holders in mode SHARED that are looked at for one that lives: the dead before it are about to be swept away.
@@ -111,7 +111,7 @@ pub(in super::super) fn list_sessions(
     let view = &View::of(context, &request.namespace);
     end(view.checked().and_then(|()| {
         let size = page_size(request.page_size)?;
-        let list = List::of(view.keys.sessions().bytes());
+        let list = ListId::of(view.keys.sessions().bytes());
         let after = list.after(&request.page_token)?.map(str::parse);
         let after =
             after.transpose().map_err(|_| check::invalid("page_token", "that of a page"))?;
@@ -219,7 +219,7 @@ impl<'a, S: Store> View<'a, S> {
         let size = page_size(size)?;
         let (head, first) = (key("").bytes().len(), key(prefix));
         let mut start = first.bytes().to_vec();
-        let list = List::of(first.bytes());
+        let list = ListId::of(first.bytes());
         if let Some(last) = list.after(page_token)? {
             check::text("page_token", last, 0, NAME_BYTES_MAX)?;
             start = start.max([key(last).bytes(), &[0]].concat());
