@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::run::Report;
+use crate::run::SeedReport;
 use crate::stats::Stats;
 
 /// Which seeds, and until when.
@@ -21,23 +21,23 @@ pub struct Limits {
 
 /// What came of many seeds.
 #[derive(Debug)]
-pub struct Batch {
+pub struct SeedBatch {
     count: u64,
     virtual_us: u64,
     stats: Stats,
-    failed: Option<Report>,
+    failed: Option<SeedReport>,
     began: Instant,
     told: Instant,
     took: Duration,
 }
 
-impl Batch {
+impl SeedBatch {
     /// Runs seeds until all are done, the time is over, or one has broken a promise.
     pub fn run(
         limits: &Limits,
         progress: Duration,
         say: impl Fn(&str) + Sync,
-        run: impl Fn(u64) -> Report + Sync,
+        run: impl Fn(u64) -> SeedReport + Sync,
     ) -> Self {
         let now = Instant::now();
         let batch = Mutex::new(Self {
@@ -73,7 +73,7 @@ impl Batch {
         batch
     }
 
-    fn take(&mut self, report: Report, progress: Duration, say: impl Fn(&str)) {
+    fn take(&mut self, report: SeedReport, progress: Duration, say: impl Fn(&str)) {
         self.count += 1;
         self.virtual_us += report.virtual_us;
         self.stats.add(&report.stats);
@@ -96,7 +96,7 @@ impl Batch {
 
     /// The seed that broke a promise.
     #[must_use]
-    pub fn failed(&self) -> Option<&Report> {
+    pub fn failed(&self) -> Option<&SeedReport> {
         self.failed.as_ref()
     }
 
@@ -113,7 +113,7 @@ impl Batch {
     }
 }
 
-impl fmt::Display for Batch {
+impl fmt::Display for SeedBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = self.took.as_secs_f64();
         let (count, virtual_s) = (self.count, self.virtual_us / 1_000_000);
@@ -129,7 +129,7 @@ impl fmt::Display for Batch {
 
 /// A mutant, with the seed that found it and the promise that it broke there.
 #[cfg(feature = "mutants")]
-pub type Found = (trefoil_core::mutants::Mutant, Option<(u64, &'static str)>);
+pub type FoundMutant = (trefoil_core::mutants::Mutant, Option<(u64, &'static str)>);
 
 /// Puts each mutant back and looks for the first of `seeds` that finds it; the one that `known` has for it goes first,
 /// since most changes of the code leave it one that finds the mutant.
@@ -138,8 +138,8 @@ pub fn find(
     seeds: &RangeInclusive<u64>,
     known: impl Fn(trefoil_core::mutants::Mutant) -> Option<u64> + Sync,
     threads: usize,
-    say: impl Fn(&Found) + Sync,
-) -> Vec<Found> {
+    say: impl Fn(&FoundMutant) + Sync,
+) -> Vec<FoundMutant> {
     use trefoil_core::mutants::{Mutant, put};
 
     let found = Mutex::new(vec![None; Mutant::ALL.len()]);

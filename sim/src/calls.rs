@@ -22,14 +22,14 @@ use crate::check::history::{Action, Delivery, Outcome};
 
 /// A body and the shard that it is for.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Request {
+pub struct RoutedRequest {
     /// The shard.
     pub shard: ShardId,
     /// What it is asked.
     pub body: Body,
 }
 
-impl Request {
+impl RoutedRequest {
     /// The same with another operation, where it is a command.
     #[must_use]
     pub fn map(mut self, to: impl FnOnce(Operation) -> Operation) -> Self {
@@ -52,7 +52,7 @@ impl Request {
 
 /// A queue as clients know it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Queue {
+pub struct KnownQueue {
     /// Its name.
     pub name: String,
     /// What the meta shard said of it.
@@ -67,33 +67,33 @@ pub struct Router {
 }
 
 impl Router {
-    fn command(self, slot: u16, operation: Operation) -> Request {
+    fn command(self, slot: u16, operation: Operation) -> RoutedRequest {
         let command = Command {
             slot: slot.into(),
             map_epoch: MAP_EPOCH,
             operation: Some(operation),
             ..Command::default()
         };
-        Request { shard: slot::shard(slot, self.shards), body: Body::Command(command) }
+        RoutedRequest { shard: slot::shard(slot, self.shards), body: Body::Command(command) }
     }
 
-    fn query(self, slot: u16, query: Q) -> Request {
+    fn query(self, slot: u16, query: Q) -> RoutedRequest {
         let query = Query {
             slot: slot.into(),
             map_epoch: MAP_EPOCH,
             query: Some(query),
             ..Query::default()
         };
-        Request { shard: slot::shard(slot, self.shards), body: Body::Query(query) }
+        RoutedRequest { shard: slot::shard(slot, self.shards), body: Body::Query(query) }
     }
 
-    fn partition_slot(self, queue: &Queue, partition: u32) -> u16 {
+    fn partition_slot(self, queue: &KnownQueue, partition: u32) -> u16 {
         slot::of_partition(queue.catalogue.queue_id, partition, self.shards)
     }
 
     /// The partitions of a queue on each shard that has some.
     #[must_use]
-    pub fn places(self, queue: &Queue) -> Vec<(ShardId, Vec<u32>)> {
+    pub fn places(self, queue: &KnownQueue) -> Vec<(ShardId, Vec<u32>)> {
         let mut places = std::collections::BTreeMap::<_, Vec<_>>::new();
         for partition in 0..queue.catalogue.partitions {
             let shard = slot::shard(self.partition_slot(queue, partition), self.shards);
@@ -104,7 +104,7 @@ impl Router {
 
     /// Creates a queue.
     #[must_use]
-    pub fn create_queue(self, name: &str, partitions: u32) -> Request {
+    pub fn create_queue(self, name: &str, partitions: u32) -> RoutedRequest {
         let (namespace, queue) = (DEFAULT_NAMESPACE.to_owned(), name.to_owned());
         let request = queue::CreateQueueRequest {
             namespace,
@@ -113,20 +113,21 @@ impl Router {
             request_id: None,
             fence: None,
         };
-        let Request { body, .. } = self.command(slot::SYSTEM_SLOT, Operation::CreateQueue(request));
-        Request { shard: META_SHARD, body }
+        let RoutedRequest { body, .. } =
+            self.command(slot::SYSTEM_SLOT, Operation::CreateQueue(request));
+        RoutedRequest { shard: META_SHARD, body }
     }
 
     /// Finds a queue.
     #[must_use]
-    pub fn find_queue(self, name: &str) -> Request {
+    pub fn find_queue(self, name: &str) -> RoutedRequest {
         let find = FindQueue { namespace: DEFAULT_NAMESPACE.to_owned(), queue: name.to_owned() };
-        Request { shard: META_SHARD, ..self.query(slot::SYSTEM_SLOT, Q::FindQueue(find)) }
+        RoutedRequest { shard: META_SHARD, ..self.query(slot::SYSTEM_SLOT, Q::FindQueue(find)) }
     }
 
     /// Opens a partition.
     #[must_use]
-    pub fn open_partition(self, queue: &Queue, partition: u32) -> Request {
+    pub fn open_partition(self, queue: &KnownQueue, partition: u32) -> RoutedRequest {
         let Catalogue { queue_id, version: catalogue_version, .. } = queue.catalogue;
         let open = OpenPartition { queue_id, partition, catalogue_version };
         self.command(self.partition_slot(queue, partition), Operation::OpenPartition(open))
@@ -134,7 +135,7 @@ impl Router {
 
     /// Waits until one of the partitions has something.
     #[must_use]
-    pub fn await_ready(self, queue: &Queue, partitions: &[u32]) -> Request {
+    pub fn await_ready(self, queue: &KnownQueue, partitions: &[u32]) -> RoutedRequest {
         let await_ready = AwaitReady {
             queue_id: queue.catalogue.queue_id,
             partitions: partitions.to_vec(),
@@ -145,7 +146,7 @@ impl Router {
 
     /// Stores a message.
     #[must_use]
-    pub fn enqueue(self, queue: &Queue, key: &str, text: &str) -> Request {
+    pub fn enqueue(self, queue: &KnownQueue, key: &str, text: &str) -> RoutedRequest {
         let Catalogue { queue_id, partitions, version: catalogue_version, .. } = queue.catalogue;
         let partition = slot::partition(key, partitions);
         let message = queue::Message {
@@ -161,11 +162,11 @@ impl Router {
     #[must_use]
     pub fn dequeue(
         self,
-        queue: &Queue,
+        queue: &KnownQueue,
         partitions: &[u32],
         max_messages: u32,
         lease_ms: u64,
-    ) -> Request {
+    ) -> RoutedRequest {
         let Catalogue { queue_id, version: catalogue_version, .. } = queue.catalogue;
         let partitions = partitions.to_vec();
         let slot = self.partition_slot(queue, partitions[0]);
@@ -179,7 +180,7 @@ impl Router {
     /// # Panics
     /// When the lease id is not one that the state machine made.
     #[must_use]
-    pub fn ack(self, queue: &Queue, lease_id: &str) -> Request {
+    pub fn ack(self, queue: &KnownQueue, lease_id: &str) -> RoutedRequest {
         let lease = lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
         let ack = AckLease { queue_id: queue.catalogue.queue_id, ..lease.ack() };
         self.command(self.partition_slot(queue, lease.partition), Operation::AckLease(ack))
@@ -187,32 +188,32 @@ impl Router {
 
     /// Tells the shard of a namespace's locks something.
     #[must_use]
-    pub fn of_locks(self, namespace: &str, operation: Operation) -> Request {
+    pub fn of_locks(self, namespace: &str, operation: Operation) -> RoutedRequest {
         self.command(slot::of_locks(namespace), operation)
     }
 
     /// Asks the shard of a namespace's locks something.
     #[must_use]
-    pub fn ask_locks(self, namespace: &str, query: Q) -> Request {
+    pub fn ask_locks(self, namespace: &str, query: Q) -> RoutedRequest {
         self.query(slot::of_locks(namespace), query)
     }
 
     /// Asks the shard of a cache key for the mark of a lock.
     #[must_use]
-    pub fn find_mark(self, key: &str, namespace: &str, lock: &str) -> Request {
+    pub fn find_mark(self, key: &str, namespace: &str, lock: &str) -> RoutedRequest {
         let find = FindMark { namespace: namespace.to_owned(), lock: lock.to_owned() };
         self.query(slot::of_cache(DEFAULT_NAMESPACE, key), Q::FindMark(find))
     }
 
     /// Uses the shard of a cache key for nothing but to leave a mark there.
     #[must_use]
-    pub fn touch_fence(self, key: &str) -> Request {
+    pub fn touch_fence(self, key: &str) -> RoutedRequest {
         self.command(slot::of_cache(DEFAULT_NAMESPACE, key), Operation::TouchFence(TouchFence {}))
     }
 
     /// Takes back an Acquire or a Convert whose caller is gone; none for other actions.
     #[must_use]
-    pub fn cancel(self, action: &Action, call: CallName) -> Option<Request> {
+    pub fn cancel(self, action: &Action, call: CallName) -> Option<RoutedRequest> {
         let mut cancel = CancelAcquire { call: Some(call), ..CancelAcquire::default() };
         let (namespace, session) = match action {
             Action::Acquire { namespace, session, lock, .. }
@@ -240,7 +241,7 @@ impl Router {
     /// # Panics
     /// When it is an action on a queue.
     #[must_use]
-    pub fn request(self, action: &Action) -> Request {
+    pub fn request(self, action: &Action) -> RoutedRequest {
         match action.clone() {
             Action::Put { key, value, ttl_ms } => {
                 let slot = slot::of_cache(DEFAULT_NAMESPACE, &key);
@@ -290,7 +291,7 @@ impl Router {
         }
     }
 
-    fn session_request(self, action: Action) -> Request {
+    fn session_request(self, action: Action) -> RoutedRequest {
         let (namespace, operation) = match action {
             Action::OpenSession { namespace, ttl_ms, delay_ms: lock_delay_ms } => {
                 let open = lock::OpenSessionRequest {
@@ -324,7 +325,7 @@ impl Router {
         self.command(slot::of_locks(&namespace), operation)
     }
 
-    fn lock_request(self, action: Action) -> Request {
+    fn lock_request(self, action: Action) -> RoutedRequest {
         let (namespace, operation) = match action {
             Action::Acquire { namespace, session, lock: name, mode, wait_ms, delay_ms } => {
                 let acquire = lock::AcquireRequest {
@@ -388,7 +389,7 @@ impl Router {
         self.command(slot::of_locks(&namespace), operation)
     }
 
-    fn permits_request(self, action: Action) -> Request {
+    fn permits_request(self, action: Action) -> RoutedRequest {
         let request_id = None;
         let (namespace, operation) = match action {
             Action::SetPermits { namespace, semaphore: name, permits } => {

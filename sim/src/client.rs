@@ -14,7 +14,7 @@ use trefoil_proto::internal::v1::{Answer, CallName, CheckedFence, Command, Drawn
 use trefoil_proto::reason::{Effect, Retry};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::calls::{Body, Request, outcome};
+use crate::calls::{Body, RoutedRequest, outcome};
 use crate::check::Violation;
 use crate::check::history::{Action, AnswerPosition, End, Outcome};
 use crate::check::requests::is_forgotten;
@@ -22,7 +22,7 @@ use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
 use crate::rng::Rng;
 use crate::workload::Workload;
-use crate::workload::planned::{Step, Wish};
+use crate::workload::planned::{PlannedCall, Wish};
 
 /// How long a client waits for the answer to one try, at the least and at the most.
 pub(crate) const PATIENCE_US: std::ops::RangeInclusive<u64> =
@@ -46,7 +46,7 @@ pub enum Todo {
         /// How long the client waits.
         patience_us: u64,
         /// What is asked.
-        request: Request,
+        request: RoutedRequest,
     },
     /// A node asks itself, for a client that is gone.
     CleanUp {
@@ -55,7 +55,7 @@ pub enum Todo {
         /// The node.
         node: NodeId,
         /// What is asked.
-        request: Request,
+        request: RoutedRequest,
     },
     /// A try is no longer waited for.
     Cancel {
@@ -76,7 +76,7 @@ pub enum Todo {
 /// What came back for a try.
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "most are replies")]
-pub enum Heard {
+pub enum TryResult {
     /// The node's reply.
     Reply {
         /// What it says.
@@ -92,8 +92,8 @@ pub enum Heard {
 
 /// A step under way.
 #[derive(Debug)]
-struct Pending {
-    step: Step,
+struct PendingCall {
+    step: PlannedCall,
     call: Option<usize>,
     id: Option<RequestId>,
     /// What the node that is asked draws for a call without request id that acquires.
@@ -108,7 +108,7 @@ struct Pending {
     sent: Option<(NodeId, u64)>,
 }
 
-impl Pending {
+impl PendingCall {
     /// Its id, unless that stands for another call.
     fn own_id(&self) -> Option<&RequestId> {
         self.id.as_ref().filter(|_| self.step.reuses.is_none())
@@ -117,7 +117,7 @@ impl Pending {
 
 /// One client.
 #[derive(Debug)]
-pub struct Client {
+pub struct SimClient {
     /// Its number.
     pub id: u64,
     role: Workload,
@@ -125,13 +125,13 @@ pub struct Client {
     tokens: u64,
     timer: u64,
     leaders: BTreeMap<ShardId, NodeId>,
-    next: VecDeque<Step>,
-    pending: Option<Pending>,
+    next: VecDeque<PlannedCall>,
+    pending: Option<PendingCall>,
     /// Calls that have ended.
     ended: u64,
 }
 
-impl Client {
+impl SimClient {
     /// A client that begins when it is first woken with timer 0.
     #[must_use]
     pub fn new(id: u64, role: Workload) -> Self {
@@ -199,7 +199,7 @@ impl Client {
         &mut self,
         now: u64,
         token: u64,
-        heard: Heard,
+        heard: TryResult,
         shared: &mut ClientContext,
     ) -> Vec<Todo> {
         let Some(mut pending) =
@@ -210,14 +210,14 @@ impl Client {
         let node = pending.sent.take().map(|(node, _)| node);
         let shard = pending.step.request.shard;
         match heard {
-            Heard::Reply { reply: Reply::Answered(position, answer), again } => {
+            TryResult::Reply { reply: Reply::Answered(position, answer), again } => {
                 pending.ambiguous |= again;
                 if let Some(node) = node {
                     self.leaders.insert(shard, node);
                 }
                 self.answered(now, pending, position, answer, shared)
             }
-            Heard::Reply { reply: Reply::Refused(refusal), .. } => {
+            TryResult::Reply { reply: Reply::Refused(refusal), .. } => {
                 self.leaders.remove(&shard);
                 if let Some(leader) =
                     refusal.metadata.get("leader").and_then(|leader| leader.parse().ok())
@@ -235,12 +235,12 @@ impl Client {
                 }
                 self.again(now, pending, refusal.reason(), shared)
             }
-            Heard::Broken => {
+            TryResult::Broken => {
                 self.leaders.remove(&shard);
                 Self::may_have_happened(&mut pending, shared);
                 self.again(now, pending, Reason::MaybeApplied, shared)
             }
-            Heard::Unreached => {
+            TryResult::Unreached => {
                 self.leaders.remove(&shard);
                 shared.definite(&pending);
                 self.again(now, pending, Reason::NotLeader, shared)
@@ -273,12 +273,26 @@ impl Client {
         let is_drawn = id.is_none() && step.action.as_ref().is_some_and(Action::acquires);
         let drawn = if is_drawn { draw(&mut shared.rng) } else { Bytes::new() };
         let (ambiguous, sent) = (false, None);
-        let pending =
-            Pending { step, call, id, drawn, fingerprint, ambiguous, give_up_at, hang_up_at, sent };
+        let pending = PendingCall {
+            step,
+            call,
+            id,
+            drawn,
+            fingerprint,
+            ambiguous,
+            give_up_at,
+            hang_up_at,
+            sent,
+        };
         self.send(now, pending, shared)
     }
 
-    fn send(&mut self, now: u64, mut pending: Pending, shared: &mut ClientContext) -> Vec<Todo> {
+    fn send(
+        &mut self,
+        now: u64,
+        mut pending: PendingCall,
+        shared: &mut ClientContext,
+    ) -> Vec<Todo> {
         let shard = pending.step.request.shard;
         let any = shared.rng.between(1, shared.config.nodes);
         let node = *self.leaders.entry(shard).or_insert(any);
@@ -315,7 +329,7 @@ impl Client {
     fn again(
         &mut self,
         now: u64,
-        mut pending: Pending,
+        mut pending: PendingCall,
         reason: Reason,
         shared: &mut ClientContext,
     ) -> Vec<Todo> {
@@ -341,7 +355,7 @@ impl Client {
     fn answered(
         &mut self,
         now: u64,
-        mut pending: Pending,
+        mut pending: PendingCall,
         position: Position,
         answer: Answer,
         shared: &mut ClientContext,
@@ -403,7 +417,7 @@ impl Client {
     fn end(
         &mut self,
         now: u64,
-        pending: Pending,
+        pending: PendingCall,
         end: End,
         shared: &mut ClientContext,
     ) -> Vec<Todo> {
@@ -426,7 +440,8 @@ impl Client {
         {
             let (key, value) = (format!("reused-{}", self.id), "another".to_owned());
             let request = shared.router.request(&Action::Put { key, value, ttl_ms: 0 });
-            let step = Step { reuses: Some(id.clone()), ..Step::unjudged(request, true) };
+            let step =
+                PlannedCall { reuses: Some(id.clone()), ..PlannedCall::unjudged(request, true) };
             self.next.push_front(step);
             shared.reused_ids += 1;
         }
@@ -437,7 +452,7 @@ impl Client {
             }
             let call = CallName { request_id: Some(id), ..CallName::default() };
             let cancel = shared.router.cancel(&action, call);
-            self.next.extend(cancel.map(|request| Step::unjudged(request, true)));
+            self.next.extend(cancel.map(|request| PlannedCall::unjudged(request, true)));
         }
         // Who reads the final state does not dawdle.
         let most = if self.role.goes_on() { 10 * MILLISECOND } else { shared.config.think_us };
@@ -450,7 +465,7 @@ impl Client {
     fn clean_up(
         now: u64,
         node: NodeId,
-        pending: &Pending,
+        pending: &PendingCall,
         shared: &mut ClientContext,
     ) -> Vec<Todo> {
         let (request_id, drawn) = (pending.id.clone(), pending.drawn.clone());
@@ -468,7 +483,7 @@ impl Client {
     }
 
     /// The last try may have taken effect: the next one is another submission.
-    fn may_have_happened(pending: &mut Pending, shared: &mut ClientContext) {
+    fn may_have_happened(pending: &mut PendingCall, shared: &mut ClientContext) {
         pending.ambiguous = true;
         if let Some(id) = &mut pending.id {
             id.attempt += 1;
@@ -489,7 +504,7 @@ fn draw(rng: &mut Rng) -> Bytes {
 }
 
 /// What a request asks for, as the service would say it of a client's call.
-fn fingerprint(request: &Request) -> u64 {
+fn fingerprint(request: &RoutedRequest) -> u64 {
     let Body::Command(Command { operation, fence, .. }) = &request.body else { return 0 };
     let fence = fence.as_ref().and_then(|checked| checked.fence.clone());
     let fence = fence.map(|fence| CheckedFence { fence: Some(fence), ..CheckedFence::default() });
@@ -499,7 +514,7 @@ fn fingerprint(request: &Request) -> u64 {
 
 impl ClientContext {
     /// The last try did not take effect.
-    fn definite(&mut self, pending: &Pending) {
+    fn definite(&mut self, pending: &PendingCall) {
         if let Some(id) = pending.own_id() {
             self.ledger.told(pending.step.request.shard, id, None);
         }

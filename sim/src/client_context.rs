@@ -1,10 +1,10 @@
 //! What all clients of a run share: chance, the configuration, the history that they write.
 
-use crate::calls::{Queue, Router};
+use crate::calls::{KnownQueue, Router};
 use crate::check::Violation;
 use crate::check::history::History;
 use crate::check::requests::Ledger;
-use crate::config::Config;
+use crate::config::RunConfig;
 use crate::rng::Rng;
 
 /// What all clients share.
@@ -13,7 +13,7 @@ pub struct ClientContext {
     /// Chance.
     pub rng: Rng,
     /// The configuration of the run.
-    pub config: Config,
+    pub config: RunConfig,
     /// Builds requests.
     pub router: Router,
     /// What clients did.
@@ -21,7 +21,7 @@ pub struct ClientContext {
     /// What they were told about request ids.
     pub ledger: Ledger,
     /// Queues that are ready to be used.
-    pub queues: Vec<Queue>,
+    pub queues: Vec<KnownQueue>,
     /// No new calls are begun.
     pub stopping: bool,
     /// Nobody gives a call up any more: faults are over.

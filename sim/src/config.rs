@@ -5,7 +5,7 @@
 
 use trefoil_core::replica::Tuning;
 
-use crate::disk::options::Options;
+use crate::disk::options::DiskOptions;
 use crate::rng::Rng;
 
 /// Seeds in a thousand whose state files are the real ones: they take several times as long.
@@ -23,7 +23,7 @@ pub const MILLISECOND: u64 = 1_000;
 
 /// Rates and sizes of one run. Times are microseconds of virtual time; rates are in a thousand.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct RunConfig {
     /// Nodes of the cluster.
     pub nodes: u64,
     /// Data shards beside the meta shard.
@@ -79,7 +79,7 @@ pub struct Config {
     /// Whether a majority of the directories is emptied when everything else was judged.
     pub empties: bool,
     /// Sizes of the disks.
-    pub disk: Options,
+    pub disk: DiskOptions,
     /// Sizes of the replicas.
     pub tuning: Tuning,
 }
@@ -197,7 +197,7 @@ impl FaultKind {
     }
 }
 
-impl Config {
+impl RunConfig {
     /// Draws the configuration of a run.
     pub fn draw(rng: &mut Rng) -> Self {
         let mut config = Self::draw_all(rng);
@@ -252,7 +252,7 @@ impl Config {
             liveness: nodes > 1 && rng.chance(500),
             in_pieces: nodes > 1 && rng.chance(IN_PIECES_PER_MILLE),
             empties: nodes > 1 && rng.chance(EMPTIES_PER_MILLE),
-            disk: Options {
+            disk: DiskOptions {
                 segment_bytes: rng.between_doublings(4 << 10, 64 << 10),
                 real_state: rng.chance(REAL_STATE_PER_MILLE),
                 request_client_idle_ms: idle_ms,

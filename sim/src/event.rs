@@ -8,19 +8,19 @@ use trefoil_core::replica::{Peer, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::calls::Request;
-use crate::client::Heard;
+use crate::calls::RoutedRequest;
+use crate::client::TryResult;
 use crate::disk::state::Image;
 use crate::node::forwarding::{Asker, Forwarded};
 use crate::node::membership::Letter;
-use crate::node::process::{Announced, Process};
+use crate::node::process::{Process, ReplicaNotice};
 
 /// Something that happens at its time.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "the queue is short")]
-pub enum Event {
+pub enum SimEvent {
     /// Something inside a process.
-    In(Process, Local),
+    In(Process, ProcessEvent),
     /// A Raft message of a start of a peer arrives at the process that it was sent to: its stream ends with that.
     Peer(Process, ShardId, u64, Box<Peer>),
     /// Something arrives on a stream of members.
@@ -54,7 +54,7 @@ pub enum Event {
         /// Who, and which start of it.
         from: (NodeId, u64),
         /// What it says.
-        announced: Announced,
+        announced: ReplicaNotice,
         /// When it said it: on its stream nothing overtakes what was said before.
         said_at: u64,
     },
@@ -87,7 +87,7 @@ pub enum Event {
         /// How long the client waits from now on.
         patience_us: u64,
         /// What is asked.
-        request: Request,
+        request: RoutedRequest,
     },
     /// A client hangs up.
     HangUp {
@@ -97,7 +97,7 @@ pub enum Event {
         from: (u64, u64),
     },
     /// Something comes back to a client: its number, its try, what it was.
-    Hear(u64, u64, Heard),
+    Hear(u64, u64, TryResult),
     /// A client's timer.
     Wake(u64, u64),
     /// The next fault is due.
@@ -111,7 +111,7 @@ pub enum Event {
 /// What happens inside a process.
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "there are a few at a time")]
-pub enum Local {
+pub enum ProcessEvent {
     /// The clock ticks.
     Tick,
     /// A peer is to be reached.

@@ -13,24 +13,24 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Entry, Session, Wait, answer};
 
 use crate::check::Violation;
-use crate::check::lives::{Life, Times, granted, renewed};
-use crate::disk::state::State;
+use crate::check::lives::{EntryTimes, SessionLife, granted, renewed};
+use crate::disk::state::MachineStore;
 use crate::workload::lock::NAMESPACES;
 
 /// Sessions by namespace and id, whose wait it is by the key of the wait.
 #[derive(Debug, Default)]
 pub(crate) struct Lives {
-    sessions: BTreeMap<(&'static str, u64), Life>,
+    sessions: BTreeMap<(&'static str, u64), SessionLife>,
     waits: BTreeMap<Bytes, (&'static str, u64)>,
 }
 
-fn scan(store: &State, prefix: &Key) -> Vec<(Bytes, Bytes)> {
+fn scan(store: &MachineStore, prefix: &Key) -> Vec<(Bytes, Bytes)> {
     store.scan(prefix.bytes(), &prefix_end(prefix.bytes()), usize::MAX)
 }
 
 impl Lives {
     /// Those of a shard.
-    pub(crate) fn of(store: &State, shard: ShardId, shards: u32) -> Self {
+    pub(crate) fn of(store: &MachineStore, shard: ShardId, shards: u32) -> Self {
         let mut lives = Self::default();
         for namespace in NAMESPACES {
             let slot = slot::of_locks(namespace);
@@ -42,7 +42,7 @@ impl Lives {
                 let session = decode::<Session>(&value);
                 let until_ms = session.renewed_at_ms.saturating_add(session.ttl_ms);
                 let id = (&key[prefix.bytes().len()..]).get_u64();
-                let life = Life { until_ms, ended: session.ended };
+                let life = SessionLife { until_ms, ended: session.ended };
                 lives.sessions.insert((namespace, id), life);
             }
             for (key, value) in scan(store, &Key::new(slot, Kind::Wait).text(namespace)) {
@@ -54,7 +54,12 @@ impl Lives {
 
     /// Judges what an entry did.
     #[must_use]
-    pub(crate) fn check(&self, entry: &Entry, applied: &Applied, times: Times) -> Vec<Violation> {
+    pub(crate) fn check(
+        &self,
+        entry: &Entry,
+        applied: &Applied,
+        times: EntryTimes,
+    ) -> Vec<Violation> {
         let mut found = Vec::new();
         let mut touched = Vec::new();
         for (command, outcome) in entry.commands.iter().zip(&applied.outcomes) {
@@ -94,7 +99,7 @@ impl Lives {
         found
     }
 
-    fn life(&self, namespace: &str, id: u64) -> Option<Life> {
+    fn life(&self, namespace: &str, id: u64) -> Option<SessionLife> {
         let of = NAMESPACES.iter().find(|name| **name == namespace)?;
         self.sessions.get(&(*of, id)).copied()
     }

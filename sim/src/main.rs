@@ -8,8 +8,8 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use trefoil_sim::batch::{Batch, Limits};
-use trefoil_sim::run::{Report, run_keeping};
+use trefoil_sim::batch::{Limits, SeedBatch};
+use trefoil_sim::run::{SeedReport, run_keeping};
 
 /// Seconds between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -17,7 +17,7 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// Runs whole clusters in virtual time, each in one thread and decided by its seed.
 #[derive(Parser)]
 #[command(name = "trefoil-sim", version)]
-struct Arguments {
+struct SimArguments {
     /// Run one seed.
     #[arg(long, conflicts_with_all = ["seeds", "minutes"])]
     seed: Option<u64>,
@@ -57,7 +57,7 @@ thread_local! {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = SimArguments::parse();
     std::panic::set_hook(Box::new(|panic| {
         say(&format!("{panic}; reproduce: {}", command(SEED.get())));
     }));
@@ -74,8 +74,8 @@ fn main() -> ExitCode {
 /// Runs one seed with what was asked for.
 fn run_seed(
     seed: u64,
-    #[allow(unused_variables, reason = "mutants are a feature")] arguments: &Arguments,
-) -> Report {
+    #[allow(unused_variables, reason = "mutants are a feature")] arguments: &SimArguments,
+) -> SeedReport {
     SEED.set(seed);
     #[cfg(feature = "mutants")]
     if let Some(name) = &arguments.mutant {
@@ -85,7 +85,7 @@ fn run_seed(
     run_keeping(seed, arguments.lines)
 }
 
-fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+fn one(seed: u64, arguments: &SimArguments) -> ExitCode {
     let report = run_seed(seed, arguments);
     if !report.violations.is_empty() {
         return tell(&report, arguments.lines);
@@ -98,13 +98,13 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn many(arguments: &Arguments) -> ExitCode {
+fn many(arguments: &SimArguments) -> ExitCode {
     let until = arguments.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes));
     let seeds = arguments.seeds.clone().unwrap_or_else(|| from_now(until.is_none()));
     say(&format!("the first seed is {}", seeds.start()));
     let threads = arguments.threads.unwrap_or_else(processors);
     let limits = Limits { seeds, until, threads };
-    let batch = Batch::run(&limits, PROGRESS, say, |seed| run_seed(seed, arguments));
+    let batch = SeedBatch::run(&limits, PROGRESS, say, |seed| run_seed(seed, arguments));
     say(&batch.to_string());
     if let Some(report) = batch.failed() {
         return tell(report, arguments.lines);
@@ -119,7 +119,7 @@ fn many(arguments: &Arguments) -> ExitCode {
 
 /// Prints the table of known bugs: the first seed that finds each, and the promise that it breaks there.
 #[cfg(feature = "mutants")]
-fn mutants(arguments: &Arguments) -> ExitCode {
+fn mutants(arguments: &SimArguments) -> ExitCode {
     let known = match arguments.known.as_ref().map(std::fs::read_to_string).transpose() {
         Ok(table) => table.unwrap_or_default(),
         Err(error) => {
@@ -143,7 +143,7 @@ fn mutants(arguments: &Arguments) -> ExitCode {
 }
 
 #[cfg(feature = "mutants")]
-fn table(found: &[trefoil_sim::batch::Found]) -> String {
+fn table(found: &[trefoil_sim::batch::FoundMutant]) -> String {
     let head = "# Known bugs, put back\n\n| mutant | what it does wrong | seed | broken promise |\n\
                 | --- | --- | --- | --- |\n";
     let rows = found.iter().map(|(mutant, killer)| {
@@ -174,7 +174,7 @@ fn from_now(one: bool) -> RangeInclusive<u64> {
     if one { first..=first } else { first..=u64::MAX }
 }
 
-fn tell(report: &Report, lines: usize) -> ExitCode {
+fn tell(report: &SeedReport, lines: usize) -> ExitCode {
     for line in report.trace.iter().skip(report.trace.len().saturating_sub(lines)) {
         say(line);
     }

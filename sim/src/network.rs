@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use raft_proto::eraftpb::MessageType;
 use trefoil_core::NodeId;
 
-use crate::config::{Config, MILLISECOND, SECOND};
+use crate::config::{MILLISECOND, RunConfig, SECOND};
 use crate::rng::Rng;
 
 /// Streams of one direction of a link: heartbeats and votes go ahead of appends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Lane {
+pub enum LinkStream {
     /// Small messages.
     Ahead,
     /// Appends and their responses.
@@ -21,7 +21,7 @@ pub enum Lane {
     Members,
 }
 
-impl Lane {
+impl LinkStream {
     /// The lane of a kind of message.
     #[must_use]
     pub fn of(kind: MessageType) -> Self {
@@ -45,7 +45,7 @@ pub struct Network {
     /// Directions that lose everything.
     cut: BTreeSet<(NodeId, NodeId)>,
     /// When the last message of each stream arrives.
-    busy: BTreeMap<(NodeId, NodeId, Lane), u64>,
+    busy: BTreeMap<(NodeId, NodeId, LinkStream), u64>,
     /// Longest delay of links that are slower than the others.
     slow: BTreeMap<(NodeId, NodeId), u64>,
     /// Nodes behind a narrow link: bytes of appends in a second that leave each of them to each other one.
@@ -56,7 +56,7 @@ pub struct Network {
 
 impl Network {
     /// All links as a seed draws them.
-    pub fn draw(rng: &mut Rng, config: &Config) -> Self {
+    pub fn draw(rng: &mut Rng, config: &RunConfig) -> Self {
         let mut network = Self::default();
         for from in 1..=config.nodes {
             for to in (1..=config.nodes).filter(|to| *to != from) {
@@ -73,10 +73,10 @@ impl Network {
     pub fn route(
         &mut self,
         rng: &mut Rng,
-        config: &Config,
+        config: &RunConfig,
         now: u64,
         link: (NodeId, NodeId),
-        (lane, bytes): (Lane, u64),
+        (lane, bytes): (LinkStream, u64),
     ) -> Vec<u64> {
         let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
         if self.is_cut(link) || (!safe && rng.chance(config.loss)) {
@@ -106,10 +106,10 @@ impl Network {
     pub fn stream(
         &mut self,
         rng: &mut Rng,
-        config: &Config,
+        config: &RunConfig,
         now: u64,
         link: (NodeId, NodeId),
-        lane: Lane,
+        lane: LinkStream,
     ) -> Option<u64> {
         let safe = self.core.contains(&link.0) && self.core.contains(&link.1);
         let again = !safe && rng.chance(config.loss);
@@ -125,8 +125,14 @@ impl Network {
     }
 
     /// When a message has left; none when too much waits before it. Heartbeats and votes go ahead of what waits.
-    fn queue(&mut self, now: u64, link: (NodeId, NodeId), lane: Lane, bytes: u64) -> Option<u64> {
-        let Some(rate) = self.narrow.get(&link.0).filter(|_| lane == Lane::Bulk) else {
+    fn queue(
+        &mut self,
+        now: u64,
+        link: (NodeId, NodeId),
+        lane: LinkStream,
+        bytes: u64,
+    ) -> Option<u64> {
+        let Some(rate) = self.narrow.get(&link.0).filter(|_| lane == LinkStream::Bulk) else {
             return Some(now);
         };
         let left = self.left.entry(link).or_default();
@@ -142,7 +148,7 @@ impl Network {
     pub fn narrow(&mut self, node: NodeId, rate: Option<u64>) {
         self.left.retain(|link, _| link.0 != node);
         // What waits for the link as it was does not hold up what is sent on it from now on.
-        self.busy.retain(|(from, _, lane), _| *from != node || *lane != Lane::Bulk);
+        self.busy.retain(|(from, _, lane), _| *from != node || *lane != LinkStream::Bulk);
         match rate {
             Some(rate) => self.narrow.insert(node, rate),
             None => self.narrow.remove(&node),
@@ -173,7 +179,7 @@ impl Network {
         self.slow.clear();
         self.narrow.clear();
         self.left.clear();
-        self.busy.retain(|(_, _, lane), _| *lane != Lane::Bulk);
+        self.busy.retain(|(_, _, lane), _| *lane != LinkStream::Bulk);
     }
 
     /// From now on nothing happens to links between these nodes.

@@ -2,7 +2,7 @@
 
 /// Where a run is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Phase {
+pub enum RunPhase {
     /// Faults happen.
     Chaos,
     /// A majority works, and faults go on elsewhere.

@@ -9,12 +9,12 @@ use trefoil_core::machine::Machine;
 use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::{self, Violation, history};
-use crate::client::Client;
+use crate::client::SimClient;
 use crate::config::{MILLISECOND, SECOND};
 use crate::disk::Rot;
-use crate::event::Event;
+use crate::event::SimEvent;
 use crate::node::Host;
-use crate::phase::Phase;
+use crate::phase::RunPhase;
 use crate::stats::Stats;
 use crate::trace::{self, Trace};
 use crate::workload::Workload;
@@ -42,7 +42,7 @@ const PROGRESS: &str = "a majority that works makes progress";
 
 /// What came of a seed.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub struct SeedReport {
     /// The seed.
     pub seed: u64,
     /// Hash of all events: equal for equal seeds.
@@ -59,19 +59,19 @@ pub struct Report {
 
 /// Runs a seed to its end, or to the first broken promise. A panic of the code under test is one.
 #[must_use]
-pub fn run(seed: u64) -> Report {
+pub fn run(seed: u64) -> SeedReport {
     run_keeping(seed, trace::LINES)
 }
 
 /// [`run`], with so many of the last lines of the trace.
 #[must_use]
-pub fn run_keeping(seed: u64, lines: usize) -> Report {
+pub fn run_keeping(seed: u64, lines: usize) -> SeedReport {
     let trace = Rc::new(RefCell::new(Trace::keeping(lines)));
     let shared = Rc::clone(&trace);
     let ran = catch_unwind(AssertUnwindSafe(move || {
         let mut world = World::new(seed, shared);
         world.begin();
-        while world.violations.is_empty() && world.phase != Phase::Done && world.next() {}
+        while world.violations.is_empty() && world.phase != RunPhase::Done && world.next() {}
         world.finish();
         (world.now, world.stats, world.violations)
     }));
@@ -87,62 +87,64 @@ pub fn run_keeping(seed: u64, lines: usize) -> Report {
     } else {
         trace.last(usize::MAX).map(str::to_owned).collect()
     };
-    Report { seed, hash: trace.hash(), virtual_us, stats, violations, trace: lines }
+    SeedReport { seed, hash: trace.hash(), virtual_us, stats, violations, trace: lines }
 }
 
 impl World {
     /// Goes on to the next phase when this one is over.
     pub(crate) fn watch(&mut self) {
-        self.at(self.now + WATCH_US, Event::Watch);
+        self.at(self.now + WATCH_US, SimEvent::Watch);
         match self.phase {
-            Phase::Chaos if self.now >= self.shared.config.chaos_us => {
+            RunPhase::Chaos if self.now >= self.shared.config.chaos_us => {
                 self.shared.patient = true;
                 if self.shared.config.liveness {
                     self.choose_core();
-                    self.enter(Phase::Core, CORE_US);
+                    self.enter(RunPhase::Core, CORE_US);
                 } else {
                     self.heal();
-                    self.enter(Phase::Calm, CALM_US);
+                    self.enter(RunPhase::Calm, CALM_US);
                 }
             }
-            Phase::Core if self.core_has_answered() => {
+            RunPhase::Core if self.core_has_answered() => {
                 self.stats.cores += 1;
                 self.core.clear();
                 self.heal();
-                self.enter(Phase::Calm, CALM_US);
+                self.enter(RunPhase::Calm, CALM_US);
             }
-            Phase::Calm if self.now >= TIME_US_MIN && self.shared.calls_answered >= ANSWERS_MIN => {
+            RunPhase::Calm
+                if self.now >= TIME_US_MIN && self.shared.calls_answered >= ANSWERS_MIN =>
+            {
                 self.shared.stopping = true;
-                self.enter(Phase::Settling, PATIENCE_US);
+                self.enter(RunPhase::Settling, PATIENCE_US);
             }
-            Phase::Settling
-                if self.clients.values().all(Client::is_idle) && self.clients[&0].is_done() =>
+            RunPhase::Settling
+                if self.clients.values().all(SimClient::is_idle) && self.clients[&0].is_done() =>
             {
                 self.audit_from = self.now;
                 let id = self.clients.last_key_value().map_or(0, |(last, _)| last + 1);
-                self.clients.insert(id, Client::new(id, Workload::auditor()));
-                self.at(self.now, Event::Wake(id, 0));
-                self.enter(Phase::Audit, AUDIT_US);
+                self.clients.insert(id, SimClient::new(id, Workload::auditor()));
+                self.at(self.now, SimEvent::Wake(id, 0));
+                self.enter(RunPhase::Audit, AUDIT_US);
             }
-            Phase::Audit
-                if self.clients.values().all(Client::is_idle) && self.auditor_is_done() =>
+            RunPhase::Audit
+                if self.clients.values().all(SimClient::is_idle) && self.auditor_is_done() =>
             {
-                self.enter(Phase::Converging, PATIENCE_US);
+                self.enter(RunPhase::Converging, PATIENCE_US);
             }
-            Phase::Converging if self.has_converged() => {
+            RunPhase::Converging if self.has_converged() => {
                 self.judge();
                 if self.violations.is_empty() && self.can_empty() {
-                    self.enter(Phase::Emptied, EMPTIED_US);
+                    self.enter(RunPhase::Emptied, EMPTIED_US);
                     self.empty_a_majority();
                 } else {
-                    self.enter(Phase::Done, u64::MAX / 2);
+                    self.enter(RunPhase::Done, u64::MAX / 2);
                 }
             }
-            Phase::Emptied if self.emptied_are_gone() => {
+            RunPhase::Emptied if self.emptied_are_gone() => {
                 self.stats.emptied += 1;
-                self.enter(Phase::Done, u64::MAX / 2);
+                self.enter(RunPhase::Done, u64::MAX / 2);
             }
-            _ if self.phase != Phase::Chaos && self.now > self.phase_ends_at => {
+            _ if self.phase != RunPhase::Chaos && self.now > self.phase_ends_at => {
                 let what = format!("{:?} did not end in time", self.phase);
                 self.violations.push(Violation::new(PROGRESS, what));
             }
@@ -150,7 +152,7 @@ impl World {
         }
     }
 
-    fn enter(&mut self, phase: Phase, for_us: u64) {
+    fn enter(&mut self, phase: RunPhase, for_us: u64) {
         trace!(self, "phase {phase:?}");
         self.phase = phase;
         self.phase_ends_at = self.now + for_us;

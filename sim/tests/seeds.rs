@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use trefoil_sim::batch::{Batch, Limits};
-use trefoil_sim::run::{Report, run};
+use trefoil_sim::batch::{Limits, SeedBatch};
+use trefoil_sim::run::{SeedReport, run};
 
-fn demand(report: &Report) {
+fn demand(report: &SeedReport) {
     assert!(
         report.violations.is_empty(),
         "seed {}: {}\n{}\nreproduce: cargo run -p trefoil-sim -- --seed {0}",
@@ -38,7 +38,7 @@ fn the_same_seed_gives_the_same_events() {
 
 fn has_real_state(seed: u64) -> bool {
     let mut rng = trefoil_sim::rng::Rng::new(seed);
-    trefoil_sim::config::Config::draw(&mut rng).disk.real_state
+    trefoil_sim::config::RunConfig::draw(&mut rng).disk.real_state
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_run_is_as_long_as_it_should_be() {
 #[test]
 fn seeds_keep_every_promise() {
     let limits = Limits { seeds: 10_000..=10_039, until: None, threads: 2 };
-    let batch = Batch::run(&limits, Duration::from_secs(60), |line| println!("{line}"), run);
+    let batch = SeedBatch::run(&limits, Duration::from_secs(60), |line| println!("{line}"), run);
     if let Some(report) = batch.failed() {
         demand(report);
     }

@@ -4,14 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trefoil_core::machine::Outcome;
-use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{BarrierSeen, Command, WithdrawBarrier};
 use trefoil_proto::lock::v1::EnterBarrierRequest;
 
 use super::Violation;
-use super::grants::Grants;
+use super::grants::GrantChecker;
+use super::keys::{CallKey, id_of};
 use super::requests::is_forgotten;
 
 const PARTIES: &str = "sessions enter a barrier together, as many as it needs, all of them waiting";
@@ -19,45 +19,38 @@ const CLOSED: &str = "nobody joins a round of a barrier that has begun";
 const LEFT: &str = "a round of a barrier is over when all have left";
 const ROUNDS: &str = "rounds of barriers rise";
 
-/// Client and sequence.
-type Id = Option<(String, u64)>;
-
-fn id_of(id: Option<&RequestId>) -> Id {
-    id.map(|id| (id.client.clone(), id.sequence))
-}
-
 #[derive(Clone, Debug)]
-struct Member {
+struct BarrierMember {
     deadline_ms: u64,
-    call: Id,
+    call: Option<CallKey>,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Round {
+struct BarrierRound {
     number: u64,
     parties: u32,
     has_begun: bool,
-    members: BTreeMap<u64, Member>,
+    members: BTreeMap<u64, BarrierMember>,
 }
 
 /// The present round of each barrier.
 #[derive(Clone, Debug, Default)]
-pub struct Barriers {
-    rounds: BTreeMap<(String, String), Round>,
+pub struct BarrierChecker {
+    rounds: BTreeMap<(String, String), BarrierRound>,
     last_rounds: BTreeMap<String, u64>,
     done: BTreeSet<(String, u64)>,
     /// Rounds that began.
     pub begun: u64,
 }
 
-impl Barriers {
+impl BarrierChecker {
     /// An entry was applied, at this log time; `grants` know of it already.
     pub fn applied(
         &mut self,
         commands: &[Command],
         outcomes: &[Outcome],
         now_ms: u64,
-        grants: &Grants,
+        grants: &GrantChecker,
     ) -> Vec<Violation> {
         let mut found = Vec::new();
         for (command, outcome) in commands.iter().zip(outcomes) {
@@ -95,7 +88,7 @@ impl Barriers {
         enter: &EnterBarrierRequest,
         seen: &BarrierSeen,
         now_ms: u64,
-        grants: &Grants,
+        grants: &GrantChecker,
     ) -> Option<&'static str> {
         if !seen.inside {
             return None;
@@ -121,7 +114,7 @@ impl Barriers {
         }
         let deadline_ms = now_ms.saturating_add(enter.wait_ms);
         let call = id_of(enter.request_id.as_ref());
-        round.members.insert(session, Member { deadline_ms, call });
+        round.members.insert(session, BarrierMember { deadline_ms, call });
         if !seen.tripped {
             return None;
         }
@@ -147,7 +140,7 @@ impl Barriers {
         name: (String, String),
         session: u64,
         seen: &BarrierSeen,
-        grants: &Grants,
+        grants: &GrantChecker,
     ) -> Option<&'static str> {
         let namespace = name.0.clone();
         let round = self.rounds.get_mut(&name).filter(|round| round.number == seen.round)?;
@@ -161,7 +154,7 @@ impl Barriers {
         &mut self,
         withdraw: &WithdrawBarrier,
         seen: &BarrierSeen,
-        grants: &Grants,
+        grants: &GrantChecker,
     ) -> Option<&'static str> {
         let name = (withdraw.namespace.clone(), withdraw.name.clone());
         let member = self.rounds.get(&name)?.members.get(&withdraw.session_id)?;
@@ -180,22 +173,22 @@ mod tests {
     use trefoil_proto::lock::v1::{CloseSessionRequest, CloseSessionResponse};
     use trefoil_proto::lock::v1::{LeaveBarrierRequest, OpenSessionRequest, OpenSessionResponse};
 
-    use super::super::lives::Times;
+    use super::super::lives::EntryTimes;
     use super::*;
 
     /// Barriers, and three sessions.
-    fn three() -> (Barriers, Grants) {
-        let mut grants = Grants::default();
+    fn three() -> (BarrierChecker, GrantChecker) {
+        let mut grants = GrantChecker::default();
         for session_id in 1..=3 {
             let open = OpenSessionRequest { ttl_ms: 1_000, ..Default::default() };
             let operation = Some(Operation::OpenSession(open));
             let opened = OpenSessionResponse { session_id, ..Default::default() };
             let outcome = Outcome::Answered(A::OpenSession(opened).into());
             let command = Command { operation, ..Command::default() };
-            let times = Times { now_ms: 0, grace_until_ms: 0 };
+            let times = EntryTimes { now_ms: 0, grace_until_ms: 0 };
             assert_eq!(grants.applied(&[command], &[outcome], &[], times, |_| true), []);
         }
-        (Barriers::default(), grants)
+        (BarrierChecker::default(), grants)
     }
 
     fn seen(round: u64, tripped: bool, present: u32) -> BarrierSeen {
@@ -203,8 +196,8 @@ mod tests {
     }
 
     fn apply(
-        barriers: &mut Barriers,
-        grants: &Grants,
+        barriers: &mut BarrierChecker,
+        grants: &GrantChecker,
         operation: Operation,
         seen: BarrierSeen,
         now_ms: u64,

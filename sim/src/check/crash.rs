@@ -5,7 +5,7 @@ use trefoil_core::ShardId;
 use trefoil_core::replica::Boot;
 
 use super::Violation;
-use crate::disk::shadow::Log;
+use crate::disk::shadow::ShadowLog;
 
 const KEPT: &str = "what was synced is there after a crash";
 const WHOLE: &str = "log and state leave no gap at any crash";
@@ -14,11 +14,11 @@ const WHOLE: &str = "log and state leave no gap at any crash";
 #[derive(Clone, Copy, Debug)]
 pub struct Logs<'a> {
     /// What was synced.
-    pub synced: &'a Log,
+    pub synced: &'a ShadowLog,
     /// The same with what was being written.
-    pub maybe: &'a Log,
+    pub maybe: &'a ShadowLog,
     /// What is there.
-    pub found: &'a Log,
+    pub found: &'a ShadowLog,
 }
 
 /// Compares them, and the log with the state's `applied` index in `boot`.
@@ -54,7 +54,7 @@ pub fn check(shard: ShardId, logs: &Logs<'_>, boot: &Boot) -> Vec<Violation> {
 }
 
 /// Before the first entry, the last one, term and commit.
-fn ends(log: &Log) -> ((u64, u64), u64, u64, u64) {
+fn ends(log: &ShadowLog) -> ((u64, u64), u64, u64, u64) {
     (log.truncated, log.last(), log.hard_state.term, log.hard_state.commit)
 }
 
@@ -62,14 +62,14 @@ fn ends(log: &Log) -> ((u64, u64), u64, u64, u64) {
 mod tests {
     use super::*;
 
-    fn log(last: u64) -> Log {
-        let mut log = Log::newborn();
+    fn log(last: u64) -> ShadowLog {
+        let mut log = ShadowLog::newborn();
         log.hard_state.term = 3;
         log.entries = (11..=last).map(|index| (index, (2, 10))).collect();
         log
     }
 
-    fn first(synced: u64, maybe: u64, found: &Log, applied: u64) -> Option<&'static str> {
+    fn first(synced: u64, maybe: u64, found: &ShadowLog, applied: u64) -> Option<&'static str> {
         let boot = Boot { applied: (applied, 2), ..Boot::default() };
         let (synced, maybe) = (log(synced), log(maybe));
         let logs = Logs { synced: &synced, maybe: &maybe, found };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Violation;
-use super::history::{Action, Call, History, Outcome};
+use super::history::{Action, History, Outcome, RecordedCall};
 
 const CACHE: &str = "an acknowledged write to the cache is durable";
 const QUEUE: &str = "an acknowledged message is delivered";
@@ -20,7 +20,7 @@ pub fn check(history: &History, audit_from: u64) -> Vec<Violation> {
 
 /// The newest acknowledged write of a key, by version.
 struct Newest<'a> {
-    call: &'a Call,
+    call: &'a RecordedCall,
     version: u64,
     value: Option<&'a str>,
     may_expire: bool,
@@ -104,11 +104,11 @@ mod tests {
     use super::super::history::build::{answered, delete, get, got, history, missed, open, put};
     use super::*;
 
-    fn first(calls: impl IntoIterator<Item = Call>) -> Option<&'static str> {
+    fn first(calls: impl IntoIterator<Item = RecordedCall>) -> Option<&'static str> {
         check(&history(calls), 100).first().map(|violation| violation.invariant)
     }
 
-    fn puts() -> Vec<Call> {
+    fn puts() -> Vec<RecordedCall> {
         vec![
             answered(1, 2, 11, put("a", "1"), Outcome::Put { version: 1 }),
             answered(3, 4, 12, put("a", "2"), Outcome::Put { version: 2 }),

@@ -16,19 +16,19 @@ const NO_REASON: &str = "a token is refused where a newer one was, or when nobod
 const UNMARKED: &str = "a fenced read leaves its mark before it reads";
 
 /// The shard and the lock.
-type AnswerPosition = (ShardId, String, String);
+type FencedLock = (ShardId, String, String);
 
 /// The highest writer's token under which each shard was used.
 #[derive(Clone, Debug, Default)]
-pub struct Fences {
-    marks: BTreeMap<AnswerPosition, u64>,
+pub struct FenceChecker {
+    marks: BTreeMap<FencedLock, u64>,
     /// Requests whose answer is remembered: it is given again whatever the mark is.
     done: BTreeSet<(ShardId, String, u64)>,
     /// Uses that were refused because of a newer holder.
     pub refused: u64,
 }
 
-impl Fences {
+impl FenceChecker {
     /// An entry was applied.
     pub fn applied(
         &mut self,
@@ -100,7 +100,7 @@ impl Fences {
     }
 }
 
-fn place(shard: ShardId, checked: &CheckedFence) -> Option<(AnswerPosition, u64)> {
+fn place(shard: ShardId, checked: &CheckedFence) -> Option<(FencedLock, u64)> {
     let fence = checked.fence.as_ref()?;
     Some(((shard, fence.namespace.clone(), fence.lock.clone()), fence.token))
 }
@@ -118,26 +118,26 @@ mod tests {
         CheckedFence { fence: Some(fence), standing: standing.into(), ..Default::default() }
     }
 
-    fn put(fences: &mut Fences, token: u64, standing: TokenStanding) -> Vec<Violation> {
+    fn put(fences: &mut FenceChecker, token: u64, standing: TokenStanding) -> Vec<Violation> {
         let command = Command { fence: Some(fence(token, standing)), ..Command::default() };
         let answer = A::Put(PutResponse::default()).into();
         fences.applied(1, &[command], &[Outcome::Answered(answer)])
     }
 
-    fn refuse(fences: &mut Fences, token: u64, standing: TokenStanding) -> Vec<Violation> {
+    fn refuse(fences: &mut FenceChecker, token: u64, standing: TokenStanding) -> Vec<Violation> {
         let command = Command { fence: Some(fence(token, standing)), ..Command::default() };
         let refusal = Refusal { reason: Reason::Fenced.into(), ..Refusal::default() };
         fences.applied(1, &[command], &[Outcome::Answered(refusal.into())])
     }
 
-    fn get(fences: &Fences, token: u64, standing: TokenStanding) -> Option<Violation> {
+    fn get(fences: &FenceChecker, token: u64, standing: TokenStanding) -> Option<Violation> {
         let query = Query { fence: Some(fence(token, standing)), ..Query::default() };
         fences.read(1, &query, &A::Get(GetResponse::default()).into())
     }
 
     #[test]
     fn an_older_token_is_no_good_where_a_newer_one_was() {
-        let mut fences = Fences::default();
+        let mut fences = FenceChecker::default();
         assert_eq!(put(&mut fences, 5, TokenStanding::Writer), []);
         assert_eq!(put(&mut fences, 5, TokenStanding::Unspecified), []);
         assert_eq!(put(&mut fences, 7, TokenStanding::Reader), []);
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_good_token_is_not_refused() {
-        let mut fences = Fences::default();
+        let mut fences = FenceChecker::default();
         assert_eq!(put(&mut fences, 5, TokenStanding::Writer), []);
         assert_eq!(refuse(&mut fences, 4, TokenStanding::Writer), []);
         assert_eq!(refuse(&mut fences, 6, TokenStanding::NotHeld), []);
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_read_is_at_its_mark() {
-        let mut fences = Fences::default();
+        let mut fences = FenceChecker::default();
         assert_eq!(put(&mut fences, 5, TokenStanding::Writer), []);
         assert_eq!(get(&fences, 5, TokenStanding::Writer), None);
         assert_eq!(get(&fences, 6, TokenStanding::Reader), None);

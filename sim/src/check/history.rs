@@ -237,7 +237,7 @@ pub enum End {
 
 /// One call of one client, with all its retries.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
+pub struct RecordedCall {
     /// Who called.
     pub client: u64,
     /// When it was first sent, by a clock that all clients share; in microseconds.
@@ -250,7 +250,7 @@ pub struct Call {
     pub end: End,
 }
 
-impl Call {
+impl RecordedCall {
     /// Position and outcome of an answered call.
     #[must_use]
     pub fn answered(&self) -> Option<(&AnswerPosition, &Outcome)> {
@@ -271,13 +271,19 @@ impl Call {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// The calls in the order in which they were begun.
-    pub calls: Vec<Call>,
+    pub calls: Vec<RecordedCall>,
 }
 
 impl History {
     /// Begins a call; the number ends it.
     pub fn begin(&mut self, client: u64, now: u64, action: Action) -> usize {
-        self.calls.push(Call { client, called_at: now, ended_at: OPEN, action, end: End::Open });
+        self.calls.push(RecordedCall {
+            client,
+            called_at: now,
+            ended_at: OPEN,
+            action,
+            end: End::Open,
+        });
         self.calls.len() - 1
     }
 
@@ -295,7 +301,7 @@ impl History {
     }
 
     /// All answered calls.
-    pub fn answered(&self) -> impl Iterator<Item = (&Call, &AnswerPosition, &Outcome)> {
+    pub fn answered(&self) -> impl Iterator<Item = (&RecordedCall, &AnswerPosition, &Outcome)> {
         self.calls
             .iter()
             .filter_map(|call| call.answered().map(|(place, outcome)| (call, place, outcome)))
@@ -314,15 +320,15 @@ pub(crate) mod build {
         index: u64,
         action: Action,
         outcome: Outcome,
-    ) -> Call {
+    ) -> RecordedCall {
         let position = Position { term: 2, index, ordinal: 0, log_time_ms: index };
         let place = AnswerPosition { shard: 1, position, exact: true };
-        Call { client: 1, called_at, ended_at, action, end: End::Answered(place, outcome) }
+        RecordedCall { client: 1, called_at, ended_at, action, end: End::Answered(place, outcome) }
     }
 
     /// A call whose end was not seen.
-    pub(crate) fn open(called_at: u64, action: Action) -> Call {
-        Call { client: 2, called_at, ended_at: OPEN, action, end: End::Open }
+    pub(crate) fn open(called_at: u64, action: Action) -> RecordedCall {
+        RecordedCall { client: 2, called_at, ended_at: OPEN, action, end: End::Open }
     }
 
     pub(crate) fn put(key: &str, value: &str) -> Action {
@@ -345,7 +351,7 @@ pub(crate) mod build {
         Outcome::Got { value: None }
     }
 
-    pub(crate) fn history(calls: impl IntoIterator<Item = Call>) -> History {
+    pub(crate) fn history(calls: impl IntoIterator<Item = RecordedCall>) -> History {
         History { calls: calls.into_iter().collect() }
     }
 }

@@ -11,21 +11,19 @@ use trefoil_proto::internal::v1::{Answer, Command, Query};
 use trefoil_proto::lock::v1::{CountDownRequest, SetLatchRequest};
 
 use super::Violation;
+use super::keys::LockKey;
 use super::requests::is_forgotten;
 
 const COUNT: &str = "a latch is what was set, less what was counted down";
 
-/// (namespace, latch).
-type Name = (String, String);
-
 #[derive(Clone, Copy, Debug, Default)]
-struct Latch {
+struct KnownLatch {
     count: u64,
     round: u64,
     first_round: u64,
 }
 
-impl Latch {
+impl KnownLatch {
     /// Count and round, of a round that is this latch's.
     fn look(self, round: u64) -> Option<(u64, u64)> {
         match round {
@@ -39,15 +37,15 @@ impl Latch {
 
 /// All latches.
 #[derive(Clone, Debug, Default)]
-pub struct Latches {
-    latches: BTreeMap<Name, Latch>,
+pub struct LatchChecker {
+    latches: BTreeMap<LockKey, KnownLatch>,
     last_rounds: BTreeMap<String, u64>,
     done: BTreeSet<(String, u64)>,
     /// Latches that were counted down to nothing.
     pub opened: u64,
 }
 
-impl Latches {
+impl LatchChecker {
     /// An entry was applied.
     pub fn applied(&mut self, commands: &[Command], outcomes: &[Outcome]) -> Vec<Violation> {
         let mut found = Vec::new();
@@ -93,7 +91,8 @@ impl Latches {
         if count != set.expected.unwrap_or(0) {
             return false;
         }
-        let mut latch = before.unwrap_or_else(|| Latch { first_round: told, ..Latch::default() });
+        let mut latch =
+            before.unwrap_or_else(|| KnownLatch { first_round: told, ..KnownLatch::default() });
         let last = self.last_rounds.entry(name.0.clone()).or_default();
         let fits = if count == 0 { told > *last } else { told == latch.round };
         *last = told.max(*last);
@@ -147,18 +146,18 @@ mod tests {
 
     use super::*;
 
-    fn apply(latches: &mut Latches, operation: Operation, answer: A) -> bool {
+    fn apply(latches: &mut LatchChecker, operation: Operation, answer: A) -> bool {
         let command = Command { operation: Some(operation), ..Command::default() };
         latches.applied(&[command], &[Outcome::Answered(answer.into())]).is_empty()
     }
 
-    fn set(latches: &mut Latches, count: u64, round: u64) -> bool {
+    fn set(latches: &mut LatchChecker, count: u64, round: u64) -> bool {
         let set = SetLatchRequest { count, ..SetLatchRequest::default() };
         let told = SetLatchResponse { round, ..SetLatchResponse::default() };
         apply(latches, Operation::SetLatch(set), A::SetLatch(told))
     }
 
-    fn count(latches: &mut Latches, count: u64, round: u64) -> bool {
+    fn count(latches: &mut LatchChecker, count: u64, round: u64) -> bool {
         let told = CountDownResponse { count, round, ..CountDownResponse::default() };
         let down = Operation::CountDown(CountDownRequest::default());
         apply(latches, down, A::CountDown(told))
@@ -166,7 +165,7 @@ mod tests {
 
     #[test]
     fn counting_decides() {
-        let mut latches = Latches::default();
+        let mut latches = LatchChecker::default();
         assert!(set(&mut latches, 2, 5));
         assert!(
             count(&mut latches, 1, 5) && count(&mut latches, 0, 5) && count(&mut latches, 0, 5)
@@ -182,7 +181,7 @@ mod tests {
 
     #[test]
     fn reads_see_the_count() {
-        let mut latches = Latches::default();
+        let mut latches = LatchChecker::default();
         assert!(set(&mut latches, 2, 5));
         let query = Query { query: Some(Q::AwaitLatch(AwaitLatch::default())), ..Query::default() };
         let seen = |count, round| A::LatchSeen(LatchSeen { count, round }).into();

@@ -10,26 +10,24 @@ use trefoil_proto::internal::v1::{Answer, Command};
 use trefoil_proto::lock::v1::{LeaderRequest, Leadership};
 
 use super::Violation;
-use super::grants::Grants;
+use super::grants::GrantChecker;
+use super::keys::LockKey;
 use super::requests::is_forgotten;
 
 const LEADER: &str = "the leader is who holds the lock, with what it proclaimed last";
 
-/// (namespace, lock).
-type Name = (String, String);
-
 /// What each leadership proclaims, by its token.
 #[derive(Clone, Debug, Default)]
-pub struct Leaders {
+pub struct LeaderChecker {
     /// More than one value where calls of one session were granted together.
-    values: BTreeMap<(Name, u64), Vec<Option<Value>>>,
-    candidates: BTreeMap<WaiterId, (Name, Option<Value>)>,
+    values: BTreeMap<(LockKey, u64), Vec<Option<Value>>>,
+    candidates: BTreeMap<WaiterId, (LockKey, Option<Value>)>,
     done: BTreeSet<(String, u64)>,
     /// Questions that were answered with a leader.
     pub told: u64,
 }
 
-impl Leaders {
+impl LeaderChecker {
     /// An entry was applied; `settled` are the waits that it ended.
     pub fn applied(&mut self, commands: &[Command], outcomes: &[Outcome], settled: &[Settled]) {
         for (command, outcome) in commands.iter().zip(outcomes) {
@@ -79,7 +77,7 @@ impl Leaders {
         &mut self,
         asked: &LeaderRequest,
         told: Option<&Leadership>,
-        grants: &Grants,
+        grants: &GrantChecker,
     ) -> Option<Violation> {
         let LeaderRequest { namespace, name } = asked;
         let proclaimed = |token| self.values.get(&((namespace.clone(), name.clone()), token));
@@ -113,23 +111,28 @@ mod tests {
     use trefoil_proto::lock::v1::{AcquireResponse, CampaignRequest, LockMode, ProclaimRequest};
     use trefoil_proto::lock::v1::{OpenSessionRequest, OpenSessionResponse, ProclaimResponse};
 
-    use super::super::lives::Times;
+    use super::super::lives::EntryTimes;
     use super::*;
 
     fn text(text: &str) -> Option<Value> {
         Some(Value { kind: Some(Kind::Text(text.to_owned())) })
     }
 
-    fn apply(grants: &mut Grants, leaders: &mut Leaders, operation: Operation, answer: A) {
+    fn apply(
+        grants: &mut GrantChecker,
+        leaders: &mut LeaderChecker,
+        operation: Operation,
+        answer: A,
+    ) {
         let commands = [Command { operation: Some(operation), ..Command::default() }];
         let outcomes = [Outcome::Answered(answer.into())];
-        let times = Times { now_ms: 10, grace_until_ms: 0 };
+        let times = EntryTimes { now_ms: 10, grace_until_ms: 0 };
         assert_eq!(grants.applied(&commands, &outcomes, &[], times, |_| true), []);
         leaders.applied(&commands, &outcomes, &[]);
     }
 
-    fn led() -> (Grants, Leaders) {
-        let (mut grants, mut leaders) = (Grants::default(), Leaders::default());
+    fn led() -> (GrantChecker, LeaderChecker) {
+        let (mut grants, mut leaders) = (GrantChecker::default(), LeaderChecker::default());
         let open = OpenSessionRequest { ttl_ms: 1_000, ..Default::default() };
         let opened = OpenSessionResponse { session_id: 1, ..Default::default() };
         let (open, opened) = (Operation::OpenSession(open), A::OpenSession(opened));

@@ -18,15 +18,15 @@ const OWN: &str = "a message is settled by a lease of its own";
 const GUESSED: &str = "a session cannot be guessed";
 
 /// Queue, partition and sequence.
-type Message = (u64, u32, u64);
+type QueuedMessage = (u64, u32, u64);
 
 /// The newest lease of each message, and until when it was promised.
 #[derive(Clone, Debug, Default)]
-pub struct Leases {
-    newest: BTreeMap<Message, (u64, u64)>,
+pub struct LeaseChecker {
+    newest: BTreeMap<QueuedMessage, (u64, u64)>,
 }
 
-impl Leases {
+impl LeaseChecker {
     /// An entry of a queue's shard was applied.
     pub fn applied(
         &mut self,
@@ -107,26 +107,31 @@ mod tests {
 
     const LEASE: LeaseId = LeaseId { queue_id: 1, partition: 2, sequence: 3, secret: 4 };
 
-    fn apply(leases: &mut Leases, now_ms: u64, operation: Operation, answer: A) -> Vec<Violation> {
+    fn apply(
+        leases: &mut LeaseChecker,
+        now_ms: u64,
+        operation: Operation,
+        answer: A,
+    ) -> Vec<Violation> {
         let command = Command { operation: Some(operation), ..Command::default() };
         leases.applied(&[command], &[Outcome::Answered(answer.into())], now_ms)
     }
 
-    fn deliver(leases: &mut Leases, now_ms: u64, id: LeaseId, lease_ms: u64) -> bool {
+    fn deliver(leases: &mut LeaseChecker, now_ms: u64, id: LeaseId, lease_ms: u64) -> bool {
         let delivery = Delivery { lease_id: id.to_string(), lease_ms, ..Delivery::default() };
         let told = DequeueResponse { deliveries: vec![delivery], ..DequeueResponse::default() };
         let dequeue = Operation::DequeueFrom(DequeueFrom::default());
         apply(leases, now_ms, dequeue, A::Dequeue(told)).is_empty()
     }
 
-    fn ack(leases: &mut Leases, id: LeaseId) -> bool {
+    fn ack(leases: &mut LeaseChecker, id: LeaseId) -> bool {
         let told = A::Ack(AckResponse::default());
         apply(leases, 0, Operation::AckLease(id.ack()), told).is_empty()
     }
 
     #[test]
     fn what_was_told_is_kept() {
-        let mut leases = Leases::default();
+        let mut leases = LeaseChecker::default();
         let other = LeaseId { secret: 5, ..LEASE };
         assert!(deliver(&mut leases, 100, LEASE, 50));
         assert!(deliver(&mut leases, 140, LEASE, 10), "what is left");
@@ -134,7 +139,7 @@ mod tests {
         assert!(deliver(&mut leases.clone(), 200, LEASE, 50));
         assert!(!deliver(&mut leases, 199, LEASE, 50));
 
-        let mut leases = Leases::default();
+        let mut leases = LeaseChecker::default();
         assert!(deliver(&mut leases, 100, LEASE, 50));
         assert!(deliver(&mut leases, 140, LEASE, 50), "told too much");
         assert!(!deliver(&mut leases, 150, other, 50));
@@ -142,7 +147,7 @@ mod tests {
 
     #[test]
     fn a_returned_lease_promises_nothing() {
-        let mut leases = Leases::default();
+        let mut leases = LeaseChecker::default();
         assert!(deliver(&mut leases, 100, LEASE, 50));
         let returned = ReturnLeases { queue_id: 1, leases: vec![LEASE.ack()] };
         let done = A::Done(trefoil_proto::internal::v1::Done {});
@@ -152,7 +157,7 @@ mod tests {
 
     #[test]
     fn a_lease_settles_its_own_message() {
-        let mut leases = Leases::default();
+        let mut leases = LeaseChecker::default();
         assert!(deliver(&mut leases, 100, LEASE, 50));
         assert!(!ack(&mut leases.clone(), LeaseId { secret: 5, ..LEASE }), "a guess");
         assert!(!ack(&mut leases.clone(), LeaseId { queue_id: 2, ..LEASE }), "of another queue");

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{Action, Call, History, OPEN, Outcome};
+use super::history::{Action, History, OPEN, Outcome, RecordedCall};
 use super::{Clocks, Violation};
 
 /// Steps of the search for one key after which it gives up.
@@ -20,7 +20,7 @@ const INVARIANT: &str = "the cache is linearizable";
 
 /// What a call does to a register, and what it told.
 #[derive(Clone, Copy, Debug)]
-enum Kind<'a> {
+enum RegisterAction<'a> {
     /// The value is gone at the earliest at this time; none keeps it.
     Put {
         value: &'a str,
@@ -35,18 +35,18 @@ enum Kind<'a> {
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Step<'a> {
+struct RegisterCall<'a> {
     called_at: u64,
     ended_at: u64,
-    kind: Kind<'a>,
+    kind: RegisterAction<'a>,
 }
 
 /// The value, and when it may be gone.
-type State<'a> = Option<(&'a str, Option<u64>)>;
+type RegisterValue<'a> = Option<(&'a str, Option<u64>)>;
 
-impl<'a> Step<'a> {
+impl<'a> RegisterCall<'a> {
     /// The call as the search sees it; none when it changed nothing and told nothing.
-    fn new(call: &'a Call, clocks: Clocks) -> Option<Self> {
+    fn new(call: &'a RecordedCall, clocks: Clocks) -> Option<Self> {
         let outcome = call.answered().map(|(_, outcome)| outcome);
         if matches!(outcome, Some(Outcome::Refused(_))) || (outcome.is_none() && !call.is_open()) {
             return None;
@@ -55,14 +55,14 @@ impl<'a> Step<'a> {
             (Action::Put { value, ttl_ms, .. }, _) => {
                 let life_us = clocks.at_least(ttl_ms.saturating_mul(1_000));
                 let gone_from = (*ttl_ms > 0).then(|| call.called_at.saturating_add(life_us));
-                Kind::Put { value, gone_from }
+                RegisterAction::Put { value, gone_from }
             }
             (Action::Delete { .. }, Some(Outcome::Deleted { version })) => {
-                Kind::Delete { deleted: Some(version.is_some()) }
+                RegisterAction::Delete { deleted: Some(version.is_some()) }
             }
-            (Action::Delete { .. }, _) => Kind::Delete { deleted: None },
+            (Action::Delete { .. }, _) => RegisterAction::Delete { deleted: None },
             (Action::Get { .. }, Some(Outcome::Got { value })) => {
-                Kind::Get { value: value.as_ref().map(|(value, _)| value.as_str()) }
+                RegisterAction::Get { value: value.as_ref().map(|(value, _)| value.as_str()) }
             }
             _ => return None,
         };
@@ -70,18 +70,20 @@ impl<'a> Step<'a> {
     }
 
     /// The state after this step, or none when the step does not fit the state.
-    fn apply(&self, state: State<'a>) -> Option<State<'a>> {
+    fn apply(&self, state: RegisterValue<'a>) -> Option<RegisterValue<'a>> {
         let may_be_gone =
             state.is_some_and(|(_, gone)| gone.is_some_and(|gone| self.ended_at >= gone));
         match self.kind {
-            Kind::Put { value, gone_from } => Some(Some((value, gone_from))),
-            Kind::Delete { deleted: Some(true) } if state.is_none() => None,
-            Kind::Delete { deleted: Some(false) } if state.is_some() && !may_be_gone => None,
-            Kind::Delete { .. } => Some(None),
-            Kind::Get { value: Some(value) } => {
+            RegisterAction::Put { value, gone_from } => Some(Some((value, gone_from))),
+            RegisterAction::Delete { deleted: Some(true) } if state.is_none() => None,
+            RegisterAction::Delete { deleted: Some(false) } if state.is_some() && !may_be_gone => {
+                None
+            }
+            RegisterAction::Delete { .. } => Some(None),
+            RegisterAction::Get { value: Some(value) } => {
                 state.is_some_and(|(held, _)| held == value).then_some(state)
             }
-            Kind::Get { value: None } => (state.is_none() || may_be_gone).then_some(None),
+            RegisterAction::Get { value: None } => (state.is_none() || may_be_gone).then_some(None),
         }
     }
 }
@@ -89,10 +91,10 @@ impl<'a> Step<'a> {
 /// Searches each key.
 #[must_use]
 pub fn check(history: &History, steps_max: u64, clocks: Clocks) -> Vec<Violation> {
-    let mut keys = BTreeMap::<&str, Vec<Step<'_>>>::new();
+    let mut keys = BTreeMap::<&str, Vec<RegisterCall<'_>>>::new();
     for call in &history.calls {
         if let Action::Put { key, .. } | Action::Delete { key } | Action::Get { key } = &call.action
-            && let Some(step) = Step::new(call, clocks)
+            && let Some(step) = RegisterCall::new(call, clocks)
         {
             keys.entry(key).or_default().push(step);
         }
@@ -118,26 +120,26 @@ pub fn check(history: &History, steps_max: u64, clocks: Clocks) -> Vec<Violation
 
 /// Leaves out writes without a known end whose value nobody saw: they can stand behind everything else. A deletion
 /// tells whether there was a value, so with deletions they stay; and so do values that may have expired unseen.
-fn without_unseen(steps: Vec<Step<'_>>) -> Vec<Step<'_>> {
-    if steps.iter().any(|step| matches!(step.kind, Kind::Delete { .. })) {
+fn without_unseen(steps: Vec<RegisterCall<'_>>) -> Vec<RegisterCall<'_>> {
+    if steps.iter().any(|step| matches!(step.kind, RegisterAction::Delete { .. })) {
         return steps;
     }
     let seen = steps.iter().filter_map(|step| match step.kind {
-        Kind::Get { value } => value,
-        Kind::Put { .. } | Kind::Delete { .. } => None,
+        RegisterAction::Get { value } => value,
+        RegisterAction::Put { .. } | RegisterAction::Delete { .. } => None,
     });
     let seen = seen.collect::<BTreeSet<_>>();
-    let keep = |step: &Step<'_>| match step.kind {
-        Kind::Put { value, gone_from } => {
+    let keep = |step: &RegisterCall<'_>| match step.kind {
+        RegisterAction::Put { value, gone_from } => {
             step.ended_at != OPEN || gone_from.is_some() || seen.contains(value)
         }
-        Kind::Get { .. } | Kind::Delete { .. } => true,
+        RegisterAction::Get { .. } | RegisterAction::Delete { .. } => true,
     };
     steps.into_iter().filter(keep).collect()
 }
 
 /// A step and those before it, by their ends.
-fn around(steps: &[Step<'_>], stuck: &Step<'_>) -> String {
+fn around(steps: &[RegisterCall<'_>], stuck: &RegisterCall<'_>) -> String {
     let mut before =
         steps.iter().filter(|step| step.called_at <= stuck.ended_at).collect::<Vec<_>>();
     before.sort_by_key(|step| (step.ended_at, step.called_at));
@@ -157,19 +159,20 @@ fn around(steps: &[Step<'_>], stuck: &Step<'_>) -> String {
 enum Verdict<'a> {
     Linearizable,
     /// The first call that could not be placed on the longest path.
-    Not(Step<'a>),
+    Not(RegisterCall<'a>),
     Unknown,
 }
 
 /// Which calls have been placed.
-type Placed = Vec<u64>;
+type PlacedCalls = Vec<u64>;
 
 /// Depth first over the orders that fit the times; a pair of (placed calls, state) is never tried twice.
-fn search<'a>(steps: &[Step<'a>], steps_max: u64) -> Verdict<'a> {
+fn search<'a>(steps: &[RegisterCall<'a>], steps_max: u64) -> Verdict<'a> {
     let mut by_call = (0..steps.len()).collect::<Vec<_>>();
     by_call.sort_by_key(|n| steps[*n].called_at);
     let mut tried = BTreeSet::new();
-    let mut stack: Vec<(Placed, State<'a>)> = vec![(vec![0; steps.len().div_ceil(64)], None)];
+    let mut stack: Vec<(PlacedCalls, RegisterValue<'a>)> =
+        vec![(vec![0; steps.len().div_ceil(64)], None)];
     let (mut work, mut longest, mut stuck) = (0, 0, None);
     while let Some((placed, state)) = stack.pop() {
         let has = |n: usize| placed[n / 64] >> (n % 64) & 1 == 1;
@@ -215,7 +218,7 @@ mod tests {
         Outcome::Put { version: 0 }
     }
 
-    fn verdict(calls: impl IntoIterator<Item = Call>) -> bool {
+    fn verdict(calls: impl IntoIterator<Item = RecordedCall>) -> bool {
         check(&history(calls), STEPS_MAX, Clocks::default()).is_empty()
     }
 

@@ -11,11 +11,11 @@ const INVARIANT: &str = "entries of equal index and term are equal, and so are t
 /// Entries as they were first written: (hash, term before it, where).
 #[derive(Clone, Debug, Default)]
 pub struct Matching {
-    seen: BTreeMap<AnswerPosition, (u64, Option<u64>, NodeId)>,
+    seen: BTreeMap<EntryPosition, (u64, Option<u64>, NodeId)>,
 }
 
 /// Shard, and index and term of an entry.
-type AnswerPosition = (ShardId, (u64, u64));
+type EntryPosition = (ShardId, (u64, u64));
 
 impl Matching {
     /// A node writes an entry at (index, term); `before` is the term of the entry before it, where that is known.

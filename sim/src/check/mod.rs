@@ -16,6 +16,7 @@ pub mod formed;
 pub mod grants;
 pub mod handed;
 pub mod history;
+mod keys;
 pub mod latches;
 pub mod leaders;
 pub mod leases;

@@ -5,18 +5,18 @@ use std::collections::BTreeMap;
 use trefoil_core::ShardId;
 
 use super::Violation;
-use super::history::{AnswerPosition, Call, History};
+use super::history::{AnswerPosition, History, RecordedCall};
 
 const ORDER: &str = "positions follow real time";
 const UNIQUE: &str = "one command has one position";
 const TIME: &str = "term and log time never decrease along the log";
 
-type Item<'a> = (&'a Call, &'a AnswerPosition);
+type PlacedAnswer<'a> = (&'a RecordedCall, &'a AnswerPosition);
 
 /// Compares the positions of each shard with the times of the calls.
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
-    let mut shards: BTreeMap<ShardId, Vec<Item<'_>>> = BTreeMap::new();
+    let mut shards: BTreeMap<ShardId, Vec<PlacedAnswer<'_>>> = BTreeMap::new();
     for (call, place, _) in history.answered() {
         shards.entry(place.shard).or_default().push((call, place));
     }
@@ -29,13 +29,13 @@ pub fn check(history: &History) -> Vec<Violation> {
     found
 }
 
-fn real_time(items: &[Item<'_>], found: &mut Vec<Violation>) {
+fn real_time(items: &[PlacedAnswer<'_>], found: &mut Vec<Violation>) {
     let mut by_call = items.to_vec();
     by_call.sort_by_key(|(call, _)| call.called_at);
     let mut by_end = items.to_vec();
     by_end.sort_by_key(|(call, _)| call.ended_at);
     let mut ended = by_end.into_iter().peekable();
-    let mut last: Option<Item<'_>> = None;
+    let mut last: Option<PlacedAnswer<'_>> = None;
     for (call, place) in by_call {
         while let Some(before) = ended.next_if(|(before, _)| before.ended_at < call.called_at) {
             if last.is_none_or(|(_, last)| last.position.index < before.1.position.index) {
@@ -53,11 +53,11 @@ fn real_time(items: &[Item<'_>], found: &mut Vec<Violation>) {
     }
 }
 
-fn unique(items: &[Item<'_>], found: &mut Vec<Violation>) {
+fn unique(items: &[PlacedAnswer<'_>], found: &mut Vec<Violation>) {
     let mut places = BTreeMap::new();
     // The command that ends a wait and the one that had waited share a position. So do all calls that an entry settles
     // beside its commands, at its end: waits, and those whose grants were taken back before they were brought again.
-    let has_own_place = |(call, place): &&Item<'_>| {
+    let has_own_place = |(call, place): &&PlacedAnswer<'_>| {
         !call.action.is_read() && !call.action.waits() && place.position.ordinal != u32::MAX
     };
     for (call, place) in items.iter().filter(has_own_place) {
@@ -68,7 +68,7 @@ fn unique(items: &[Item<'_>], found: &mut Vec<Violation>) {
     }
 }
 
-fn monotone(items: &[Item<'_>], found: &mut Vec<Violation>) {
+fn monotone(items: &[PlacedAnswer<'_>], found: &mut Vec<Violation>) {
     let mut writes = items.iter().filter(|(call, _)| !call.action.is_read()).collect::<Vec<_>>();
     writes.sort_by_key(|(_, place)| (place.position.index, place.position.ordinal));
     for pair in writes.windows(2) {

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use trefoil_core::limits::ACQUIRES_PER_CLAIM_MAX;
 use trefoil_core::machine::{Applied, Body, Outcome, WaiterId};
 use trefoil_proto::common::v1::RequestId;
@@ -16,6 +15,7 @@ use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command};
 use trefoil_proto::lock::v1::{LockEvent, LockEventKind as Kind};
 
 use super::Violation;
+use super::keys::{CallKey, LockKey, call_of, id_of};
 use super::requests::is_forgotten;
 
 const FITS: &str = "permits are granted where there is room";
@@ -29,27 +29,22 @@ const CANCELLED: &str = "what was cancelled gets no permits";
 /// How long after its end a session is swept away at the latest, in ms of log time.
 const SWEPT_MS: u64 = 2_000;
 
-/// Client and sequence.
-type Id = (String, u64);
-/// (namespace, semaphore).
-type Name = (String, String);
-
 #[derive(Clone, Debug)]
-struct Hold {
+struct PermitHold {
     token: u64,
     permits: u64,
     /// Calls that were answered with it.
-    relying: BTreeSet<Id>,
+    relying: BTreeSet<CallKey>,
     /// More were than are remembered: no cancel releases it.
     is_kept: bool,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Semaphore {
+struct KnownSemaphore {
     permits: u64,
     /// The most that it had during the entry.
     most: u64,
-    holds: BTreeMap<u64, Hold>,
+    holds: BTreeMap<u64, PermitHold>,
     /// Sessions that wait, and for how many, in the order in which they began.
     line: Vec<(u64, u64)>,
     last_token: u64,
@@ -57,20 +52,20 @@ struct Semaphore {
 
 /// What became of each semaphore so far.
 #[derive(Clone, Debug, Default)]
-pub struct Permits {
-    semaphores: BTreeMap<Name, Semaphore>,
+pub struct PermitChecker {
+    semaphores: BTreeMap<LockKey, KnownSemaphore>,
     /// Token and number of every grant.
     known: BTreeSet<(u64, u64)>,
     /// Changes of permits that were carried out: they are not again.
-    done: BTreeSet<Id>,
+    done: BTreeSet<CallKey>,
     /// Calls that wait.
-    waiting: BTreeMap<WaiterId, Id>,
+    waiting: BTreeMap<WaiterId, CallKey>,
     /// The entry that brought each call last.
-    brought: BTreeMap<Id, u64>,
+    brought: BTreeMap<CallKey, u64>,
     /// Calls that were taken back, and got nothing by then.
-    cancelled: BTreeSet<Id>,
+    cancelled: BTreeSet<CallKey>,
     /// The newest attempt of each call in the log.
-    attempts: BTreeMap<Id, u32>,
+    attempts: BTreeMap<CallKey, u32>,
     /// Lowest sequence of each client that it has not acknowledged.
     floors: BTreeMap<String, u64>,
     found: Vec<Violation>,
@@ -80,16 +75,7 @@ pub struct Permits {
     pub handed_on: u64,
 }
 
-/// The name of a call: what was drawn stands with 0.
-fn call_of(id: Option<&RequestId>, drawn: &Bytes) -> Option<Id> {
-    id_of(id).or_else(|| (!drawn.is_empty()).then(|| (format!("{drawn:x}"), 0)))
-}
-
-fn id_of(id: Option<&RequestId>) -> Option<Id> {
-    id.map(|id| (id.client.clone(), id.sequence))
-}
-
-impl Permits {
+impl PermitChecker {
     /// An entry was applied. `over_since` tells since when the time of a session has been up by the log.
     pub fn applied(
         &mut self,
@@ -181,7 +167,7 @@ impl Permits {
                 semaphore.last_token = token;
                 granted.insert((token, permits));
                 self.known.insert((token, permits));
-                let hold = Hold { token, permits, relying: BTreeSet::new(), is_kept: false };
+                let hold = PermitHold { token, permits, relying: BTreeSet::new(), is_kept: false };
                 if semaphore.holds.insert(session, hold).is_some() {
                     found(ONCE);
                 }
@@ -201,8 +187,8 @@ impl Permits {
         command: &Command,
         outcome: &Outcome,
         granted: &mut BTreeSet<(u64, u64)>,
-        before: &BTreeSet<Id>,
-        gone: &mut Vec<(Name, u64)>,
+        before: &BTreeSet<CallKey>,
+        gone: &mut Vec<(LockKey, u64)>,
     ) {
         let id = call_of(command.request_id.as_ref(), &command.drawn);
         let answer = match outcome {
@@ -243,10 +229,10 @@ impl Permits {
     /// A caller was told how its call ended; also again, by a retry.
     fn told(
         &mut self,
-        id: Option<&Id>,
+        id: Option<&CallKey>,
         answer: &Answer,
         granted: &mut BTreeSet<(u64, u64)>,
-        before: &BTreeSet<Id>,
+        before: &BTreeSet<CallKey>,
     ) {
         let Some(A::AcquirePermits(got)) = &answer.answer else { return };
         if !got.acquired {
@@ -270,7 +256,7 @@ impl Permits {
     }
 
     /// The caller of a call is gone: it waits no more, and what it alone got is let go, which is answered.
-    fn cancel(&mut self, cancel: &CancelAcquire) -> Option<(Name, u64)> {
+    fn cancel(&mut self, cancel: &CancelAcquire) -> Option<(LockKey, u64)> {
         let call = cancel.call.as_ref()?;
         let id = call_of(call.request_id.as_ref(), &call.drawn)?;
         let is_late =
@@ -304,7 +290,7 @@ impl Permits {
     }
 
     /// What was let go is not held at the end of the entry.
-    fn judge_cancels(&mut self, commands: &[Command], gone: &[(Name, u64)]) {
+    fn judge_cancels(&mut self, commands: &[Command], gone: &[(LockKey, u64)]) {
         for (name, token) in gone {
             let holds = self.semaphores.get(name).map(|semaphore| &semaphore.holds);
             // Somebody may have been answered with it later in the entry.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::history::{Action, AnswerPosition, Call, Delivery, History, Outcome};
+use super::history::{Action, AnswerPosition, Delivery, History, Outcome, RecordedCall};
 
 const PHANTOM: &str = "a delivery carries what was enqueued";
 const ONCE: &str = "an enqueue makes one message";
@@ -15,11 +15,11 @@ const COUNTS: &str = "each delivery has a lease and a count of its own";
 const FIFO: &str = "first deliveries of a partition are in the order of its messages";
 
 /// (queue, message id).
-type Id<'a> = (&'a str, &'a str);
+type MessageKey<'a> = (&'a str, &'a str);
 
 #[derive(Clone, Copy)]
-struct Delivered<'a> {
-    call: &'a Call,
+struct ToldDelivery<'a> {
+    call: &'a RecordedCall,
     place: &'a AnswerPosition,
     delivery: &'a Delivery,
     lease_ms: u64,
@@ -27,7 +27,7 @@ struct Delivered<'a> {
 
 #[derive(Clone, Copy)]
 struct Acked<'a> {
-    call: &'a Call,
+    call: &'a RecordedCall,
     place: &'a AnswerPosition,
     lease_id: &'a str,
 }
@@ -36,7 +36,7 @@ struct Acked<'a> {
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
     let (mut deliveries, mut acks) =
-        (BTreeMap::<Id<'_>, Vec<_>>::new(), BTreeMap::<Id<'_>, Vec<_>>::new());
+        (BTreeMap::<MessageKey<'_>, Vec<_>>::new(), BTreeMap::<MessageKey<'_>, Vec<_>>::new());
     for (call, place, outcome) in history.answered() {
         match (&call.action, outcome) {
             (Action::Dequeue { queue, lease_ms }, Outcome::Delivered(list)) => {
@@ -44,7 +44,7 @@ pub fn check(history: &History) -> Vec<Violation> {
                     let entry = deliveries
                         .entry((queue.as_str(), delivery.message_id.as_str()))
                         .or_default();
-                    entry.push(Delivered { call, place, delivery, lease_ms: *lease_ms });
+                    entry.push(ToldDelivery { call, place, delivery, lease_ms: *lease_ms });
                 }
             }
             (Action::Ack { queue, message_id, lease_id }, Outcome::Acked) => {
@@ -71,7 +71,7 @@ pub fn check(history: &History) -> Vec<Violation> {
 /// Values and message ids belong together, one to one.
 fn sources(
     history: &History,
-    deliveries: &BTreeMap<Id<'_>, Vec<Delivered<'_>>>,
+    deliveries: &BTreeMap<MessageKey<'_>, Vec<ToldDelivery<'_>>>,
     found: &mut Vec<Violation>,
 ) {
     let mut enqueues = BTreeMap::new();
@@ -82,7 +82,7 @@ fn sources(
     }
     let mut ids = BTreeMap::new();
     for ((queue, id), list) in deliveries {
-        for Delivered { call, delivery, .. } in list {
+        for ToldDelivery { call, delivery, .. } in list {
             let value = delivery.value.as_str();
             let Some(enqueue) = enqueues.get(&(*queue, value)) else {
                 found.push(Violation::new(PHANTOM, format!("{value} in {call:?}")));
@@ -111,7 +111,7 @@ fn sources(
 }
 
 /// `list` is one message's deliveries by count.
-fn leases(list: &[Delivered<'_>], found: &mut Vec<Violation>) {
+fn leases(list: &[ToldDelivery<'_>], found: &mut Vec<Violation>) {
     for pair in list.windows(2) {
         let [first, second] = pair else { continue };
         let both = || format!("{:?} and {:?}", first.call, second.call);
@@ -132,7 +132,7 @@ fn leases(list: &[Delivered<'_>], found: &mut Vec<Violation>) {
     }
 }
 
-fn settled(list: &[Delivered<'_>], acks: &[Acked<'_>], found: &mut Vec<Violation>) {
+fn settled(list: &[ToldDelivery<'_>], acks: &[Acked<'_>], found: &mut Vec<Violation>) {
     for ack in acks {
         let position = ack.place.position;
         for delivered in list {
@@ -158,10 +158,10 @@ fn settled(list: &[Delivered<'_>], acks: &[Acked<'_>], found: &mut Vec<Violation
 /// back unseen, so what it may have touched is not judged.
 fn fifo(
     history: &History,
-    deliveries: &BTreeMap<Id<'_>, Vec<Delivered<'_>>>,
+    deliveries: &BTreeMap<MessageKey<'_>, Vec<ToldDelivery<'_>>>,
     found: &mut Vec<Violation>,
 ) {
-    let mut partitions = BTreeMap::<(&str, &str), Vec<(u64, Delivered<'_>)>>::new();
+    let mut partitions = BTreeMap::<(&str, &str), Vec<(u64, ToldDelivery<'_>)>>::new();
     for ((queue, id), list) in deliveries {
         let Some((partition, sequence)) = id.rsplit_once('-') else { continue };
         let first = list.first().filter(|first| first.delivery.count == 1 && first.place.exact);
@@ -195,7 +195,7 @@ mod tests {
     use super::super::history::build::{answered, history, open};
     use super::*;
 
-    fn enqueue(at: u64, value: &str, id: &str) -> Call {
+    fn enqueue(at: u64, value: &str, id: &str) -> RecordedCall {
         let action =
             Action::Enqueue { queue: "q".to_owned(), key: String::new(), value: value.to_owned() };
         answered(at, at + 1, at, action, Outcome::Enqueued { message_id: id.to_owned() })
@@ -206,18 +206,18 @@ mod tests {
         Delivery { message_id: id.to_owned(), value: value.to_owned(), lease_id, count }
     }
 
-    fn dequeue(at: u64, deliveries: Vec<Delivery>) -> Call {
+    fn dequeue(at: u64, deliveries: Vec<Delivery>) -> RecordedCall {
         let action = Action::Dequeue { queue: "q".to_owned(), lease_ms: 100 };
         answered(at, at + 1, at, action, Outcome::Delivered(deliveries))
     }
 
-    fn ack(at: u64, id: &str, count: u32) -> Call {
+    fn ack(at: u64, id: &str, count: u32) -> RecordedCall {
         let lease_id = format!("{id}-{count}");
         let action = Action::Ack { queue: "q".to_owned(), message_id: id.to_owned(), lease_id };
         answered(at, at + 1, at, action, Outcome::Acked)
     }
 
-    fn first(calls: impl IntoIterator<Item = Call>) -> Option<&'static str> {
+    fn first(calls: impl IntoIterator<Item = RecordedCall>) -> Option<&'static str> {
         check(&history(calls)).first().map(|violation| violation.invariant)
     }
 

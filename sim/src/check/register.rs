@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::history::{Action, AnswerPosition, Call, History, Outcome};
+use super::history::{Action, AnswerPosition, History, Outcome, RecordedCall};
 
 const NEWEST: &str = "a read shows the newest write at or before its index";
 const VERSIONS: &str = "versions of a key rise with the positions of its writes";
@@ -14,8 +14,8 @@ const PHANTOM: &str = "a read shows a value that was put";
 const THERE: &str = "a value is there until its time is up by the log";
 
 #[derive(Clone, Copy)]
-struct Write<'a> {
-    call: &'a Call,
+struct RegisterWrite<'a> {
+    call: &'a RecordedCall,
     place: &'a AnswerPosition,
     version: u64,
     /// None for a deletion.
@@ -27,7 +27,7 @@ struct Write<'a> {
 /// Compares reads, writes and versions of each key.
 #[must_use]
 pub fn check(history: &History) -> Vec<Violation> {
-    let mut writes = BTreeMap::<&str, Vec<Write<'_>>>::new();
+    let mut writes = BTreeMap::<&str, Vec<RegisterWrite<'_>>>::new();
     let (mut reads, mut misses) = (Vec::new(), Vec::new());
     let mut attempted = BTreeMap::new();
     for call in &history.calls {
@@ -40,11 +40,12 @@ pub fn check(history: &History) -> Vec<Violation> {
             (Action::Put { key, value, ttl_ms }, Outcome::Put { version }) => {
                 let gone_ms =
                     (*ttl_ms > 0).then(|| place.position.log_time_ms.saturating_add(*ttl_ms));
-                let write = Write { call, place, version: *version, value: Some(value), gone_ms };
+                let write =
+                    RegisterWrite { call, place, version: *version, value: Some(value), gone_ms };
                 writes.entry(key).or_default().push(write);
             }
             (Action::Delete { key }, Outcome::Deleted { version: Some(version) }) => {
-                writes.entry(key).or_default().push(Write {
+                writes.entry(key).or_default().push(RegisterWrite {
                     call,
                     place,
                     version: *version,
@@ -88,10 +89,10 @@ pub fn check(history: &History) -> Vec<Violation> {
 fn hidden<'a>(
     history: &History,
     key: &str,
-    writes: &[Write<'a>],
-    read: &Call,
+    writes: &[RegisterWrite<'a>],
+    read: &RecordedCall,
     place: &AnswerPosition,
-) -> Option<Write<'a>> {
+) -> Option<RegisterWrite<'a>> {
     let before = writes.iter().filter(|write| write.place.position.index <= place.position.index);
     let newest = *before.max_by_key(|write| write.version)?;
     let certain = writes.iter().all(|write| write.version < newest.version || write.place.exact);
@@ -105,14 +106,19 @@ fn hidden<'a>(
     (certain && !unseen && there).then_some(newest)
 }
 
-fn contradicts(write: &Write<'_>, read: &AnswerPosition, value: &str, version: u64) -> bool {
+fn contradicts(
+    write: &RegisterWrite<'_>,
+    read: &AnswerPosition,
+    value: &str,
+    version: u64,
+) -> bool {
     let (written, seen) = (write.place.position.index, read.position.index);
     let missed = written <= seen && write.version > version;
     let foreseen = write.place.exact && written > seen && write.version <= version;
     missed || foreseen || (write.version == version) != (write.value == Some(value))
 }
 
-fn versions(writes: &mut [Write<'_>], found: &mut Vec<Violation>) {
+fn versions(writes: &mut [RegisterWrite<'_>], found: &mut Vec<Violation>) {
     writes.sort_by_key(|write| write.version);
     for pair in writes.windows(2) {
         let [before, after] = pair else { continue };
@@ -131,7 +137,7 @@ mod tests {
     use super::super::history::build::{answered, delete, get, got, history, open, put};
     use super::*;
 
-    fn writes() -> Vec<Call> {
+    fn writes() -> Vec<RecordedCall> {
         vec![
             answered(1, 2, 11, put("a", "1"), Outcome::Put { version: 1 }),
             answered(3, 4, 13, put("a", "2"), Outcome::Put { version: 2 }),
@@ -139,7 +145,7 @@ mod tests {
         ]
     }
 
-    fn with(read: Call) -> Vec<Violation> {
+    fn with(read: RecordedCall) -> Vec<Violation> {
         let mut calls = writes();
         calls.push(read);
         check(&history(calls))

@@ -24,13 +24,13 @@ const SAME: &str = "a request id has one effect and one answer";
 const OTHER: &str = "a request id stands for one operation";
 
 /// (shard, client, sequence).
-type Request = (ShardId, String, u64);
+type ShardRequestKey = (ShardId, String, u64);
 /// (index, ordinal).
 type Spot = (u64, u32);
 
 /// The effect of a request, as far as it is known.
 #[derive(Clone, Debug)]
-struct Effect {
+struct RequestEffect {
     /// What was asked for.
     fingerprint: u64,
     /// What it was answered; none while it waits.
@@ -43,17 +43,17 @@ struct Effect {
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     /// Where each submission stands in the log: by the attempts of its client and of its node.
-    applied: BTreeMap<(Request, u32, u32), Spot>,
-    effects: BTreeMap<Request, Effect>,
+    applied: BTreeMap<(ShardRequestKey, u32, u32), Spot>,
+    effects: BTreeMap<ShardRequestKey, RequestEffect>,
     /// Ends that clients were told: the position, or none for a definite refusal.
-    told: BTreeMap<(Request, u32), Option<Spot>>,
+    told: BTreeMap<(ShardRequestKey, u32), Option<Spot>>,
     /// Log time after which a client that was not heard of may be forgotten, in ms; 0 where none is in so short a run.
     idle_ms: u64,
     /// Log time of each shard, and when each client was heard of there last.
     log_time_ms: BTreeMap<ShardId, u64>,
     seen_at_ms: BTreeMap<(ShardId, String), u64>,
     /// Ids that were used for the first time once more, after their client may have been forgotten.
-    anew: BTreeSet<Request>,
+    anew: BTreeSet<ShardRequestKey>,
     /// Retries that were given a remembered answer.
     pub hits: u64,
     /// Other operations that were refused under a request id.
@@ -137,7 +137,7 @@ impl Ledger {
                 return Err(Violation::new(PLACED, what));
             }
         }
-        self.effects.entry(request.clone()).or_insert_with(|| Effect {
+        self.effects.entry(request.clone()).or_insert_with(|| RequestEffect {
             fingerprint: command.fingerprint,
             answer: None,
             places: Vec::new(),

@@ -7,26 +7,26 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, Command, Query};
 
 use super::Violation;
-use super::barriers::Barriers;
-use super::fences::Fences;
-use super::grants::Grants;
-use super::latches::Latches;
-use super::leaders::Leaders;
-use super::leases::Leases;
-use super::lives::Times;
-use super::permits::Permits;
+use super::barriers::BarrierChecker;
+use super::fences::FenceChecker;
+use super::grants::GrantChecker;
+use super::latches::LatchChecker;
+use super::leaders::LeaderChecker;
+use super::leases::LeaseChecker;
+use super::lives::EntryTimes;
+use super::permits::PermitChecker;
 
 /// What is known of them.
 #[derive(Clone, Debug, Default)]
 #[allow(missing_docs, reason = "each has its file")]
 pub struct Services {
-    pub grants: Grants,
-    pub leaders: Leaders,
-    pub latches: Latches,
-    pub barriers: Barriers,
-    pub permits: Permits,
-    pub fences: Fences,
-    pub leases: Leases,
+    pub grants: GrantChecker,
+    pub leaders: LeaderChecker,
+    pub latches: LatchChecker,
+    pub barriers: BarrierChecker,
+    pub permits: PermitChecker,
+    pub fences: FenceChecker,
+    pub leases: LeaseChecker,
 }
 
 impl Services {
@@ -36,7 +36,7 @@ impl Services {
         shard: ShardId,
         commands: &[Command],
         applied: &Applied,
-        times: Times,
+        times: EntryTimes,
         is_here: impl Fn(&str) -> bool,
     ) -> Vec<Violation> {
         let (outcomes, settled) = (&applied.outcomes, &applied.settled);

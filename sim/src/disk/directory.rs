@@ -4,20 +4,20 @@ use std::collections::VecDeque;
 
 use trefoil_core::member::{Memory, Stage, Starts};
 
-use super::Disk;
-use super::identity::Identity;
+use super::SimDisk;
+use super::identity::DiskIdentity;
 use super::log::SimLog;
 
 /// An older copy of a disk.
 #[derive(Debug)]
 pub struct DiskCopy {
     /// What was copied.
-    pub disk: Disk,
+    pub disk: SimDisk,
     /// How often its node had started by then.
     pub starts: Starts,
 }
 
-impl Disk {
+impl SimDisk {
     /// A copy of all files together, as a process that is killed now would leave them.
     #[must_use]
     pub fn copy(&self) -> Self {
@@ -46,13 +46,13 @@ impl Disk {
 
     /// Whose it is.
     #[must_use]
-    pub fn identity(&self) -> &Identity {
+    pub fn identity(&self) -> &DiskIdentity {
         &self.identity
     }
 
     /// Records another start, durably.
     pub fn count_start(&mut self, number: u64) -> Starts {
-        self.identity = Identity::read(&self.volume);
+        self.identity = DiskIdentity::read(&self.volume);
         self.identity.starts = self.identity.starts.next(number);
         self.identity.write(&self.volume);
         self.identity.starts.clone()

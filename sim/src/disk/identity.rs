@@ -13,14 +13,14 @@ const NEW: &str = "identity.tmp";
 
 /// What a directory says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Identity {
+pub struct DiskIdentity {
     /// Its incarnation, and how far it is on its way into a cluster.
     pub word: Word,
     /// How often it was started.
     pub starts: Starts,
 }
 
-impl Identity {
+impl DiskIdentity {
     /// That of a new directory.
     #[must_use]
     pub fn new(incarnation: u64) -> Self {
@@ -78,13 +78,13 @@ mod tests {
     #[test]
     fn it_outlives_a_loss_of_power() {
         let volume = Volume::default();
-        let mut identity = Identity::new(7);
+        let mut identity = DiskIdentity::new(7);
         identity.write(&volume);
         identity.word.stage = Stage::Formed { cluster: [1; 16], members: [(1, 7), (2, 9)].into() };
         identity.starts = identity.starts.next(5);
         identity.write(&volume);
         volume.lose_power(&mut Rng::new(1));
-        assert_eq!(Identity::read(&volume), identity);
+        assert_eq!(DiskIdentity::read(&volume), identity);
         assert!(identity.is_formed());
     }
 }

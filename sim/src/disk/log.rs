@@ -14,10 +14,10 @@ use trefoil_core::ShardId;
 use trefoil_server::storage::{LogStore, LogWrite};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::mark::{LogOffset, Mark, MarkFile};
-use super::shadow::Log;
+use super::mark::{LogMark, MarkFile, SegmentOffset};
+use super::shadow::ShadowLog;
 use super::volume::{FileId, Volume};
-use super::wire::{self, Change, Reader};
+use super::wire::{self, ChangeReader, LogChange};
 
 /// Bytes before the payload of a record: length and checksum.
 const HEAD: usize = 4 + 8;
@@ -26,7 +26,7 @@ pub const DIRECTORY: &str = "log";
 
 /// Where an entry lies.
 #[derive(Clone, Copy, Debug)]
-struct Stored {
+struct StoredEntry {
     segment: u64,
     offset: u64,
     len: u32,
@@ -34,25 +34,25 @@ struct Stored {
 }
 
 #[derive(Debug, Default)]
-struct Shard {
-    log: Log,
-    stored: BTreeMap<u64, Stored>,
+struct LoggedShard {
+    log: ShadowLog,
+    stored: BTreeMap<u64, StoredEntry>,
     uncertain: bool,
 }
 
 #[derive(Debug)]
-struct Inner {
+struct LogContents {
     volume: Volume,
     mark: MarkFile,
     segments: BTreeMap<u64, FileId>,
     /// End of the last segment.
     end: u64,
     segment_bytes: u64,
-    shards: BTreeMap<ShardId, Shard>,
+    shards: BTreeMap<ShardId, LoggedShard>,
     /// Goes with the next record.
-    pending: Vec<Change>,
+    pending: Vec<LogChange>,
     /// What was written and is not synced.
-    flying: Vec<Change>,
+    flying: Vec<LogChange>,
     cuts: u64,
     /// What is remembered of other members: as it was written, and as it was synced.
     memory: Vec<u8>,
@@ -61,13 +61,13 @@ struct Inner {
 
 /// See the module.
 #[derive(Debug)]
-pub struct SimLog(Mutex<Inner>);
+pub struct SimLog(Mutex<LogContents>);
 
 /// What a log holds of a shard when it is opened.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundLog {
     /// Its entries and what goes with them.
-    pub log: Log,
+    pub log: ShadowLog,
     /// A tail was cut off that may have been acknowledged.
     pub uncertain: bool,
 }
@@ -92,14 +92,14 @@ impl SimLog {
     /// When the disk of a node that is being set up fails.
     pub fn create(volume: &Volume, shards: impl Iterator<Item = ShardId>, boot: u64) {
         let mark = MarkFile::create(volume, boot).expect("a new disk works");
-        let mut inner = Inner {
+        let mut inner = LogContents {
             volume: volume.clone(),
             mark,
             segments: BTreeMap::new(),
             end: 0,
             segment_bytes: u64::MAX,
             shards: shards
-                .map(|id| (id, Shard { log: Log::newborn(), ..Shard::default() }))
+                .map(|id| (id, LoggedShard { log: ShadowLog::newborn(), ..LoggedShard::default() }))
                 .collect(),
             pending: Vec::new(),
             flying: Vec::new(),
@@ -120,7 +120,7 @@ impl SimLog {
         volume: &Volume,
         segment_bytes: u64,
         boot: u64,
-    ) -> Result<(Self, BTreeMap<ShardId, Found>), String> {
+    ) -> Result<(Self, BTreeMap<ShardId, FoundLog>), String> {
         let (mark_file, mark) = MarkFile::open(volume, boot).map_err(|error| error.to_string())?;
         let segments =
             volume.list(DIRECTORY).iter().filter_map(|name| number(name)).collect::<Vec<_>>();
@@ -128,7 +128,7 @@ impl SimLog {
         if let Some(missing) = (mark.first..=last).find(|segment| !segments.contains(segment)) {
             return Err(format!("segment {missing} is missing"));
         }
-        let mut inner = Inner {
+        let mut inner = LogContents {
             volume: volume.clone(),
             mark: mark_file,
             segments: (mark.first..=last)
@@ -144,15 +144,14 @@ impl SimLog {
             kept: Vec::new(),
         };
         inner.recover(&mark, boot)?;
-        let found = inner
-            .shards
-            .iter()
-            .map(|(id, shard)| (*id, Found { log: shard.log.clone(), uncertain: shard.uncertain }));
+        let found = inner.shards.iter().map(|(id, shard)| {
+            (*id, FoundLog { log: shard.log.clone(), uncertain: shard.uncertain })
+        });
         let found = found.collect();
         Ok((Self(Mutex::new(inner)), found))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, LogContents> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -164,7 +163,7 @@ impl SimLog {
         let mut inner = self.lock();
         let pending = std::mem::take(&mut inner.pending);
         let changes =
-            pending.iter().cloned().chain(writes.iter().map(Change::of)).collect::<Vec<_>>();
+            pending.iter().cloned().chain(writes.iter().map(LogChange::of)).collect::<Vec<_>>();
         if let Err(error) = inner.append(&changes) {
             inner.pending = pending;
             return Err(error);
@@ -182,7 +181,7 @@ impl SimLog {
         if !trefoil_core::mutant!(NoSync) {
             inner.sync()?;
         }
-        let votes = inner.flying.iter().any(Change::votes);
+        let votes = inner.flying.iter().any(LogChange::votes);
         inner.flying.clear();
         // A vote that rots above the mark would be cut off as a torn tail.
         if votes { inner.mark.sync() } else { Ok(()) }
@@ -198,14 +197,14 @@ impl SimLog {
 
     /// The doubt about the end of a shard's log is over.
     pub fn trust(&self, shard: ShardId) {
-        self.lock().pending.push(Change::Doubt(shard, false));
+        self.lock().pending.push(LogChange::Doubt(shard, false));
     }
 
     /// Keeps what is remembered of other members, with the next record.
     pub fn remember(&self, memory: Vec<u8>) {
         let mut inner = self.lock();
-        inner.pending.retain(|change| !matches!(change, Change::Remember(_)));
-        inner.pending.push(Change::Remember(memory));
+        inner.pending.retain(|change| !matches!(change, LogChange::Remember(_)));
+        inner.pending.push(LogChange::Remember(memory));
     }
 
     /// What a crash now would leave of that.
@@ -222,7 +221,7 @@ impl SimLog {
 
     /// What it holds of each shard, as values.
     #[must_use]
-    pub fn logs(&self) -> BTreeMap<ShardId, Log> {
+    pub fn logs(&self) -> BTreeMap<ShardId, ShadowLog> {
         self.lock().shards.iter().map(|(id, shard)| (*id, shard.log.clone())).collect()
     }
 
@@ -262,7 +261,7 @@ impl LogStore for SimLog {
     }
 
     fn compact(&self, shard: ShardId, to: u64, term: u64) {
-        self.lock().pending.push(Change::Compact(shard, to, term));
+        self.lock().pending.push(LogChange::Compact(shard, to, term));
     }
 
     fn bytes(&self) -> u64 {
@@ -271,17 +270,17 @@ impl LogStore for SimLog {
     }
 }
 
-impl Inner {
+impl LogContents {
     fn last(&self) -> (u64, FileId) {
         self.segments.last_key_value().map_or((0, 0), |(segment, id)| (*segment, *id))
     }
 
     /// Appends one record, in a new segment when the last one is full.
-    fn append(&mut self, changes: &[Change]) -> io::Result<()> {
+    fn append(&mut self, changes: &[LogChange]) -> io::Result<()> {
         if self.end >= self.segment_bytes {
             let (segment, id) = self.last();
             self.volume.sync(id)?;
-            self.mark.advance(LogOffset { segment, offset: self.end })?;
+            self.mark.advance(SegmentOffset { segment, offset: self.end })?;
             self.begin_segment(segment + 1)?;
         }
         let (segment, start) = (self.last().0, self.end);
@@ -314,12 +313,12 @@ impl Inner {
     /// Writes what every shard has beside entries.
     fn put_bases(&mut self) -> io::Result<()> {
         let bases = self.shards.iter().map(|(id, shard)| shard.log.base(*id, shard.uncertain));
-        let bases = bases.chain([Change::Remember(self.memory.clone())]).collect::<Vec<_>>();
+        let bases = bases.chain([LogChange::Remember(self.memory.clone())]).collect::<Vec<_>>();
         self.put(&bases).map(drop)
     }
 
     /// Writes a record at the end, and says where the entries of each change lie in it.
-    fn put(&mut self, changes: &[Change]) -> io::Result<Vec<Vec<wire::Placed>>> {
+    fn put(&mut self, changes: &[LogChange]) -> io::Result<Vec<Vec<wire::PlacedEntry>>> {
         let (segment, id) = self.last();
         let mut record = vec![0; HEAD];
         let mut all = Vec::with_capacity(changes.len());
@@ -344,32 +343,33 @@ impl Inner {
     }
 
     /// Remembers where entries of a record lie that begins at an offset of a segment.
-    fn place(&mut self, segment: u64, start: u64, places: &[wire::Placed]) {
+    fn place(&mut self, segment: u64, start: u64, places: &[wire::PlacedEntry]) {
         for placed in places {
             let shard = self.shards.entry(placed.shard).or_default();
             shard.stored.split_off(&placed.index);
             let offset = start + placed.offset;
-            let stored = Stored { segment, offset, len: placed.len, checksum: placed.checksum };
+            let stored =
+                StoredEntry { segment, offset, len: placed.len, checksum: placed.checksum };
             shard.stored.insert(placed.index, stored);
         }
     }
 
-    fn take(&mut self, change: &Change) {
-        if let Change::Remember(memory) = change {
+    fn take(&mut self, change: &LogChange) {
+        if let LogChange::Remember(memory) = change {
             self.memory.clone_from(memory);
             return;
         }
         let shard = self.shards.entry(change.shard()).or_default();
         match change {
-            Change::Doubt(_, uncertain) => shard.uncertain = *uncertain,
-            Change::Base { uncertain, .. } => shard.uncertain = *uncertain,
-            Change::Append(..)
-            | Change::Compact(..)
-            | Change::Install { .. }
-            | Change::Damage(_)
-            | Change::Rebuild(..)
-            | Change::Remember(_)
-            | Change::Move(..) => {}
+            LogChange::Doubt(_, uncertain) => shard.uncertain = *uncertain,
+            LogChange::Base { uncertain, .. } => shard.uncertain = *uncertain,
+            LogChange::Append(..)
+            | LogChange::Compact(..)
+            | LogChange::Install { .. }
+            | LogChange::Damage(_)
+            | LogChange::Rebuild(..)
+            | LogChange::Remember(_)
+            | LogChange::Move(..) => {}
         }
         shard.log.take(change);
         shard.stored.split_off(&(shard.log.last() + 1));
@@ -383,10 +383,10 @@ impl Inner {
         let (segment, id) = self.last();
         self.volume.sync(id)?;
         self.kept.clone_from(&self.memory);
-        self.mark.advance(LogOffset { segment, offset: self.end })
+        self.mark.advance(SegmentOffset { segment, offset: self.end })
     }
 
-    fn recover(&mut self, mark: &Mark, boot: u64) -> Result<(), String> {
+    fn recover(&mut self, mark: &LogMark, boot: u64) -> Result<(), String> {
         let last = self.last().0;
         let mut torn = false;
         for (segment, id) in self.segments.clone() {
@@ -394,7 +394,7 @@ impl Inner {
             self.volume.read(id, 0, &mut bytes).map_err(|error| error.to_string())?;
             self.end = 0;
             while let Some(payload) = record(&bytes, segment, self.end) {
-                let (mut reader, mut places) = (Reader::new(payload, HEAD), Vec::new());
+                let (mut reader, mut places) = (ChangeReader::new(payload, HEAD), Vec::new());
                 while let Some(change) = reader.change(&mut places) {
                     self.place(segment, self.end, &places);
                     places.clear();
@@ -424,7 +424,7 @@ impl Inner {
 
     /// The end as it was found becomes durable, before anything is said that rests on it: what the last process wrote
     /// and did not sync is in the kernel alone. A failed sync may have left it marked as clean, so it is written again.
-    fn settle(&mut self, doubt: bool, mark: &Mark) -> io::Result<()> {
+    fn settle(&mut self, doubt: bool, mark: &LogMark) -> io::Result<()> {
         if self.end == 0 {
             // The cut took the record with which the segment began.
             self.put_bases()?;
@@ -438,7 +438,7 @@ impl Inner {
         }
         if doubt {
             self.mark.set_uncertain(true)?;
-            let doubts = self.shards.keys().map(|shard| Change::Doubt(*shard, true));
+            let doubts = self.shards.keys().map(|shard| LogChange::Doubt(*shard, true));
             self.append(&doubts.collect::<Vec<_>>())?;
         }
         if !trefoil_core::mutant!(TailTrusted) {

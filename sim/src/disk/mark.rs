@@ -12,7 +12,7 @@ const WORDS: usize = 7;
 
 /// A place in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LogOffset {
+pub struct SegmentOffset {
     /// Number of the segment.
     pub segment: u64,
     /// Offset in it.
@@ -21,11 +21,11 @@ pub struct LogOffset {
 
 /// What of the log must be on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Mark {
+pub struct LogMark {
     /// The first segment.
     pub first: u64,
     /// The end of what was synced.
-    pub end: LogOffset,
+    pub end: SegmentOffset,
     /// Which run of the machine wrote it.
     pub boot: u64,
     /// A tail was cut off and the shards were not told yet.
@@ -37,8 +37,8 @@ pub struct Mark {
 pub struct MarkFile {
     volume: Volume,
     id: FileId,
-    mark: Mark,
-    synced: Mark,
+    mark: LogMark,
+    synced: LogMark,
     counter: u64,
     /// The slot that is written; the other holds what was synced last.
     slot: usize,
@@ -50,7 +50,7 @@ impl MarkFile {
     /// # Errors
     /// When the disk fails.
     pub fn create(volume: &Volume, boot: u64) -> io::Result<Self> {
-        let mark = Mark { first: 1, end: LogOffset::default(), boot, uncertain: false };
+        let mark = LogMark { first: 1, end: SegmentOffset::default(), boot, uncertain: false };
         let id = volume.create(NAME);
         volume.set_len(id, SLOTS[1] + 8 * WORDS as u64)?;
         let mut file = Self { volume: volume.clone(), id, mark, synced: mark, counter: 0, slot: 0 };
@@ -64,7 +64,7 @@ impl MarkFile {
     ///
     /// # Errors
     /// When neither slot is whole.
-    pub fn open(volume: &Volume, boot: u64) -> io::Result<(Self, Mark)> {
+    pub fn open(volume: &Volume, boot: u64) -> io::Result<(Self, LogMark)> {
         let id = volume.open(NAME).ok_or_else(|| io::Error::other("there is no mark"))?;
         let mut newest = None;
         for (slot, offset) in SLOTS.into_iter().enumerate() {
@@ -74,9 +74,9 @@ impl MarkFile {
         }
         let (counter, slot, [first, segment, offset, boot_then, uncertain]) =
             newest.ok_or_else(|| io::Error::other("no slot of the mark is whole"))?;
-        let end = LogOffset { segment, offset };
-        let found = Mark { first, end, boot: boot_then, uncertain: uncertain != 0 };
-        let mark = Mark { boot, ..found };
+        let end = SegmentOffset { segment, offset };
+        let found = LogMark { first, end, boot: boot_then, uncertain: uncertain != 0 };
+        let mark = LogMark { boot, ..found };
         let file =
             Self { volume: volume.clone(), id, mark, synced: found, counter, slot: 1 - slot };
         Ok((file, found))
@@ -94,7 +94,7 @@ impl MarkFile {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn advance(&mut self, end: LogOffset) -> io::Result<()> {
+    pub fn advance(&mut self, end: SegmentOffset) -> io::Result<()> {
         if end <= self.mark.end {
             return Ok(());
         }
@@ -138,7 +138,7 @@ impl MarkFile {
 
     fn write(&mut self) -> io::Result<()> {
         self.counter += 1;
-        let Mark { first, end, boot, uncertain } = self.mark;
+        let LogMark { first, end, boot, uncertain } = self.mark;
         let words = [self.counter, first, end.segment, end.offset, boot, u64::from(uncertain)];
         let mut bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<_>>();
         bytes.extend(xxh3_64(&bytes).to_le_bytes());

@@ -22,20 +22,20 @@ use trefoil_core::replica::Boot;
 use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::{LogStore as _, LogWrite, evidence};
 
-use self::identity::Identity;
+use self::identity::DiskIdentity;
 use self::log::SimLog;
-use self::options::Options;
-use self::shadow::Log;
-use self::state::{Files, Image, Job, State};
+use self::options::DiskOptions;
+use self::shadow::ShadowLog;
+use self::state::{CheckpointJob, Image, MachineStore, StateFiles};
 use self::volume::Volume;
-use self::wire::Change;
+use self::wire::LogChange;
 use crate::check::Violation;
 use crate::check::crash;
 use crate::rng::Rng;
 
 /// Something for the writer of the log.
 #[derive(Debug)]
-pub enum Write {
+pub enum DiskWrite {
     /// A batch or a snapshot.
     Log(LogWrite),
     /// Entries up to an index of this term are dropped.
@@ -45,7 +45,7 @@ pub enum Write {
 }
 
 /// What a start finds of each shard; no state where that is damaged.
-pub type Found = BTreeMap<ShardId, (Boot, Option<State>)>;
+pub type FoundShards = BTreeMap<ShardId, (Boot, Option<MachineStore>)>;
 
 /// How a state file is not what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +62,7 @@ pub enum Rot {
 
 /// The disk of a node.
 #[derive(Debug)]
-pub struct Disk {
+pub struct SimDisk {
     /// The bytes.
     pub volume: Volume,
     /// A bit of it was turned over: the node may refuse to start.
@@ -73,36 +73,36 @@ pub struct Disk {
     pub doubtful: bool,
     /// State files that are not what was written, and how.
     pub rot: BTreeMap<(ShardId, u64), Rot>,
-    identity: Identity,
-    options: Options,
+    identity: DiskIdentity,
+    options: DiskOptions,
     /// The log of the running process.
     log: Option<SimLog>,
-    files: Files,
+    files: StateFiles,
     /// What a crash leaves at least.
-    synced: BTreeMap<ShardId, Log>,
+    synced: BTreeMap<ShardId, ShadowLog>,
     /// What is being written, and may be there after a crash or not.
-    flying: Vec<Change>,
-    pending: Vec<Change>,
-    queue: VecDeque<Write>,
+    flying: Vec<LogChange>,
+    pending: Vec<LogChange>,
+    queue: VecDeque<DiskWrite>,
     generations: u64,
     /// Counts the runs of the machine.
     boots: u64,
 }
 
-impl Disk {
+impl SimDisk {
     /// The disk of a node that has just been set up.
     #[must_use]
     pub fn new(
         incarnation: u64,
         shards: impl Iterator<Item = ShardId> + Clone,
-        options: Options,
+        options: DiskOptions,
     ) -> Self {
         let volume = Volume::default();
-        let identity = Identity::new(incarnation);
+        let identity = DiskIdentity::new(incarnation);
         identity.write(&volume);
         SimLog::create(&volume, shards.clone(), 1);
         Self {
-            files: Files::new(&volume, shards.clone(), options),
+            files: StateFiles::new(&volume, shards.clone(), options),
             volume,
             rotten: false,
             tail_rotten: false,
@@ -111,7 +111,7 @@ impl Disk {
             identity,
             options,
             log: None,
-            synced: shards.map(|shard| (shard, Log::newborn())).collect(),
+            synced: shards.map(|shard| (shard, ShadowLog::newborn())).collect(),
             flying: Vec::new(),
             pending: Vec::new(),
             queue: VecDeque::new(),
@@ -124,7 +124,7 @@ impl Disk {
     ///
     /// # Errors
     /// Why the node does not start.
-    pub fn start(&mut self) -> Result<Found, String> {
+    pub fn start(&mut self) -> Result<FoundShards, String> {
         let (log, found) = SimLog::open(&self.volume, self.options.segment_bytes, self.boots)?;
         let mut shards = BTreeMap::new();
         for (shard, found) in &found {
@@ -162,7 +162,7 @@ impl Disk {
 
     /// Compares what a start found with what was synced, and takes it for synced from now on. What a damaged disk should have
     /// is not known.
-    pub fn compare(&mut self, shards: &Found) -> Vec<Violation> {
+    pub fn compare(&mut self, shards: &FoundShards) -> Vec<Violation> {
         let flying = std::mem::take(&mut self.flying);
         let Some(log) = self.log.as_ref().filter(|_| !self.rotten) else { return Vec::new() };
         let mut maybe = self.synced.clone();
@@ -244,7 +244,7 @@ impl Disk {
     }
 
     /// Something waits to be written.
-    pub fn enqueue(&mut self, write: Write) {
+    pub fn enqueue(&mut self, write: DiskWrite) {
         self.queue.push_back(write);
     }
 
@@ -257,26 +257,27 @@ impl Disk {
         let mut writes = Vec::new();
         while let Some(write) = self.queue.pop_front() {
             match write {
-                Write::Log(write) => writes.push(write),
-                cut @ Write::Compact(..) if !writes.is_empty() => {
+                DiskWrite::Log(write) => writes.push(write),
+                cut @ DiskWrite::Compact(..) if !writes.is_empty() => {
                     self.queue.push_front(cut);
                     break;
                 }
-                Write::Compact(shard, to, term) => {
+                DiskWrite::Compact(shard, to, term) => {
                     self.log().compact(shard, to, term);
-                    self.pending.push(Change::Compact(shard, to, term));
+                    self.pending.push(LogChange::Compact(shard, to, term));
                 }
-                Write::Trust(shard) => self.log().trust(shard),
+                DiskWrite::Trust(shard) => self.log().trust(shard),
             }
         }
         if writes.is_empty() {
             return Ok(writes);
         }
-        let changes = self.pending.iter().cloned().chain(writes.iter().map(Change::of)).collect();
+        let changes =
+            self.pending.iter().cloned().chain(writes.iter().map(LogChange::of)).collect();
         if let Err(error) = self.log().begin(&writes) {
             if !trefoil_core::mutant!(GapOnFull) {
                 for write in writes.into_iter().rev() {
-                    self.queue.push_front(Write::Log(write));
+                    self.queue.push_front(DiskWrite::Log(write));
                 }
             }
             return Err(error);
@@ -289,7 +290,7 @@ impl Disk {
     /// Whether something waits to be written.
     #[must_use]
     pub fn waits(&self) -> bool {
-        self.queue.iter().any(|write| matches!(write, Write::Log(_)))
+        self.queue.iter().any(|write| matches!(write, DiskWrite::Log(_)))
     }
 
     /// Whether something is being written.
@@ -369,15 +370,15 @@ impl Disk {
     /// Begins a checkpoint; none when there is nothing to write.
     pub fn begin_checkpoint(
         &self,
-        store: &mut State,
+        store: &mut MachineStore,
         machine: &trefoil_core::machine::Machine,
-    ) -> Option<Job> {
+    ) -> Option<CheckpointJob> {
         self.files.begin(store, machine)
     }
 
     /// Whether there is room for a checkpoint.
     #[must_use]
-    pub fn has_room(&self, store: &State) -> bool {
+    pub fn has_room(&self, store: &MachineStore) -> bool {
         self.files.has_room(&self.volume, store)
     }
 
@@ -388,7 +389,7 @@ impl Disk {
     pub fn run_checkpoint(
         &mut self,
         shard: ShardId,
-        job: &Job,
+        job: &CheckpointJob,
         now: &Progress,
     ) -> io::Result<(u64, Option<trefoil_server::storage::checkpoint::Written>)> {
         let generation = self.generation(shard);
@@ -397,7 +398,7 @@ impl Disk {
 
     /// A snapshot of the last checkpoint.
     #[must_use]
-    pub fn snapshot(&self, shard: ShardId, store: &State) -> Rc<Image> {
+    pub fn snapshot(&self, shard: ShardId, store: &MachineStore) -> Rc<Image> {
         self.files.snapshot(shard, self.generation(shard), store).to_send()
     }
 
@@ -447,7 +448,7 @@ impl Disk {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub fn installed(&mut self, shard: ShardId) -> Result<State, String> {
+    pub fn installed(&mut self, shard: ShardId) -> Result<MachineStore, String> {
         let log = &self.synced[&shard];
         let (generation, mut boot) = (log.generation, log.boot(false));
         let state = self.files.open(&self.volume, shard, generation, &mut boot)?;
@@ -464,24 +465,24 @@ mod tests {
 
     use super::*;
 
-    const OPTIONS: Options =
-        Options { segment_bytes: 4_000, real_state: false, request_client_idle_ms: 0 };
+    const OPTIONS: DiskOptions =
+        DiskOptions { segment_bytes: 4_000, real_state: false, request_client_idle_ms: 0 };
 
-    fn batch(first: u64, last: u64, term: u64) -> Write {
+    fn batch(first: u64, last: u64, term: u64) -> DiskWrite {
         let entry = |index| Entry { index, term, data: vec![7; 50].into(), ..Entry::default() };
         let hard_state = HardState { term, vote: 1, commit: first, ..HardState::default() };
         let entries = (first..=last).map(entry).collect();
         let batch = PersistBatch { number: first, entries, hard_state: Some(hard_state) };
-        Write::Log(LogWrite::Append(1, batch))
+        DiskWrite::Log(LogWrite::Append(1, batch))
     }
 
-    fn write(disk: &mut Disk, write: Write) {
+    fn write(disk: &mut SimDisk, write: DiskWrite) {
         disk.enqueue(write);
         disk.begin().unwrap();
         disk.finish().unwrap();
     }
 
-    fn started(disk: &mut Disk) -> Boot {
+    fn started(disk: &mut SimDisk) -> Boot {
         let mut shards = disk.start().unwrap();
         assert_eq!(disk.compare(&shards), []);
         shards.remove(&1).unwrap().0
@@ -492,7 +493,7 @@ mod tests {
         let mut rng = Rng::new(3);
         let mut uncertain = 0;
         for _ in 0..100 {
-            let mut disk = Disk::new(1, 0..2, OPTIONS);
+            let mut disk = SimDisk::new(1, 0..2, OPTIONS);
             started(&mut disk);
             write(&mut disk, batch(11, 40, 2));
             assert_eq!(disk.entries(1, 15, 30, u64::MAX).unwrap().len(), 15);
@@ -508,13 +509,13 @@ mod tests {
 
     #[test]
     fn segments_are_removed_when_nothing_in_them_is_needed() {
-        let mut disk = Disk::new(1, 0..2, OPTIONS);
+        let mut disk = SimDisk::new(1, 0..2, OPTIONS);
         started(&mut disk);
         for n in 0..20 {
             write(&mut disk, batch(11 + 10 * n, 20 + 10 * n, 2));
         }
         let before = disk.volume.list(log::DIRECTORY).len();
-        disk.enqueue(Write::Compact(1, 150, 2));
+        disk.enqueue(DiskWrite::Compact(1, 150, 2));
         write(&mut disk, batch(211, 211, 2));
         disk.care(true).unwrap();
         assert!(disk.volume.list(log::DIRECTORY).len() < before);
@@ -528,7 +529,7 @@ mod tests {
     fn rot_below_the_mark_is_refused() {
         let mut rng = Rng::new(5);
         for _ in 0..50 {
-            let mut disk = Disk::new(1, 0..2, OPTIONS);
+            let mut disk = SimDisk::new(1, 0..2, OPTIONS);
             started(&mut disk);
             write(&mut disk, batch(11, 30, 2));
             disk.care(false).unwrap();

@@ -2,7 +2,7 @@
 
 /// Sizes of a disk.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct DiskOptions {
     /// Bytes of a segment of the log.
     pub segment_bytes: u64,
     /// Whether state files are the real ones.

@@ -7,11 +7,11 @@ use raft_proto::eraftpb::HardState;
 use trefoil_core::replica::Boot;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, ShardId};
 
-use super::wire::Change;
+use super::wire::LogChange;
 
 /// One shard's log without the data of its entries.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Log {
+pub struct ShadowLog {
     /// The last hard state.
     pub hard_state: HardState,
     /// Index and term before the first entry.
@@ -24,7 +24,7 @@ pub struct Log {
     pub damaged: bool,
 }
 
-impl Log {
+impl ShadowLog {
     /// The log with which every shard is born.
     #[must_use]
     pub fn newborn() -> Self {
@@ -42,15 +42,15 @@ impl Log {
 
     /// What the log of a shard has beside entries.
     #[must_use]
-    pub fn base(&self, shard: ShardId, uncertain: bool) -> Change {
+    pub fn base(&self, shard: ShardId, uncertain: bool) -> LogChange {
         let Self { hard_state, truncated, generation, damaged, .. } = self.clone();
-        Change::Base { shard, hard_state, truncated, generation, uncertain, damaged }
+        LogChange::Base { shard, hard_state, truncated, generation, uncertain, damaged }
     }
 
     /// Takes what a record says.
-    pub fn take(&mut self, change: &Change) {
+    pub fn take(&mut self, change: &LogChange) {
         match change {
-            Change::Append(_, batch) => {
+            LogChange::Append(_, batch) => {
                 if let Some(first) = batch.entries.first() {
                     self.entries.split_off(&first.index);
                 }
@@ -61,13 +61,13 @@ impl Log {
                     self.hard_state = hard_state.clone();
                 }
             }
-            Change::Compact(_, to, term) => {
+            LogChange::Compact(_, to, term) => {
                 if *to > self.truncated.0 {
                     self.truncated = (*to, *term);
                     self.entries = self.entries.split_off(&(to + 1));
                 }
             }
-            Change::Install { hard_state, truncated, generation, .. } => {
+            LogChange::Install { hard_state, truncated, generation, .. } => {
                 self.hard_state = hard_state.clone();
                 self.truncated = *truncated;
                 (self.generation, self.damaged) = (*generation, false);
@@ -77,17 +77,17 @@ impl Log {
                     self.entries.clear();
                 }
             }
-            Change::Base { hard_state, truncated, generation, damaged, .. } => {
+            LogChange::Base { hard_state, truncated, generation, damaged, .. } => {
                 self.hard_state = hard_state.clone();
                 self.truncated = *truncated;
                 (self.generation, self.damaged) = (*generation, *damaged);
             }
-            Change::Move(_, generation) => self.generation = *generation,
-            Change::Damage(_) => self.damaged = !trefoil_core::mutant!(DamageForgotten),
-            Change::Rebuild(_, generation) => {
+            LogChange::Move(_, generation) => self.generation = *generation,
+            LogChange::Damage(_) => self.damaged = !trefoil_core::mutant!(DamageForgotten),
+            LogChange::Rebuild(_, generation) => {
                 (self.generation, self.damaged) = (*generation, false);
             }
-            Change::Doubt(..) | Change::Remember(_) => {}
+            LogChange::Doubt(..) | LogChange::Remember(_) => {}
         }
     }
 

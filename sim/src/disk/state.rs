@@ -16,7 +16,7 @@ use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::checkpoint::{Checkpoint, Written};
 use trefoil_server::storage::{StateStore, Unusable};
 
-use super::options::Options;
+use super::options::DiskOptions;
 use super::volume::{FileId, Volume};
 use crate::rng::Rng;
 
@@ -70,14 +70,14 @@ impl Image {
 
 /// What a machine is applied to.
 #[derive(Debug)]
-pub enum State {
+pub enum MachineStore {
     /// In memory; its checkpoints are copies.
     Memory(MemoryStore),
     /// Under changes in memory, in a file.
     File(Box<StateStore>),
 }
 
-impl Store for State {
+impl Store for MachineStore {
     fn get(&self, key: &[u8]) -> Option<Bytes> {
         match self {
             Self::Memory(store) => store.get(key),
@@ -109,7 +109,7 @@ impl Store for State {
 
 /// A checkpoint that is being written.
 #[derive(Debug)]
-pub enum Job {
+pub enum CheckpointJob {
     /// A copy, durable at once when it is done.
     Memory(Rc<Image>),
     /// A transaction of the state file.
@@ -147,7 +147,7 @@ impl StorageBackend for Backend {
 
 /// The state files of a node.
 #[derive(Clone, Debug)]
-pub enum Files {
+pub enum StateFiles {
     /// Copies by shard and generation.
     Memory(BTreeMap<(ShardId, u64), Rc<Image>>),
     /// Real state files on the node's disk.
@@ -191,13 +191,17 @@ fn write(volume: &Volume, shard: ShardId, generation: u64, image: &Image) -> Res
     Ok(())
 }
 
-impl Files {
+impl StateFiles {
     /// The files of a new node.
     ///
     /// # Panics
     /// When the disk of a node that is being set up fails.
     #[must_use]
-    pub fn new(volume: &Volume, shards: impl Iterator<Item = ShardId>, options: Options) -> Self {
+    pub fn new(
+        volume: &Volume,
+        shards: impl Iterator<Item = ShardId>,
+        options: DiskOptions,
+    ) -> Self {
         let newborn = Rc::new(Image::newborn(options.request_client_idle_ms));
         if options.real_state {
             for shard in shards {
@@ -218,7 +222,7 @@ impl Files {
         shard: ShardId,
         generation: u64,
         boot: &mut Boot,
-    ) -> Result<State, String> {
+    ) -> Result<MachineStore, String> {
         match self {
             Self::Memory(files) => {
                 let image = files.get(&(shard, generation)).ok_or("the state is missing")?;
@@ -226,34 +230,36 @@ impl Files {
                 boot.log_time_ms = image.progress.log_time_ms;
                 boot.wall_ms = image.progress.wall_ms;
                 boot.next_due_ms = Machine::next_due_ms(&image.store);
-                Ok(State::Memory(image.store.clone()))
+                Ok(MachineStore::Memory(image.store.clone()))
             }
             Self::Real => {
                 let store = open(volume, shard, generation)?;
                 store.complete(boot).map_err(|error| error.to_string())?;
                 scrub(&store);
-                Ok(State::File(Box::new(store)))
+                Ok(MachineStore::File(Box::new(store)))
             }
         }
     }
 
     /// Begins a checkpoint; none when there is nothing to write.
-    pub fn begin(&self, store: &mut State, machine: &Machine) -> Option<Job> {
+    pub fn begin(&self, store: &mut MachineStore, machine: &Machine) -> Option<CheckpointJob> {
         match store {
-            State::Memory(store) => {
+            MachineStore::Memory(store) => {
                 let image = Image { store: store.clone(), progress: *machine.progress() };
-                Some(Job::Memory(Rc::new(image)))
+                Some(CheckpointJob::Memory(Rc::new(image)))
             }
-            State::File(store) => store.freeze().map(|job| Job::File(Box::new(job))),
+            MachineStore::File(store) => {
+                store.freeze().map(|job| CheckpointJob::File(Box::new(job)))
+            }
         }
     }
 
     /// Whether there is room for a checkpoint.
     #[must_use]
-    pub fn has_room(&self, volume: &Volume, store: &State) -> bool {
+    pub fn has_room(&self, volume: &Volume, store: &MachineStore) -> bool {
         match store {
-            State::Memory(_) => true,
-            State::File(store) => volume.room() >= 8 * store.overlay_bytes() + SPARE_BYTES,
+            MachineStore::Memory(_) => true,
+            MachineStore::File(store) => volume.room() >= 8 * store.overlay_bytes() + SPARE_BYTES,
         }
     }
 
@@ -265,11 +271,11 @@ impl Files {
         &mut self,
         shard: ShardId,
         generation: u64,
-        job: &Job,
+        job: &CheckpointJob,
         now: &Progress,
     ) -> io::Result<(u64, Option<Written>)> {
         match (self, job) {
-            (Self::Memory(files), Job::Memory(image)) => {
+            (Self::Memory(files), CheckpointJob::Memory(image)) => {
                 let mut image = Rc::clone(image);
                 if trefoil_core::mutant!(AppliedIndexFirst) {
                     Rc::make_mut(&mut image).name(now);
@@ -278,21 +284,23 @@ impl Files {
                 files.insert((shard, generation), image);
                 Ok((index, None))
             }
-            (_, Job::File(job)) => {
+            (_, CheckpointJob::File(job)) => {
                 let written = job.write_in_place(None)?;
                 Ok((written.index, Some(written)))
             }
-            (Self::Real, Job::Memory(_)) => unreachable!("a node has one kind of state"),
+            (Self::Real, CheckpointJob::Memory(_)) => unreachable!("a node has one kind of state"),
         }
     }
 
     /// A snapshot of the last checkpoint.
     #[must_use]
-    pub fn snapshot(&self, shard: ShardId, generation: u64, store: &State) -> Rc<Image> {
+    pub fn snapshot(&self, shard: ShardId, generation: u64, store: &MachineStore) -> Rc<Image> {
         match (self, store) {
-            (_, State::File(store)) => Rc::new(read(store)),
-            (Self::Memory(files), State::Memory(_)) => Rc::clone(&files[&(shard, generation)]),
-            (Self::Real, State::Memory(_)) => unreachable!("a node has one kind of state"),
+            (_, MachineStore::File(store)) => Rc::new(read(store)),
+            (Self::Memory(files), MachineStore::Memory(_)) => {
+                Rc::clone(&files[&(shard, generation)])
+            }
+            (Self::Real, MachineStore::Memory(_)) => unreachable!("a node has one kind of state"),
         }
     }
 

@@ -19,7 +19,7 @@ pub type FileId = u64;
 
 /// An operation that fails once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum IoFault {
     /// A read.
     Read,
     /// A write.
@@ -29,7 +29,7 @@ pub enum Fault {
 }
 
 #[derive(Clone, Debug, Default)]
-struct File {
+struct SimFile {
     /// As processes see it.
     now: Vec<u8>,
     /// As a loss of power leaves it.
@@ -41,14 +41,14 @@ struct File {
 }
 
 #[derive(Debug)]
-struct Inner {
-    files: BTreeMap<FileId, File>,
+struct VolumeContents {
+    files: BTreeMap<FileId, SimFile>,
     names: BTreeMap<String, FileId>,
     durable_names: BTreeMap<String, FileId>,
     last_id: FileId,
     /// Bytes of all files at most.
     capacity: u64,
-    fault: Option<Fault>,
+    fault: Option<IoFault>,
     /// Which process may write: what belongs to an older one has no effect.
     life: u32,
     /// Writes and syncs until the process is gone; none while it lives.
@@ -59,11 +59,11 @@ struct Inner {
 /// The disk of a node, for one of its processes.
 #[derive(Clone, Debug, Default)]
 pub struct Volume {
-    inner: Arc<Mutex<Inner>>,
+    inner: Arc<Mutex<VolumeContents>>,
     life: u32,
 }
 
-impl Default for Inner {
+impl Default for VolumeContents {
     fn default() -> Self {
         Self {
             files: BTreeMap::new(),
@@ -88,7 +88,7 @@ fn broken(what: &str) -> io::Error {
 }
 
 impl Volume {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
+    fn lock(&self) -> MutexGuard<'_, VolumeContents> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,19 +105,19 @@ impl Volume {
     #[must_use]
     pub fn copy(&self) -> Self {
         let inner = self.lock();
-        let whole = |file: &File| File {
+        let whole = |file: &SimFile| SimFile {
             durable: file.now.clone(),
             dirty: BTreeSet::new(),
             ..file.clone()
         };
-        let mut copy = Inner {
+        let mut copy = VolumeContents {
             files: inner.files.iter().map(|(id, file)| (*id, whole(file))).collect(),
             names: inner.names.clone(),
             durable_names: inner.names.clone(),
             last_id: inner.last_id,
             life: inner.life,
             errors: inner.errors,
-            ..Inner::default()
+            ..VolumeContents::default()
         };
         copy.sweep();
         Self { life: copy.life, inner: Arc::new(Mutex::new(copy)) }
@@ -141,7 +141,7 @@ impl Volume {
         inner.last_id += 1;
         let id = inner.last_id;
         let is_log = name.starts_with("log");
-        inner.files.insert(id, File { is_log, ..File::default() });
+        inner.files.insert(id, SimFile { is_log, ..SimFile::default() });
         if inner.takes(self.life) {
             inner.names.insert(name.to_owned(), id);
         }
@@ -176,7 +176,7 @@ impl Volume {
         if !inner.takes(self.life) {
             return;
         }
-        let Inner { names, durable_names, .. } = &mut *inner;
+        let VolumeContents { names, durable_names, .. } = &mut *inner;
         durable_names.retain(|name, _| directory_of(name) != directory);
         let own = names.iter().filter(|(name, _)| directory_of(name) == directory);
         durable_names.extend(own.map(|(name, id)| (name.clone(), *id)));
@@ -195,7 +195,7 @@ impl Volume {
     /// When the disk cannot, or the file is shorter.
     pub fn read(&self, id: FileId, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.fails(id, Fault::Read, "read")?;
+        inner.fails(id, IoFault::Read, "read")?;
         let start = usize::try_from(offset).expect("a file fits memory");
         let range = start..start.saturating_add(out.len());
         let bytes = inner.files.get(&id).and_then(|file| file.now.get(range));
@@ -209,7 +209,7 @@ impl Volume {
     /// When there is no room, or the disk cannot: a part may have been written.
     pub fn write(&self, id: FileId, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut inner = self.lock();
-        inner.fails(id, Fault::Write, "write")?;
+        inner.fails(id, IoFault::Write, "write")?;
         let start = usize::try_from(offset).expect("a file fits memory");
         let end = start + data.len();
         let room = inner.room();
@@ -263,7 +263,7 @@ impl Volume {
         if !inner.burns(self.life) {
             return Ok(());
         }
-        let failed = inner.fails(id, Fault::Sync, "sync");
+        let failed = inner.fails(id, IoFault::Sync, "sync");
         let Some(file) = inner.files.get_mut(&id) else { return Ok(()) };
         let dirty = std::mem::take(&mut file.dirty);
         failed?;
@@ -291,7 +291,7 @@ impl Volume {
     /// The power is gone, with what was not synced. Says whether anything was lost.
     pub fn lose_power(&self, rng: &mut Rng) -> bool {
         let mut inner = self.lock();
-        let Inner { files, names, durable_names, .. } = &mut *inner;
+        let VolumeContents { files, names, durable_names, .. } = &mut *inner;
         let mut lost = false;
         let all = names.keys().chain(durable_names.keys()).cloned().collect::<BTreeSet<_>>();
         for name in all {
@@ -313,7 +313,7 @@ impl Volume {
     }
 
     /// One operation of a kind on the log fails.
-    pub fn arm(&self, fault: Option<Fault>) {
+    pub fn arm(&self, fault: Option<IoFault>) {
         self.lock().fault = fault;
     }
 
@@ -349,7 +349,7 @@ impl Volume {
     /// Turns over a bit of what is durable in the files of a directory. Says in which file, and where.
     pub fn flip(&self, rng: &mut Rng, directory: &str) -> Option<(String, usize)> {
         let inner = self.lock();
-        let Inner { files, names, .. } = &*inner;
+        let VolumeContents { files, names, .. } = &*inner;
         let own = names.iter().filter(|(name, _)| directory_of(name) == directory);
         let own = own.filter(|(_, id)| files[id].durable.iter().any(|byte| *byte != 0));
         let own = own.map(|(name, id)| (name.clone(), *id)).collect::<Vec<_>>();
@@ -390,7 +390,7 @@ fn copy(to: &mut [u8], from: &[u8], start: usize, len: usize) {
     }
 }
 
-impl File {
+impl SimFile {
     fn lose(&mut self, rng: &mut Rng) -> bool {
         if self.dirty.is_empty() && self.now == self.durable {
             return false;
@@ -414,7 +414,7 @@ impl File {
     }
 }
 
-impl Inner {
+impl VolumeContents {
     fn takes(&self, life: u32) -> bool {
         self.life == life && self.fuse != Some(0)
     }
@@ -428,7 +428,7 @@ impl Inner {
         takes
     }
 
-    fn fails(&mut self, id: FileId, fault: Fault, what: &str) -> io::Result<()> {
+    fn fails(&mut self, id: FileId, fault: IoFault, what: &str) -> io::Result<()> {
         if self.fault != Some(fault) || !self.files.get(&id).is_some_and(|file| file.is_log) {
             return Ok(());
         }
@@ -490,7 +490,7 @@ mod tests {
         let id = volume.create("log/1");
         volume.sync_directory("log");
         volume.write(id, 0, &[1; 10]).unwrap();
-        volume.arm(Some(Fault::Sync));
+        volume.arm(Some(IoFault::Sync));
         assert!(volume.sync(id).is_err());
         assert!(volume.sync(id).is_ok());
         assert_eq!(read(&volume, id), [1; 10], "the kernel shows it");

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// One change of one shard's log.
 #[derive(Clone, Debug)]
-pub enum Change {
+pub enum LogChange {
     /// Entries and hard state.
     Append(ShardId, PersistBatch),
     /// Entries up to an index of this term are dropped.
@@ -54,7 +54,7 @@ pub enum Change {
 
 /// Where an entry of a record lies, counted from the begin of the record.
 #[derive(Clone, Copy, Debug)]
-pub struct Placed {
+pub struct PlacedEntry {
     /// The shard.
     pub shard: ShardId,
     /// Its index.
@@ -67,7 +67,7 @@ pub struct Placed {
     pub checksum: u64,
 }
 
-impl Change {
+impl LogChange {
     /// What a batch of the shell changes.
     #[must_use]
     pub fn of(write: &LogWrite) -> Self {
@@ -108,7 +108,7 @@ impl Change {
     }
 
     /// Writes it at the end of a record.
-    pub fn encode(&self, record: &mut Vec<u8>, places: &mut Vec<Placed>) {
+    pub fn encode(&self, record: &mut Vec<u8>, places: &mut Vec<PlacedEntry>) {
         let mut words = |kind: u8, words: &[u64]| {
             record.push(kind);
             record.extend(self.shard().to_le_bytes());
@@ -131,7 +131,7 @@ impl Change {
                     let offset = record.len() as u64;
                     record.extend(bytes);
                     let index = entry.index;
-                    places.push(Placed { shard: *shard, index, offset, len, checksum });
+                    places.push(PlacedEntry { shard: *shard, index, offset, len, checksum });
                 }
             }
             Self::Compact(_, to, term) => words(2, &[*to, *term]),
@@ -161,13 +161,13 @@ fn base(state: &HardState, truncated: (u64, u64), generation: u64) -> [u64; 6] {
 
 /// Reads the changes of a record, whose checksum is right.
 #[derive(Debug)]
-pub struct Reader<'a> {
+pub struct ChangeReader<'a> {
     payload: &'a [u8],
     at: usize,
     head: usize,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> ChangeReader<'a> {
     /// Begins at the payload, which has `head` bytes before it.
     #[must_use]
     pub fn new(payload: &'a [u8], head: usize) -> Self {
@@ -196,7 +196,7 @@ impl<'a> Reader<'a> {
     ///
     /// # Panics
     /// When a record is not what was written although its checksum is right.
-    pub fn change(&mut self, places: &mut Vec<Placed>) -> Option<Change> {
+    pub fn change(&mut self, places: &mut Vec<PlacedEntry>) -> Option<LogChange> {
         if self.at == self.payload.len() {
             return None;
         }
@@ -209,36 +209,36 @@ impl<'a> Reader<'a> {
                 let (number, count) = (self.number(), self.number());
                 let entries = (0..count).map(|_| self.entry(shard, places)).collect();
                 let hard_state = has.then_some(state);
-                Change::Append(shard, PersistBatch { number, entries, hard_state })
+                LogChange::Append(shard, PersistBatch { number, entries, hard_state })
             }
-            2 => Change::Compact(shard, self.number(), self.number()),
+            2 => LogChange::Compact(shard, self.number(), self.number()),
             3..=5 => {
                 let hard_state = self.state();
                 let truncated = (self.number(), self.number());
                 let (generation, uncertain) = (self.number(), kind == 5);
                 if kind == 3 {
-                    Change::Install { shard, hard_state, truncated, generation }
+                    LogChange::Install { shard, hard_state, truncated, generation }
                 } else {
                     let damaged = self.number() != 0;
-                    Change::Base { shard, hard_state, truncated, generation, uncertain, damaged }
+                    LogChange::Base { shard, hard_state, truncated, generation, uncertain, damaged }
                 }
             }
-            6 => Change::Doubt(shard, self.number() != 0),
-            7 => Change::Move(shard, self.number()),
-            8 => Change::Damage(shard),
-            9 => Change::Rebuild(shard, self.number()),
+            6 => LogChange::Doubt(shard, self.number() != 0),
+            7 => LogChange::Move(shard, self.number()),
+            8 => LogChange::Damage(shard),
+            9 => LogChange::Rebuild(shard, self.number()),
             10 => {
                 let len = usize::try_from(self.number()).expect("small");
-                Change::Remember(self.bytes(len).to_vec())
+                LogChange::Remember(self.bytes(len).to_vec())
             }
             other => panic!("no change has the kind {other}"),
         })
     }
 
-    fn entry(&mut self, shard: ShardId, places: &mut Vec<Placed>) -> Entry {
+    fn entry(&mut self, shard: ShardId, places: &mut Vec<PlacedEntry>) -> Entry {
         let (index, len, checksum) = (self.number(), self.small(), self.number());
         let offset = (self.head + self.at) as u64;
-        places.push(Placed { shard, index, offset, len, checksum });
+        places.push(PlacedEntry { shard, index, offset, len, checksum });
         Entry::parse_from_bytes(self.bytes(len as usize)).expect("its record is whole")
     }
 }

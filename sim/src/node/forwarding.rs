@@ -54,7 +54,7 @@ pub enum Asker {
 
 /// Who waits for the answer to a call of a replica.
 #[derive(Clone, Copy, Debug)]
-pub struct Caller {
+pub struct CallOrigin {
     /// Who asked.
     pub asker: Asker,
     /// The shard that was asked.
@@ -65,7 +65,7 @@ pub struct Caller {
 
 /// A node's stream for calls to a peer.
 #[derive(Debug)]
-pub struct Stream {
+pub struct CallStream {
     pub(crate) epoch: u64,
     /// Something was lost on it: nothing arrives any more, and both ends see so later.
     pub(crate) is_broken: bool,

@@ -8,22 +8,22 @@ use trefoil_core::{NodeId, ShardId};
 
 /// What a running process knows of who is a member.
 #[derive(Debug)]
-pub struct Member {
+pub struct Membership {
     /// Decides.
     pub introduction: Introduction,
     /// Whether its replicas take part in their shards.
     pub takes_part: bool,
     /// What happened to them before.
     pub held: Vec<(ShardId, Input)>,
-    pub(crate) links: BTreeMap<NodeId, Link>,
+    pub(crate) links: BTreeMap<NodeId, MemberLink>,
     pub(crate) hold_until: u64,
     pub(crate) tell_at: u64,
 }
 
 /// The stream of a node to a peer.
 #[derive(Debug, Default)]
-pub(crate) struct Link {
-    pub(crate) state: State,
+pub(crate) struct MemberLink {
+    pub(crate) state: LinkState,
     /// Counts the attempts.
     pub(crate) attempt: u64,
     /// Whether an attempt has ended, with whatever result.
@@ -33,7 +33,7 @@ pub(crate) struct Link {
 }
 
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) enum State {
+pub(crate) enum LinkState {
     #[default]
     Closed,
     Dialling,

@@ -14,22 +14,22 @@ use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
 
-use self::forwarding::{Caller, Served, Stream};
-use self::membership::Member;
-use self::process::Announced;
+use self::forwarding::{CallOrigin, CallStream, Served};
+use self::membership::Membership;
+use self::process::ReplicaNotice;
 use crate::check::ballot::Ballot;
 use crate::check::handed::Handed;
 use crate::config::MILLISECOND;
-use crate::disk::options::Options;
-use crate::disk::state::{Image, Job, State};
-use crate::disk::{Disk, Found};
+use crate::disk::options::DiskOptions;
+use crate::disk::state::{CheckpointJob, Image, MachineStore};
+use crate::disk::{FoundShards, SimDisk};
 
 /// Wall clock at the start of every run, in ms since 1970.
 const WALL_START_MS: u64 = 1_700_000_000_000;
 
 /// Work of an applier, first in first out.
 #[derive(Debug)]
-pub enum Task {
+pub enum ApplierTask {
     /// Apply entries.
     Apply(ApplyRange),
     /// Ask the machine.
@@ -68,17 +68,17 @@ pub struct Host {
     /// Applies.
     pub machine: Machine,
     /// What the machine has.
-    pub store: State,
+    pub store: MachineStore,
     /// The state is damaged: machine and store above are nobody's.
     pub damaged: bool,
     /// Work that waits for the applier.
-    pub tasks: VecDeque<Task>,
+    pub tasks: VecDeque<ApplierTask>,
     /// Whether the applier works on the first task.
     pub working: bool,
     /// Bytes of entries since the last checkpoint, in place of the bytes of changed state.
     pub overlay_bytes: u64,
     /// The checkpoint that is being written.
-    pub checkpoint: Option<Job>,
+    pub checkpoint: Option<CheckpointJob>,
     /// Snapshots that are open for peers.
     pub open: BTreeMap<NodeId, Rc<Image>>,
     /// What it has done about its term.
@@ -90,7 +90,7 @@ pub struct Host {
     /// Whether the log still says that its end is in doubt.
     pub doubted: bool,
     /// What each process of a peer was told of this replica.
-    pub told: BTreeMap<NodeId, (u32, Announced)>,
+    pub told: BTreeMap<NodeId, (u32, ReplicaNotice)>,
     /// When each peer said what is known of its replica.
     pub heard: BTreeMap<NodeId, u64>,
     /// Who it said last that it is.
@@ -101,17 +101,17 @@ pub struct Host {
 
 /// One node.
 #[derive(Debug)]
-pub struct Node {
+pub struct SimNode {
     /// Its id.
     pub id: NodeId,
     /// Its disk.
-    pub disk: Disk,
+    pub disk: SimDisk,
     /// The disk with which it stopped last, where an older copy has taken its place.
-    pub shelf: Option<Box<Disk>>,
+    pub shelf: Option<Box<SimDisk>>,
     /// A peer knows that its directory is not the one that it was: it has ended, and waits for its operator.
     pub ended: bool,
     /// What the running process knows of who is a member.
-    pub member: Option<Member>,
+    pub member: Option<Membership>,
     /// The shards of the running process; empty while it is down.
     pub hosts: BTreeMap<ShardId, Host>,
     /// Whether the process runs.
@@ -139,13 +139,13 @@ pub struct Node {
     /// When it started last.
     pub started_at: u64,
     /// Who waits for an answer of its replicas.
-    pub calls: BTreeMap<CallId, Caller>,
+    pub calls: BTreeMap<CallId, CallOrigin>,
     /// Calls whose grants were claimed by the node in between.
     pub claimed: BTreeSet<CallId>,
     /// Calls of clients that it carries out.
     pub served: BTreeMap<u64, Served>,
     /// Its streams for calls to its peers.
-    pub streams: BTreeMap<NodeId, Stream>,
+    pub streams: BTreeMap<NodeId, CallStream>,
     /// When it tells peers again that it is alive.
     pub alive_at: u64,
     last_call: CallId,
@@ -171,18 +171,18 @@ impl Clock {
     }
 }
 
-impl Node {
+impl SimNode {
     /// A node that has just been set up and is not running.
     #[must_use]
     pub fn new(
         (id, incarnation): (NodeId, u64),
         shards: u32,
         clock: Clock,
-        options: Options,
+        options: DiskOptions,
     ) -> Self {
         Self {
             id,
-            disk: Disk::new(incarnation, 0..=shards, options),
+            disk: SimDisk::new(incarnation, 0..=shards, options),
             shelf: None,
             ended: false,
             member: None,
@@ -257,7 +257,7 @@ impl Node {
         &mut self,
         now_us: u64,
         setup: &Setup,
-        shards: Found,
+        shards: FoundShards,
         seed: u64,
     ) -> Result<(), String> {
         let now = self.clocks(now_us);
@@ -311,7 +311,7 @@ impl Node {
     }
 
     /// Names a call.
-    pub fn call(&mut self, caller: Caller) -> CallId {
+    pub fn call(&mut self, caller: CallOrigin) -> CallId {
         self.last_call += 1;
         self.calls.insert(self.last_call, caller);
         self.last_call
@@ -328,12 +328,12 @@ pub struct Setup {
     /// Sizes of the replicas.
     pub tuning: Tuning,
     /// Sizes of the disks.
-    pub disk: Options,
+    pub disk: DiskOptions,
 }
 
 /// A state in the place of a damaged one.
-fn nobodys() -> State {
-    State::Memory(Image::newborn(0).store)
+fn nobodys() -> MachineStore {
+    MachineStore::Memory(Image::newborn(0).store)
 }
 
 impl Host {
@@ -353,8 +353,8 @@ impl Host {
     #[must_use]
     pub fn changed_bytes(&self) -> u64 {
         match &self.store {
-            State::Memory(_) => self.overlay_bytes,
-            State::File(store) => store.overlay_bytes(),
+            MachineStore::Memory(_) => self.overlay_bytes,
+            MachineStore::File(store) => store.overlay_bytes(),
         }
     }
 

@@ -13,4 +13,4 @@ pub struct Process {
 }
 
 /// What a node says of a replica: whether it lost the end of its log, and what keeps it from leading.
-pub type Announced = (bool, Obstacles);
+pub type ReplicaNotice = (bool, Obstacles);

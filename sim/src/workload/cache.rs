@@ -1,10 +1,10 @@
 //! What any client may do with the cache.
 
-use super::planned::{Step, plain_at_times, step};
+use super::planned::{PlannedCall, plain_at_times, step};
 use crate::check::history::Action;
 use crate::client_context::ClientContext;
 
-pub(super) fn cacher(unique: String, shared: &mut ClientContext) -> Step {
+pub(super) fn cacher(unique: String, shared: &mut ClientContext) -> PlannedCall {
     let key = format!("key-{}", shared.rng.between(1, shared.config.keys));
     let action = match shared.rng.between(0, 9) {
         0..=3 => Action::Put { key, value: unique, ttl_ms: 0 },

@@ -8,11 +8,11 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1 as lock;
 
-use crate::calls::Request;
+use crate::calls::RoutedRequest;
 use crate::client_context::ClientContext;
 use crate::config::MILLISECOND;
 use crate::rng::Rng;
-use crate::workload::planned::Step;
+use crate::workload::planned::PlannedCall;
 
 const BARRIER: &str = "start";
 const LATCH: &str = "ready";
@@ -21,7 +21,7 @@ const WAIT_MS_MAX: u64 = 2_000;
 
 /// Where it stands at the barrier.
 #[derive(Clone, Debug, Default)]
-enum Stage {
+enum BarrierStage {
     #[default]
     Out,
     Enters(RequestId),
@@ -36,7 +36,7 @@ enum Stage {
 /// What it is at.
 #[derive(Debug, Default)]
 pub(crate) struct CoordinationClient {
-    stage: Stage,
+    stage: BarrierStage,
 }
 
 impl CoordinationClient {
@@ -47,9 +47,9 @@ impl CoordinationClient {
         locks: &[&str],
         me: RequestId,
         shared: &mut ClientContext,
-    ) -> Step {
+    ) -> PlannedCall {
         let (namespace, session_id) = (place.0.to_owned(), place.1);
-        if let Stage::Waits { round, waiter, asked } = &mut self.stage {
+        if let BarrierStage::Waits { round, waiter, asked } = &mut self.stage {
             return if std::mem::replace(asked, true) {
                 let (name, round) = (BARRIER.to_owned(), *round);
                 let named = CallName { request_id: Some(waiter.clone()), ..CallName::default() };
@@ -65,7 +65,7 @@ impl CoordinationClient {
             };
         }
         match (&self.stage, shared.rng.between(0, 9)) {
-            (Stage::In(round), 0..=4) => {
+            (BarrierStage::In(round), 0..=4) => {
                 let (name, round) = (BARRIER.to_owned(), *round);
                 let leave = lock::LeaveBarrierRequest {
                     namespace,
@@ -77,8 +77,8 @@ impl CoordinationClient {
                 };
                 command(place.0, Operation::LeaveBarrier(leave), true, shared)
             }
-            (Stage::Out, 0..=4) => {
-                self.stage = Stage::Enters(me.clone());
+            (BarrierStage::Out, 0..=4) => {
+                self.stage = BarrierStage::Enters(me.clone());
                 let parties = *shared.rng.pick(&[1, 2, 2, 2, 2, 3]);
                 let enter = lock::EnterBarrierRequest {
                     namespace,
@@ -103,18 +103,18 @@ impl CoordinationClient {
     pub(crate) fn told(&mut self, answer: &Answer) {
         let Some(answer::Answer::BarrierSeen(seen)) = &answer.answer else { return };
         self.stage = match (std::mem::take(&mut self.stage), seen.inside, seen.tripped) {
-            (_, true, true) => Stage::In(seen.round),
-            (Stage::Enters(waiter), true, false) => {
-                Stage::Waits { round: seen.round, waiter, asked: false }
+            (_, true, true) => BarrierStage::In(seen.round),
+            (BarrierStage::Enters(waiter), true, false) => {
+                BarrierStage::Waits { round: seen.round, waiter, asked: false }
             }
-            (stage @ Stage::Waits { .. }, true, false) => stage,
-            _ => Stage::Out,
+            (stage @ BarrierStage::Waits { .. }, true, false) => stage,
+            _ => BarrierStage::Out,
         };
     }
 }
 
 /// Sets a latch, counts it down, waits for it, looks at it or deletes it.
-fn latch(of: &str, shared: &mut ClientContext) -> Step {
+fn latch(of: &str, shared: &mut ClientContext) -> PlannedCall {
     let (namespace, name, rng) = (of.to_owned(), LATCH.to_owned(), &mut shared.rng);
     let operation = match rng.between(0, 19) {
         0..=4 => {
@@ -140,7 +140,7 @@ fn latch(of: &str, shared: &mut ClientContext) -> Step {
 }
 
 /// A campaign for the lock that an Acquire in mode EXCLUSIVE asks for.
-pub(crate) fn campaign(acquire: Request, text: String) -> Request {
+pub(crate) fn campaign(acquire: RoutedRequest, text: String) -> RoutedRequest {
     acquire.map(|operation| match operation {
         Operation::Acquire(acquire) => Operation::Campaign(lock::CampaignRequest {
             namespace: acquire.namespace,
@@ -161,7 +161,7 @@ pub(crate) fn proclaim(
     hold: (u64, &str, u64),
     text: String,
     shared: &ClientContext,
-) -> Step {
+) -> PlannedCall {
     let (session_id, name, fencing_token) = (hold.0, hold.1.to_owned(), hold.2);
     let proclaim = lock::ProclaimRequest {
         namespace: of.to_owned(),
@@ -178,17 +178,22 @@ fn of_text(text: String) -> Value {
     Value { kind: Some(value::Kind::Text(text)) }
 }
 
-fn command(of: &str, operation: Operation, idempotent: bool, shared: &ClientContext) -> Step {
-    Step::unjudged(shared.router.of_locks(of, operation), idempotent)
+fn command(
+    of: &str,
+    operation: Operation,
+    idempotent: bool,
+    shared: &ClientContext,
+) -> PlannedCall {
+    PlannedCall::unjudged(shared.router.of_locks(of, operation), idempotent)
 }
 
-fn query(of: &str, query: Q, shared: &ClientContext) -> Step {
-    Step::unjudged(shared.router.ask_locks(of, query), false)
+fn query(of: &str, query: Q, shared: &ClientContext) -> PlannedCall {
+    PlannedCall::unjudged(shared.router.ask_locks(of, query), false)
 }
 
-fn parked(of: &str, asked: Q, shared: &mut ClientContext) -> Step {
+fn parked(of: &str, asked: Q, shared: &mut ClientContext) -> PlannedCall {
     let wait_us = wait(&mut shared.rng);
-    Step { wait_us, once: true, ..query(of, asked, shared) }
+    PlannedCall { wait_us, once: true, ..query(of, asked, shared) }
 }
 
 fn wait(rng: &mut Rng) -> u64 {

@@ -10,7 +10,7 @@ use crate::client_context::ClientContext;
 use crate::config::SECOND;
 use crate::workload::cache::cacher;
 use crate::workload::lock::NAMESPACES;
-use crate::workload::planned::{Step, Wish, step};
+use crate::workload::planned::{PlannedCall, Wish, step};
 
 const NAMESPACE: &str = NAMESPACES[0];
 /// The lock of all keepers.
@@ -22,7 +22,7 @@ const WAIT_MS_MAX: u64 = 3_000;
 
 /// What a keeper knows of its token, as a node that serves it would.
 #[derive(Clone, Debug)]
-enum Word {
+enum TokenKnowledge {
     Unknown,
     /// The mark of the key's shard is lower: asked at this index.
     AsOf(u64),
@@ -32,18 +32,18 @@ enum Word {
 }
 
 #[derive(Clone, Debug)]
-struct Held {
+struct FencedHold {
     token: u64,
     mode: LockMode,
     /// For each key.
-    words: [Word; KEYS.len()],
+    words: [TokenKnowledge; KEYS.len()],
 }
 
 /// What a keeper has.
 #[derive(Debug, Default)]
 pub struct FenceClient {
     session: Option<u64>,
-    held: Option<Held>,
+    held: Option<FencedHold>,
     /// The key that it works with.
     key: usize,
 }
@@ -95,25 +95,32 @@ impl FenceClient {
     }
 
     /// Finds out what its token is worth where the key lives, and reads or writes under it.
-    fn work(&mut self, held: &Held, unique: String, shared: &mut ClientContext) -> Step {
+    fn work(
+        &mut self,
+        held: &FencedHold,
+        unique: String,
+        shared: &mut ClientContext,
+    ) -> PlannedCall {
         let (router, rng) = (shared.router, &mut shared.rng);
-        if matches!(held.words[self.key], Word::Said(_) | Word::Reached(_)) && rng.chance(300) {
+        if matches!(held.words[self.key], TokenKnowledge::Said(_) | TokenKnowledge::Reached(_))
+            && rng.chance(300)
+        {
             self.key = (self.key + 1) % KEYS.len();
         }
         let key = KEYS[self.key].to_owned();
         let lock = LOCK.to_owned();
         let (checked, reached) = match &held.words[self.key] {
-            Word::Unknown => {
-                return Step::unjudged(router.find_mark(&key, NAMESPACE, LOCK), false);
+            TokenKnowledge::Unknown => {
+                return PlannedCall::unjudged(router.find_mark(&key, NAMESPACE, LOCK), false);
             }
-            Word::AsOf(_) => {
+            TokenKnowledge::AsOf(_) => {
                 let namespace = NAMESPACE.to_owned();
                 let action = Action::ValidateToken { namespace, lock, token: held.token };
                 let request = router.request(&action);
                 return step(action, request);
             }
-            Word::Said(checked) => (checked.clone(), false),
-            Word::Reached(checked) => (checked.clone(), true),
+            TokenKnowledge::Said(checked) => (checked.clone(), false),
+            TokenKnowledge::Reached(checked) => (checked.clone(), true),
         };
         if rng.chance(500) {
             let action = Action::Put { key, value: unique, ttl_ms: 0 };
@@ -121,7 +128,7 @@ impl FenceClient {
             return step(action, request);
         }
         if checked.standing() == TokenStanding::Writer && !reached {
-            return Step::unjudged(router.touch_fence(&key).fenced(checked), true);
+            return PlannedCall::unjudged(router.touch_fence(&key).fenced(checked), true);
         }
         let action = Action::Get { key };
         let request = router.request(&action).fenced(checked);
@@ -134,11 +141,11 @@ impl FenceClient {
         let word = &mut held.words[self.key];
         match answer.answer.as_ref() {
             Some(answer::Answer::FoundMark(mark)) if mark.token < held.token => {
-                *word = Word::AsOf(position.index);
+                *word = TokenKnowledge::AsOf(position.index);
             }
             Some(answer::Answer::FoundMark(_)) => {
                 let (token, as_of) = (held.token, position.index);
-                *word = Word::Reached(checked(token, as_of, TokenStanding::Unspecified));
+                *word = TokenKnowledge::Reached(checked(token, as_of, TokenStanding::Unspecified));
             }
             Some(answer::Answer::Done(_)) => Self::reach(word),
             Some(answer::Answer::Refusal(refusal)) => self.refused(refusal.reason()),
@@ -152,18 +159,18 @@ impl FenceClient {
             (_, Outcome::SessionOpened { session }) => self.session = Some(*session),
             (_, Outcome::Refused(Reason::SessionExpired)) => self.session = None,
             (_, Outcome::Acquired { token, mode }) => {
-                let words = [Word::Unknown, Word::Unknown];
-                self.held = Some(Held { token: *token, mode: *mode, words });
+                let words = [TokenKnowledge::Unknown, TokenKnowledge::Unknown];
+                self.held = Some(FencedHold { token: *token, mode: *mode, words });
             }
             (_, Outcome::Validated { holder }) => {
                 let Some(held) = &mut self.held else { return };
-                let Word::AsOf(as_of) = held.words[self.key] else { return };
+                let TokenKnowledge::AsOf(as_of) = held.words[self.key] else { return };
                 let standing = match (holder, held.mode) {
                     (None, _) => TokenStanding::NotHeld,
                     (Some(_), LockMode::Shared) => TokenStanding::Reader,
                     (Some(_), _) => TokenStanding::Writer,
                 };
-                held.words[self.key] = Word::Said(checked(held.token, as_of, standing));
+                held.words[self.key] = TokenKnowledge::Said(checked(held.token, as_of, standing));
             }
             (Action::Put { key, .. }, Outcome::Put { .. }) => {
                 let held = self.held.as_mut().filter(|_| KEYS.contains(&key.as_str()));
@@ -177,16 +184,18 @@ impl FenceClient {
         }
     }
 
-    fn reach(word: &mut Word) {
-        if let Word::Said(checked) = word {
-            *word = Word::Reached(checked.clone());
+    fn reach(word: &mut TokenKnowledge) {
+        if let TokenKnowledge::Said(checked) = word {
+            *word = TokenKnowledge::Reached(checked.clone());
         }
     }
 
     fn refused(&mut self, reason: Reason) {
         match (reason, &mut self.held) {
             (Reason::Fenced, held) => *held = None,
-            (Reason::FenceNotValidated, Some(held)) => held.words[self.key] = Word::Unknown,
+            (Reason::FenceNotValidated, Some(held)) => {
+                held.words[self.key] = TokenKnowledge::Unknown
+            }
             _ => {}
         }
     }

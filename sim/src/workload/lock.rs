@@ -10,7 +10,7 @@ use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
 use crate::rng::Rng;
 use crate::workload::coordination::{CoordinationClient, campaign, proclaim};
-use crate::workload::planned::{Step, Wish, step};
+use crate::workload::planned::{PlannedCall, Wish, step};
 
 /// Namespaces of locks of a run.
 pub(crate) const NAMESPACES: [&str; 2] = ["left", "right"];
@@ -27,7 +27,7 @@ const DELAY_MS_MAX: u64 = 3_000;
 
 /// A lock that a client was told it holds.
 #[derive(Clone, Debug)]
-struct Held {
+struct HeldLock {
     lock: String,
     token: u64,
     mode: LockMode,
@@ -38,7 +38,7 @@ struct Held {
 pub struct LockClient {
     namespace: String,
     session: Option<u64>,
-    held: Vec<Held>,
+    held: Vec<HeldLock>,
     /// A token that it was told last, of its own or of somebody else.
     seen: u64,
     coordination: CoordinationClient,
@@ -103,7 +103,7 @@ impl LockClient {
         match (wish, value) {
             (Wish::Do(step), Some(value)) => {
                 let request = campaign(step.request, value);
-                Wish::Do(Step { request, ..step })
+                Wish::Do(PlannedCall { request, ..step })
             }
             (wish, _) => wish,
         }
@@ -124,13 +124,13 @@ impl LockClient {
 
     /// Acquires what it holds once more, without request id, and mostly hangs up: what it holds stays.
     fn again(&self, session: u64, shared: &mut ClientContext) -> Wish {
-        let Held { lock, mode, .. } = shared.rng.pick(&self.held).clone();
+        let HeldLock { lock, mode, .. } = shared.rng.pick(&self.held).clone();
         let (namespace, wait_ms) = (self.namespace.clone(), wait(&mut shared.rng));
         let action = Action::Acquire { namespace, session, lock, mode, wait_ms, delay_ms: None };
         let request = shared.router.request(&action);
         let step = anonymous(step(action, request));
         let soon = shared.rng.chance(700).then(|| shared.rng.between(0, 20) * MILLISECOND);
-        Wish::Do(Step { hang_up_us: soon, ..step })
+        Wish::Do(PlannedCall { hang_up_us: soon, ..step })
     }
 
     /// To acquire, convert or release.
@@ -158,7 +158,7 @@ impl LockClient {
                 delay_ms,
             };
         }
-        let Held { lock, token, mode } = rng.pick(&self.held).clone();
+        let HeldLock { lock, token, mode } = rng.pick(&self.held).clone();
         if rng.chance(400) {
             let others = MODES.into_iter().filter(|other| *other != mode).collect::<Vec<_>>();
             let mode = *rng.pick(&others);
@@ -207,13 +207,13 @@ impl LockClient {
             ) => {
                 self.seen = *token;
                 self.held.retain(|held| held.lock != *lock);
-                self.held.push(Held { lock: lock.clone(), token: *token, mode: *mode });
+                self.held.push(HeldLock { lock: lock.clone(), token: *token, mode: *mode });
             }
             (_, Outcome::AcquiredAll { grants }) => {
                 for (lock, token, mode) in grants {
                     self.seen = *token;
                     self.held.retain(|held| held.lock != *lock);
-                    self.held.push(Held { lock: lock.clone(), token: *token, mode: *mode });
+                    self.held.push(HeldLock { lock: lock.clone(), token: *token, mode: *mode });
                 }
             }
             (Action::Release { lock, .. }, Outcome::Released)
@@ -233,8 +233,8 @@ impl LockClient {
 }
 
 /// Without request id a call is asked once, whatever becomes of it.
-fn anonymous(step: Step) -> Step {
-    Step { idempotent: false, once: true, ..step }
+fn anonymous(step: PlannedCall) -> PlannedCall {
+    PlannedCall { idempotent: false, once: true, ..step }
 }
 
 fn delay(rng: &mut Rng) -> u64 {

@@ -16,9 +16,9 @@ use trefoil_proto::internal::v1::{Answer, answer};
 
 use self::fence::FenceClient;
 use self::lock::{LockClient, NAMESPACES};
-use self::planned::{Step, Wish, plain_at_times, step, unrecorded};
+use self::planned::{PlannedCall, Wish, plain_at_times, step, unrecorded};
 use self::semaphore::SemaphoreClient;
-use crate::calls::Queue;
+use crate::calls::KnownQueue;
 use crate::check::history::{Action, Delivery, Outcome};
 use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
@@ -53,7 +53,7 @@ pub enum Workload {
 #[derive(Debug, Default)]
 pub struct Operator {
     created: usize,
-    found: Option<Queue>,
+    found: Option<KnownQueue>,
     opened: u32,
 }
 
@@ -167,7 +167,7 @@ impl Workload {
         match &answer.answer {
             Some(answer::Answer::Catalogue(catalogue)) => {
                 let name = QUEUES[operator.created].to_owned();
-                operator.found = Some(Queue { name, catalogue: *catalogue });
+                operator.found = Some(KnownQueue { name, catalogue: *catalogue });
                 operator.opened = 0;
             }
             Some(answer::Answer::Done(_)) => {
@@ -226,7 +226,11 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut ClientContext) -> W
     let (_, partitions) = shared.rng.pick(&places);
     if shared.rng.chance(200) {
         let request = shared.router.await_ready(&queue, partitions);
-        return Wish::Do(Step { wait_us: SECOND, once: true, ..Step::unjudged(request, false) });
+        return Wish::Do(PlannedCall {
+            wait_us: SECOND,
+            once: true,
+            ..PlannedCall::unjudged(request, false)
+        });
     }
     let most = u32::try_from(shared.rng.between(1, 5)).expect("a small number");
     let lease_ms = shared.rng.between(LEASE_MS_MAX / 10, LEASE_MS_MAX);
@@ -245,13 +249,13 @@ fn foreign(delivery: &Delivery, shared: &mut ClientContext) -> Delivery {
     Delivery { lease_id: lease.to_string(), ..delivery.clone() }
 }
 
-fn ack(queue: &Queue, delivery: Delivery, shared: &ClientContext) -> Step {
+fn ack(queue: &KnownQueue, delivery: Delivery, shared: &ClientContext) -> PlannedCall {
     let Delivery { message_id, lease_id, .. } = delivery;
     let request = shared.router.ack(queue, &lease_id);
     step(Action::Ack { queue: queue.name.clone(), message_id, lease_id }, request)
 }
 
-fn pick_queue(shared: &mut ClientContext) -> Option<Queue> {
+fn pick_queue(shared: &mut ClientContext) -> Option<KnownQueue> {
     if shared.queues.is_empty() { None } else { Some(shared.rng.pick(&shared.queues).clone()) }
 }
 
@@ -269,7 +273,7 @@ impl Auditor {
         {
             return Wish::Do(ack(queue, delivery, shared));
         }
-        let places = |queue: &Queue| shared.router.places(queue);
+        let places = |queue: &KnownQueue| shared.router.places(queue);
         let Some((queue, place)) = self.places.front().copied() else {
             if self.rounds >= AUDIT_ROUNDS {
                 return Wish::Rest(3_600 * SECOND);

@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::RequestId;
 
-use crate::calls::Request;
+use crate::calls::RoutedRequest;
 use crate::check::history::Action;
 use crate::client_context::ClientContext;
 use crate::config::MILLISECOND;
@@ -15,18 +15,18 @@ const PLAIN: u64 = 150;
 #[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 pub enum Wish {
     /// To do something.
-    Do(Step),
+    Do(PlannedCall),
     /// To rest for so many microseconds.
     Rest(u64),
 }
 
 /// What a client does for a while.
 #[derive(Debug)]
-pub struct Step {
+pub struct PlannedCall {
     /// What goes into the history; none for what is not judged.
     pub action: Option<Action>,
     /// What is asked.
-    pub request: Request,
+    pub request: RoutedRequest,
     /// Whether a request id makes it safe to send again.
     pub idempotent: bool,
     /// How long the answer may wait at the shard.
@@ -39,30 +39,35 @@ pub struct Step {
     pub reuses: Option<RequestId>,
 }
 
-impl Step {
+impl PlannedCall {
     /// A step that is not judged.
     #[must_use]
-    pub fn unjudged(request: Request, idempotent: bool) -> Self {
+    pub fn unjudged(request: RoutedRequest, idempotent: bool) -> Self {
         let (action, wait_us, once, hang_up_us, reuses) = (None, 0, false, None, None);
         Self { action, request, idempotent, wait_us, once, hang_up_us, reuses }
     }
 }
 
-pub(crate) fn step(action: Action, request: Request) -> Step {
+pub(crate) fn step(action: Action, request: RoutedRequest) -> PlannedCall {
     let renews = matches!(action, Action::KeepAlive { .. } | Action::GuessSession { .. });
     let idempotent = !action.is_read() && !renews;
     let wait_us = action.wait_ms() * MILLISECOND;
-    Step { action: Some(action), idempotent, wait_us, ..Step::unjudged(request, false) }
+    PlannedCall {
+        action: Some(action),
+        idempotent,
+        wait_us,
+        ..PlannedCall::unjudged(request, false)
+    }
 }
 
-pub(super) fn unrecorded(request: Request, idempotent: bool) -> Wish {
-    Wish::Do(Step::unjudged(request, idempotent))
+pub(super) fn unrecorded(request: RoutedRequest, idempotent: bool) -> Wish {
+    Wish::Do(PlannedCall::unjudged(request, idempotent))
 }
 
 /// Some clients name no request id: whatever becomes of the call, it is asked once.
-pub(super) fn plain_at_times(step: Step, shared: &mut ClientContext) -> Step {
+pub(super) fn plain_at_times(step: PlannedCall, shared: &mut ClientContext) -> PlannedCall {
     if !step.idempotent || !shared.rng.chance(PLAIN) {
         return step;
     }
-    Step { idempotent: false, once: true, ..step }
+    PlannedCall { idempotent: false, once: true, ..step }
 }

@@ -4,8 +4,8 @@ use trefoil_core::NodeId;
 
 use crate::config::{FaultKind, MILLISECOND, SECOND};
 use crate::disk::directory::DiskCopy;
-use crate::event::{Event, Mend};
-use crate::phase::Phase;
+use crate::event::{Mend, SimEvent};
+use crate::phase::RunPhase;
 use crate::world::{World, trace};
 
 /// How often it is looked at whether a copy may be put in place, and the pause between two looks.
@@ -26,13 +26,13 @@ impl World {
         let starts = disk.identity().starts.clone();
         trace!(self, "n{node} is copied after {} starts", starts.count);
         self.copies.insert(node, DiskCopy { disk, starts });
-        self.soon(20 * SECOND, Event::Mend(Mend::Replace(node, LOOKS)));
+        self.soon(20 * SECOND, SimEvent::Mend(Mend::Replace(node, LOOKS)));
     }
 
     /// The copy takes the place of the disk where all others would know after any crash that it is older, and no other
     /// node has lost anything.
     pub(crate) fn replace(&mut self, node: NodeId, looks: u64) {
-        if self.phase != Phase::Chaos || looks == 0 {
+        if self.phase != RunPhase::Chaos || looks == 0 {
             self.copies.remove(&node);
             return;
         }
@@ -44,7 +44,7 @@ impl World {
             || self.nodes[&node].is_out()
             || !self.is_known(copy, node)
         {
-            return self.at(self.now + LOOK_US, Event::Mend(Mend::Replace(node, looks - 1)));
+            return self.at(self.now + LOOK_US, SimEvent::Mend(Mend::Replace(node, looks - 1)));
         }
         let for_us = self.shared.rng.between(50, 1_000) * MILLISECOND;
         self.crash(node, for_us, false);
@@ -83,7 +83,7 @@ impl World {
         let power = self.shared.config.faults.contains(&FaultKind::PowerLoss);
         if power || self.shared.rng.chance(600) {
             let after = self.shared.rng.between(1, 10) * SECOND;
-            self.at(self.now + after, Event::Mend(Mend::Restore(node)));
+            self.at(self.now + after, SimEvent::Mend(Mend::Restore(node)));
         }
     }
 

@@ -4,10 +4,10 @@ use trefoil_core::NodeId;
 use trefoil_core::limits::TICK_MS;
 use trefoil_core::replica::Input;
 
-use crate::client::{Client, PATIENCE_US, Todo};
+use crate::client::{PATIENCE_US, SimClient, Todo};
 use crate::client_context::ClientContext;
 use crate::config::MILLISECOND;
-use crate::event::{Brief, Event, Local};
+use crate::event::{Brief, ProcessEvent, SimEvent};
 use crate::node::process::Process;
 use crate::workload::TAKERS;
 use crate::world::{World, trace};
@@ -22,11 +22,11 @@ impl World {
         }
         for client in (0..=self.shared.config.clients).chain(TAKERS) {
             let at = self.shared.rng.between(0, 1_000) * MILLISECOND;
-            self.at(at, Event::Wake(client, 0));
+            self.at(at, SimEvent::Wake(client, 0));
         }
         let first = self.shared.rng.between(0, self.shared.config.calm_us);
-        self.at(first, Event::NextFault);
-        self.at(0, Event::Watch);
+        self.at(first, SimEvent::NextFault);
+        self.at(0, SimEvent::Watch);
     }
 
     /// Lets the next thing happen; false when nothing will.
@@ -43,37 +43,37 @@ impl World {
     }
 
     /// Until when the node of an event stands still, or does not read the stream that brings it.
-    fn standing_still(&self, event: &Event) -> Option<u64> {
+    fn standing_still(&self, event: &SimEvent) -> Option<u64> {
         let (node, deaf_us) = match event {
-            Event::In(Process { node, .. }, _) => (node, 0),
-            Event::Peer(Process { node, .. }, ..)
-            | Event::Letter { to: Process { node, .. }, .. }
-            | Event::Stream { to: node, .. }
-            | Event::Announced { to: node, .. } => (node, self.nodes[node].deaf_us.0),
-            Event::Forwarded { to: Process { node, .. }, .. }
-            | Event::StreamBroke { end: Process { node, .. }, .. } => (node, 0),
-            Event::Request { to: node, .. } | Event::HangUp { to: node, .. } => {
+            SimEvent::In(Process { node, .. }, _) => (node, 0),
+            SimEvent::Peer(Process { node, .. }, ..)
+            | SimEvent::Letter { to: Process { node, .. }, .. }
+            | SimEvent::Stream { to: node, .. }
+            | SimEvent::Announced { to: node, .. } => (node, self.nodes[node].deaf_us.0),
+            SimEvent::Forwarded { to: Process { node, .. }, .. }
+            | SimEvent::StreamBroke { end: Process { node, .. }, .. } => (node, 0),
+            SimEvent::Request { to: node, .. } | SimEvent::HangUp { to: node, .. } => {
                 (node, self.nodes[node].deaf_us.1)
             }
-            Event::Hear(..)
-            | Event::Wake(..)
-            | Event::NextFault
-            | Event::Mend(_)
-            | Event::Watch => return None,
+            SimEvent::Hear(..)
+            | SimEvent::Wake(..)
+            | SimEvent::NextFault
+            | SimEvent::Mend(_)
+            | SimEvent::Watch => return None,
         };
         let node = &self.nodes[node];
         let until = node.paused_until + deaf_us;
         (node.up && until > self.now).then_some(until)
     }
 
-    fn handle(&mut self, event: Event) {
+    fn handle(&mut self, event: SimEvent) {
         match event {
-            Event::In(process, local) => {
+            SimEvent::In(process, local) => {
                 if self.is_running(process) {
                     self.local(process.node, local);
                 }
             }
-            Event::Peer(process @ Process { node: to, .. }, shard, start, peer) => {
+            SimEvent::Peer(process @ Process { node: to, .. }, shard, start, peer) => {
                 if !self.is_running(process) || !self.takes(to, (peer.message.from, start)) {
                     return;
                 }
@@ -82,11 +82,11 @@ impl World {
                 trace!(self, "s{shard} {} at log time {time}{followed}", Brief(&peer.message));
                 self.step(to, shard, Input::Peer(peer));
             }
-            Event::Stream { from, to, shard, peer, image } => {
+            SimEvent::Stream { from, to, shard, peer, image } => {
                 self.stream_ends(from, to, shard, peer, image)
             }
-            Event::Letter { from, to, letter } => self.letter(from, to, *letter),
-            Event::Announced { to, shard, from, announced: (uncertain, obstacles), said_at } => {
+            SimEvent::Letter { from, to, letter } => self.letter(from, to, *letter),
+            SimEvent::Announced { to, shard, from, announced: (uncertain, obstacles), said_at } => {
                 let node = from.0;
                 if !self.takes(to, from) || !self.is_news(to, shard, node, said_at) {
                     return;
@@ -98,42 +98,44 @@ impl World {
                 self.step(to, shard, Input::Uncertain { node, uncertain });
                 self.step(to, shard, Input::PeerObstacles { node, obstacles });
             }
-            Event::Forwarded { from, to, epoch, message } => {
+            SimEvent::Forwarded { from, to, epoch, message } => {
                 if self.is_running(to) {
                     self.forwarded(from, to.node, epoch, message);
                 }
             }
-            Event::StreamBroke { end, other, epoch } => {
+            SimEvent::StreamBroke { end, other, epoch } => {
                 if self.is_running(end) {
                     self.stream_broke(end.node, other, epoch);
                 }
             }
-            Event::Request { to, from, patience_us, request } => {
+            SimEvent::Request { to, from, patience_us, request } => {
                 self.request(to, from, patience_us, request)
             }
-            Event::HangUp { to, from } => self.hang_up(to, from),
-            Event::Hear(client, token, heard) => {
+            SimEvent::HangUp { to, from } => self.hang_up(to, from),
+            SimEvent::Hear(client, token, heard) => {
                 self.client(client, |client, now, shared| client.hear(now, token, heard, shared))
             }
-            Event::Wake(client, timer) => {
+            SimEvent::Wake(client, timer) => {
                 self.client(client, |client, now, shared| client.wake(now, timer, shared));
             }
-            Event::NextFault => self.next_fault(),
-            Event::Mend(mend) => self.mend(mend),
-            Event::Watch => self.watch(),
+            SimEvent::NextFault => self.next_fault(),
+            SimEvent::Mend(mend) => self.mend(mend),
+            SimEvent::Watch => self.watch(),
         }
     }
 
-    fn local(&mut self, node: NodeId, local: Local) {
+    fn local(&mut self, node: NodeId, local: ProcessEvent) {
         match local {
-            Local::Tick => self.tick(node),
-            Local::Dial(peer) => self.dial(node, peer),
-            Local::LinkEnds(peer, attempt) => self.link_ends(node, peer, attempt),
-            Local::Synced => self.synced(node),
-            Local::RetryWrite => self.retry_write(node),
-            Local::Applier(shard) => self.applier_done(node, shard),
-            Local::Checkpoint(shard, generation) => self.checkpointed(node, shard, generation),
-            Local::Fetched { shard, ticket, first, last, max_bytes } => {
+            ProcessEvent::Tick => self.tick(node),
+            ProcessEvent::Dial(peer) => self.dial(node, peer),
+            ProcessEvent::LinkEnds(peer, attempt) => self.link_ends(node, peer, attempt),
+            ProcessEvent::Synced => self.synced(node),
+            ProcessEvent::RetryWrite => self.retry_write(node),
+            ProcessEvent::Applier(shard) => self.applier_done(node, shard),
+            ProcessEvent::Checkpoint(shard, generation) => {
+                self.checkpointed(node, shard, generation)
+            }
+            ProcessEvent::Fetched { shard, ticket, first, last, max_bytes } => {
                 let Some(entries) = self.read_log(node, shard, (first, last), max_bytes) else {
                     return;
                 };
@@ -145,20 +147,22 @@ impl World {
                 self.stats.fetches += 1;
                 self.step(node, shard, Input::Fetched { ticket, entries });
             }
-            Local::Digested(shard, digest) => self.step(node, shard, Input::Digested(digest)),
-            Local::Opened(shard, to) => self.snapshot_opened(node, shard, to),
-            Local::Sent(shard, to, ok) => {
+            ProcessEvent::Digested(shard, digest) => {
+                self.step(node, shard, Input::Digested(digest))
+            }
+            ProcessEvent::Opened(shard, to) => self.snapshot_opened(node, shard, to),
+            ProcessEvent::Sent(shard, to, ok) => {
                 trace!(self, "n{node}/s{shard} snapshot to n{to} sent ok={ok}");
                 self.step(node, shard, Input::SnapshotSent { to, ok });
             }
-            Local::Unreachable(shard, to) => self.step(node, shard, Input::Unreachable(to)),
-            Local::Ended { call, asker, reply } => self.ended(node, call, asker, reply),
-            Local::Moved(shard) => self.look(node, Some(shard)),
+            ProcessEvent::Unreachable(shard, to) => self.step(node, shard, Input::Unreachable(to)),
+            ProcessEvent::Ended { call, asker, reply } => self.ended(node, call, asker, reply),
+            ProcessEvent::Moved(shard) => self.look(node, Some(shard)),
         }
     }
 
     fn tick(&mut self, node: NodeId) {
-        let event = Event::In(self.process(node), Local::Tick);
+        let event = SimEvent::In(self.process(node), ProcessEvent::Tick);
         self.at(self.now + self.nodes[&node].real_us(TICK_MS * MILLISECOND), event);
         self.care(node);
         self.begin_to_take_part(node);
@@ -175,7 +179,7 @@ impl World {
     fn client(
         &mut self,
         client: u64,
-        act: impl FnOnce(&mut Client, u64, &mut ClientContext) -> Vec<Todo>,
+        act: impl FnOnce(&mut SimClient, u64, &mut ClientContext) -> Vec<Todo>,
     ) {
         let Some(actor) = self.clients.get_mut(&client) else { return };
         let todos = act(actor, self.now, &mut self.shared);
@@ -185,20 +189,23 @@ impl World {
                     if !self.shared.rng.chance(self.shared.config.loss) {
                         let delay = self.shared.config.delay_us;
                         let from = (client, token);
-                        self.soon(delay, Event::Request { to: node, from, patience_us, request });
+                        self.soon(
+                            delay,
+                            SimEvent::Request { to: node, from, patience_us, request },
+                        );
                     }
                 }
                 // Nobody hears the answer.
                 Todo::CleanUp { at, node, request } => {
                     let patience_us = *PATIENCE_US.end();
                     let from = (client, 0);
-                    self.at(at, Event::Request { to: node, from, patience_us, request });
+                    self.at(at, SimEvent::Request { to: node, from, patience_us, request });
                 }
                 Todo::Cancel { node, token } => {
                     let delay = self.shared.config.delay_us;
-                    self.soon(delay, Event::HangUp { to: node, from: (client, token) });
+                    self.soon(delay, SimEvent::HangUp { to: node, from: (client, token) });
                 }
-                Todo::Wake { at, timer } => self.at(at, Event::Wake(client, timer)),
+                Todo::Wake { at, timer } => self.at(at, SimEvent::Wake(client, timer)),
             }
         }
         self.violations.append(&mut self.shared.violations);

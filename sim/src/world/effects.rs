@@ -17,15 +17,15 @@ use trefoil_proto::internal::v1::{CancelAcquire, Entry, Refusal};
 use trefoil_server::storage::{LogWrite, evidence};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use crate::check::lives::Times;
+use crate::check::lives::EntryTimes;
 use crate::check::{Violation, ballot, completeness, quorum};
 use crate::config::MILLISECOND;
-use crate::disk::Write;
-use crate::event::{Event, Local};
+use crate::disk::DiskWrite;
+use crate::event::{ProcessEvent, SimEvent};
 use crate::lives::Lives;
-use crate::network::Lane;
-use crate::node::Task;
-use crate::node::forwarding::Caller;
+use crate::network::LinkStream;
+use crate::node::ApplierTask;
+use crate::node::forwarding::CallOrigin;
 use crate::world::faults::is_doubtful;
 use crate::world::{World, trace};
 
@@ -43,29 +43,31 @@ impl World {
             match effect {
                 Effect::Send(peer) => self.send(node, shard, *peer),
                 Effect::Persist(batch) => self.persist(node, shard, batch),
-                Effect::Apply(range) => self.task(node, shard, Task::Apply(range)),
+                Effect::Apply(range) => self.task(node, shard, ApplierTask::Apply(range)),
                 Effect::Query { reads, term, now_ms } => {
-                    self.task(node, shard, Task::Query { reads, term, now_ms })
+                    self.task(node, shard, ApplierTask::Query { reads, term, now_ms })
                 }
-                Effect::CancelQuery(call) => self.task(node, shard, Task::Cancel(call)),
-                Effect::StepDown { refusal } => self.task(node, shard, Task::StepDown(refusal)),
+                Effect::CancelQuery(call) => self.task(node, shard, ApplierTask::Cancel(call)),
+                Effect::StepDown { refusal } => {
+                    self.task(node, shard, ApplierTask::StepDown(refusal))
+                }
                 Effect::Reply(call, reply) => self.reply(node, shard, call, reply),
                 Effect::Offer(call) => self.offer(node, call),
                 Effect::TakeBack(command) => self.take_back(node, shard, *command),
                 Effect::Fetch { ticket, first, last, max_bytes } => {
-                    let local = Local::Fetched { shard, ticket, first, last, max_bytes };
-                    self.soon(5 * MILLISECOND, Event::In(self.process(node), local));
+                    let local = ProcessEvent::Fetched { shard, ticket, first, last, max_bytes };
+                    self.soon(5 * MILLISECOND, SimEvent::In(self.process(node), local));
                 }
-                Effect::Checkpoint => self.task(node, shard, Task::Checkpoint),
+                Effect::Checkpoint => self.task(node, shard, ApplierTask::Checkpoint),
                 Effect::Compact { to, term } => {
                     trace!(self, "n{node}/s{shard} cuts its log to {to}");
                     self.stats.compactions += 1;
-                    self.node(node).disk.enqueue(Write::Compact(shard, to, term));
+                    self.node(node).disk.enqueue(DiskWrite::Compact(shard, to, term));
                 }
                 Effect::OpenSnapshot(to) => {
                     self.soon(
                         20 * MILLISECOND,
-                        Event::In(self.process(node), Local::Opened(shard, to)),
+                        SimEvent::In(self.process(node), ProcessEvent::Opened(shard, to)),
                     );
                 }
                 Effect::SendSnapshot(peer) => self.send_snapshot(node, shard, peer),
@@ -79,12 +81,12 @@ impl World {
                     self.task(
                         node,
                         shard,
-                        Task::Install { generation, at: (index, term), hard_state },
+                        ApplierTask::Install { generation, at: (index, term), hard_state },
                     );
                 }
                 Effect::Restore { generation, index, term } => {
                     trace!(self, "n{node}/s{shard} takes the state {index}@{term} for its own");
-                    self.task(node, shard, Task::Restore(generation));
+                    self.task(node, shard, ApplierTask::Restore(generation));
                 }
                 Effect::Outvoted { index } => self.outvoted(node, shard, index),
                 Effect::Disputed(disputed) => self.dispute(node, shard, disputed),
@@ -123,7 +125,7 @@ impl World {
         trace!(self, "n{node}/s{shard} is {role:?} of term {term}, leader {leader:?}");
         let alone = self.setup.nodes == 1;
         let now_ms = self.nodes[&node].clocks(self.now).boot_ms;
-        self.at(self.now, Event::In(self.process(node), Local::Moved(shard)));
+        self.at(self.now, SimEvent::In(self.process(node), ProcessEvent::Moved(shard)));
         if let Some(host) = self.node(node).hosts.get_mut(&shard) {
             let found = host.ballot.note(term, role == Role::Candidate, alone);
             if host.role.leader.is_some() && leader.is_none() {
@@ -163,7 +165,7 @@ impl World {
             self.violations.extend(seen.err());
             before = Some(entry.term);
         }
-        self.write(node, Write::Log(LogWrite::Append(shard, batch)));
+        self.write(node, DiskWrite::Log(LogWrite::Append(shard, batch)));
     }
 
     /// Sees that a leader has told a replica the time.
@@ -199,7 +201,7 @@ impl World {
         self.speaks(node, shard);
         self.resumes(node, shard, &peer);
         let (from, to) = (peer.message.from, peer.message.to);
-        let lane = Lane::of(peer.message.get_msg_type());
+        let lane = LinkStream::of(peer.message.get_msg_type());
         let entries = peer.message.entries.iter().map(|entry| entry.data.len());
         let bytes = 64 + entries.sum::<usize>();
         let receiver = self.reached(node, to);
@@ -209,18 +211,18 @@ impl World {
         if times.is_empty() && self.shared.rng.chance(300) {
             self.soon(
                 10 * MILLISECOND,
-                Event::In(self.process(node), Local::Unreachable(shard, to)),
+                SimEvent::In(self.process(node), ProcessEvent::Unreachable(shard, to)),
             );
         }
         let start = self.start_of(node);
         for (at, receiver) in times.into_iter().zip(receiver.into_iter().cycle()) {
-            self.at(at, Event::Peer(receiver, shard, start, Box::new(peer.clone())));
+            self.at(at, SimEvent::Peer(receiver, shard, start, Box::new(peer.clone())));
         }
     }
 
     // === The applier ===
 
-    fn task(&mut self, node: NodeId, shard: ShardId, task: Task) {
+    fn task(&mut self, node: NodeId, shard: ShardId, task: ApplierTask) {
         let Some(host) = self.node(node).hosts.get_mut(&shard) else { return };
         host.tasks.push_back(task);
         self.work(node, shard);
@@ -231,7 +233,7 @@ impl World {
         if !host.working && !host.tasks.is_empty() {
             host.working = true;
             let most = self.shared.config.apply_us;
-            self.soon(most, Event::In(self.process(node), Local::Applier(shard)));
+            self.soon(most, SimEvent::In(self.process(node), ProcessEvent::Applier(shard)));
         }
     }
 
@@ -240,23 +242,25 @@ impl World {
         let Some(task) = host.tasks.pop_front() else { return };
         match task {
             // The applier stands still until the log has it.
-            Task::Restore(generation) => {
+            ApplierTask::Restore(generation) => {
                 let rebuild = LogWrite::Rebuild { shard, generation };
-                return self.write(node, Write::Log(rebuild));
+                return self.write(node, DiskWrite::Log(rebuild));
             }
-            Task::Install { generation, at: truncated, hard_state } => {
+            ApplierTask::Install { generation, at: truncated, hard_state } => {
                 let install = LogWrite::Install { shard, hard_state, truncated, generation };
-                return self.write(node, Write::Log(install));
+                return self.write(node, DiskWrite::Log(install));
             }
-            Task::Apply(range) => self.apply(node, shard, range),
-            Task::Query { reads, term, now_ms } => self.query(node, shard, reads, term, now_ms),
-            Task::Cancel(call) => host.machine.cancel(call),
-            Task::StepDown(refusal) => {
+            ApplierTask::Apply(range) => self.apply(node, shard, range),
+            ApplierTask::Query { reads, term, now_ms } => {
+                self.query(node, shard, reads, term, now_ms)
+            }
+            ApplierTask::Cancel(call) => host.machine.cancel(call),
+            ApplierTask::StepDown(refusal) => {
                 for call in host.machine.step_down() {
                     self.reply(node, shard, call, Reply::Refused(refusal.clone()));
                 }
             }
-            Task::Checkpoint => self.begin_checkpoint(node, shard),
+            ApplierTask::Checkpoint => self.begin_checkpoint(node, shard),
         }
         if let Some(host) = self.node(node).hosts.get_mut(&shard) {
             host.working = false;
@@ -357,7 +361,7 @@ impl World {
         agreements.applied_by.insert((shard, led), index);
         let now_ms = applied.log_time_ms;
         let grace_until_ms = agreements.expiry.grace_until_ms(shard, applied.term, now_ms);
-        let times = Times { now_ms, grace_until_ms };
+        let times = EntryTimes { now_ms, grace_until_ms };
         self.saw_time(shard, data, applied);
         self.tally(&applied.counts);
         let Ok(entry) = Entry::decode(&data[..]) else { return };
@@ -472,7 +476,7 @@ impl World {
 
     pub(crate) fn reply(&mut self, node: NodeId, shard: ShardId, call: u64, reply: Reply) {
         let Some(caller) = self.node(node).calls.remove(&call) else { return };
-        let Caller { asker, floor, .. } = caller;
+        let CallOrigin { asker, floor, .. } = caller;
         match &reply {
             Reply::Answered(position, _) => {
                 self.speaks(node, shard);
@@ -505,7 +509,7 @@ impl World {
     /// An answer means durable on a quorum.
     fn durable(&mut self, shard: ShardId, position: Position) {
         let term = self.agreements.terms.get(&(shard, position.index)).copied();
-        let has = |node: &&crate::node::Node| {
+        let has = |node: &&crate::node::SimNode| {
             // What an operator has put aside is not lost.
             let disk = node.shelf.as_deref().unwrap_or(&node.disk);
             disk.reaches(shard, position.index)

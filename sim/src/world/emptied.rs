@@ -11,9 +11,9 @@ use trefoil_core::member::Stage;
 
 use crate::check::history::Action;
 use crate::config::{MILLISECOND, SECOND};
-use crate::disk::Disk;
-use crate::event::{Event, Mend};
-use crate::world::faults::Group;
+use crate::disk::SimDisk;
+use crate::event::{Mend, SimEvent};
+use crate::world::faults::NodeSet;
 use crate::world::{World, trace};
 
 /// In the place of a client: it does not want the answer.
@@ -34,7 +34,7 @@ impl World {
         });
         let starts = starts.collect::<BTreeSet<_>>();
         for (at, node) in &starts {
-            self.at(*at, Event::Mend(Mend::Start(*node)));
+            self.at(*at, SimEvent::Mend(Mend::Start(*node)));
         }
         let (Some((first, node)), Some((last, _))) = (starts.first(), starts.last()) else {
             return;
@@ -44,7 +44,7 @@ impl World {
         } else {
             last + self.shared.rng.between(0, 8 * self.shared.config.delay_us)
         };
-        self.at(at, Event::Mend(Mend::Stumble(*node)));
+        self.at(at, SimEvent::Mend(Mend::Stumble(*node)));
     }
 
     /// A node dies on its way into its cluster, and its directory is lost where it has promised nothing.
@@ -61,7 +61,7 @@ impl World {
             self.emptied.insert(node);
             self.stats.lost_on_the_way += 1;
         }
-        self.at(self.now + FORMED_US, Event::Mend(Mend::FormAnew));
+        self.at(self.now + FORMED_US, SimEvent::Mend(Mend::FormAnew));
     }
 
     /// The operator empties all directories where none is formed: nobody was ever served.
@@ -76,15 +76,15 @@ impl World {
             self.crash(node, SECOND, false);
             self.empty(node);
             self.node(node).ended = false;
-            self.soon(SECOND, Event::Mend(Mend::Start(node)));
+            self.soon(SECOND, SimEvent::Mend(Mend::Start(node)));
         }
-        self.at(self.now + FORMED_US, Event::Mend(Mend::FormAnew));
+        self.at(self.now + FORMED_US, SimEvent::Mend(Mend::FormAnew));
     }
 
     /// A node, which is down, has a new directory.
     fn empty(&mut self, node: NodeId) {
         let incarnation = self.shared.rng.number();
-        let disk = Disk::new(incarnation, 0..=self.setup.shards, self.setup.disk);
+        let disk = SimDisk::new(incarnation, 0..=self.setup.shards, self.setup.disk);
         trace!(self, "n{node} is emptied");
         drop(self.node(node).disk.replace(disk));
         self.agreements.damaged.retain(|(of, ..)| *of != node);
@@ -101,12 +101,12 @@ impl World {
     }
 
     pub(crate) fn empty_a_majority(&mut self) {
-        let all = (1..=self.setup.nodes).collect::<Group>();
+        let all = (1..=self.setup.nodes).collect::<NodeSet>();
         let first = self.shared.rng.between(0, self.setup.nodes - 1);
         let majority = self.setup.nodes / 2 + 1;
         let emptied = (first..first + majority).map(|n| 1 + n % self.setup.nodes);
         self.emptied = emptied.collect();
-        let others = all.difference(&self.emptied).copied().collect::<Group>();
+        let others = all.difference(&self.emptied).copied().collect::<NodeSet>();
         trace!(self, "{:?} are emptied while {others:?} are away", self.emptied);
         if self.shared.rng.chance(500) {
             self.split(&others, true, AWAY_US);
@@ -121,7 +121,7 @@ impl World {
             self.empty(node);
             self.ask_for_nothing(node);
         }
-        self.at(self.now + AWAY_US, Event::Mend(Mend::Return));
+        self.at(self.now + AWAY_US, SimEvent::Mend(Mend::Return));
     }
 
     /// Calls to a node that has lost everything: an answer would say that there was never anything.
@@ -129,7 +129,7 @@ impl World {
         for n in 0..self.shared.config.keys {
             let request = self.shared.router.request(&Action::Get { key: format!("key-{n}") });
             let from = (NOBODY, n);
-            let event = Event::Request { to: node, from, patience_us: AWAY_US, request };
+            let event = SimEvent::Request { to: node, from, patience_us: AWAY_US, request };
             self.soon(AWAY_US, event);
         }
     }

@@ -10,22 +10,22 @@ use trefoil_server::storage::LogWrite;
 
 use crate::check::Violation;
 use crate::config::{FaultKind, MILLISECOND, SECOND};
-use crate::disk::Write;
-use crate::disk::volume::Fault;
-use crate::event::{Event, Local, Mend};
-use crate::node::{Host, Node, Task};
-use crate::phase::Phase;
+use crate::disk::DiskWrite;
+use crate::disk::volume::IoFault;
+use crate::event::{Mend, ProcessEvent, SimEvent};
+use crate::node::{ApplierTask, Host, SimNode};
+use crate::phase::RunPhase;
 use crate::world::storage::LOW_BYTES;
 use crate::world::{World, trace};
 
 /// Whether the end of a node's log is in doubt, or will be when it starts.
-pub(crate) fn is_doubtful(node: &Node) -> bool {
+pub(crate) fn is_doubtful(node: &SimNode) -> bool {
     node.disk.doubtful || node.hosts.values().any(|host| host.replica.is_uncertain())
 }
 
 /// What is wrong with a leader that is left out of those that work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Harm {
+enum LeaderFault {
     Deaf,
     HungDisk,
     FullDisk,
@@ -33,11 +33,11 @@ enum Harm {
 }
 
 /// Some of the nodes.
-pub(crate) type Group = BTreeSet<NodeId>;
+pub(crate) type NodeSet = BTreeSet<NodeId>;
 
 impl World {
     pub(crate) fn next_fault(&mut self) {
-        let goes_on = matches!(self.phase, Phase::Chaos | Phase::Core);
+        let goes_on = matches!(self.phase, RunPhase::Chaos | RunPhase::Core);
         if !goes_on || self.shared.config.faults.is_empty() {
             return;
         }
@@ -49,7 +49,7 @@ impl World {
             self.fault(kind, node, for_us);
         }
         let calm = self.shared.config.calm_us;
-        self.soon(calm, Event::NextFault);
+        self.soon(calm, SimEvent::NextFault);
     }
 
     fn fault(&mut self, kind: FaultKind, node: NodeId, for_us: u64) {
@@ -61,7 +61,7 @@ impl World {
             }
             FaultKind::CrashAll => self.crash_all(),
             FaultKind::Isolate => {
-                let group = Group::from([node]);
+                let group = NodeSet::from([node]);
                 self.split(&group, true, for_us);
             }
             FaultKind::OneWay => {
@@ -70,14 +70,14 @@ impl World {
             }
             FaultKind::Split => {
                 let all = 1..=self.setup.nodes;
-                let group = all.filter(|_| self.shared.rng.chance(500)).collect::<Group>();
+                let group = all.filter(|_| self.shared.rng.chance(500)).collect::<NodeSet>();
                 let both = self.shared.rng.chance(500);
                 self.split(&group, both, for_us);
             }
             FaultKind::NarrowLink => {
                 let rate = self.shared.rng.between_doublings(64, 16 << 10);
                 self.network.narrow(node, Some(rate));
-                self.at(self.now + 2 * for_us, Event::Mend(Mend::Width(node)));
+                self.at(self.now + 2 * for_us, SimEvent::Mend(Mend::Width(node)));
             }
             FaultKind::Bridge => self.bridge(node, for_us),
             FaultKind::Ring => self.ring(for_us),
@@ -109,7 +109,7 @@ impl World {
     }
 
     fn disk_fault(&mut self, kind: FaultKind, node: NodeId, for_us: u64) {
-        let mend = Event::Mend(Mend::Disk(node));
+        let mend = SimEvent::Mend(Mend::Disk(node));
         match kind {
             FaultKind::SlowDisk => {
                 self.node(node).sync_floor_us =
@@ -129,11 +129,15 @@ impl World {
                 } else {
                     self.node(node).disk.volume.limit(Some(room));
                 }
-                self.at(self.now + for_us, Event::Mend(Mend::Room(node)));
+                self.at(self.now + for_us, SimEvent::Mend(Mend::Room(node)));
             }
             FaultKind::DiskError => {
-                let fault =
-                    *self.shared.rng.pick(&[Fault::Read, Fault::Write, Fault::Sync, Fault::Sync]);
+                let fault = *self.shared.rng.pick(&[
+                    IoFault::Read,
+                    IoFault::Write,
+                    IoFault::Sync,
+                    IoFault::Sync,
+                ]);
                 self.node(node).disk.volume.arm(Some(fault));
             }
             FaultKind::BitFlip => self.rot(node),
@@ -170,12 +174,12 @@ impl World {
         };
         // What the other one misses is on the leader and the node alone, and the leader dies when the node has lost it.
         let misses_us = self.shared.rng.between(200, 2_000) * MILLISECOND;
-        self.split(&Group::from([other]), true, misses_us);
-        self.at(self.now + misses_us, Event::Mend(Mend::RotTail(node, leader)));
+        self.split(&NodeSet::from([other]), true, misses_us);
+        self.at(self.now + misses_us, SimEvent::Mend(Mend::RotTail(node, leader)));
     }
 
     fn rot_tail_goes_on(&mut self, node: NodeId, leader: NodeId) {
-        if self.phase != Phase::Chaos {
+        if self.phase != RunPhase::Chaos {
             return;
         }
         self.lose_tail(node, SECOND / 4);
@@ -231,7 +235,7 @@ impl World {
     // === The network ===
 
     /// Cuts a group off from the others, or only what it sends.
-    pub(crate) fn split(&mut self, group: &Group, both: bool, for_us: u64) {
+    pub(crate) fn split(&mut self, group: &NodeSet, both: bool, for_us: u64) {
         for from in 1..=self.setup.nodes {
             for to in 1..=self.setup.nodes {
                 let leaves = group.contains(&from) && !group.contains(&to);
@@ -274,11 +278,11 @@ impl World {
             let links = [(node, other), (other, node)];
             at += self.shared.rng.between(50, 1_500) * MILLISECOND;
             for (from, to) in links.into_iter().take(1 + usize::from(both)) {
-                self.at(at, Event::Mend(Mend::Cut(from, to)));
+                self.at(at, SimEvent::Mend(Mend::Cut(from, to)));
             }
             at += self.shared.rng.between(50, 1_500) * MILLISECOND;
             for (from, to) in links {
-                self.at(at, Event::Mend(Mend::Link(from, to)));
+                self.at(at, SimEvent::Mend(Mend::Link(from, to)));
             }
         }
     }
@@ -286,7 +290,7 @@ impl World {
     /// Any node, or one that leads: that is where faults hurt.
     fn any_node(&mut self) -> NodeId {
         let shard = self.any_shard();
-        let leads = |node: &&Node| {
+        let leads = |node: &&SimNode| {
             let host = node.hosts.get(&shard);
             host.is_some_and(|host| {
                 host.replica.status(node.clocks(self.now)).role.role == Role::Leader
@@ -305,7 +309,7 @@ impl World {
     fn cut(&mut self, from: NodeId, to: NodeId, for_us: u64) {
         self.stats.cuts += 1;
         self.network.cut(from, to);
-        self.at(self.now + for_us, Event::Mend(Mend::Link(from, to)));
+        self.at(self.now + for_us, SimEvent::Mend(Mend::Link(from, to)));
     }
 
     // === Processes ===
@@ -336,7 +340,7 @@ impl World {
         at.life += 1;
         let mut hosts = at.die();
         let installs = |host: &Host| {
-            matches!(host.tasks.front(), Some(Task::Install { .. }))
+            matches!(host.tasks.front(), Some(ApplierTask::Install { .. }))
                 || (host.working && host.tasks.is_empty())
         };
         self.stats.installs_interrupted +=
@@ -358,7 +362,7 @@ impl World {
         self.stats.crashes += 1;
         self.stats.lost_tails += u64::from(lost && power);
         self.forget_calls(node, power);
-        self.at(self.now + for_us, Event::Mend(Mend::Start(node)));
+        self.at(self.now + for_us, SimEvent::Mend(Mend::Start(node)));
     }
 
     /// Starts the process of a node.
@@ -378,13 +382,13 @@ impl World {
             Err(_) if at.disk.volume.errors() > errors => {
                 trace!(self, "n{node} does not start: its disk failed");
                 self.stats.disk_errors += 1;
-                return self.at(now + SECOND, Event::Mend(Mend::Start(node)));
+                return self.at(now + SECOND, SimEvent::Mend(Mend::Start(node)));
             }
             // A torn tail is noted in the log before anything else.
             Err(why) if at.disk.volume.is_limited() => {
                 trace!(self, "n{node} does not start: {why}");
                 self.stats.full_disks += 1;
-                return self.at(now + SECOND, Event::Mend(Mend::Start(node)));
+                return self.at(now + SECOND, SimEvent::Mend(Mend::Start(node)));
             }
             Err(why) => return self.does_not_start(node, &why),
         };
@@ -406,9 +410,9 @@ impl World {
         self.stats.uncertain += u64::from(uncertain);
         self.introduce(node, own);
         for shard in damaged {
-            self.write(node, Write::Log(LogWrite::Damage(shard)));
+            self.write(node, DiskWrite::Log(LogWrite::Damage(shard)));
         }
-        let event = Event::In(self.process(node), Local::Tick);
+        let event = SimEvent::In(self.process(node), ProcessEvent::Tick);
         self.soon(TICK_MS * MILLISECOND, event);
     }
 
@@ -431,13 +435,13 @@ impl World {
             Mend::Stumble(node) => self.stumble(node),
             Mend::FormAnew => self.form_anew(),
             Mend::Cut(from, to) => {
-                if matches!(self.phase, Phase::Chaos | Phase::Core) {
+                if matches!(self.phase, RunPhase::Chaos | RunPhase::Core) {
                     self.network.cut(from, to);
                 }
             }
             // Who is left out stays as it is.
             Mend::Width(node) | Mend::Disk(node) | Mend::Room(node)
-                if self.phase == Phase::Core && !self.core.contains(&node) => {}
+                if self.phase == RunPhase::Core && !self.core.contains(&node) => {}
             Mend::Link(from, to) => self.network.mend(from, to),
             Mend::Width(node) => self.network.narrow(node, None),
             Mend::Disk(node) => self.mend_disk(node),
@@ -456,7 +460,7 @@ impl World {
         let at = self.node(node);
         at.sync_floor_us = 0;
         if std::mem::take(&mut at.hung) && at.disk.is_flying() {
-            let event = Event::In(self.process(node), Local::Synced);
+            let event = SimEvent::In(self.process(node), ProcessEvent::Synced);
             self.at(self.now, event);
         }
     }
@@ -502,7 +506,7 @@ impl World {
             self.shared.rng.chance(700) && sound.contains(leader) && sound.len() > majority
         });
         sound.retain(|node| Some(*node) != leader);
-        let mut core = Group::new();
+        let mut core = NodeSet::new();
         while core.len() < majority {
             let n = self.shared.rng.between(0, sound.len() as u64 - 1);
             core.insert(sound.remove(usize::try_from(n).expect("a small number")));
@@ -525,21 +529,25 @@ impl World {
 
     /// A leader outside of the core that the core goes on hearing: it hears nobody, its disk hangs, or has no room.
     fn harm_leader(&mut self, leader: NodeId) {
-        let harm =
-            *self.shared.rng.pick(&[Harm::Deaf, Harm::HungDisk, Harm::FullDisk, Harm::NarrowLink]);
+        let harm = *self.shared.rng.pick(&[
+            LeaderFault::Deaf,
+            LeaderFault::HungDisk,
+            LeaderFault::FullDisk,
+            LeaderFault::NarrowLink,
+        ]);
         trace!(self, "n{leader} is left out: {harm:?}");
         self.heal_node(leader);
         for node in self.core.clone() {
             self.network.mend(leader, node);
             self.network.mend(node, leader);
-            if harm == Harm::Deaf {
+            if harm == LeaderFault::Deaf {
                 self.network.cut(node, leader);
             }
         }
         match harm {
-            Harm::Deaf => {}
-            Harm::HungDisk => self.node(leader).hung = true,
-            Harm::FullDisk => {
+            LeaderFault::Deaf => {}
+            LeaderFault::HungDisk => self.node(leader).hung = true,
+            LeaderFault::FullDisk => {
                 if self.shared.rng.chance(700) {
                     self.node(leader).scarce = true;
                 } else {
@@ -548,13 +556,13 @@ impl World {
                 }
                 self.stats.full_leaders += 1;
             }
-            Harm::NarrowLink => {
+            LeaderFault::NarrowLink => {
                 let rate = self.shared.rng.between_doublings(8, 256);
                 self.network.narrow(leader, Some(rate));
                 self.stats.narrow_leaders += 1;
             }
         }
-        if [Harm::FullDisk, Harm::NarrowLink].contains(&harm) {
+        if [LeaderFault::FullDisk, LeaderFault::NarrowLink].contains(&harm) {
             // Nothing else is wrong with it.
             let mut sound = self.core.clone();
             sound.insert(leader);

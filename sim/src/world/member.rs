@@ -9,10 +9,10 @@ use trefoil_core::{NodeId, ShardId};
 
 use crate::check::Violation;
 use crate::config::{MILLISECOND, SECOND};
-use crate::event::{Event, Local};
-use crate::network::Lane;
-use crate::node::membership::{Letter, Link, Member, Said, State};
-use crate::node::process::{Announced, Process};
+use crate::event::{ProcessEvent, SimEvent};
+use crate::network::LinkStream;
+use crate::node::membership::{Letter, LinkState, MemberLink, Membership, Said};
+use crate::node::process::{Process, ReplicaNotice};
 use crate::world::{World, trace};
 
 /// Hash of the flags.
@@ -35,9 +35,9 @@ impl World {
         let formation = Formation::new(node, members, SETUP, word);
         let memory = at.disk.remembered();
         let peers = (1..=self.setup.nodes).filter(|peer| *peer != node);
-        let links = peers.map(|peer| (peer, Link::default())).collect::<BTreeMap<_, _>>();
+        let links = peers.map(|peer| (peer, MemberLink::default())).collect::<BTreeMap<_, _>>();
         let peers = links.keys().copied().collect::<Vec<_>>();
-        self.node(node).member = Some(Member {
+        self.node(node).member = Some(Membership {
             introduction: Introduction::new(node, formation, own, memory),
             takes_part: false,
             held: Vec::new(),
@@ -47,11 +47,11 @@ impl World {
         });
         self.advance(node);
         for peer in peers {
-            self.soon(PAUSE_US.0, Event::In(self.process(node), Local::Dial(peer)));
+            self.soon(PAUSE_US.0, SimEvent::In(self.process(node), ProcessEvent::Dial(peer)));
         }
     }
 
-    fn member(&mut self, node: NodeId) -> Option<&mut Member> {
+    fn member(&mut self, node: NodeId) -> Option<&mut Membership> {
         self.node(node).member.as_mut()
     }
 
@@ -63,8 +63,8 @@ impl World {
     /// The process of a peer to which a node has a stream.
     pub(crate) fn reached(&self, node: NodeId, peer: NodeId) -> Option<Process> {
         match self.nodes[&node].member.as_ref()?.links.get(&peer)?.state {
-            State::Open { life, .. } => Some(Process { node: peer, life }),
-            State::Closed | State::Dialling => None,
+            LinkState::Open { life, .. } => Some(Process { node: peer, life }),
+            LinkState::Closed | LinkState::Dialling => None,
         }
     }
 
@@ -111,7 +111,7 @@ impl World {
                     let shelf = at.shelf.as_deref();
                     [Some(&at.disk), shelf].into_iter().flatten().map(|disk| (at.id, disk))
                 });
-                let incarnation = |(id, disk): (NodeId, &crate::disk::Disk)| {
+                let incarnation = |(id, disk): (NodeId, &crate::disk::SimDisk)| {
                     (id, disk.identity().word.incarnation)
                 };
                 let there = disks.map(incarnation).collect();
@@ -199,8 +199,8 @@ impl World {
         let Some(link) = self.member(node).and_then(|member| member.links.get_mut(&peer)) else {
             return;
         };
-        let Some(said) = said.filter(|_| link.state == State::Closed) else { return };
-        link.state = State::Dialling;
+        let Some(said) = said.filter(|_| link.state == LinkState::Closed) else { return };
+        link.state = LinkState::Dialling;
         link.attempt += 1;
         link.told = Some(said.clone());
         let attempt = link.attempt;
@@ -214,16 +214,16 @@ impl World {
     /// Sends something on a stream; false when it is lost.
     fn post(&mut self, from: NodeId, to: Process, letter: Letter) -> bool {
         let (rng, config) = (&mut self.shared.rng, &self.shared.config);
-        let at = self.network.stream(rng, config, self.now, (from, to.node), Lane::Members);
+        let at = self.network.stream(rng, config, self.now, (from, to.node), LinkStream::Members);
         let Some(at) = at else { return false };
         let from = self.process(from);
-        self.at(at, Event::Letter { from, to, letter: Box::new(letter) });
+        self.at(at, SimEvent::Letter { from, to, letter: Box::new(letter) });
         true
     }
 
     /// A process will see that an attempt of it, or a stream, has come to an end.
     fn link_fails(&mut self, process: Process, (peer, attempt): (NodeId, u64), within_us: u64) {
-        self.soon(within_us, Event::In(process, Local::LinkEnds(peer, attempt)));
+        self.soon(within_us, SimEvent::In(process, ProcessEvent::LinkEnds(peer, attempt)));
     }
 
     pub(crate) fn link_ends(&mut self, node: NodeId, peer: NodeId, attempt: u64) {
@@ -231,12 +231,12 @@ impl World {
         let Some(link) = self.member(node).and_then(|member| member.links.get_mut(&peer)) else {
             return;
         };
-        if link.attempt != attempt || link.state == State::Closed {
+        if link.attempt != attempt || link.state == LinkState::Closed {
             return;
         }
         link.dialled = true;
-        let was_open = std::mem::take(&mut link.state) != State::Dialling;
-        self.at(self.now + pause, Event::In(self.process(node), Local::Dial(peer)));
+        let was_open = std::mem::take(&mut link.state) != LinkState::Dialling;
+        self.at(self.now + pause, SimEvent::In(self.process(node), ProcessEvent::Dial(peer)));
         for shard in (0..=self.setup.shards).filter(|_| was_open) {
             self.step(node, shard, Input::Unreachable(peer));
         }
@@ -247,7 +247,7 @@ impl World {
         let within_us = if power { GREETING_US } else { 100 * MILLISECOND };
         for peer in (1..=self.setup.nodes).filter(|peer| *peer != node) {
             let link = self.nodes[&peer].member.as_ref().and_then(|member| member.links.get(&node));
-            let Some(link) = link.filter(|link| link.state != State::Closed) else { continue };
+            let Some(link) = link.filter(|link| link.state != LinkState::Closed) else { continue };
             let attempt = link.attempt;
             self.link_fails(self.process(peer), (node, attempt), within_us);
         }
@@ -257,12 +257,12 @@ impl World {
     fn tell(&mut self, node: NodeId) {
         let Some(said) = self.said(node) else { return };
         let process = self.process(node);
-        let open = |(peer, link): (&NodeId, &Link)| match link.state {
-            State::Open { life, start } => {
+        let open = |(peer, link): (&NodeId, &MemberLink)| match link.state {
+            LinkState::Open { life, start } => {
                 let to = Process { node: *peer, life };
                 Some((to, start, link.attempt, link.told.as_ref() != Some(&said)))
             }
-            State::Closed | State::Dialling => None,
+            LinkState::Closed | LinkState::Dialling => None,
         };
         let member = self.nodes[&node].member.as_ref();
         let open = member.map(|member| member.links.iter().filter_map(open).collect::<Vec<_>>());
@@ -367,7 +367,8 @@ impl World {
     /// A peer has answered a greeting.
     fn welcomed(&mut self, to: Process, from: Process, attempt: u64, answer: Result<Said, bool>) {
         let (node, peer) = (to.node, from.node);
-        let is_awaited = |link: &Link| link.attempt == attempt && link.state == State::Dialling;
+        let is_awaited =
+            |link: &MemberLink| link.attempt == attempt && link.state == LinkState::Dialling;
         let link = self.nodes[&node].member.as_ref().and_then(|member| member.links.get(&peer));
         if !link.is_some_and(is_awaited) {
             return;
@@ -387,11 +388,11 @@ impl World {
         if let Some(host) = self.member(node)
             && let Some(link) = host.links.get_mut(&peer)
         {
-            (link.state, link.dialled) = (State::Open { life: from.life, start }, true);
+            (link.state, link.dialled) = (LinkState::Open { life: from.life, start }, true);
         }
         for host in self.node(node).hosts.values_mut() {
             // A new stream begins with all that there is to tell.
-            host.told.insert(peer, (u32::MAX, Announced::default()));
+            host.told.insert(peer, (u32::MAX, ReplicaNotice::default()));
         }
         self.begin_to_take_part(node);
     }

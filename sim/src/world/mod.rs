@@ -29,15 +29,15 @@ use crate::check::requests::Ledger;
 use crate::check::services::Services;
 use crate::check::time::LogTime;
 use crate::check::{Clocks, Violation};
-use crate::client::Client;
+use crate::client::SimClient;
 use crate::client_context::ClientContext;
-use crate::config::Config;
+use crate::config::RunConfig;
 use crate::disk::directory::DiskCopy;
-use crate::event::Event;
+use crate::event::SimEvent;
 use crate::network::Network;
 use crate::node::process::Process;
-use crate::node::{Clock, Node, Setup};
-use crate::phase::Phase;
+use crate::node::{Clock, Setup, SimNode};
+use crate::phase::RunPhase;
 use crate::rng::Rng;
 use crate::stats::Stats;
 use crate::trace::Trace;
@@ -51,14 +51,14 @@ pub struct World {
     sequence: u64,
     /// Names of calls and streams that were given.
     pub(crate) names: u64,
-    events: BTreeMap<(u64, u64), Event>,
+    events: BTreeMap<(u64, u64), SimEvent>,
     pub(crate) setup: Setup,
-    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    pub(crate) nodes: BTreeMap<NodeId, SimNode>,
     pub(crate) network: Network,
-    pub(crate) clients: BTreeMap<u64, Client>,
+    pub(crate) clients: BTreeMap<u64, SimClient>,
     pub(crate) shared: ClientContext,
     pub(crate) trace: Rc<RefCell<Trace>>,
-    pub(crate) phase: Phase,
+    pub(crate) phase: RunPhase,
     pub(crate) phase_ends_at: u64,
     /// The nodes that work although faults go on elsewhere; empty before they are chosen.
     pub(crate) core: BTreeSet<NodeId>,
@@ -157,7 +157,7 @@ impl World {
     #[must_use]
     pub fn new(seed: u64, trace: Rc<RefCell<Trace>>) -> Self {
         let mut rng = Rng::new(seed);
-        let config = Config::draw(&mut rng);
+        let config = RunConfig::draw(&mut rng);
         let (nodes, shards) = (config.nodes, config.shards);
         let setup = Setup { nodes, shards, tuning: config.tuning, disk: config.disk };
         let mut node = |id| {
@@ -166,13 +166,13 @@ impl World {
             let rate = 1_000 + drift - config.drift_per_mille;
             let boot_us = rng.between(0, 100_000_000);
             let clock = Clock { boot_us, since_us: 0, rate, skew_ms };
-            (id, Node::new((id, rng.number()), setup.shards, clock, config.disk))
+            (id, SimNode::new((id, rng.number()), setup.shards, clock, config.disk))
         };
         let nodes = (1..=setup.nodes).map(&mut node).collect();
-        let operator = Client::new(0, Workload::Operator(Operator::default()));
+        let operator = SimClient::new(0, Workload::Operator(Operator::default()));
         let others = (1..=config.clients)
             .chain(TAKERS)
-            .map(|client| Client::new(client, Workload::of(client)));
+            .map(|client| SimClient::new(client, Workload::of(client)));
         let clients =
             std::iter::once(operator).chain(others).map(|client| (client.id, client)).collect();
         let clocks = Clocks { drift_per_mille: config.drift_per_mille, ..Clocks::default() };
@@ -206,7 +206,7 @@ impl World {
             clients,
             shared,
             trace,
-            phase: Phase::Chaos,
+            phase: RunPhase::Chaos,
             phase_ends_at: 0,
             core: BTreeSet::new(),
             lost_tail: None,
@@ -224,13 +224,13 @@ impl World {
     }
 
     /// Lets something happen at a time.
-    pub(crate) fn at(&mut self, at: u64, event: Event) {
+    pub(crate) fn at(&mut self, at: u64, event: SimEvent) {
         self.sequence += 1;
         self.events.insert((at.max(self.now), self.sequence), event);
     }
 
     /// Lets something happen after a while, drawn up to `most_us`.
-    pub(crate) fn soon(&mut self, most_us: u64, event: Event) {
+    pub(crate) fn soon(&mut self, most_us: u64, event: SimEvent) {
         let delay = self.shared.rng.between(1, most_us.max(1));
         self.at(self.now + delay, event);
     }
@@ -245,7 +245,7 @@ impl World {
         node.up && node.life == process.life
     }
 
-    pub(crate) fn node(&mut self, node: NodeId) -> &mut Node {
+    pub(crate) fn node(&mut self, node: NodeId) -> &mut SimNode {
         self.nodes.get_mut(&node).expect("every id has a node")
     }
 

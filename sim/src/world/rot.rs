@@ -10,9 +10,9 @@ use trefoil_server::storage::LogWrite;
 
 use crate::check::Violation;
 use crate::config::SECOND;
-use crate::disk::state::State;
-use crate::disk::{Found, Rot, Write};
-use crate::event::{Event, Local};
+use crate::disk::state::MachineStore;
+use crate::disk::{DiskWrite, FoundShards, Rot};
+use crate::event::{ProcessEvent, SimEvent};
 use crate::world::{World, trace};
 
 /// Ticks in a thousand in which a scrub comes to what cannot be read.
@@ -89,7 +89,7 @@ impl World {
         if trefoil_core::mutant!(DamagedLeads) {
             // What cannot be read is taken for what is not there.
             at.disk.rot.clear();
-            if let State::Memory(store) = &mut host.store {
+            if let MachineStore::Memory(store) = &mut host.store {
                 let keys = store.records.keys().filter(|key| key[2] != 0).cloned();
                 for key in keys.collect::<Vec<_>>() {
                     store.delete(&key);
@@ -125,11 +125,11 @@ impl World {
             let why = Refusal { reason: Reason::NoQuorum.into(), ..Refusal::default() };
             self.reply(node, shard, call, Reply::Refused(why));
         }
-        self.write(node, Write::Log(LogWrite::Damage(shard)));
+        self.write(node, DiskWrite::Log(LogWrite::Damage(shard)));
     }
 
     /// A start: what it finds damaged is recorded, and what was recorded is not believed.
-    pub(crate) fn saw_start(&mut self, node: NodeId, shards: &Found) -> Vec<ShardId> {
+    pub(crate) fn saw_start(&mut self, node: NodeId, shards: &FoundShards) -> Vec<ShardId> {
         let mut news = Vec::new();
         for (shard, (boot, _)) in shards {
             let disk = &self.nodes[&node].disk;
@@ -154,7 +154,7 @@ impl World {
         let digest = Chain { index, hash: Machine::digest(&host.store) };
         let delay = self.shared.config.checkpoint_us;
         self.stats.digests += 1;
-        self.soon(delay, Event::In(self.process(node), Local::Digested(shard, digest)));
+        self.soon(delay, SimEvent::In(self.process(node), ProcessEvent::Digested(shard, digest)));
     }
 
     /// A received state is in the place of the damaged one.

@@ -11,13 +11,13 @@ use trefoil_core::replica::{Input, Proposal, Read, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
 use trefoil_proto::internal::v1::{Command, Refusal, answer};
 
-use crate::calls::Request;
+use crate::calls::RoutedRequest;
 use crate::check::Violation;
-use crate::client::Heard;
+use crate::client::TryResult;
 use crate::config::{MILLISECOND, SECOND};
-use crate::event::{Event, Local};
-use crate::network::Lane;
-use crate::node::forwarding::{Asker, Caller, Forwarded, Served, Stream, Trying};
+use crate::event::{ProcessEvent, SimEvent};
+use crate::network::LinkStream;
+use crate::node::forwarding::{Asker, CallOrigin, CallStream, Forwarded, Served, Trying};
 use crate::node::process::Process;
 use crate::world::{World, trace};
 
@@ -37,13 +37,13 @@ impl World {
         to: NodeId,
         (client, token): (u64, u64),
         patience_us: u64,
-        request: Request,
+        request: RoutedRequest,
     ) {
         if !self.nodes[&to].up {
             trace!(self, "n{to} is down for client {client}");
-            return self.soon(MILLISECOND, Event::Hear(client, token, Heard::Unreached));
+            return self.soon(MILLISECOND, SimEvent::Hear(client, token, TryResult::Unreached));
         }
-        let Request { shard, body } = request;
+        let RoutedRequest { shard, body } = request;
         let answer_by_ms =
             self.nodes[&to].clocks(self.now).boot_ms + patience_us / MILLISECOND - ANSWER_MARGIN_MS;
         let call = Call::new(body, answer_by_ms);
@@ -143,7 +143,7 @@ impl World {
         served.tries += 1;
         if to == node {
             let floor = self.floor(shard, &work);
-            let caller = Caller { asker: Asker::Served(id), shard, floor };
+            let caller = CallOrigin { asker: Asker::Served(id), shard, floor };
             let call = self.node(node).call(caller);
             served.trying = Some(Trying::Here(call));
             self.node(node).served.insert(id, served);
@@ -247,7 +247,7 @@ impl World {
     pub(crate) fn take_back(&mut self, node: NodeId, shard: ShardId, command: Command) {
         self.stats.taken_back += 1;
         trace!(self, "n{node}/s{shard} takes a grant back: {:?}", command.operation);
-        let request = Request { shard, body: ShardRequest::Command(command) };
+        let request = RoutedRequest { shard, body: ShardRequest::Command(command) };
         self.request(node, (ITSELF, TAKE_BACK_TRIES), TAKE_BACK_US, request);
     }
 
@@ -282,16 +282,16 @@ impl World {
             trace!(self, "n{node} ends call {id} with {}", refusal.reason().name());
             self.count(refusal);
             if client == ITSELF && token > 0 {
-                let request = Request { shard, body: served.call.work().clone() };
+                let request = RoutedRequest { shard, body: served.call.work().clone() };
                 let (from, patience_us) = ((client, token - 1), TAKE_BACK_US);
-                let event = Event::Request { to: node, from, patience_us, request };
+                let event = SimEvent::Request { to: node, from, patience_us, request };
                 return self.at(self.now + SECOND / 5, event);
             }
         }
         if !self.shared.rng.chance(self.shared.config.loss) {
             let delay = self.shared.config.delay_us;
             let again = served.call.has_unseen();
-            self.soon(delay, Event::Hear(client, token, Heard::Reply { reply, again }));
+            self.soon(delay, SimEvent::Hear(client, token, TryResult::Reply { reply, again }));
         }
     }
 
@@ -306,7 +306,7 @@ impl World {
             && self.takes(to, (node, self.start_of(node)))
             && self.takes(node, (to, self.start_of(to)));
         let (now, now_ms) = (self.now, self.nodes[&node].clocks(self.now).boot_ms);
-        let stream = self.node(node).streams.entry(to).or_insert(Stream {
+        let stream = self.node(node).streams.entry(to).or_insert(CallStream {
             epoch: fresh,
             is_broken: false,
             is_fresh: true,
@@ -329,11 +329,12 @@ impl World {
         }
         let epoch = stream.epoch;
         let (rng, config) = (&mut self.shared.rng, &self.shared.config);
-        let Some(at) = self.network.stream(rng, config, self.now, (from, to), Lane::Calls) else {
+        let Some(at) = self.network.stream(rng, config, self.now, (from, to), LinkStream::Calls)
+        else {
             return self.break_stream(owner, peer, BREAK_US);
         };
         let (from, to) = (self.process(from), self.process(to));
-        self.at(at, Event::Forwarded { from, to, epoch, message });
+        self.at(at, SimEvent::Forwarded { from, to, epoch, message });
     }
 
     /// Nothing more arrives on a stream, and its ends see that within a while.
@@ -346,7 +347,7 @@ impl World {
         self.stats.streams_broken += 1;
         for (end, other) in [(owner, peer), (peer, owner)] {
             let end = self.process(end);
-            self.soon(within_us, Event::StreamBroke { end, other, epoch });
+            self.soon(within_us, SimEvent::StreamBroke { end, other, epoch });
         }
     }
 
@@ -390,7 +391,7 @@ impl World {
             Forwarded::Call { id, shard, timeout_ms, work } => {
                 let floor = self.floor(shard, &work);
                 let asker = Asker::Peer { process: from, epoch, id };
-                let call = self.node(node).call(Caller { asker, shard, floor });
+                let call = self.node(node).call(CallOrigin { asker, shard, floor });
                 self.submit(node, shard, (call, true), work, now_ms + timeout_ms);
             }
             Forwarded::Cancel(id) => {
@@ -468,11 +469,11 @@ impl World {
         let (served, streams) = (std::mem::take(&mut at.served), std::mem::take(&mut at.streams));
         for Served { client, token, .. } in served.into_values() {
             let delay = self.shared.config.delay_us;
-            self.soon(delay, Event::Hear(client, token, Heard::Broken));
+            self.soon(delay, SimEvent::Hear(client, token, TryResult::Broken));
         }
         for (peer, stream) in streams {
             let end = self.process(peer);
-            self.soon(within_us, Event::StreamBroke { end, other: node, epoch: stream.epoch });
+            self.soon(within_us, SimEvent::StreamBroke { end, other: node, epoch: stream.epoch });
         }
         for other in (1..=self.setup.nodes).filter(|other| *other != node) {
             self.break_stream(other, node, within_us);
@@ -487,7 +488,7 @@ impl World {
 
     /// What a replica says goes to who asked, once it is done with what it does.
     pub(crate) fn tell_asker(&mut self, node: NodeId, call: CallId, asker: Asker, reply: Reply) {
-        let event = Event::In(self.process(node), Local::Ended { call, asker, reply });
+        let event = SimEvent::In(self.process(node), ProcessEvent::Ended { call, asker, reply });
         self.at(self.now, event);
     }
 }

@@ -15,9 +15,9 @@ use trefoil_server::storage::{LogWrite, evidence};
 
 use crate::check::Violation;
 use crate::config::{MILLISECOND, SECOND};
-use crate::disk::Write;
-use crate::disk::state::{DIRECTORY, Image, Job, State};
-use crate::event::{Brief, Event, Local};
+use crate::disk::DiskWrite;
+use crate::disk::state::{CheckpointJob, DIRECTORY, Image, MachineStore};
+use crate::event::{Brief, ProcessEvent, SimEvent};
 use crate::node::process::Process;
 use crate::world::{World, trace};
 
@@ -37,7 +37,7 @@ impl World {
 
     // === The log ===
 
-    pub(crate) fn write(&mut self, node: NodeId, write: Write) {
+    pub(crate) fn write(&mut self, node: NodeId, write: DiskWrite) {
         self.node(node).disk.enqueue(write);
         self.sync(node);
     }
@@ -55,14 +55,14 @@ impl World {
                 }
                 let floor = host.sync_floor_us;
                 let delay = floor + self.shared.rng.between(1, self.shared.config.sync_us);
-                let event = Event::In(self.process(node), Local::Synced);
+                let event = SimEvent::In(self.process(node), ProcessEvent::Synced);
                 self.at(self.now + delay, event);
             }
             Err(error) if error.kind() == ErrorKind::StorageFull => {
                 trace!(self, "n{node} has no room for the log");
                 self.node(node).full = true;
                 self.stats.full_disks += 1;
-                let event = Event::In(self.process(node), Local::RetryWrite);
+                let event = SimEvent::In(self.process(node), ProcessEvent::RetryWrite);
                 self.at(self.now + FULL_PAUSE_US, event);
             }
             Err(error) => self.disk_failed(node, &error),
@@ -156,7 +156,7 @@ impl World {
         host.overlay_bytes = 0;
         let delay = self.shared.config.checkpoint_us;
         let generation = self.nodes[&node].disk.generation(shard);
-        let event = Event::In(self.process(node), Local::Checkpoint(shard, generation));
+        let event = SimEvent::In(self.process(node), ProcessEvent::Checkpoint(shard, generation));
         self.soon(delay, event);
     }
 
@@ -180,10 +180,11 @@ impl World {
         let Ok((index, written)) = done else {
             host.checkpoint = Some(job);
             self.stats.full_checkpoints += 1;
-            let event = Event::In(self.process(node), Local::Checkpoint(shard, generation));
+            let event =
+                SimEvent::In(self.process(node), ProcessEvent::Checkpoint(shard, generation));
             return self.at(self.now + SECOND, event);
         };
-        if let (State::File(store), Some(written)) = (&mut host.store, written) {
+        if let (MachineStore::File(store), Some(written)) = (&mut host.store, written) {
             let finished = evidence::catch(Path::new(DIRECTORY), || store.finish(written));
             if finished.is_err() {
                 return self.find_damage(node, shard);
@@ -233,7 +234,7 @@ impl World {
         let image = open.filter(|_| !broken);
         trace!(self, "n{node}/s{shard} {} leaves, whole={}", Brief(&peer.message), image.is_some());
         let delay = self.shared.config.delay_us + self.shared.config.checkpoint_us;
-        self.soon(delay, Event::Stream { from: self.process(node), to, shard, peer, image });
+        self.soon(delay, SimEvent::Stream { from: self.process(node), to, shard, peer, image });
     }
 
     pub(crate) fn stream_ends(
@@ -259,7 +260,7 @@ impl World {
             Some(Err(_)) | None => self.stats.snapshots_broken += 1,
         }
         let delay = self.shared.config.delay_us;
-        self.soon(delay, Event::In(from, Local::Sent(shard, to, whole)));
+        self.soon(delay, SimEvent::In(from, ProcessEvent::Sent(shard, to, whole)));
     }
 
     fn installed(&mut self, node: NodeId, shard: ShardId, index: u64) {
@@ -295,8 +296,8 @@ impl World {
     }
 
     /// A checkpoint that a process was writing when it died may be there in part.
-    pub(crate) fn die_writing(&mut self, node: NodeId, shard: ShardId, job: &Job) {
-        let Job::File(_) = job else { return };
+    pub(crate) fn die_writing(&mut self, node: NodeId, shard: ShardId, job: &CheckpointJob) {
+        let CheckpointJob::File(_) = job else { return };
         let operations = self.shared.rng.between(0, 12);
         let at = self.node(node);
         at.disk.volume.light_fuse(operations);
@@ -324,14 +325,14 @@ impl World {
             if before != Some((life, announced)) && news {
                 let delay = self.shared.config.delay_us;
                 let said_at = self.now;
-                self.soon(delay, Event::Announced { to, shard, from, announced, said_at });
+                self.soon(delay, SimEvent::Announced { to, shard, from, announced, said_at });
             }
         }
         let at = self.node(node);
         let Some(host) = at.hosts.get_mut(&shard) else { return };
         if host.doubted && !host.replica.is_uncertain() {
             host.doubted = false;
-            at.disk.enqueue(Write::Trust(shard));
+            at.disk.enqueue(DiskWrite::Trust(shard));
         }
     }
 }

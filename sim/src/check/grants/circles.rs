@@ -12,12 +12,12 @@ use trefoil_proto::lock::v1::LockMode;
 
 use super::super::Violation;
 use super::super::lock::conflict;
-use super::{Grants, Lock, Owner, Standing, Waiting, stands_ahead};
+use super::{GrantChecker, KnownLock, Owner, WaiterInLine, WaitingCall, stands_ahead};
 
 pub(super) const LEFT: &str = "no sessions wait for each other in a circle";
 pub(super) const IMAGINED: &str = "who is refused for a deadlock would have closed a circle";
 
-impl Grants {
+impl GrantChecker {
     /// At the end of an entry: the waits that began in it close no circle.
     pub(super) fn judge_circles(&mut self) {
         let waits = self.begun.iter().filter_map(|waiter| self.waits.get(waiter));
@@ -61,14 +61,14 @@ impl Grants {
                 continue;
             }
             let holds = lock.holds.iter().any(|hold| hold.session == session);
-            let own = |wait: &Standing| wait.session == session && (wait.converts || !holds);
+            let own = |wait: &WaiterInLine| wait.session == session && (wait.converts || !holds);
             let Some((place, own)) = lock.waits.iter().enumerate().find(|(_, wait)| own(wait))
             else {
                 continue;
             };
             let mode = self.waits.get(&own.waiter).and_then(|wait| mode_of(wait, name));
             found.extend(self.holders_in_the_way(namespace, lock, mode));
-            let is_before = |(other, wait): &(usize, &Standing)| {
+            let is_before = |(other, wait): &(usize, &WaiterInLine)| {
                 stands_ahead(wait.converts, own.converts, *other < place)
             };
             let before = lock.waits.iter().enumerate().filter(is_before);
@@ -81,7 +81,7 @@ impl Grants {
     fn holders_in_the_way(
         &self,
         namespace: &str,
-        lock: &Lock,
+        lock: &KnownLock,
         mode: Option<LockMode>,
     ) -> BTreeSet<u64> {
         let holds = lock.holds.iter().filter(|hold| {
@@ -93,7 +93,7 @@ impl Grants {
     }
 
     /// A call was refused: each edge that it is told of was there, and they make a circle.
-    pub(super) fn judge_refusal(&mut self, wait: &Waiting, answer: &Answer) {
+    pub(super) fn judge_refusal(&mut self, wait: &WaitingCall, answer: &Answer) {
         let Some(A::Refusal(refusal)) = &answer.answer else { return };
         if refusal.reason() != Reason::Deadlock {
             return;
@@ -110,7 +110,7 @@ impl Grants {
     }
 
     /// Whether one session may wait for another: waits that ended in this entry count as well.
-    fn may_wait_for(&self, edge: &Edge, refused: &Waiting) -> bool {
+    fn may_wait_for(&self, edge: &ToldEdge, refused: &WaitingCall) -> bool {
         let Some(lock) = self.locks.get(&(refused.namespace.clone(), edge.lock.clone())) else {
             return false;
         };
@@ -129,20 +129,20 @@ impl Grants {
 }
 
 /// A session that waits for another, as a refusal tells it.
-struct Edge {
+struct ToldEdge {
     from: u64,
     lock: String,
     mode: String,
     to: u64,
 }
 
-fn edges(refusal: &Refusal) -> Option<Vec<Edge>> {
+fn edges(refusal: &Refusal) -> Option<Vec<ToldEdge>> {
     let fact = |n: usize, name: &str| refusal.metadata.get(&format!("edge_{n}_{name}"));
     let number = |n, name| fact(n, name)?.parse().ok();
     let length = refusal.metadata.get("length")?.parse().ok()?;
     let edge = |n| {
         let (from, to) = (number(n, "session_id")?, number(n, "waits_for")?);
-        Some(Edge { from, lock: fact(n, "lock")?.clone(), mode: fact(n, "mode")?.clone(), to })
+        Some(ToldEdge { from, lock: fact(n, "lock")?.clone(), mode: fact(n, "mode")?.clone(), to })
     };
     (0..length).map(edge).collect()
 }
@@ -152,6 +152,6 @@ fn name_of(mode: LockMode) -> &'static str {
 }
 
 /// The mode in which a call wants a lock.
-fn mode_of(wait: &Waiting, lock: &str) -> Option<LockMode> {
+fn mode_of(wait: &WaitingCall, lock: &str) -> Option<LockMode> {
     wait.wants.iter().find(|(name, _)| name == lock).map(|(_, mode)| *mode)
 }

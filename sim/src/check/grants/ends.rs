@@ -6,10 +6,15 @@ use trefoil_proto::internal::v1::{Answer, CancelAcquire, ForceStep, ReleaseHeld}
 use trefoil_proto::lock::v1::{LockMode, ReleaseRequest};
 
 use super::super::Violation;
-use super::{GAP, Grants, Hold, Id, LASTS, Session, cancelled, newest, wants};
+use super::super::keys::CallKey;
+use super::{GAP, GrantChecker, KnownSession, LASTS, LockHold, cancelled, newest, wants};
 
-impl Grants {
-    pub(super) fn let_go(&mut self, namespace: &str, is_over: impl Fn(&str, &Hold) -> bool) -> u32 {
+impl GrantChecker {
+    pub(super) fn let_go(
+        &mut self,
+        namespace: &str,
+        is_over: impl Fn(&str, &LockHold) -> bool,
+    ) -> u32 {
         let mut count = 0;
         for ((_, name), lock) in self.locks.iter_mut().filter(|((of, _), _)| of == namespace) {
             let before = lock.holds.len();
@@ -30,7 +35,7 @@ impl Grants {
     }
 
     pub(super) fn release_held(&mut self, held: &ReleaseHeld, told: u32, up_to_token: u64) {
-        let fits = |hold: &Hold| hold.session == held.session_id && hold.token <= up_to_token;
+        let fits = |hold: &LockHold| hold.session == held.session_id && hold.token <= up_to_token;
         let sure = self.let_go(&held.namespace, |_, hold| fits(hold) && !hold.may_be_gone);
         let released = sure + self.let_go(&held.namespace, |_, hold| fits(hold));
         if !(sure..=released).contains(&told) {
@@ -84,7 +89,7 @@ impl Grants {
         }
     }
 
-    fn cancel_grant(&mut self, cancel: &CancelAcquire, lock: &str, id: &Id, as_of: u64) {
+    fn cancel_grant(&mut self, cancel: &CancelAcquire, lock: &str, id: &CallKey, as_of: u64) {
         let name = (cancel.namespace.clone(), lock.to_owned());
         let Some(lock) = self.locks.get_mut(&name) else { return };
         let own = lock.holds.iter_mut().find(|hold| hold.session == cancel.session_id);
@@ -106,7 +111,12 @@ impl Grants {
     }
 
     /// A retry was given the answer that is remembered: a grant as long as it lasts, and only so long.
-    pub(super) fn told_again(&mut self, operation: &Operation, id: &Id, answer: Option<&Answer>) {
+    pub(super) fn told_again(
+        &mut self,
+        operation: &Operation,
+        id: &CallKey,
+        answer: Option<&Answer>,
+    ) {
         let (namespace, session, locks) = match operation {
             Operation::Acquire(r) => {
                 (&r.namespace, r.session_id, wants(&r.name, r.mode(), &r.locks))
@@ -118,7 +128,7 @@ impl Grants {
         };
         let is_granted = answer.and_then(newest).is_some();
         let (index, call) = (self.index, Some(id.clone()));
-        let over = |session: &Session| session.closed || session.over_at_ms.is_some();
+        let over = |session: &KnownSession| session.closed || session.over_at_ms.is_some();
         let is_over = self.sessions.get(&(namespace.clone(), session)).is_none_or(over);
         let (mut lasts, mut is_sure) = (true, true);
         for (lock, _) in locks {

@@ -10,9 +10,8 @@ mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use trefoil_core::machine::{Outcome, Settled, WaiterId};
-use trefoil_proto::common::v1::{Reason, RequestId, SessionUse};
+use trefoil_proto::common::v1::{Reason, SessionUse};
 use trefoil_proto::internal::v1::answer::Answer as A;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, Command};
@@ -20,7 +19,8 @@ use trefoil_proto::lock::v1::{AcquireRequest, ConvertRequest, LockGrant, LockMod
 
 use self::ends::namespace_of;
 use super::Violation;
-use super::lives::Times;
+use super::keys::{CallKey, LockKey, call_of, id_of};
+use super::lives::EntryTimes;
 use super::lock::conflict;
 use super::requests::is_forgotten;
 
@@ -35,26 +35,13 @@ const EARLY: &str = "a session lives for its TTL";
 const GAP: &str = "who converts holds the lock";
 const MODE: &str = "all that was asked for is granted, each in its mode or a stronger one";
 
-/// Client and sequence, or what was drawn, with 0.
-type Id = (String, u64);
-/// (namespace, lock).
-type Name = (String, String);
 /// (namespace, session).
 type Owner = (String, u64);
 
-/// The name of the call of a command.
-fn call_of(id: Option<&RequestId>, drawn: &Bytes) -> Option<Id> {
-    id_of(id).or_else(|| (!drawn.is_empty()).then(|| (format!("{drawn:x}"), 0)))
-}
-
 /// The call that a cancel is about.
-fn cancelled(cancel: &CancelAcquire) -> Option<Id> {
+fn cancelled(cancel: &CancelAcquire) -> Option<CallKey> {
     let call = cancel.call.as_ref()?;
     call_of(call.request_id.as_ref(), &call.drawn)
-}
-
-fn id_of(id: Option<&RequestId>) -> Option<Id> {
-    id.map(|id| (id.client.clone(), id.sequence))
 }
 
 /// A grant that is taken back ends no wait: it is told under ordinal 0.
@@ -63,7 +50,7 @@ fn is_wait(waiter: &WaiterId) -> bool {
 }
 
 #[derive(Clone, Debug, Default)]
-struct Session {
+struct KnownSession {
     ttl_ms: u64,
     delay_ms: u64,
     renewed_at_ms: u64,
@@ -73,7 +60,7 @@ struct Session {
 }
 
 #[derive(Clone, Debug)]
-struct Hold {
+struct LockHold {
     session: u64,
     token: u64,
     mode: LockMode,
@@ -82,14 +69,14 @@ struct Hold {
     /// to be over.
     may_be_gone: bool,
     /// Calls that were answered with it, and the entries that brought them last.
-    relying: BTreeMap<Option<Id>, u64>,
+    relying: BTreeMap<Option<CallKey>, u64>,
 }
 
 /// A call that waits.
 #[derive(Clone, Debug)]
-struct Waiting {
+struct WaitingCall {
     session: u64,
-    id: Option<Id>,
+    id: Option<CallKey>,
     /// The entry that brought it last.
     brought_at: u64,
     namespace: String,
@@ -101,40 +88,40 @@ struct Waiting {
 
 /// Its place in the order of one lock.
 #[derive(Clone, Debug)]
-struct Standing {
+struct WaiterInLine {
     waiter: WaiterId,
     session: u64,
     converts: bool,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Lock {
-    holds: Vec<Hold>,
+struct KnownLock {
+    holds: Vec<LockHold>,
     /// In the order in which they began.
-    waits: Vec<Standing>,
+    waits: Vec<WaiterInLine>,
     last_token: u64,
 }
 
 /// What became of each lock so far.
 #[derive(Clone, Debug, Default)]
-pub struct Grants {
-    sessions: BTreeMap<Owner, Session>,
-    locks: BTreeMap<Name, Lock>,
-    waits: BTreeMap<WaiterId, Waiting>,
+pub struct GrantChecker {
+    sessions: BTreeMap<Owner, KnownSession>,
+    locks: BTreeMap<LockKey, KnownLock>,
+    waits: BTreeMap<WaiterId, WaitingCall>,
     /// The largest token of each namespace, and that before this entry.
     tokens: BTreeMap<String, (u64, u64)>,
     /// Requests whose answer is remembered: they are not carried out again.
-    done: BTreeSet<Id>,
+    done: BTreeSet<CallKey>,
     /// Requests that were taken back.
-    cancelled: BTreeSet<Id>,
+    cancelled: BTreeSet<CallKey>,
     /// The newest attempt of each request in the log.
-    attempts: BTreeMap<Id, u32>,
+    attempts: BTreeMap<CallKey, u32>,
     /// Lowest sequence of each client that it has not acknowledged.
     floors: BTreeMap<String, u64>,
     /// Waits that began in the entry: a grant of it may come from a command before theirs.
     begun: BTreeSet<WaiterId>,
     /// Grants of the entry, each with those who waited before it.
-    overtaken: Vec<(Name, String, BTreeSet<WaiterId>)>,
+    overtaken: Vec<(LockKey, String, BTreeSet<WaiterId>)>,
     found: Vec<Violation>,
     /// The entry that is applied.
     index: u64,
@@ -143,10 +130,10 @@ pub struct Grants {
 }
 
 /// What an Acquire or a Convert got.
-struct Got<'a> {
-    name: Name,
+struct ToldGrant<'a> {
+    name: LockKey,
     session: u64,
-    id: Option<Id>,
+    id: Option<CallKey>,
     delay_ms: Option<u64>,
     token: u64,
     mode: LockMode,
@@ -157,7 +144,7 @@ struct Got<'a> {
     waiter: Option<&'a WaiterId>,
 }
 
-impl Grants {
+impl GrantChecker {
     /// The next entry is this one.
     pub fn at(&mut self, index: u64) {
         self.index = index;
@@ -169,7 +156,7 @@ impl Grants {
         commands: &[Command],
         outcomes: &[Outcome],
         settled: &[Settled],
-        times: Times,
+        times: EntryTimes,
         is_here: impl Fn(&str) -> bool,
     ) -> Vec<Violation> {
         self.begun.clear();
@@ -260,7 +247,7 @@ impl Grants {
         command: &Command,
         operation: &Operation,
         outcome: &Outcome,
-        times: Times,
+        times: EntryTimes,
     ) {
         let id = call_of(command.request_id.as_ref(), &command.drawn);
         let answer = match outcome {
@@ -288,11 +275,11 @@ impl Grants {
         self.touch(operation, answer, times);
         match (operation, answer.and_then(|answer| answer.answer.as_ref())) {
             (Operation::OpenSession(open), Some(A::OpenSession(opened))) => {
-                let session = Session {
+                let session = KnownSession {
                     ttl_ms: open.ttl_ms,
                     delay_ms: open.lock_delay_ms,
                     renewed_at_ms: times.now_ms,
-                    ..Session::default()
+                    ..KnownSession::default()
                 };
                 self.sessions.insert((open.namespace.clone(), opened.session_id), session);
             }
@@ -327,7 +314,7 @@ impl Grants {
     }
 
     /// A command of a session renews it, or is refused because the session is over.
-    fn touch(&mut self, operation: &Operation, answer: Option<&Answer>, times: Times) {
+    fn touch(&mut self, operation: &Operation, answer: Option<&Answer>, times: EntryTimes) {
         let Some((namespace, session, session_use)) = operation.session() else { return };
         if session_use == SessionUse::Names {
             return;
@@ -355,11 +342,11 @@ impl Grants {
     fn acquire(
         &mut self,
         acquire: &AcquireRequest,
-        id: Option<Id>,
+        id: Option<CallKey>,
         outcome: &Outcome,
-        times: Times,
+        times: EntryTimes,
     ) {
-        let wait = Waiting {
+        let wait = WaitingCall {
             session: acquire.session_id,
             id,
             namespace: acquire.namespace.clone(),
@@ -374,11 +361,11 @@ impl Grants {
     fn convert(
         &mut self,
         convert: &ConvertRequest,
-        id: Option<Id>,
+        id: Option<CallKey>,
         outcome: &Outcome,
-        times: Times,
+        times: EntryTimes,
     ) {
-        let wait = Waiting {
+        let wait = WaitingCall {
             session: convert.session_id,
             id,
             namespace: convert.namespace.clone(),
@@ -391,7 +378,13 @@ impl Grants {
     }
 
     /// A call was answered: with all that it wants, or with nothing.
-    fn told(&mut self, wait: &Waiting, waiter: Option<&WaiterId>, answer: &Answer, times: Times) {
+    fn told(
+        &mut self,
+        wait: &WaitingCall,
+        waiter: Option<&WaiterId>,
+        answer: &Answer,
+        times: EntryTimes,
+    ) {
         let grants = granted(answer, wait);
         if grants.is_empty() {
             return;
@@ -402,17 +395,26 @@ impl Grants {
         if grants.len() != wait.wants.len() || !grants.iter().zip(&wait.wants).all(fits) {
             self.found.push(Violation::new(MODE, format!("{answer:?} for {wait:?}")));
         }
-        let Waiting { session, id, delay_ms, converts, brought_at, .. } = wait.clone();
+        let WaitingCall { session, id, delay_ms, converts, brought_at, .. } = wait.clone();
         for (lock, token, mode) in grants {
             let (name, id) = ((wait.namespace.clone(), lock), id.clone());
-            let got =
-                Got { name, session, id, delay_ms, token, mode, converts, waiter, brought_at };
+            let got = ToldGrant {
+                name,
+                session,
+                id,
+                delay_ms,
+                token,
+                mode,
+                converts,
+                waiter,
+                brought_at,
+            };
             self.got(&got, times);
         }
     }
 
     /// A session was told that it holds a lock.
-    fn got(&mut self, got: &Got<'_>, times: Times) {
+    fn got(&mut self, got: &ToldGrant<'_>, times: EntryTimes) {
         let lock = self.locks.entry(got.name.clone()).or_default();
         let own = lock.holds.iter_mut().find(|hold| hold.session == got.session);
         if let Some(hold) = own.filter(|hold| hold.token == got.token) {
@@ -436,7 +438,7 @@ impl Grants {
         if former.as_ref().is_some_and(|hold| !hold.may_be_gone) != got.converts {
             self.found.push(Violation::new(GAP, format!("{what}, before {former:?}")));
         }
-        let hold = former.unwrap_or_else(|| Hold {
+        let hold = former.unwrap_or_else(|| LockHold {
             session: got.session,
             token: 0,
             mode: got.mode,
@@ -444,11 +446,11 @@ impl Grants {
             may_be_gone: false,
             relying: BTreeMap::from([(got.id.clone(), got.brought_at)]),
         });
-        lock.holds.push(Hold { token: got.token, mode: got.mode, ..hold });
+        lock.holds.push(LockHold { token: got.token, mode: got.mode, ..hold });
     }
 
     /// A grant that an earlier entry gave, and nobody was told of then, is behind what the namespace has granted since.
-    fn is_of_entry(&mut self, got: &Got<'_>) {
+    fn is_of_entry(&mut self, got: &ToldGrant<'_>) {
         let (last, before) = self.tokens.entry(got.name.0.clone()).or_default();
         *last = got.token.max(*last);
         if got.token <= *before {
@@ -458,7 +460,7 @@ impl Grants {
     }
 
     /// Nobody who lives, and nobody's lock delay, is in the way.
-    fn may_hold(&mut self, got: &Got<'_>, times: Times) {
+    fn may_hold(&mut self, got: &ToldGrant<'_>, times: EntryTimes) {
         let Some(lock) = self.locks.get_mut(&got.name) else { return };
         let mut kept = Vec::new();
         for hold in std::mem::take(&mut lock.holds) {
@@ -483,7 +485,7 @@ impl Grants {
     }
 
     /// Remembers who stood before a grant, until it is known what becomes of them in this entry.
-    fn overtakes(&mut self, got: &Got<'_>) {
+    fn overtakes(&mut self, got: &ToldGrant<'_>) {
         let Some(lock) = self.locks.get(&got.name) else { return };
         let is_down = got.waiter.is_none()
             && got.converts
@@ -492,7 +494,7 @@ impl Grants {
             return;
         }
         let own = lock.waits.iter().position(|wait| Some(&wait.waiter) == got.waiter);
-        let is_before = |(place, wait): &(usize, &Standing)| {
+        let is_before = |(place, wait): &(usize, &WaiterInLine)| {
             let earlier = own.is_none_or(|own| *place < own);
             wait.session != got.session
                 && !self.begun.contains(&wait.waiter)
@@ -535,7 +537,7 @@ fn wants(name: &str, mode: LockMode, locks: &[LockWish]) -> Vec<(String, LockMod
 }
 
 /// What an answer grants to a call: each lock with its token and mode.
-fn granted(answer: &Answer, wait: &Waiting) -> Vec<(String, u64, LockMode)> {
+fn granted(answer: &Answer, wait: &WaitingCall) -> Vec<(String, u64, LockMode)> {
     let one = |token, mode| vec![(wait.wants[0].0.clone(), token, mode)];
     match answer.answer.as_ref() {
         Some(A::Acquire(got)) if got.acquired && got.locks.is_empty() => {

@@ -3,11 +3,11 @@
 use trefoil_proto::lock::v1::LockMode;
 
 use super::super::Violation;
-use super::{Grants, Hold};
+use super::{GrantChecker, LockHold};
 
 const READ: &str = "what is read of a lock is its state at that index";
 
-impl Grants {
+impl GrantChecker {
     /// A token was validated at the newest index: the session that holds the lock with it.
     #[must_use]
     pub fn validated(
@@ -32,7 +32,7 @@ impl Grants {
     #[must_use]
     pub fn alone(&self, namespace: &str, lock: &str) -> Option<(u64, u64)> {
         let lock = self.locks.get(&(namespace.to_owned(), lock.to_owned()))?;
-        let is_sure = |hold: &&Hold| {
+        let is_sure = |hold: &&LockHold| {
             hold.mode == LockMode::Exclusive
                 && !hold.may_be_gone
                 && self.lives(namespace, hold.session)
@@ -56,7 +56,7 @@ impl Grants {
     pub fn described(&self, namespace: &str, lock: &str, told: &[(u64, u64)]) -> Option<Violation> {
         let lock = self.locks.get(&(namespace.to_owned(), lock.to_owned()));
         let holds = lock.map_or(&[][..], |lock| lock.holds.as_slice());
-        let is_told = |hold: &Hold| told.contains(&(hold.session, hold.token));
+        let is_told = |hold: &LockHold| told.contains(&(hold.session, hold.token));
         let missing = holds.iter().find(|hold| {
             !hold.may_be_gone && self.lives(namespace, hold.session) && !is_told(hold)
         });

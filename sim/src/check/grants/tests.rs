@@ -1,5 +1,6 @@
 //! Logs that break a rule.
 
+use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::{CallName, CancelAcquire, Done, Refusal};
 use trefoil_proto::lock::v1::{self as api, ReleaseRequest};
 
@@ -10,7 +11,7 @@ const NAMESPACE: &str = "n";
 /// A log of one lock: commands at times, one in each entry, and what came of them.
 #[derive(Default)]
 struct Log {
-    grants: Grants,
+    grants: GrantChecker,
     found: Vec<Violation>,
 }
 
@@ -87,7 +88,7 @@ impl Log {
     ) {
         let request_id = id.map(request_id);
         let command = Command { request_id, operation: Some(operation), ..Command::default() };
-        let times = Times { now_ms, grace_until_ms: 0 };
+        let times = EntryTimes { now_ms, grace_until_ms: 0 };
         self.found.extend(self.grants.applied(&[command], &[outcome], settled, times, |_| true));
     }
 
@@ -192,7 +193,7 @@ fn a_conversion_that_lets_go_is_found() {
         &[],
         &[],
         &[settled(1, 7, acquired(2, Exclusive))],
-        Times { now_ms: 30, grace_until_ms: 0 },
+        EntryTimes { now_ms: 30, grace_until_ms: 0 },
         |_| true,
     ));
     assert_eq!(log.first(), Some(CONFLICT));
@@ -410,7 +411,7 @@ fn a_cancel_that_does_nothing_need_not_have_met_a_grant() {
         };
         let commands = [cancel(2, of_session_2), cancel(1, (101, u32::MAX))];
         let settled = [settled(1, 102, acquired(2, Shared))];
-        let times = Times { now_ms: 30, grace_until_ms: 0 };
+        let times = EntryTimes { now_ms: 30, grace_until_ms: 0 };
         let found = log.grants.applied(&commands, &[done(), done()], &settled, times, |_| true);
         assert_eq!(found, []);
     }

@@ -3,11 +3,12 @@
 use trefoil_core::machine::{Outcome, Settled, WaiterId};
 
 use super::super::Violation;
-use super::{CANCELLED, Grants, Standing, Times, Waiting, id_of, newest};
+use super::super::keys::id_of;
+use super::{CANCELLED, EntryTimes, GrantChecker, WaiterInLine, WaitingCall, newest};
 
-impl Grants {
+impl GrantChecker {
     /// A call waits, or has its answer at once.
-    pub(super) fn asked(&mut self, wait: Waiting, outcome: &Outcome, times: Times) {
+    pub(super) fn asked(&mut self, wait: WaitingCall, outcome: &Outcome, times: EntryTimes) {
         match outcome {
             Outcome::Waiting(waiter) => self.join(waiter, wait),
             Outcome::Answered(answer) => {
@@ -18,18 +19,18 @@ impl Grants {
     }
 
     /// A call waits in the order of each of its locks; one that was sent again has the places that it had.
-    pub(super) fn join(&mut self, waiter: &WaiterId, wait: Waiting) {
+    pub(super) fn join(&mut self, waiter: &WaiterId, wait: WaitingCall) {
         if let Some(known) = self.waits.get_mut(waiter) {
             known.brought_at = wait.brought_at;
             return;
         }
-        let Waiting { session, converts, .. } = wait;
+        let WaitingCall { session, converts, .. } = wait;
         let several = wait.wants.len() > 1;
         for (lock, _) in &wait.wants {
             let lock = self.locks.entry((wait.namespace.clone(), lock.clone())).or_default();
             // Of several locks it does not wait for what its session holds.
             if !several || lock.holds.iter().all(|hold| hold.session != session) {
-                lock.waits.push(Standing { waiter: waiter.clone(), session, converts });
+                lock.waits.push(WaiterInLine { waiter: waiter.clone(), session, converts });
             }
         }
         self.begun.insert(waiter.clone());
@@ -47,7 +48,7 @@ impl Grants {
     }
 
     /// A wait has ended.
-    pub(super) fn settled(&mut self, settled: &Settled, times: Times) {
+    pub(super) fn settled(&mut self, settled: &Settled, times: EntryTimes) {
         if let Some(id) = id_of(settled.request_id.as_ref()) {
             self.done.insert(id);
         }

@@ -7,7 +7,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::LockMode;
 
 use super::Violation;
-use super::history::{Action, AnswerPosition, Call, History, Outcome};
+use super::history::{Action, AnswerPosition, History, Outcome, RecordedCall};
 
 const ALL: &str = "several locks are granted all together, as they were asked for";
 const RISE: &str = "fencing tokens of a lock rise with its grants";
@@ -18,12 +18,12 @@ const DEAD: &str = "a closed session acquires nothing";
 const READ: &str = "what is read of a lock agrees with the order of positions";
 
 /// (namespace, lock).
-type Name<'a> = (&'a str, &'a str);
+type LockRef<'a> = (&'a str, &'a str);
 
 /// A grant as it was told first.
 #[derive(Clone, Copy)]
 struct Grant<'a> {
-    call: &'a Call,
+    call: &'a RecordedCall,
     place: &'a AnswerPosition,
     session: u64,
     token: u64,
@@ -43,7 +43,7 @@ struct At {
 }
 
 impl At {
-    fn of(call: &Call, place: &AnswerPosition) -> Self {
+    fn of(call: &RecordedCall, place: &AnswerPosition) -> Self {
         let (index, log_time_ms) = (place.position.index, place.position.log_time_ms);
         Self { index, log_time_ms, ended_at: call.ended_at }
     }
@@ -87,8 +87,8 @@ pub fn check(history: &History) -> Vec<Violation> {
 fn grants<'a>(
     history: &'a History,
     found: &mut Vec<Violation>,
-) -> BTreeMap<Name<'a>, Vec<Grant<'a>>> {
-    let mut all = BTreeMap::<Name<'_>, BTreeMap<u64, Grant<'_>>>::new();
+) -> BTreeMap<LockRef<'a>, Vec<Grant<'a>>> {
+    let mut all = BTreeMap::<LockRef<'_>, BTreeMap<u64, Grant<'_>>>::new();
     for (call, place, outcome) in history.answered() {
         let told = told(call, outcome);
         let (Action::Acquire { namespace, session, .. }
@@ -128,7 +128,7 @@ fn grants<'a>(
 }
 
 /// The grants that a call was told of: lock, token and mode.
-fn told<'a>(call: &'a Call, outcome: &'a Outcome) -> Vec<(&'a str, u64, LockMode)> {
+fn told<'a>(call: &'a RecordedCall, outcome: &'a Outcome) -> Vec<(&'a str, u64, LockMode)> {
     match outcome {
         Outcome::Acquired { token, mode } | Outcome::Converted { token, mode } => {
             call.action.wanted().into_iter().map(|(lock, _)| (lock, *token, *mode)).collect()
@@ -141,7 +141,7 @@ fn told<'a>(call: &'a Call, outcome: &'a Outcome) -> Vec<(&'a str, u64, LockMode
 }
 
 /// Whether a session may have got a lock by a call whose end was not seen, begun before this time.
-fn is_unseen(history: &History, name: Name<'_>, session: u64, before: u64) -> bool {
+fn is_unseen(history: &History, name: LockRef<'_>, session: u64, before: u64) -> bool {
     history.calls.iter().filter(|call| call.is_open() && call.called_at <= before).any(|call| {
         let (Action::Acquire { namespace, session: other, .. }
         | Action::AcquireAll { namespace, session: other, .. }
@@ -216,8 +216,8 @@ fn rising(grants: &[Grant<'_>], found: &mut Vec<Violation>) {
 }
 
 /// Calls that may end a grant, or turn it into another one.
-fn ends<'a>(history: &'a History, name: Name<'_>, grant: &Grant<'_>) -> Vec<&'a Call> {
-    let fits = |call: &&Call| {
+fn ends<'a>(history: &'a History, name: LockRef<'_>, grant: &Grant<'_>) -> Vec<&'a RecordedCall> {
+    let fits = |call: &&RecordedCall| {
         let own = |namespace: &str, session: u64| namespace == name.0 && session == grant.session;
         let fits = match &call.action {
             // The token from before a conversion is good as well.
@@ -250,8 +250,8 @@ fn ends<'a>(history: &'a History, name: Name<'_>, grant: &Grant<'_>) -> Vec<&'a 
 }
 
 fn conflicts(
-    name: Name<'_>,
-    held: &[(&Grant<'_>, &[&Call])],
+    name: LockRef<'_>,
+    held: &[(&Grant<'_>, &[&RecordedCall])],
     promises: &Promises<'_>,
     found: &mut Vec<Violation>,
 ) {
@@ -269,9 +269,9 @@ fn conflicts(
 
 /// Whether a grant may be over at a point of the log: let go, or expired for so long.
 fn may_have_ended(
-    name: Name<'_>,
+    name: LockRef<'_>,
     holder: &Grant<'_>,
-    ends: &[&Call],
+    ends: &[&RecordedCall],
     at: At,
     promises: &Promises<'_>,
     delay_ms: u64,
@@ -283,7 +283,7 @@ fn may_have_ended(
     let_go || until_ms.is_none_or(|until_ms| at.log_time_ms >= until_ms.saturating_add(delay_ms))
 }
 
-fn took_effect_by(call: &Call, at: At) -> bool {
+fn took_effect_by(call: &RecordedCall, at: At) -> bool {
     match call.answered() {
         Some((place, Outcome::Refused(_))) => !place.exact,
         Some((place, _)) => !place.exact || place.position.index <= at.index,
@@ -294,8 +294,8 @@ fn took_effect_by(call: &Call, at: At) -> bool {
 /// Who is said to hold a lock, and who is not.
 fn reads(
     history: &History,
-    name: Name<'_>,
-    held: &[(&Grant<'_>, &[&Call])],
+    name: LockRef<'_>,
+    held: &[(&Grant<'_>, &[&RecordedCall])],
     promises: &Promises<'_>,
     found: &mut Vec<Violation>,
 ) {
@@ -337,7 +337,7 @@ fn reads(
 }
 
 /// Whether a grant is over for certain at a point of the log.
-fn has_ended(grant: &Grant<'_>, ends: &[&Call], at: At) -> bool {
+fn has_ended(grant: &Grant<'_>, ends: &[&RecordedCall], at: At) -> bool {
     ends.iter().any(|call| {
         let Some((place, outcome)) = call.answered() else { return false };
         let ended = match (&call.action, outcome) {
@@ -356,7 +356,7 @@ fn has_ended(grant: &Grant<'_>, ends: &[&Call], at: At) -> bool {
 /// A release tells the token of a grant that its session had.
 fn released(
     history: &History,
-    grants: &BTreeMap<Name<'_>, Vec<Grant<'_>>>,
+    grants: &BTreeMap<LockRef<'_>, Vec<Grant<'_>>>,
     found: &mut Vec<Violation>,
 ) {
     for (call, _, outcome) in history.answered() {
@@ -373,7 +373,7 @@ fn released(
     }
 }
 
-fn dead(history: &History, name: Name<'_>, grants: &[Grant<'_>], found: &mut Vec<Violation>) {
+fn dead(history: &History, name: LockRef<'_>, grants: &[Grant<'_>], found: &mut Vec<Violation>) {
     for (call, place, outcome) in history.answered() {
         let Action::CloseSession { namespace, session } = &call.action else { continue };
         if namespace != name.0 || *outcome != Outcome::SessionClosed {

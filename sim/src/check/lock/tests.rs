@@ -9,7 +9,7 @@ fn name() -> (String, String) {
     (NAMESPACE.to_owned(), "l".to_owned())
 }
 
-fn session(at: u64, session: u64, ttl_ms: u64) -> Call {
+fn session(at: u64, session: u64, ttl_ms: u64) -> RecordedCall {
     let action = Action::OpenSession { namespace: NAMESPACE.to_owned(), ttl_ms, delay_ms: 0 };
     answered(at, at + 1, at, action, Outcome::SessionOpened { session })
 }
@@ -19,11 +19,11 @@ fn acquiring(session: u64, mode: LockMode, delay_ms: Option<u64>) -> Action {
     Action::Acquire { namespace, session, lock, mode, wait_ms: 0, delay_ms }
 }
 
-fn acquire(at: u64, session: u64, token: u64) -> Call {
+fn acquire(at: u64, session: u64, token: u64) -> RecordedCall {
     acquire_as(at, session, token, LockMode::Exclusive)
 }
 
-fn acquire_as(at: u64, session: u64, token: u64, mode: LockMode) -> Call {
+fn acquire_as(at: u64, session: u64, token: u64, mode: LockMode) -> RecordedCall {
     let outcome = Outcome::Acquired { token, mode };
     answered(at, at + 1, at, acquiring(session, mode, None), outcome)
 }
@@ -33,7 +33,7 @@ fn converting(session: u64, token: u64, mode: LockMode) -> Action {
     Action::Convert { namespace, session, lock, token, mode, wait_ms: 0 }
 }
 
-fn convert(at: u64, session: u64, from: u64, token: u64, mode: LockMode) -> Call {
+fn convert(at: u64, session: u64, from: u64, token: u64, mode: LockMode) -> RecordedCall {
     let outcome = Outcome::Converted { token, mode };
     answered(at, at + 1, at, converting(session, from, mode), outcome)
 }
@@ -43,25 +43,28 @@ fn releasing(session: u64, token: u64) -> Action {
     Action::Release { namespace, session, lock, token }
 }
 
-fn release(at: u64, session: u64, token: u64) -> Call {
+fn release(at: u64, session: u64, token: u64) -> RecordedCall {
     answered(at, at + 1, at, releasing(session, token), Outcome::Released)
 }
 
-fn validate(at: u64, token: u64, holder: Option<u64>) -> Call {
+fn validate(at: u64, token: u64, holder: Option<u64>) -> RecordedCall {
     let (namespace, lock) = name();
     let action = Action::ValidateToken { namespace, lock, token };
     answered(at, at + 1, at, action, Outcome::Validated { holder })
 }
 
-fn first(calls: impl IntoIterator<Item = Call>) -> Option<&'static str> {
+fn first(calls: impl IntoIterator<Item = RecordedCall>) -> Option<&'static str> {
     check(&history(calls)).first().map(|violation| violation.invariant)
 }
 
-fn two_sessions() -> Vec<Call> {
+fn two_sessions() -> Vec<RecordedCall> {
     vec![session(10, 1, 1_000), session(11, 2, 1_000)]
 }
 
-fn after(calls: &[Call], more: impl IntoIterator<Item = Call>) -> Option<&'static str> {
+fn after(
+    calls: &[RecordedCall],
+    more: impl IntoIterator<Item = RecordedCall>,
+) -> Option<&'static str> {
     first(calls.iter().cloned().chain(more))
 }
 

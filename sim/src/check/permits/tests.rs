@@ -10,7 +10,7 @@ const NAMESPACE: &str = "n";
 
 #[derive(Default)]
 struct Log {
-    permits: Permits,
+    permits: PermitChecker,
     entry: Applied,
     commands: Vec<Command>,
     over_since: Option<u64>,
