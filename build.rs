@@ -2,9 +2,9 @@
 
 use prost::Message as _;
 use prost_types::FileDescriptorSet;
-use trefoil_codegen::{Contract, Error, proto, write};
+use trefoil_codegen::{Contract, ContractError, proto, write};
 
-fn main() -> Result<(), Error> {
+fn main() -> Result<(), ContractError> {
     println!("cargo:rerun-if-changed=proto");
     let contract = Contract::read("proto")?;
     write("descriptors.bin", contract.descriptors())?;

@@ -3,9 +3,9 @@
 
 use std::process::Command;
 
-use trefoil_codegen::{Contract, Error, server, server_calls, server_services, write};
+use trefoil_codegen::{Contract, ContractError, server, server_calls, server_services, write};
 
-fn main() -> Result<(), Error> {
+fn main() -> Result<(), ContractError> {
     println!("cargo:rerun-if-changed=../proto");
     let contract = Contract::read("../proto")?;
     write("operations.rs", server(&contract)?)?;

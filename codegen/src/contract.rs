@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use prost_reflect::{DescriptorPool, OneofDescriptor};
 use protox::Compiler;
 
-use crate::operation::{Error, Operation, RpcKind, RpcService, ShardStep, error};
+use crate::operation::{ContractError, Operation, RpcKind, RpcService, ShardStep, error};
 
 /// What `proto/` says.
 #[derive(Debug)]
@@ -23,7 +23,7 @@ impl Contract {
     ///
     /// # Errors
     /// When a file does not compile, or an operation leaves something open or contradicts its messages: the sentence names it.
-    pub fn read(folder: impl AsRef<Path>) -> Result<Self, Error> {
+    pub fn read(folder: impl AsRef<Path>) -> Result<Self, ContractError> {
         let folder = folder.as_ref();
         let mut compiler = Compiler::new([folder])?;
         compiler.include_source_info(true).include_imports(true).open_files(files(folder)?)?;
@@ -89,14 +89,14 @@ impl Contract {
         names.collect()
     }
 
-    fn oneof(&self, message: &str, name: &str) -> Result<OneofDescriptor, Error> {
+    fn oneof(&self, message: &str, name: &str) -> Result<OneofDescriptor, ContractError> {
         let found = self.pool.get_message_by_name(message);
         found
             .and_then(|message| message.oneofs().find(|oneof| oneof.name() == name))
             .ok_or_else(|| error(message, format_args!("has no oneof `{name}`")))
     }
 
-    fn steps(&self, message: &str, name: &str) -> Result<Vec<ShardStep>, Error> {
+    fn steps(&self, message: &str, name: &str) -> Result<Vec<ShardStep>, ContractError> {
         let is_command = name == "operation";
         let by_request: BTreeMap<_, _> = self
             .operations()
@@ -112,7 +112,7 @@ impl Contract {
     }
 
     /// Sees that each operation has a name and a request of its own.
-    fn check_names(&self) -> Result<(), Error> {
+    fn check_names(&self) -> Result<(), ContractError> {
         let (mut names, mut requests) = (BTreeSet::new(), BTreeSet::new());
         for operation in self.operations() {
             if !names.insert(&operation.name) {
@@ -127,7 +127,7 @@ impl Contract {
     }
 
     /// Sees that every operation has its place in frames, and what is handed on its place in the log.
-    fn check_places(&self) -> Result<(), Error> {
+    fn check_places(&self) -> Result<(), ContractError> {
         let calls = variants(&self.oneof("trefoil.pipeline.v1.Call", "operation")?);
         let replies = variants(&self.oneof("trefoil.pipeline.v1.Reply", "outcome")?);
         let answers = variants(&self.oneof("trefoil.internal.v1.Answer", "answer")?);
@@ -170,12 +170,12 @@ fn variants(oneof: &OneofDescriptor) -> BTreeMap<String, String> {
         .collect()
 }
 
-fn services(pool: &DescriptorPool) -> Result<Vec<RpcService>, Error> {
+fn services(pool: &DescriptorPool) -> Result<Vec<RpcService>, ContractError> {
     pool.services().map(|service| RpcService::read(pool, &service)).collect()
 }
 
 /// The files below a folder, sorted.
-fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+fn files(folder: &Path) -> Result<Vec<PathBuf>, ContractError> {
     let mut found = Vec::new();
     let mut folders = vec![folder.to_owned()];
     while let Some(folder) = folders.pop() {

@@ -18,7 +18,7 @@ use std::path::PathBuf;
 pub use self::client::client;
 pub use self::contract::Contract;
 pub use self::core::core;
-pub use self::operation::{Error, Operation, RpcService, ShardStep};
+pub use self::operation::{ContractError, Operation, RpcService, ShardStep};
 pub use self::proto::proto;
 pub use self::reference::reference;
 pub use self::server::{server, server_calls, server_services};
@@ -27,7 +27,7 @@ pub use self::server::{server, server_calls, server_services};
 ///
 /// # Errors
 /// When that is nowhere, or cannot be written.
-pub fn write(file: &str, text: impl AsRef<[u8]>) -> Result<(), Error> {
+pub fn write(file: &str, text: impl AsRef<[u8]>) -> Result<(), ContractError> {
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     Ok(std::fs::write(out.join(file), text)?)
 }

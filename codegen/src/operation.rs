@@ -11,7 +11,7 @@ use prost_reflect::{
 use crate::text::pascal;
 
 /// Why nothing is generated.
-pub type Error = Box<dyn std::error::Error + Send + Sync>;
+pub type ContractError = Box<dyn std::error::Error + Send + Sync>;
 
 /// A service with its RPCs.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub struct ShardStep {
 }
 
 /// A sentence about a place in the contract.
-pub(crate) fn error(place: &str, what: impl fmt::Display) -> Error {
+pub(crate) fn error(place: &str, what: impl fmt::Display) -> ContractError {
     format!("{place} {what}").into()
 }
 
@@ -124,12 +124,12 @@ impl<'a> OptionReader<'a> {
         self.message.has_field_by_name(name)
     }
 
-    fn missing(&self, name: &str) -> Error {
+    fn missing(&self, name: &str) -> ContractError {
         error(self.place, format_args!("does not say `{name}`"))
     }
 
     /// The name of an enum's value in Rust.
-    fn choice(&self, name: &str) -> Result<String, Error> {
+    fn choice(&self, name: &str) -> Result<String, ContractError> {
         let field = self.message.descriptor().get_field_by_name(name);
         let field = field.ok_or_else(|| self.missing(name))?;
         let kind = field.kind();
@@ -141,7 +141,7 @@ impl<'a> OptionReader<'a> {
         Ok(name.strip_prefix(values.name()).unwrap_or(&name).to_owned())
     }
 
-    fn flag(&self, name: &str) -> Result<bool, Error> {
+    fn flag(&self, name: &str) -> Result<bool, ContractError> {
         if !self.is_said(name) {
             return Err(self.missing(name));
         }
@@ -156,7 +156,7 @@ impl<'a> OptionReader<'a> {
     }
 
     /// A flag that must be true exactly where the request has the field.
-    fn of_field(&self, name: &str, request: &MessageDescriptor) -> Result<bool, Error> {
+    fn of_field(&self, name: &str, request: &MessageDescriptor) -> Result<bool, ContractError> {
         let has = request.get_field_by_name(name).is_some();
         if self.flag(name)? == has {
             return Ok(has);
@@ -171,7 +171,7 @@ impl<'a> OptionReader<'a> {
         &self,
         is_command: bool,
         request: &MessageDescriptor,
-    ) -> Result<Option<CommandFacts>, Error> {
+    ) -> Result<Option<CommandFacts>, ContractError> {
         const OF_COMMANDS: [&str; 4] = ["idempotent", "frees_space", "session", "draws"];
         if !is_command {
             let said = OF_COMMANDS.into_iter().find(|name| self.is_said(name));
@@ -197,7 +197,11 @@ impl<'a> OptionReader<'a> {
 }
 
 /// Sees that a message has the fields that name a resource.
-fn check_resource(place: &str, resource: &str, message: &MessageDescriptor) -> Result<(), Error> {
+fn check_resource(
+    place: &str,
+    resource: &str,
+    message: &MessageDescriptor,
+) -> Result<(), ContractError> {
     let fields: &[&str] = match resource {
         "Namespace" if message.get_field_by_name("namespace").is_none() => &["name"],
         "Namespace" => &["namespace"],
@@ -214,7 +218,10 @@ fn check_resource(place: &str, resource: &str, message: &MessageDescriptor) -> R
 }
 
 impl RpcService {
-    pub(crate) fn read(pool: &DescriptorPool, service: &ServiceDescriptor) -> Result<Self, Error> {
+    pub(crate) fn read(
+        pool: &DescriptorPool,
+        service: &ServiceDescriptor,
+    ) -> Result<Self, ContractError> {
         let package = service.package_name().to_owned();
         let is_internal = package.starts_with("trefoil.internal.");
         let methods = service.methods().filter(|_| !is_internal);
@@ -230,7 +237,7 @@ impl RpcService {
 }
 
 impl Operation {
-    fn read(pool: &DescriptorPool, method: &MethodDescriptor) -> Result<Self, Error> {
+    fn read(pool: &DescriptorPool, method: &MethodDescriptor) -> Result<Self, ContractError> {
         let place = method.full_name();
         let options = pool
             .get_extension_by_name("trefoil.common.v1.operation")
@@ -303,7 +310,7 @@ impl ShardStep {
         is_command: bool,
         by_request: &BTreeMap<String, &Operation>,
         by_name: &BTreeMap<&str, &Operation>,
-    ) -> Result<Self, Error> {
+    ) -> Result<Self, ContractError> {
         let place = field.full_name();
         let kind = field.kind();
         let descriptor =

@@ -1,14 +1,14 @@
 //! What a node does with each operation: check it, carry it out, serve it by itself.
 
 use crate::contract::Contract;
-use crate::operation::{Error, Operation, RpcKind, RpcService, error};
+use crate::operation::{ContractError, Operation, RpcKind, RpcService, error};
 use crate::text::{CodeWriter, path, snake};
 
 /// Included by `server/src/api/generated.rs`.
 ///
 /// # Errors
 /// When an operation cannot be handed on to its shard as it stands.
-pub fn server(contract: &Contract) -> Result<String, Error> {
+pub fn server(contract: &Contract) -> Result<String, ContractError> {
     let mut code = CodeWriter::new();
     check(&mut code, contract);
     dispatch(&mut code, contract)?;
@@ -65,7 +65,7 @@ fn check(code: &mut CodeWriter, contract: &Contract) {
     code.line("");
 }
 
-fn dispatch(code: &mut CodeWriter, contract: &Contract) -> Result<(), Error> {
+fn dispatch(code: &mut CodeWriter, contract: &Contract) -> Result<(), ContractError> {
     code.line("impl<S: Shards> Api<S> {");
     code.line("/// Carries out what was checked and allowed.");
     code.line("#[allow(clippy::too_many_lines, reason = \"an arm for each operation\")]");
@@ -90,7 +90,7 @@ fn dispatch(code: &mut CodeWriter, contract: &Contract) -> Result<(), Error> {
 }
 
 /// An operation that is one command or query.
-fn hand_on(code: &mut CodeWriter, operation: &Operation) -> Result<(), Error> {
+fn hand_on(code: &mut CodeWriter, operation: &Operation) -> Result<(), ContractError> {
     let Operation { name, full_name, routing, .. } = operation;
     let slot = match routing.as_str() {
         "Locks" => "slot::of_locks(&request.namespace)",

@@ -6,13 +6,13 @@ use std::path::Path;
 
 use goldenfile::Mint;
 use trefoil_codegen::{
-    Contract, Error, client, core, proto, reference, server, server_calls, server_services,
+    Contract, ContractError, client, core, proto, reference, server, server_calls, server_services,
 };
 
 const FILES: [&str; 3] = ["gate.proto", "log.proto", "pipeline.proto"];
 
 /// Reads the sample with the real options, after one replacement in it.
-fn sample(from: &str, to: &str) -> Result<Contract, Error> {
+fn sample(from: &str, to: &str) -> Result<Contract, ContractError> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let folder = tempfile::tempdir()?;
     let options = "trefoil/common/v1/operation.proto";

@@ -2,7 +2,9 @@
 
 use proptest::prelude::*;
 use trefoil_core::NodeId;
-use trefoil_core::call::{Act, Call, Event, Failure, SILENCE_MS, ShardRequest, View, unreached};
+use trefoil_core::call::{
+    Act, Call, CallEvent, Failure, SILENCE_MS, ShardRequest, View, unreached,
+};
 use trefoil_core::limits::{LEADERLESS_MS, REPLACED_LEADER_MS, STOP_ANSWER_MS};
 use trefoil_proto::cache::v1::PutRequest;
 use trefoil_proto::common::v1::{Reason, RequestId};
@@ -51,7 +53,7 @@ impl Node {
         }
     }
 
-    fn step(&mut self, event: Event) -> Act {
+    fn step(&mut self, event: CallEvent) -> Act {
         let heard_ms = self.heard_ms;
         let view = View {
             node: HERE,
@@ -70,7 +72,7 @@ impl Node {
     }
 
     fn look(&mut self) -> Act {
-        self.step(Event::Look)
+        self.step(CallEvent::Look)
     }
 
     fn look_at(&mut self, now_ms: u64) -> Act {
@@ -79,7 +81,7 @@ impl Node {
     }
 
     fn fails(&mut self, reason: Reason, failure: Failure) -> Act {
-        self.step(Event::Failed(refusal(reason), failure))
+        self.step(CallEvent::Failed(refusal(reason), failure))
     }
 
     fn leads(&mut self, leader: Option<NodeId>, term: u64) {
@@ -112,7 +114,11 @@ fn what_did_not_happen_is_tried_again_after_a_pause_or_at_once_where_another_nod
     assert_eq!(node.fails(Reason::Lost, Failure::Definite), Act::Try(3));
     let mut named = unreached(Some(2));
     named.metadata.insert("leader".to_owned(), "2".to_owned());
-    assert_eq!(node.step(Event::Failed(named, Failure::Definite)), Act::Try(2), "as it was told");
+    assert_eq!(
+        node.step(CallEvent::Failed(named, Failure::Definite)),
+        Act::Try(2),
+        "as it was told"
+    );
 }
 
 #[test]
@@ -219,7 +225,7 @@ fn a_node_that_stops_answers_at_once_what_was_not_proposed_and_soon_what_was() {
 fn a_cancelled_call_is_over() {
     let mut node = Node::new(put(true));
     node.look();
-    assert_eq!((node.step(Event::Cancel), node.cancelled), (Act::Over, true));
+    assert_eq!((node.step(CallEvent::Cancel), node.cancelled), (Act::Over, true));
     assert_eq!((node.look(), node.cancelled), (Act::Over, false));
     assert_eq!(node.fails(Reason::NotLeader, Failure::Definite), Act::Over);
 }

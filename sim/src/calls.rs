@@ -18,7 +18,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as lock, LockMode};
 use trefoil_proto::queue::v1 as queue;
 
-use crate::check::history::{Action, Delivery, Outcome};
+use crate::check::history::{Action, RecordedDelivery, RecordedOutcome};
 
 /// A body and the shard that it is for.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +52,7 @@ impl RoutedRequest {
 
 /// A queue as clients know it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct KnownQueue {
+pub struct SimQueue {
     /// Its name.
     pub name: String,
     /// What the meta shard said of it.
@@ -87,13 +87,13 @@ impl Router {
         RoutedRequest { shard: slot::shard(slot, self.shards), body: Body::Query(query) }
     }
 
-    fn partition_slot(self, queue: &KnownQueue, partition: u32) -> u16 {
+    fn partition_slot(self, queue: &SimQueue, partition: u32) -> u16 {
         slot::of_partition(queue.catalogue.queue_id, partition, self.shards)
     }
 
     /// The partitions of a queue on each shard that has some.
     #[must_use]
-    pub fn places(self, queue: &KnownQueue) -> Vec<(ShardId, Vec<u32>)> {
+    pub fn places(self, queue: &SimQueue) -> Vec<(ShardId, Vec<u32>)> {
         let mut places = std::collections::BTreeMap::<_, Vec<_>>::new();
         for partition in 0..queue.catalogue.partitions {
             let shard = slot::shard(self.partition_slot(queue, partition), self.shards);
@@ -127,7 +127,7 @@ impl Router {
 
     /// Opens a partition.
     #[must_use]
-    pub fn open_partition(self, queue: &KnownQueue, partition: u32) -> RoutedRequest {
+    pub fn open_partition(self, queue: &SimQueue, partition: u32) -> RoutedRequest {
         let Catalogue { queue_id, version: catalogue_version, .. } = queue.catalogue;
         let open = OpenPartition { queue_id, partition, catalogue_version };
         self.command(self.partition_slot(queue, partition), Operation::OpenPartition(open))
@@ -135,7 +135,7 @@ impl Router {
 
     /// Waits until one of the partitions has something.
     #[must_use]
-    pub fn await_ready(self, queue: &KnownQueue, partitions: &[u32]) -> RoutedRequest {
+    pub fn await_ready(self, queue: &SimQueue, partitions: &[u32]) -> RoutedRequest {
         let await_ready = AwaitReady {
             queue_id: queue.catalogue.queue_id,
             partitions: partitions.to_vec(),
@@ -146,7 +146,7 @@ impl Router {
 
     /// Stores a message.
     #[must_use]
-    pub fn enqueue(self, queue: &KnownQueue, key: &str, text: &str) -> RoutedRequest {
+    pub fn enqueue(self, queue: &SimQueue, key: &str, text: &str) -> RoutedRequest {
         let Catalogue { queue_id, partitions, version: catalogue_version, .. } = queue.catalogue;
         let partition = slot::partition(key, partitions);
         let message = queue::Message {
@@ -162,7 +162,7 @@ impl Router {
     #[must_use]
     pub fn dequeue(
         self,
-        queue: &KnownQueue,
+        queue: &SimQueue,
         partitions: &[u32],
         max_messages: u32,
         lease_ms: u64,
@@ -180,7 +180,7 @@ impl Router {
     /// # Panics
     /// When the lease id is not one that the state machine made.
     #[must_use]
-    pub fn ack(self, queue: &KnownQueue, lease_id: &str) -> RoutedRequest {
+    pub fn ack(self, queue: &SimQueue, lease_id: &str) -> RoutedRequest {
         let lease = lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
         let ack = AckLease { queue_id: queue.catalogue.queue_id, ..lease.ack() };
         self.command(self.partition_slot(queue, lease.partition), Operation::AckLease(ack))
@@ -449,67 +449,69 @@ fn text_of(value: Option<Value>) -> String {
 /// When the state machine gives an answer that no client's action has.
 #[must_use]
 #[allow(clippy::too_many_lines, reason = "one table")]
-pub fn outcome(answer: Answer) -> Outcome {
+pub fn outcome(answer: Answer) -> RecordedOutcome {
     match answer.answer.expect("an answer says something") {
-        A::Refusal(refusal) => Outcome::Refused(refusal.reason()),
-        A::OpenSession(opened) => Outcome::SessionOpened { session: opened.session_id },
-        A::KeepAlive(kept) => Outcome::Renewed { remaining_ms: kept.remaining_ms },
-        A::CloseSession(_) => Outcome::SessionClosed,
+        A::Refusal(refusal) => RecordedOutcome::Refused(refusal.reason()),
+        A::OpenSession(opened) => RecordedOutcome::SessionOpened { session: opened.session_id },
+        A::KeepAlive(kept) => RecordedOutcome::Renewed { remaining_ms: kept.remaining_ms },
+        A::CloseSession(_) => RecordedOutcome::SessionClosed,
         A::Acquire(acquired) if !acquired.locks.is_empty() => {
             let grants = acquired.locks.into_iter().map(|grant| {
                 let mode = grant.mode();
                 (grant.name, grant.fencing_token, mode)
             });
-            Outcome::AcquiredAll { grants: grants.collect() }
+            RecordedOutcome::AcquiredAll { grants: grants.collect() }
         }
         A::Acquire(acquired) if acquired.acquired => {
-            Outcome::Acquired { token: acquired.fencing_token, mode: acquired.mode() }
+            RecordedOutcome::Acquired { token: acquired.fencing_token, mode: acquired.mode() }
         }
-        A::Acquire(_) => Outcome::NotAcquired,
+        A::Acquire(_) => RecordedOutcome::NotAcquired,
         A::Convert(converted) if converted.converted => {
-            Outcome::Converted { token: converted.fencing_token, mode: converted.mode() }
+            RecordedOutcome::Converted { token: converted.fencing_token, mode: converted.mode() }
         }
-        A::Convert(_) => Outcome::NotConverted,
+        A::Convert(_) => RecordedOutcome::NotConverted,
         A::ReleasedHeld(done) => {
             assert_eq!(done.after, "", "one step releases the few locks of a client");
-            Outcome::ReleasedAll { released: done.released }
+            RecordedOutcome::ReleasedAll { released: done.released }
         }
         A::ForcedStep(done) => {
             assert!(!done.more, "one step takes a lock from a few holders");
-            Outcome::Forced { released: done.released, token: done.token }
+            RecordedOutcome::Forced { released: done.released, token: done.token }
         }
         A::ValidateToken(told) => {
-            Outcome::Validated { holder: told.holder.map(|holder| holder.session_id) }
+            RecordedOutcome::Validated { holder: told.holder.map(|holder| holder.session_id) }
         }
         A::DescribeLock(told) => {
             let holders = told.holders.iter().map(|holder| holder.fencing_token);
-            Outcome::Described { holders: holders.collect() }
+            RecordedOutcome::Described { holders: holders.collect() }
         }
-        A::Release(_) => Outcome::Released,
-        A::SetPermits(_) => Outcome::PermitsSet,
+        A::Release(_) => RecordedOutcome::Released,
+        A::SetPermits(_) => RecordedOutcome::PermitsSet,
         A::AcquirePermits(got) if got.acquired => {
-            Outcome::PermitsTaken { token: got.fencing_token }
+            RecordedOutcome::PermitsTaken { token: got.fencing_token }
         }
-        A::AcquirePermits(_) => Outcome::NoPermits,
-        A::ReleasePermits(_) => Outcome::PermitsGiven,
+        A::AcquirePermits(_) => RecordedOutcome::NoPermits,
+        A::ReleasePermits(_) => RecordedOutcome::PermitsGiven,
         A::Enqueue(enqueued) => {
             let [message_id] = &enqueued.message_ids[..] else { panic!("one message has one id") };
-            Outcome::Enqueued { message_id: message_id.clone() }
+            RecordedOutcome::Enqueued { message_id: message_id.clone() }
         }
         A::Dequeue(dequeued) => {
-            let deliveries = dequeued.deliveries.into_iter().map(|delivery| Delivery {
+            let deliveries = dequeued.deliveries.into_iter().map(|delivery| RecordedDelivery {
                 message_id: delivery.message_id,
                 value: text_of(delivery.value),
                 lease_id: delivery.lease_id,
                 count: delivery.delivery_count,
             });
-            Outcome::Delivered(deliveries.collect())
+            RecordedOutcome::Delivered(deliveries.collect())
         }
-        A::Ack(_) => Outcome::Acked,
-        A::Put(put) => Outcome::Put { version: put.version },
-        A::Get(got) => Outcome::Got { value: got.hit.then(|| (text_of(got.value), got.version)) },
+        A::Ack(_) => RecordedOutcome::Acked,
+        A::Put(put) => RecordedOutcome::Put { version: put.version },
+        A::Get(got) => {
+            RecordedOutcome::Got { value: got.hit.then(|| (text_of(got.value), got.version)) }
+        }
         A::Delete(deleted) => {
-            Outcome::Deleted { version: deleted.deleted.then_some(deleted.version) }
+            RecordedOutcome::Deleted { version: deleted.deleted.then_some(deleted.version) }
         }
         other @ (A::Done(_)
         | A::CreateQueue(_)

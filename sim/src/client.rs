@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calls::{Body, RoutedRequest, outcome};
 use crate::check::Violation;
-use crate::check::history::{Action, AnswerPosition, End, Outcome};
+use crate::check::history::{Action, AnswerPosition, End, RecordedOutcome};
 use crate::check::requests::is_forgotten;
 use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
@@ -404,7 +404,10 @@ impl SimClient {
             |command: &Command| command.operation.as_ref().is_some_and(Operation::is_idempotent);
         let is_tried_again = matches!(&pending.step.request.body, Body::Command(c) if again(c));
         let is_over = matches!(action, Action::Convert { .. })
-            && matches!(outcome, Outcome::Refused(Reason::SessionExpired | Reason::NotHolder));
+            && matches!(
+                outcome,
+                RecordedOutcome::Refused(Reason::SessionExpired | Reason::NotHolder)
+            );
         let exact = (pending.id.is_some() || !is_tried_again) && !is_over;
         self.end(
             now,

@@ -1,6 +1,6 @@
 //! What all clients of a run share: chance, the configuration, the history that they write.
 
-use crate::calls::{KnownQueue, Router};
+use crate::calls::{Router, SimQueue};
 use crate::check::Violation;
 use crate::check::history::History;
 use crate::check::requests::Ledger;
@@ -21,7 +21,7 @@ pub struct ClientContext {
     /// What they were told about request ids.
     pub ledger: Ledger,
     /// Queues that are ready to be used.
-    pub queues: Vec<KnownQueue>,
+    pub queues: Vec<SimQueue>,
     /// No new calls are begun.
     pub stopping: bool,
     /// Nobody gives a call up any more: faults are over.

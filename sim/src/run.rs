@@ -248,22 +248,23 @@ impl World {
         self.stats.dedup_hits = self.shared.ledger.hits;
         for (_, _, outcome) in self.shared.history.answered() {
             match outcome {
-                history::Outcome::Delivered(list) => {
+                history::RecordedOutcome::Delivered(list) => {
                     self.stats.deliveries += list.len() as u64;
                     self.stats.redeliveries +=
                         list.iter().filter(|delivery| delivery.count > 1).count() as u64;
                 }
-                history::Outcome::Got { value: Some(_) } => self.stats.cache_hits += 1,
-                history::Outcome::Acquired { mode, .. }
-                | history::Outcome::Converted { mode, .. } => {
+                history::RecordedOutcome::Got { value: Some(_) } => self.stats.cache_hits += 1,
+                history::RecordedOutcome::Acquired { mode, .. }
+                | history::RecordedOutcome::Converted { mode, .. } => {
                     self.stats.shared_grants += u64::from(*mode == LockMode::Shared);
                 }
-                history::Outcome::AcquiredAll { grants } => {
+                history::RecordedOutcome::AcquiredAll { grants } => {
                     self.stats.together += 1;
                     let shared = grants.iter().filter(|(.., mode)| *mode == LockMode::Shared);
                     self.stats.shared_grants += shared.count() as u64;
                 }
-                history::Outcome::Validated { .. } | history::Outcome::Described { .. } => {
+                history::RecordedOutcome::Validated { .. }
+                | history::RecordedOutcome::Described { .. } => {
                     self.stats.lock_reads += 1;
                 }
                 _ => {}

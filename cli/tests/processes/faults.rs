@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use trefoil_client::Client;
 use trefoil_client::proto::cluster::v1::ShardStatus;
-use trefoil_sim::check::history::{Action, Outcome};
+use trefoil_sim::check::history::{Action, RecordedOutcome};
 
 use crate::record::{Recorded, Recorder};
 use crate::support::{Cluster, Node, eventually};
@@ -64,8 +64,9 @@ impl Load {
     fn longest_gap(&self, since: u64) -> Duration {
         let now = self.recorder.now();
         let mut moments = self.recorder.read(|history| {
-            let writes =
-                history.answered().filter(|(_, _, outcome)| matches!(outcome, Outcome::Put { .. }));
+            let writes = history
+                .answered()
+                .filter(|(_, _, outcome)| matches!(outcome, RecordedOutcome::Put { .. }));
             writes.map(|(call, ..)| call.ended_at).filter(|at| *at >= since).collect::<Vec<_>>()
         });
         moments.extend([since, now]);

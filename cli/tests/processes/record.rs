@@ -9,7 +9,9 @@ use trefoil_client::proto::lock::v1::{AcquireRequest, LockMode, ReleaseRequest};
 use trefoil_client::proto::queue::v1::{AckRequest, DequeueRequest, EnqueueRequest, Message};
 use trefoil_client::{Client, Error, Request, Value};
 use trefoil_core::Position;
-use trefoil_sim::check::history::{Action, AnswerPosition, Delivery, End, History, Outcome};
+use trefoil_sim::check::history::{
+    Action, AnswerPosition, End, History, RecordedDelivery, RecordedOutcome,
+};
 use trefoil_sim::check::{Clocks, Violation, durable, linear, lock, queue, register};
 
 /// Clients that write into one history.
@@ -65,8 +67,8 @@ impl Recorded<'_> {
         &self,
         action: Action,
         request: R,
-        outcome: impl FnOnce(R::Response) -> (Option<ResponseHeader>, Outcome),
-    ) -> Option<Outcome> {
+        outcome: impl FnOnce(R::Response) -> (Option<ResponseHeader>, RecordedOutcome),
+    ) -> Option<RecordedOutcome> {
         let history = || self.recorder.history.lock().unwrap_or_else(PoisonError::into_inner);
         let call = history().begin(self.id, self.recorder.now(), action);
         let answer = self.client.call(request).await.map(outcome);
@@ -86,8 +88,9 @@ impl Recorded<'_> {
             value: Some(Value::from(value).into()),
             ..PutRequest::default()
         };
-        let put =
-            self.call(action, request, |put| (put.header, Outcome::Put { version: put.version }));
+        let put = self.call(action, request, |put| {
+            (put.header, RecordedOutcome::Put { version: put.version })
+        });
         put.await.is_some()
     }
 
@@ -95,7 +98,7 @@ impl Recorded<'_> {
         let request = GetRequest { key: key.to_owned(), ..GetRequest::default() };
         let got = self.call(Action::Get { key: key.to_owned() }, request, |got| {
             let value = got.hit.then(|| (text(got.value.into()), got.version));
-            (got.header, Outcome::Got { value })
+            (got.header, RecordedOutcome::Got { value })
         });
         got.await.is_some()
     }
@@ -104,7 +107,7 @@ impl Recorded<'_> {
         let request = DeleteRequest { key: key.to_owned(), ..DeleteRequest::default() };
         let deleted = self.call(Action::Delete { key: key.to_owned() }, request, |deleted| {
             let version = deleted.deleted.then_some(deleted.version);
-            (deleted.header, Outcome::Deleted { version })
+            (deleted.header, RecordedOutcome::Deleted { version })
         });
         deleted.await.is_some()
     }
@@ -118,7 +121,7 @@ impl Recorded<'_> {
             EnqueueRequest { queue, messages: vec![message], ..EnqueueRequest::default() };
         let enqueued = self.call(action, request, |enqueued| {
             let message_id = enqueued.message_ids.first().expect("one message has one id").clone();
-            (enqueued.header, Outcome::Enqueued { message_id })
+            (enqueued.header, RecordedOutcome::Enqueued { message_id })
         });
         enqueued.await.is_some()
     }
@@ -129,7 +132,7 @@ impl Recorded<'_> {
         queue: &str,
         wait_ms: u64,
         lease_ms: u64,
-    ) -> Option<Vec<Delivery>> {
+    ) -> Option<Vec<RecordedDelivery>> {
         let action = Action::Dequeue { queue: queue.to_owned(), lease_ms };
         let request = DequeueRequest {
             queue: queue.to_owned(),
@@ -139,21 +142,21 @@ impl Recorded<'_> {
             ..DequeueRequest::default()
         };
         let outcome = self.call(action, request, |dequeued| {
-            let deliveries = dequeued.deliveries.into_iter().map(|delivery| Delivery {
+            let deliveries = dequeued.deliveries.into_iter().map(|delivery| RecordedDelivery {
                 message_id: delivery.message_id,
                 value: text(delivery.value.into()),
                 lease_id: delivery.lease_id,
                 count: delivery.delivery_count,
             });
-            (dequeued.header, Outcome::Delivered(deliveries.collect()))
+            (dequeued.header, RecordedOutcome::Delivered(deliveries.collect()))
         });
         match outcome.await? {
-            Outcome::Delivered(deliveries) => Some(deliveries),
+            RecordedOutcome::Delivered(deliveries) => Some(deliveries),
             other => panic!("not the outcome of a dequeue: {other:?}"),
         }
     }
 
-    pub(crate) async fn ack(&self, queue: &str, delivery: &Delivery) -> bool {
+    pub(crate) async fn ack(&self, queue: &str, delivery: &RecordedDelivery) -> bool {
         let action = Action::Ack {
             queue: queue.to_owned(),
             message_id: delivery.message_id.clone(),
@@ -164,7 +167,7 @@ impl Recorded<'_> {
             lease_id: delivery.lease_id.clone(),
             ..AckRequest::default()
         };
-        self.call(action, request, |acked| (acked.header, Outcome::Acked)).await.is_some()
+        self.call(action, request, |acked| (acked.header, RecordedOutcome::Acked)).await.is_some()
     }
 
     /// The token; none when the lock was not acquired.
@@ -186,14 +189,14 @@ impl Recorded<'_> {
         let outcome = self.call(action, request, |acquired| {
             let (token, mode) = (acquired.fencing_token, acquired.mode());
             let outcome = if acquired.acquired {
-                Outcome::Acquired { token, mode }
+                RecordedOutcome::Acquired { token, mode }
             } else {
-                Outcome::NotAcquired
+                RecordedOutcome::NotAcquired
             };
             (acquired.header, outcome)
         });
         match outcome.await? {
-            Outcome::Acquired { token, .. } => Some(token),
+            RecordedOutcome::Acquired { token, .. } => Some(token),
             _ => None,
         }
     }
@@ -211,7 +214,9 @@ impl Recorded<'_> {
             fencing_token: token,
             ..ReleaseRequest::default()
         };
-        self.call(action, request, |released| (released.header, Outcome::Released)).await.is_some()
+        self.call(action, request, |released| (released.header, RecordedOutcome::Released))
+            .await
+            .is_some()
     }
 }
 

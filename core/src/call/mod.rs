@@ -48,7 +48,7 @@ pub struct View<'a> {
 
 /// What has happened to a call.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Event {
+pub enum CallEvent {
     /// It begins; time has passed; another node leads; the node is stopping.
     Look,
     /// The try under way has failed.
@@ -165,16 +165,16 @@ impl Call {
     }
 
     /// Decides what to do next. Once it was cancelled or has ended, a call is over.
-    pub fn step(&mut self, view: &View<'_>, event: Event) -> Step {
-        let was_trying = self.trying.is_some() && !matches!(event, Event::Failed(..));
+    pub fn step(&mut self, view: &View<'_>, event: CallEvent) -> Step {
+        let was_trying = self.trying.is_some() && !matches!(event, CallEvent::Failed(..));
         let act = match event {
             _ if self.is_over => Act::Over,
-            Event::Cancel if !crate::mutant!(CancelledRetried) => Act::Over,
-            Event::Cancel | Event::Look => match self.trying {
+            CallEvent::Cancel if !crate::mutant!(CancelledRetried) => Act::Over,
+            CallEvent::Cancel | CallEvent::Look => match self.trying {
                 Some(tried) => self.look_at(view, tried),
                 None => self.next(view),
             },
-            Event::Failed(why, failure) => self.failed(view, why, failure),
+            CallEvent::Failed(why, failure) => self.failed(view, why, failure),
         };
         if matches!(act, Act::End(_) | Act::Over) {
             self.is_over = true;

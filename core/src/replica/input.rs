@@ -10,7 +10,7 @@ use crate::{CallId, NodeId, ShardId, limits};
 
 /// What a replica is told once, at its start.
 #[derive(Clone, Debug)]
-pub struct Config {
+pub struct ReplicaConfig {
     /// This node.
     pub node: NodeId,
     /// This shard.

@@ -11,7 +11,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Done, answer};
 
 use super::effect::{Effect, Reply, Role, RoleChange};
-use super::input::{Boot, Config};
+use super::input::{Boot, ReplicaConfig};
 use super::obstacles::MUST_NOT_LEAD;
 use super::replies::{refusal, refuse};
 use super::{Log, Replica};
@@ -45,7 +45,7 @@ pub(super) struct ElectionState {
 }
 
 impl ElectionState {
-    pub(super) fn new(config: &Config, boot: &Boot) -> Self {
+    pub(super) fn new(config: &ReplicaConfig, boot: &Boot) -> Self {
         let newborn = boot.last_index == BIRTH_INDEX
             && boot.hard_state.term == BIRTH_TERM
             && boot.hard_state.vote == 0;

@@ -46,14 +46,14 @@ use crate::{MACHINE_VERSION, NodeId, Now};
 
 pub use self::effect::{ApplyRange, Effect, PersistBatch, Reply, Role, RoleChange};
 pub use self::input::{
-    Boot, Chain, Config, Input, Peer, PeerTime, Pressure, Proposal, Read, Tuning,
+    Boot, Chain, Input, Peer, PeerTime, Pressure, Proposal, Read, ReplicaConfig, Tuning,
 };
 pub use self::status::Status;
 
 /// One member of one shard's Raft group.
 #[derive(Debug)]
 pub struct Replica {
-    config: Config,
+    config: ReplicaConfig,
     logger: Logger,
     raft: RawNodeDebug,
     now: Now,
@@ -63,7 +63,7 @@ pub struct Replica {
     leadership: leadership::ElectionState,
     disk: checkpoint::Checkpoints,
     ready: ready::ReadyState,
-    pending: Pending,
+    pending: PendingProposals,
     reads: Reads,
     /// What the machine said last.
     applied: Applied,
@@ -94,7 +94,12 @@ impl Replica {
     ///
     /// # Errors
     /// When the disk contradicts itself: the sentence says how.
-    pub fn new(config: Config, boot: &Boot, now: Now, logger: &Logger) -> Result<Self, String> {
+    pub fn new(
+        config: ReplicaConfig,
+        boot: &Boot,
+        now: Now,
+        logger: &Logger,
+    ) -> Result<Self, String> {
         let (applied, applied_term) = boot.applied;
         if applied > boot.last_index || applied < boot.truncated.0 {
             return Err(format!(

@@ -1,10 +1,10 @@
 //! What raft-rs is told at its start: timeouts, bounds, and how it reads.
 
-use super::input::{Boot, Config};
+use super::input::{Boot, ReplicaConfig};
 use crate::limits as l;
 
 /// The options of one replica.
-pub(super) fn raft_config(config: &Config, boot: &Boot) -> raft::Config {
+pub(super) fn raft_config(config: &ReplicaConfig, boot: &Boot) -> raft::Config {
     let (applied, _) = boot.applied;
     raft::Config {
         id: config.node,

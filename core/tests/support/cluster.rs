@@ -6,8 +6,8 @@ use bytes::Bytes;
 use raft_proto::eraftpb::{Entry, HardState};
 use trefoil_core::machine::{Applied, Machine, QueryOutcome};
 use trefoil_core::replica::{
-    ApplyRange, Boot, Chain, Config, Effect, Input, Peer, PersistBatch, Read, Replica, Reply,
-    Tuning,
+    ApplyRange, Boot, Chain, Effect, Input, Peer, PersistBatch, Read, Replica, ReplicaConfig,
+    Reply, Tuning,
 };
 use trefoil_core::store::MemoryStore;
 use trefoil_core::{BIRTH_INDEX, BIRTH_TERM, CallId, NodeId, Now, Position, ShardId};
@@ -154,7 +154,8 @@ impl Cluster {
             damaged: disk.damaged,
         };
         let (voters, tuning) = (self.voters.clone(), self.tuning);
-        let config = Config { node, shard: SHARD, voters, preferred_leader: 1, seed: 7, tuning };
+        let config =
+            ReplicaConfig { node, shard: SHARD, voters, preferred_leader: 1, seed: 7, tuning };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         let replica =
             Replica::new(config, &boot, self.now(node), &logger).expect("the disk is sound");

@@ -127,7 +127,7 @@ pub(super) fn replicas(
             warn!(logger, "the end of the log was lost: this node does not vote until it has caught up"; "shard" => shard);
         }
         let preferred = usize::try_from(shard).expect("a shard number fits a usize") % voters.len();
-        let replica = replica::Config {
+        let replica = replica::ReplicaConfig {
             node: config.node,
             shard,
             voters: voters.clone(),

@@ -9,7 +9,7 @@ use slog::warn;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 use trefoil_core::call::{
-    Act, Call, Event, Failure, ShardRequest, View, failure, propose_by_ms, unreached, unseen,
+    Act, Call, CallEvent, Failure, ShardRequest, View, failure, propose_by_ms, unreached, unseen,
 };
 use trefoil_core::replica::{Input, Reply};
 use trefoil_core::{CallId, NodeId, ShardId};
@@ -111,7 +111,7 @@ impl Handle {
         let answer_by_ms = clock::boot_deadline(ask.deadline);
         let mut call = Call::new(work, answer_by_ms);
         let mut moves = self.shared.table.moves();
-        let mut act = self.step(shard, &mut call, Event::Look);
+        let mut act = self.step(shard, &mut call, CallEvent::Look);
         loop {
             act = match act {
                 Act::Try(to) => {
@@ -130,7 +130,7 @@ impl Handle {
                         _ = moves.changed() => (),
                     }
                     moves.mark_unchanged();
-                    self.step(shard, &mut call, Event::Look)
+                    self.step(shard, &mut call, CallEvent::Look)
                 }
                 Act::End(refusal) => return Err(self.shared.explain(shard, refusal)),
                 Act::Over => return Err(refusal(Reason::Internal, "the call is over")),
@@ -149,13 +149,13 @@ impl Handle {
     ) -> Result<Answered, Act> {
         loop {
             moves.mark_unchanged();
-            let act = self.step(shard, call, Event::Look);
+            let act = self.step(shard, call, CallEvent::Look);
             let Act::Wait(until_ms) = act else { return Err(act) };
             tokio::select! {
                 biased;
                 end = attempt.as_mut() => {
                     return end.map_err(|(why, failure)| {
-                        self.step(shard, call, Event::Failed(why, failure))
+                        self.step(shard, call, CallEvent::Failed(why, failure))
                     });
                 }
                 () = clock::sleep_until(until_ms) => (),
@@ -165,7 +165,7 @@ impl Handle {
         }
     }
 
-    fn step(&self, shard: ShardId, call: &mut Call, event: Event) -> Act {
+    fn step(&self, shard: ShardId, call: &mut Call, event: CallEvent) -> Act {
         let known = self.shared.table.leadership(shard);
         let view = View {
             node: self.shared.node,
@@ -176,7 +176,7 @@ impl Handle {
             applied_log_time_ms: known.applied_log_time_ms,
             stopping_since_ms: self.shared.closed_since_ms(),
             heard_ms: &|node| self.links.heard_ms(node),
-            jitter: if event == Event::Look { 0 } else { rand::rng().random_range(0..=1_000) },
+            jitter: if event == CallEvent::Look { 0 } else { rand::rng().random_range(0..=1_000) },
         };
         call.step(&view, event).act
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Violation;
-use super::history::{Action, History, Outcome, RecordedCall};
+use super::history::{Action, History, RecordedCall, RecordedOutcome};
 
 const CACHE: &str = "an acknowledged write to the cache is durable";
 const QUEUE: &str = "an acknowledged message is delivered";
@@ -30,11 +30,11 @@ fn cache(history: &History, audit_from: u64, found: &mut Vec<Violation>) {
     let mut newest = BTreeMap::<&str, Newest<'_>>::new();
     for (call, _, outcome) in history.answered() {
         let (key, write) = match (&call.action, outcome) {
-            (Action::Put { key, value, ttl_ms }, Outcome::Put { version }) => (
+            (Action::Put { key, value, ttl_ms }, RecordedOutcome::Put { version }) => (
                 key,
                 Newest { call, version: *version, value: Some(value), may_expire: *ttl_ms > 0 },
             ),
-            (Action::Delete { key }, Outcome::Deleted { version: Some(version) }) => {
+            (Action::Delete { key }, RecordedOutcome::Deleted { version: Some(version) }) => {
                 (key, Newest { call, version: *version, value: None, may_expire: false })
             }
             _ => continue,
@@ -45,7 +45,7 @@ fn cache(history: &History, audit_from: u64, found: &mut Vec<Violation>) {
     }
     let mut finals = BTreeMap::new();
     for (call, _, outcome) in history.answered().filter(|(call, ..)| call.called_at >= audit_from) {
-        if let (Action::Get { key }, Outcome::Got { value }) = (&call.action, outcome) {
+        if let (Action::Get { key }, RecordedOutcome::Got { value }) = (&call.action, outcome) {
             finals.insert(
                 key.as_str(),
                 value.as_ref().map(|(value, version)| (value.as_str(), *version)),
@@ -80,7 +80,7 @@ fn may_be_deleted(history: &History, key: &str) -> bool {
 fn queue(history: &History, found: &mut Vec<Violation>) {
     let mut delivered = BTreeSet::new();
     for (call, _, outcome) in history.answered() {
-        if let (Action::Dequeue { queue, .. }, Outcome::Delivered(deliveries)) =
+        if let (Action::Dequeue { queue, .. }, RecordedOutcome::Delivered(deliveries)) =
             (&call.action, outcome)
         {
             delivered.extend(
@@ -89,7 +89,7 @@ fn queue(history: &History, found: &mut Vec<Violation>) {
         }
     }
     for (call, _, outcome) in history.answered() {
-        if let (Action::Enqueue { queue, .. }, Outcome::Enqueued { message_id }) =
+        if let (Action::Enqueue { queue, .. }, RecordedOutcome::Enqueued { message_id }) =
             (&call.action, outcome)
             && !delivered.contains(&(queue.as_str(), message_id.as_str()))
         {
@@ -100,7 +100,7 @@ fn queue(history: &History, found: &mut Vec<Violation>) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::history::Delivery;
+    use super::super::history::RecordedDelivery;
     use super::super::history::build::{answered, delete, get, got, history, missed, open, put};
     use super::*;
 
@@ -110,8 +110,8 @@ mod tests {
 
     fn puts() -> Vec<RecordedCall> {
         vec![
-            answered(1, 2, 11, put("a", "1"), Outcome::Put { version: 1 }),
-            answered(3, 4, 12, put("a", "2"), Outcome::Put { version: 2 }),
+            answered(1, 2, 11, put("a", "1"), RecordedOutcome::Put { version: 1 }),
+            answered(3, 4, 12, put("a", "2"), RecordedOutcome::Put { version: 2 }),
         ]
     }
 
@@ -153,16 +153,16 @@ mod tests {
         let action =
             Action::Enqueue { queue: "q".to_owned(), key: String::new(), value: "1".to_owned() };
         let enqueue =
-            answered(1, 2, 11, action, Outcome::Enqueued { message_id: "0-1".to_owned() });
+            answered(1, 2, 11, action, RecordedOutcome::Enqueued { message_id: "0-1".to_owned() });
         assert_eq!(first([enqueue.clone()]), Some(QUEUE));
-        let delivery = Delivery {
+        let delivery = RecordedDelivery {
             message_id: "0-1".to_owned(),
             value: "1".to_owned(),
             lease_id: "0-1-1".to_owned(),
             count: 1,
         };
         let action = Action::Dequeue { queue: "q".to_owned(), lease_ms: 100 };
-        let dequeue = answered(3, 4, 12, action, Outcome::Delivered(vec![delivery]));
+        let dequeue = answered(3, 4, 12, action, RecordedOutcome::Delivered(vec![delivery]));
         assert_eq!(first([enqueue, dequeue]), None);
     }
 }

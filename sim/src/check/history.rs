@@ -129,7 +129,7 @@ impl Action {
 
 /// A leased message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivery {
+pub struct RecordedDelivery {
     /// "queue-partition-sequence".
     pub message_id: String,
     /// The value that was enqueued.
@@ -143,7 +143,7 @@ pub struct Delivery {
 /// What a client was told.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are those of the responses")]
-pub enum Outcome {
+pub enum RecordedOutcome {
     Put {
         version: u64,
     },
@@ -206,7 +206,7 @@ pub enum Outcome {
     Enqueued {
         message_id: String,
     },
-    Delivered(Vec<Delivery>),
+    Delivered(Vec<RecordedDelivery>),
     Acked,
     /// The state machine refused, which changes nothing.
     Refused(Reason),
@@ -232,7 +232,7 @@ pub enum End {
     /// Refused before the state machine decided: it did not and will not take effect.
     NotDone(Reason),
     /// Answered by the state machine.
-    Answered(AnswerPosition, Outcome),
+    Answered(AnswerPosition, RecordedOutcome),
 }
 
 /// One call of one client, with all its retries.
@@ -253,7 +253,7 @@ pub struct RecordedCall {
 impl RecordedCall {
     /// Position and outcome of an answered call.
     #[must_use]
-    pub fn answered(&self) -> Option<(&AnswerPosition, &Outcome)> {
+    pub fn answered(&self) -> Option<(&AnswerPosition, &RecordedOutcome)> {
         match &self.end {
             End::Answered(place, outcome) => Some((place, outcome)),
             End::Open | End::NotDone(_) => None,
@@ -301,7 +301,9 @@ impl History {
     }
 
     /// All answered calls.
-    pub fn answered(&self) -> impl Iterator<Item = (&RecordedCall, &AnswerPosition, &Outcome)> {
+    pub fn answered(
+        &self,
+    ) -> impl Iterator<Item = (&RecordedCall, &AnswerPosition, &RecordedOutcome)> {
         self.calls
             .iter()
             .filter_map(|call| call.answered().map(|(place, outcome)| (call, place, outcome)))
@@ -319,7 +321,7 @@ pub(crate) mod build {
         ended_at: u64,
         index: u64,
         action: Action,
-        outcome: Outcome,
+        outcome: RecordedOutcome,
     ) -> RecordedCall {
         let position = Position { term: 2, index, ordinal: 0, log_time_ms: index };
         let place = AnswerPosition { shard: 1, position, exact: true };
@@ -343,12 +345,12 @@ pub(crate) mod build {
         Action::Delete { key: key.to_owned() }
     }
 
-    pub(crate) fn got(value: &str, version: u64) -> Outcome {
-        Outcome::Got { value: Some((value.to_owned(), version)) }
+    pub(crate) fn got(value: &str, version: u64) -> RecordedOutcome {
+        RecordedOutcome::Got { value: Some((value.to_owned(), version)) }
     }
 
-    pub(crate) fn missed() -> Outcome {
-        Outcome::Got { value: None }
+    pub(crate) fn missed() -> RecordedOutcome {
+        RecordedOutcome::Got { value: None }
     }
 
     pub(crate) fn history(calls: impl IntoIterator<Item = RecordedCall>) -> History {

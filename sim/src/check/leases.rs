@@ -11,19 +11,19 @@ use trefoil_proto::internal::v1::{AckLease, Command};
 use trefoil_proto::queue::v1::Delivery;
 
 use super::Violation;
-use super::history::{Action, History, Outcome as Told};
+use super::history::{Action, History, RecordedOutcome as Told};
 
 const KEPT: &str = "a lease lasts for as long as was told";
 const OWN: &str = "a message is settled by a lease of its own";
 const GUESSED: &str = "a session cannot be guessed";
 
 /// Queue, partition and sequence.
-type QueuedMessage = (u64, u32, u64);
+type LeasedMessage = (u64, u32, u64);
 
 /// The newest lease of each message, and until when it was promised.
 #[derive(Clone, Debug, Default)]
 pub struct LeaseChecker {
-    newest: BTreeMap<QueuedMessage, (u64, u64)>,
+    newest: BTreeMap<LeasedMessage, (u64, u64)>,
 }
 
 impl LeaseChecker {

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::history::{Action, History, OPEN, Outcome, RecordedCall};
+use super::history::{Action, History, OPEN, RecordedCall, RecordedOutcome};
 use super::{Clocks, Violation};
 
 /// Steps of the search for one key after which it gives up.
@@ -48,7 +48,9 @@ impl<'a> RegisterCall<'a> {
     /// The call as the search sees it; none when it changed nothing and told nothing.
     fn new(call: &'a RecordedCall, clocks: Clocks) -> Option<Self> {
         let outcome = call.answered().map(|(_, outcome)| outcome);
-        if matches!(outcome, Some(Outcome::Refused(_))) || (outcome.is_none() && !call.is_open()) {
+        if matches!(outcome, Some(RecordedOutcome::Refused(_)))
+            || (outcome.is_none() && !call.is_open())
+        {
             return None;
         }
         let kind = match (&call.action, outcome) {
@@ -57,11 +59,11 @@ impl<'a> RegisterCall<'a> {
                 let gone_from = (*ttl_ms > 0).then(|| call.called_at.saturating_add(life_us));
                 RegisterAction::Put { value, gone_from }
             }
-            (Action::Delete { .. }, Some(Outcome::Deleted { version })) => {
+            (Action::Delete { .. }, Some(RecordedOutcome::Deleted { version })) => {
                 RegisterAction::Delete { deleted: Some(version.is_some()) }
             }
             (Action::Delete { .. }, _) => RegisterAction::Delete { deleted: None },
-            (Action::Get { .. }, Some(Outcome::Got { value })) => {
+            (Action::Get { .. }, Some(RecordedOutcome::Got { value })) => {
                 RegisterAction::Get { value: value.as_ref().map(|(value, _)| value.as_str()) }
             }
             _ => return None,
@@ -214,8 +216,8 @@ mod tests {
     use super::super::history::build::{answered, delete, get, got, history, missed, open, put};
     use super::*;
 
-    fn version() -> Outcome {
-        Outcome::Put { version: 0 }
+    fn version() -> RecordedOutcome {
+        RecordedOutcome::Put { version: 0 }
     }
 
     fn verdict(calls: impl IntoIterator<Item = RecordedCall>) -> bool {
@@ -269,7 +271,8 @@ mod tests {
 
     #[test]
     fn a_deletion_tells_whether_there_was_a_value() {
-        let deleted = |version| answered(3, 4, 0, delete("a"), Outcome::Deleted { version });
+        let deleted =
+            |version| answered(3, 4, 0, delete("a"), RecordedOutcome::Deleted { version });
         assert!(verdict([answered(1, 2, 0, put("a", "1"), version()), deleted(Some(2))]));
         assert!(!verdict([answered(1, 2, 0, put("a", "1"), version()), deleted(None)]));
         assert!(!verdict([deleted(Some(1))]));

@@ -87,16 +87,16 @@ fn monotone(items: &[PlacedAnswer<'_>], found: &mut Vec<Violation>) {
 #[cfg(test)]
 mod tests {
     use super::super::history::build::{answered, get, got, history, put};
-    use super::super::history::{End, Outcome};
+    use super::super::history::{End, RecordedOutcome};
     use super::*;
 
     #[test]
     fn a_good_history_passes() {
         let calls = [
-            answered(1, 4, 11, put("a", "1"), Outcome::Put { version: 1 }),
-            answered(2, 3, 12, put("b", "2"), Outcome::Put { version: 1 }),
+            answered(1, 4, 11, put("a", "1"), RecordedOutcome::Put { version: 1 }),
+            answered(2, 3, 12, put("b", "2"), RecordedOutcome::Put { version: 1 }),
             answered(5, 6, 12, get("b"), got("2", 1)),
-            answered(7, 8, 13, put("b", "3"), Outcome::Put { version: 2 }),
+            answered(7, 8, 13, put("b", "3"), RecordedOutcome::Put { version: 2 }),
         ];
         assert_eq!(check(&history(calls)), []);
     }
@@ -104,8 +104,8 @@ mod tests {
     #[test]
     fn a_write_that_stands_before_an_earlier_one_is_found() {
         let calls = [
-            answered(1, 2, 12, put("a", "1"), Outcome::Put { version: 1 }),
-            answered(3, 4, 11, put("b", "2"), Outcome::Put { version: 1 }),
+            answered(1, 2, 12, put("a", "1"), RecordedOutcome::Put { version: 1 }),
+            answered(3, 4, 11, put("b", "2"), RecordedOutcome::Put { version: 1 }),
         ];
         assert_eq!(check(&history(calls))[0].invariant, ORDER);
     }
@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn a_read_of_the_past_is_found() {
         let calls = [
-            answered(1, 2, 12, put("a", "1"), Outcome::Put { version: 1 }),
+            answered(1, 2, 12, put("a", "1"), RecordedOutcome::Put { version: 1 }),
             answered(3, 4, 11, get("b"), got("2", 1)),
         ];
         assert_eq!(check(&history(calls))[0].invariant, ORDER);
@@ -122,19 +122,19 @@ mod tests {
     #[test]
     fn two_commands_at_one_position_are_found() {
         let calls = [
-            answered(1, 4, 12, put("a", "1"), Outcome::Put { version: 1 }),
-            answered(2, 4, 12, put("b", "2"), Outcome::Put { version: 1 }),
+            answered(1, 4, 12, put("a", "1"), RecordedOutcome::Put { version: 1 }),
+            answered(2, 4, 12, put("b", "2"), RecordedOutcome::Put { version: 1 }),
         ];
         assert_eq!(check(&history(calls))[0].invariant, UNIQUE);
     }
 
     #[test]
     fn log_time_that_runs_back_is_found() {
-        let mut late = answered(2, 4, 13, put("b", "2"), Outcome::Put { version: 1 });
+        let mut late = answered(2, 4, 13, put("b", "2"), RecordedOutcome::Put { version: 1 });
         if let End::Answered(place, _) = &mut late.end {
             place.position.log_time_ms = 5;
         }
-        let calls = [answered(1, 4, 12, put("a", "1"), Outcome::Put { version: 1 }), late];
+        let calls = [answered(1, 4, 12, put("a", "1"), RecordedOutcome::Put { version: 1 }), late];
         assert_eq!(check(&history(calls))[0].invariant, TIME);
     }
 }

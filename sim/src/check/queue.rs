@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::history::{Action, AnswerPosition, Delivery, History, Outcome, RecordedCall};
+use super::history::{
+    Action, AnswerPosition, History, RecordedCall, RecordedDelivery, RecordedOutcome,
+};
 
 const PHANTOM: &str = "a delivery carries what was enqueued";
 const ONCE: &str = "an enqueue makes one message";
@@ -21,7 +23,7 @@ type MessageKey<'a> = (&'a str, &'a str);
 struct ToldDelivery<'a> {
     call: &'a RecordedCall,
     place: &'a AnswerPosition,
-    delivery: &'a Delivery,
+    delivery: &'a RecordedDelivery,
     lease_ms: u64,
 }
 
@@ -39,7 +41,7 @@ pub fn check(history: &History) -> Vec<Violation> {
         (BTreeMap::<MessageKey<'_>, Vec<_>>::new(), BTreeMap::<MessageKey<'_>, Vec<_>>::new());
     for (call, place, outcome) in history.answered() {
         match (&call.action, outcome) {
-            (Action::Dequeue { queue, lease_ms }, Outcome::Delivered(list)) => {
+            (Action::Dequeue { queue, lease_ms }, RecordedOutcome::Delivered(list)) => {
                 for delivery in list {
                     let entry = deliveries
                         .entry((queue.as_str(), delivery.message_id.as_str()))
@@ -47,7 +49,7 @@ pub fn check(history: &History) -> Vec<Violation> {
                     entry.push(ToldDelivery { call, place, delivery, lease_ms: *lease_ms });
                 }
             }
-            (Action::Ack { queue, message_id, lease_id }, Outcome::Acked) => {
+            (Action::Ack { queue, message_id, lease_id }, RecordedOutcome::Acked) => {
                 acks.entry((queue.as_str(), message_id.as_str())).or_default().push(Acked {
                     call,
                     place,
@@ -89,9 +91,9 @@ fn sources(
                 continue;
             };
             match enqueue.answered() {
-                Some((_, Outcome::Enqueued { message_id })) if message_id == id => {}
+                Some((_, RecordedOutcome::Enqueued { message_id })) if message_id == id => {}
                 None if enqueue.is_open() => {}
-                Some((_, Outcome::Enqueued { .. })) => {
+                Some((_, RecordedOutcome::Enqueued { .. })) => {
                     found.push(Violation::new(
                         ONCE,
                         format!("{enqueue:?} was also delivered as {id}"),
@@ -198,23 +200,23 @@ mod tests {
     fn enqueue(at: u64, value: &str, id: &str) -> RecordedCall {
         let action =
             Action::Enqueue { queue: "q".to_owned(), key: String::new(), value: value.to_owned() };
-        answered(at, at + 1, at, action, Outcome::Enqueued { message_id: id.to_owned() })
+        answered(at, at + 1, at, action, RecordedOutcome::Enqueued { message_id: id.to_owned() })
     }
 
-    fn delivery(value: &str, id: &str, count: u32) -> Delivery {
+    fn delivery(value: &str, id: &str, count: u32) -> RecordedDelivery {
         let lease_id = format!("{id}-{count}");
-        Delivery { message_id: id.to_owned(), value: value.to_owned(), lease_id, count }
+        RecordedDelivery { message_id: id.to_owned(), value: value.to_owned(), lease_id, count }
     }
 
-    fn dequeue(at: u64, deliveries: Vec<Delivery>) -> RecordedCall {
+    fn dequeue(at: u64, deliveries: Vec<RecordedDelivery>) -> RecordedCall {
         let action = Action::Dequeue { queue: "q".to_owned(), lease_ms: 100 };
-        answered(at, at + 1, at, action, Outcome::Delivered(deliveries))
+        answered(at, at + 1, at, action, RecordedOutcome::Delivered(deliveries))
     }
 
     fn ack(at: u64, id: &str, count: u32) -> RecordedCall {
         let lease_id = format!("{id}-{count}");
         let action = Action::Ack { queue: "q".to_owned(), message_id: id.to_owned(), lease_id };
-        answered(at, at + 1, at, action, Outcome::Acked)
+        answered(at, at + 1, at, action, RecordedOutcome::Acked)
     }
 
     fn first(calls: impl IntoIterator<Item = RecordedCall>) -> Option<&'static str> {

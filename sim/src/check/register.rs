@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::Violation;
-use super::history::{Action, AnswerPosition, History, Outcome, RecordedCall};
+use super::history::{Action, AnswerPosition, History, RecordedCall, RecordedOutcome};
 
 const NEWEST: &str = "a read shows the newest write at or before its index";
 const VERSIONS: &str = "versions of a key rise with the positions of its writes";
@@ -37,14 +37,14 @@ pub fn check(history: &History) -> Vec<Violation> {
     }
     for (call, place, outcome) in history.answered() {
         match (&call.action, outcome) {
-            (Action::Put { key, value, ttl_ms }, Outcome::Put { version }) => {
+            (Action::Put { key, value, ttl_ms }, RecordedOutcome::Put { version }) => {
                 let gone_ms =
                     (*ttl_ms > 0).then(|| place.position.log_time_ms.saturating_add(*ttl_ms));
                 let write =
                     RegisterWrite { call, place, version: *version, value: Some(value), gone_ms };
                 writes.entry(key).or_default().push(write);
             }
-            (Action::Delete { key }, Outcome::Deleted { version: Some(version) }) => {
+            (Action::Delete { key }, RecordedOutcome::Deleted { version: Some(version) }) => {
                 writes.entry(key).or_default().push(RegisterWrite {
                     call,
                     place,
@@ -53,10 +53,10 @@ pub fn check(history: &History) -> Vec<Violation> {
                     gone_ms: None,
                 });
             }
-            (Action::Get { key }, Outcome::Got { value: Some((value, version)) }) => {
+            (Action::Get { key }, RecordedOutcome::Got { value: Some((value, version)) }) => {
                 reads.push((key.as_str(), call, place, value.as_str(), *version));
             }
-            (Action::Get { key }, Outcome::Got { value: None }) => {
+            (Action::Get { key }, RecordedOutcome::Got { value: None }) => {
                 misses.push((key.as_str(), call, place));
             }
             _ => {}
@@ -139,8 +139,8 @@ mod tests {
 
     fn writes() -> Vec<RecordedCall> {
         vec![
-            answered(1, 2, 11, put("a", "1"), Outcome::Put { version: 1 }),
-            answered(3, 4, 13, put("a", "2"), Outcome::Put { version: 2 }),
+            answered(1, 2, 11, put("a", "1"), RecordedOutcome::Put { version: 1 }),
+            answered(3, 4, 13, put("a", "2"), RecordedOutcome::Put { version: 2 }),
             open(3, put("a", "3")),
         ]
     }
@@ -183,7 +183,7 @@ mod tests {
     fn a_value_that_is_hidden_before_its_time_is_found() {
         use super::super::history::build::missed;
         let action = Action::Put { key: "b".to_owned(), value: "1".to_owned(), ttl_ms: 1_000 };
-        let write = answered(1, 2, 11, action, Outcome::Put { version: 1 });
+        let write = answered(1, 2, 11, action, RecordedOutcome::Put { version: 1 });
         let found = |index, log_time_ms| {
             let mut read = answered(3, 4, index, get("b"), missed());
             if let super::super::history::End::Answered(place, _) = &mut read.end {
@@ -199,9 +199,9 @@ mod tests {
 
     #[test]
     fn versions_that_do_not_rise_are_found() {
-        let same = answered(5, 6, 14, delete("a"), Outcome::Deleted { version: Some(2) });
+        let same = answered(5, 6, 14, delete("a"), RecordedOutcome::Deleted { version: Some(2) });
         assert_eq!(with(same)[0].invariant, VERSIONS);
-        let turned = answered(1, 6, 10, put("a", "4"), Outcome::Put { version: 4 });
+        let turned = answered(1, 6, 10, put("a", "4"), RecordedOutcome::Put { version: 4 });
         assert_eq!(with(turned)[0].invariant, VERSIONS);
     }
 }

@@ -14,6 +14,7 @@ use trefoil_core::store::{MemoryStore, Store};
 use trefoil_core::{META_SHARD, ShardId};
 use trefoil_proto::internal::v1::Progress;
 use trefoil_server::storage::checkpoint::{Checkpoint, Written};
+use trefoil_server::storage::snapshot::SnapshotReader;
 use trefoil_server::storage::{StateStore, Unusable};
 
 use super::options::DiskOptions;
@@ -396,7 +397,7 @@ fn scrub(store: &StateStore) {
 /// Reads the last checkpoint of a file through its snapshot.
 fn read(store: &StateStore) -> Image {
     let mut records = MemoryStore::default();
-    for chunk in store.file().snapshot().chunks() {
+    for chunk in SnapshotReader::open(store.file()).chunks() {
         for record in chunk.records {
             records.put(record.key, record.value);
         }

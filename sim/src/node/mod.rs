@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use raft_proto::eraftpb::HardState;
 use trefoil_core::machine::{Applied, Machine};
-use trefoil_core::replica::{ApplyRange, Config, Read, Replica, RoleChange, Tuning};
+use trefoil_core::replica::{ApplyRange, Read, Replica, ReplicaConfig, RoleChange, Tuning};
 use trefoil_core::{CallId, NodeId, Now, ShardId};
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_server::storage::LogWrite;
@@ -265,7 +265,7 @@ impl SimNode {
         for (shard, (boot, state)) in shards {
             let damaged = state.is_none();
             let store = state.unwrap_or_else(nobodys);
-            let config = Config {
+            let config = ReplicaConfig {
                 node: self.id,
                 shard,
                 voters: (1..=setup.nodes).collect(),

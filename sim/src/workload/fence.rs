@@ -5,7 +5,7 @@ use trefoil_proto::common::v1::{Fence, Reason};
 use trefoil_proto::internal::v1::{Answer, CheckedFence, TokenStanding, answer};
 use trefoil_proto::lock::v1::LockMode;
 
-use crate::check::history::{Action, Outcome};
+use crate::check::history::{Action, RecordedOutcome};
 use crate::client_context::ClientContext;
 use crate::config::SECOND;
 use crate::workload::cache::cacher;
@@ -154,15 +154,15 @@ impl FenceClient {
     }
 
     /// A recorded call was answered.
-    pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
+    pub fn learned(&mut self, action: &Action, outcome: &RecordedOutcome) {
         match (action, outcome) {
-            (_, Outcome::SessionOpened { session }) => self.session = Some(*session),
-            (_, Outcome::Refused(Reason::SessionExpired)) => self.session = None,
-            (_, Outcome::Acquired { token, mode }) => {
+            (_, RecordedOutcome::SessionOpened { session }) => self.session = Some(*session),
+            (_, RecordedOutcome::Refused(Reason::SessionExpired)) => self.session = None,
+            (_, RecordedOutcome::Acquired { token, mode }) => {
                 let words = [TokenKnowledge::Unknown, TokenKnowledge::Unknown];
                 self.held = Some(FencedHold { token: *token, mode: *mode, words });
             }
-            (_, Outcome::Validated { holder }) => {
+            (_, RecordedOutcome::Validated { holder }) => {
                 let Some(held) = &mut self.held else { return };
                 let TokenKnowledge::AsOf(as_of) = held.words[self.key] else { return };
                 let standing = match (holder, held.mode) {
@@ -172,14 +172,14 @@ impl FenceClient {
                 };
                 held.words[self.key] = TokenKnowledge::Said(checked(held.token, as_of, standing));
             }
-            (Action::Put { key, .. }, Outcome::Put { .. }) => {
+            (Action::Put { key, .. }, RecordedOutcome::Put { .. }) => {
                 let held = self.held.as_mut().filter(|_| KEYS.contains(&key.as_str()));
                 if let Some(held) = held {
                     Self::reach(&mut held.words[self.key]);
                 }
             }
-            (Action::Release { .. }, Outcome::Released) => self.held = None,
-            (_, Outcome::Refused(reason)) => self.refused(*reason),
+            (Action::Release { .. }, RecordedOutcome::Released) => self.held = None,
+            (_, RecordedOutcome::Refused(reason)) => self.refused(*reason),
             _ => {}
         }
     }

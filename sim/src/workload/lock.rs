@@ -5,7 +5,7 @@ use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, answer};
 use trefoil_proto::lock::v1::LockMode;
 
-use crate::check::history::{Action, Outcome};
+use crate::check::history::{Action, RecordedOutcome};
 use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
 use crate::rng::Rng;
@@ -189,42 +189,46 @@ impl LockClient {
     }
 
     /// A recorded call was answered.
-    pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
+    pub fn learned(&mut self, action: &Action, outcome: &RecordedOutcome) {
         match (action, outcome) {
             (Action::GuessSession { .. }, _) => {}
-            (_, Outcome::SessionOpened { session }) => {
+            (_, RecordedOutcome::SessionOpened { session }) => {
                 self.session = Some(*session);
                 self.coordination = CoordinationClient::default();
                 self.held.clear();
             }
-            (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {
+            (
+                _,
+                RecordedOutcome::SessionClosed | RecordedOutcome::Refused(Reason::SessionExpired),
+            ) => {
                 self.session = None;
                 self.held.clear();
             }
             (
                 Action::Acquire { lock, .. } | Action::Convert { lock, .. },
-                Outcome::Acquired { token, mode } | Outcome::Converted { token, mode },
+                RecordedOutcome::Acquired { token, mode }
+                | RecordedOutcome::Converted { token, mode },
             ) => {
                 self.seen = *token;
                 self.held.retain(|held| held.lock != *lock);
                 self.held.push(HeldLock { lock: lock.clone(), token: *token, mode: *mode });
             }
-            (_, Outcome::AcquiredAll { grants }) => {
+            (_, RecordedOutcome::AcquiredAll { grants }) => {
                 for (lock, token, mode) in grants {
                     self.seen = *token;
                     self.held.retain(|held| held.lock != *lock);
                     self.held.push(HeldLock { lock: lock.clone(), token: *token, mode: *mode });
                 }
             }
-            (Action::Release { lock, .. }, Outcome::Released)
+            (Action::Release { lock, .. }, RecordedOutcome::Released)
             | (
                 Action::Release { lock, .. } | Action::Convert { lock, .. },
-                Outcome::Refused(Reason::NotHolder),
+                RecordedOutcome::Refused(Reason::NotHolder),
             ) => {
                 self.held.retain(|held| held.lock != *lock);
             }
             (Action::ReleaseAll { .. }, _) => self.held.clear(),
-            (_, Outcome::Described { holders }) => {
+            (_, RecordedOutcome::Described { holders }) => {
                 self.seen = holders.first().copied().unwrap_or(self.seen);
             }
             _ => {}

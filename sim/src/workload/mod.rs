@@ -18,8 +18,8 @@ use self::fence::FenceClient;
 use self::lock::{LockClient, NAMESPACES};
 use self::planned::{PlannedCall, Wish, plain_at_times, step, unrecorded};
 use self::semaphore::SemaphoreClient;
-use crate::calls::KnownQueue;
-use crate::check::history::{Action, Delivery, Outcome};
+use crate::calls::SimQueue;
+use crate::check::history::{Action, RecordedDelivery, RecordedOutcome};
 use crate::client_context::ClientContext;
 use crate::config::{MILLISECOND, SECOND};
 
@@ -40,7 +40,7 @@ pub enum Workload {
     /// Enqueues.
     Producer,
     /// Dequeues and acknowledges: deliveries that it holds, with their queue.
-    Consumer(Vec<(String, Delivery)>),
+    Consumer(Vec<(String, RecordedDelivery)>),
     /// Holds locks.
     LockClient(LockClient),
     /// Holds permits.
@@ -53,7 +53,7 @@ pub enum Workload {
 #[derive(Debug, Default)]
 pub struct Operator {
     created: usize,
-    found: Option<KnownQueue>,
+    found: Option<SimQueue>,
     opened: u32,
 }
 
@@ -65,7 +65,7 @@ pub struct Auditor {
     places: VecDeque<(usize, usize)>,
     /// How often every place was found empty, a lease apart.
     rounds: u32,
-    acks: Vec<(String, Delivery)>,
+    acks: Vec<(String, RecordedDelivery)>,
 }
 
 /// Rounds of the auditor over all queues: leases that were granted unseen run out between two of them.
@@ -137,10 +137,10 @@ impl Workload {
     }
 
     /// A recorded call was answered.
-    pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
+    pub fn learned(&mut self, action: &Action, outcome: &RecordedOutcome) {
         match self {
             Self::Consumer(held) => {
-                if let (Action::Dequeue { queue, .. }, Outcome::Delivered(deliveries)) =
+                if let (Action::Dequeue { queue, .. }, RecordedOutcome::Delivered(deliveries)) =
                     (action, outcome)
                 {
                     held.extend(
@@ -167,7 +167,7 @@ impl Workload {
         match &answer.answer {
             Some(answer::Answer::Catalogue(catalogue)) => {
                 let name = QUEUES[operator.created].to_owned();
-                operator.found = Some(KnownQueue { name, catalogue: *catalogue });
+                operator.found = Some(SimQueue { name, catalogue: *catalogue });
                 operator.opened = 0;
             }
             Some(answer::Answer::Done(_)) => {
@@ -208,7 +208,7 @@ fn producer(unique: String, shared: &mut ClientContext) -> Wish {
     Wish::Do(plain_at_times(step, shared))
 }
 
-fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut ClientContext) -> Wish {
+fn consumer(held: &mut Vec<(String, RecordedDelivery)>, shared: &mut ClientContext) -> Wish {
     if !held.is_empty() && shared.rng.chance(700) {
         let (name, delivery) = held.remove(0);
         // A consumer that forgets: the lease runs out.
@@ -239,23 +239,23 @@ fn consumer(held: &mut Vec<(String, Delivery)>, shared: &mut ClientContext) -> W
 }
 
 /// A delivery of whichever queue, perhaps with a lease that is a guess: that of another message, or with another secret.
-fn foreign(delivery: &Delivery, shared: &mut ClientContext) -> Delivery {
+fn foreign(delivery: &RecordedDelivery, shared: &mut ClientContext) -> RecordedDelivery {
     let mut lease = delivery.lease_id.parse::<LeaseId>().expect("a lease id of the state machine");
     match shared.rng.between(0, 2) {
         0 => lease.sequence += 1,
         1 => lease.secret ^= 1 << shared.rng.between(0, 63),
         _ => {}
     }
-    Delivery { lease_id: lease.to_string(), ..delivery.clone() }
+    RecordedDelivery { lease_id: lease.to_string(), ..delivery.clone() }
 }
 
-fn ack(queue: &KnownQueue, delivery: Delivery, shared: &ClientContext) -> PlannedCall {
-    let Delivery { message_id, lease_id, .. } = delivery;
+fn ack(queue: &SimQueue, delivery: RecordedDelivery, shared: &ClientContext) -> PlannedCall {
+    let RecordedDelivery { message_id, lease_id, .. } = delivery;
     let request = shared.router.ack(queue, &lease_id);
     step(Action::Ack { queue: queue.name.clone(), message_id, lease_id }, request)
 }
 
-fn pick_queue(shared: &mut ClientContext) -> Option<KnownQueue> {
+fn pick_queue(shared: &mut ClientContext) -> Option<SimQueue> {
     if shared.queues.is_empty() { None } else { Some(shared.rng.pick(&shared.queues).clone()) }
 }
 
@@ -273,7 +273,7 @@ impl Auditor {
         {
             return Wish::Do(ack(queue, delivery, shared));
         }
-        let places = |queue: &KnownQueue| shared.router.places(queue);
+        let places = |queue: &SimQueue| shared.router.places(queue);
         let Some((queue, place)) = self.places.front().copied() else {
             if self.rounds >= AUDIT_ROUNDS {
                 return Wish::Rest(3_600 * SECOND);
@@ -293,8 +293,9 @@ impl Auditor {
         ))
     }
 
-    fn learned(&mut self, action: &Action, outcome: &Outcome) {
-        let (Action::Dequeue { queue, .. }, Outcome::Delivered(deliveries)) = (action, outcome)
+    fn learned(&mut self, action: &Action, outcome: &RecordedOutcome) {
+        let (Action::Dequeue { queue, .. }, RecordedOutcome::Delivered(deliveries)) =
+            (action, outcome)
         else {
             return;
         };

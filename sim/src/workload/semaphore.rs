@@ -3,7 +3,7 @@
 use trefoil_core::limits::SESSION_TTL_MS_MIN;
 use trefoil_proto::common::v1::Reason;
 
-use crate::check::history::{Action, Outcome};
+use crate::check::history::{Action, RecordedOutcome};
 use crate::client_context::ClientContext;
 use crate::config::SECOND;
 use crate::workload::lock::{ask, wait};
@@ -68,17 +68,21 @@ impl SemaphoreClient {
     }
 
     /// A recorded call was answered.
-    pub fn learned(&mut self, action: &Action, outcome: &Outcome) {
+    pub fn learned(&mut self, action: &Action, outcome: &RecordedOutcome) {
         match (action, outcome) {
-            (_, Outcome::SessionOpened { session }) => {
+            (_, RecordedOutcome::SessionOpened { session }) => {
                 (self.session, self.held) = (Some(*session), None);
             }
-            (_, Outcome::SessionClosed | Outcome::Refused(Reason::SessionExpired)) => {
+            (
+                _,
+                RecordedOutcome::SessionClosed | RecordedOutcome::Refused(Reason::SessionExpired),
+            ) => {
                 (self.session, self.held) = (None, None);
             }
-            (Action::TakePermits { semaphore, permits, .. }, Outcome::PermitsTaken { token }) => {
-                self.held = Some((semaphore.clone(), *permits, *token))
-            }
+            (
+                Action::TakePermits { semaphore, permits, .. },
+                RecordedOutcome::PermitsTaken { token },
+            ) => self.held = Some((semaphore.clone(), *permits, *token)),
             (Action::GivePermits { .. }, _) => self.held = None,
             _ => {}
         }

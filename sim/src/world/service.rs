@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use trefoil_core::call::{Act, Call, Event as Turn, Failure, ShardRequest, View, failure, unseen};
+use trefoil_core::call::{Act, Call, CallEvent, Failure, ShardRequest, View, failure, unseen};
 use trefoil_core::call::{propose_by_ms, unreached};
 use trefoil_core::limits::{ANSWER_MARGIN_MS, FORWARD_ALIVE_MS};
 use trefoil_core::machine::is_grant;
@@ -52,7 +52,7 @@ impl World {
         trace!(self, "n{to}/s{shard} serves {id} of client {client}: {:?}", call.work());
         let served = Served { client, token, shard, call, answer_by_ms, trying, tries, is_gone };
         self.node(to).served.insert(id, served);
-        self.serve(to, id, Turn::Look, None);
+        self.serve(to, id, CallEvent::Look, None);
     }
 
     /// A client hangs up.
@@ -62,7 +62,7 @@ impl World {
         served.is_gone = true;
         let id = *id;
         trace!(self, "n{to} call {id} is hung up");
-        self.serve(to, id, Turn::Cancel, None);
+        self.serve(to, id, CallEvent::Cancel, None);
     }
 
     /// Looks at all calls of a node, or at those for one shard.
@@ -70,14 +70,15 @@ impl World {
         let served = self.nodes[&node].served.iter();
         let here = served.filter(|(_, served)| shard.is_none_or(|shard| shard == served.shard));
         for id in here.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.serve(node, id, Turn::Look, None);
+            self.serve(node, id, CallEvent::Look, None);
         }
     }
 
     /// Does what the core decides about a call; `decided` is the state machine's refusal that it is told of.
-    fn serve(&mut self, node: NodeId, id: u64, mut turn: Turn, decided: Option<&Reply>) {
+    fn serve(&mut self, node: NodeId, id: u64, mut turn: CallEvent, decided: Option<&Reply>) {
         loop {
-            let jitter = if turn == Turn::Look { 0 } else { self.shared.rng.between(0, 1_000) };
+            let jitter =
+                if turn == CallEvent::Look { 0 } else { self.shared.rng.between(0, 1_000) };
             let now = self.nodes[&node].clocks(self.now);
             let at = self.node(node);
             let Some(mut served) = at.served.remove(&id) else { return };
@@ -94,10 +95,10 @@ impl World {
                 heard_ms: &|peer| streams.get(&peer).map_or(0, |stream| stream.heard_ms),
                 jitter,
             };
-            if matches!(turn, Turn::Failed(..)) {
+            if matches!(turn, CallEvent::Failed(..)) {
                 served.trying = None;
             }
-            let gave_up = turn == Turn::Look;
+            let gave_up = turn == CallEvent::Look;
             let step = served.call.step(&view, turn);
             if step.cancels {
                 self.stats.given_up += u64::from(gave_up);
@@ -116,7 +117,7 @@ impl World {
                         return;
                     }
                     // Nothing has left.
-                    turn = Turn::Failed(unreached(None), Failure::Definite);
+                    turn = CallEvent::Failed(unreached(None), Failure::Definite);
                 }
                 Act::Wait(_) => {
                     self.node(node).served.insert(id, served);
@@ -260,7 +261,7 @@ impl World {
         match &reply {
             Reply::Answered(_, answer) => match &answer.answer {
                 Some(answer::Answer::Refusal(refusal)) => {
-                    let turn = Turn::Failed(refusal.clone(), Failure::Final);
+                    let turn = CallEvent::Failed(refusal.clone(), Failure::Final);
                     self.serve(node, id, turn, Some(&reply));
                 }
                 _ => {
@@ -270,7 +271,7 @@ impl World {
                 }
             },
             Reply::Refused(refusal) => {
-                let turn = Turn::Failed(refusal.clone(), failure(refusal.reason()));
+                let turn = CallEvent::Failed(refusal.clone(), failure(refusal.reason()));
                 self.serve(node, id, turn, None);
             }
         }
@@ -374,7 +375,7 @@ impl World {
             (*id, unseen(matches!(served.call.work(), ShardRequest::Command(_))))
         });
         for (id, (why, failure)) in ends.collect::<Vec<_>>() {
-            self.serve(node, id, Turn::Failed(why, failure), None);
+            self.serve(node, id, CallEvent::Failed(why, failure), None);
         }
     }
 

@@ -7,7 +7,7 @@ use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::LockMode;
 
 use super::Violation;
-use super::history::{Action, AnswerPosition, History, Outcome, RecordedCall};
+use super::history::{Action, AnswerPosition, History, RecordedCall, RecordedOutcome};
 
 const ALL: &str = "several locks are granted all together, as they were asked for";
 const RISE: &str = "fencing tokens of a lock rise with its grants";
@@ -128,12 +128,12 @@ fn grants<'a>(
 }
 
 /// The grants that a call was told of: lock, token and mode.
-fn told<'a>(call: &'a RecordedCall, outcome: &'a Outcome) -> Vec<(&'a str, u64, LockMode)> {
+fn told<'a>(call: &'a RecordedCall, outcome: &'a RecordedOutcome) -> Vec<(&'a str, u64, LockMode)> {
     match outcome {
-        Outcome::Acquired { token, mode } | Outcome::Converted { token, mode } => {
+        RecordedOutcome::Acquired { token, mode } | RecordedOutcome::Converted { token, mode } => {
             call.action.wanted().into_iter().map(|(lock, _)| (lock, *token, *mode)).collect()
         }
-        Outcome::AcquiredAll { grants } => {
+        RecordedOutcome::AcquiredAll { grants } => {
             grants.iter().map(|(lock, token, mode)| (lock.as_str(), *token, *mode)).collect()
         }
         _ => Vec::new(),
@@ -164,7 +164,8 @@ fn delay_ms(history: &History, namespace: &str, session: u64, action: &Action) -
                 .answered()
                 .find_map(|(call, _, outcome)| match &call.action {
                     Action::OpenSession { namespace: other, delay_ms, .. }
-                        if other == namespace && *outcome == Outcome::SessionOpened { session } =>
+                        if other == namespace
+                            && *outcome == RecordedOutcome::SessionOpened { session } =>
                     {
                         Some(*delay_ms)
                     }
@@ -180,16 +181,14 @@ fn promises(history: &History) -> Promises<'_> {
     let mut promises = Promises::new();
     for (call, place, outcome) in history.answered() {
         let (namespace, session, life_ms) = match (&call.action, outcome) {
-            (Action::OpenSession { namespace, ttl_ms, .. }, Outcome::SessionOpened { session })
-                if place.exact =>
-            {
-                (namespace, *session, *ttl_ms)
-            }
-            (Action::KeepAlive { namespace, session }, Outcome::Renewed { remaining_ms })
-                if place.exact =>
-            {
-                (namespace, *session, *remaining_ms)
-            }
+            (
+                Action::OpenSession { namespace, ttl_ms, .. },
+                RecordedOutcome::SessionOpened { session },
+            ) if place.exact => (namespace, *session, *ttl_ms),
+            (
+                Action::KeepAlive { namespace, session },
+                RecordedOutcome::Renewed { remaining_ms },
+            ) if place.exact => (namespace, *session, *remaining_ms),
             _ => continue,
         };
         let until_ms = place.position.log_time_ms.saturating_add(life_ms);
@@ -226,9 +225,12 @@ fn ends<'a>(history: &'a History, name: LockRef<'_>, grant: &Grant<'_>) -> Vec<&
             }
             Action::Convert { namespace, session, lock, .. } => {
                 let other = match call.answered() {
-                    Some((_, Outcome::Converted { token, .. })) => *token > grant.token,
+                    Some((_, RecordedOutcome::Converted { token, .. })) => *token > grant.token,
                     // A retry is told that it is over by now; an earlier try may have converted.
-                    Some((_, Outcome::Refused(Reason::SessionExpired | Reason::NotHolder))) => true,
+                    Some((
+                        _,
+                        RecordedOutcome::Refused(Reason::SessionExpired | Reason::NotHolder),
+                    )) => true,
                     other => other.is_none(),
                 };
                 own(namespace, *session) && lock == name.1 && other
@@ -285,7 +287,7 @@ fn may_have_ended(
 
 fn took_effect_by(call: &RecordedCall, at: At) -> bool {
     match call.answered() {
-        Some((place, Outcome::Refused(_))) => !place.exact,
+        Some((place, RecordedOutcome::Refused(_))) => !place.exact,
         Some((place, _)) => !place.exact || place.position.index <= at.index,
         None => call.is_open(),
     }
@@ -311,7 +313,7 @@ fn reads(
         }
         for (grant, ends) in held {
             let holds = match (&call.action, outcome) {
-                (Action::ValidateToken { token, .. }, Outcome::Validated { holder })
+                (Action::ValidateToken { token, .. }, RecordedOutcome::Validated { holder })
                     if *token == grant.token =>
                 {
                     if holder.is_some_and(|holder| holder != grant.session) {
@@ -320,7 +322,7 @@ fn reads(
                     }
                     holder.is_some()
                 }
-                (_, Outcome::Described { holders }) => holders.contains(&grant.token),
+                (_, RecordedOutcome::Described { holders }) => holders.contains(&grant.token),
                 _ => continue,
             };
             let index = grant.place.position.index;
@@ -341,10 +343,10 @@ fn has_ended(grant: &Grant<'_>, ends: &[&RecordedCall], at: At) -> bool {
     ends.iter().any(|call| {
         let Some((place, outcome)) = call.answered() else { return false };
         let ended = match (&call.action, outcome) {
-            (Action::Release { token, .. }, Outcome::Released) => *token == grant.token,
-            (Action::ReleaseAll { .. }, Outcome::ReleasedAll { .. })
-            | (Action::CloseSession { .. }, Outcome::SessionClosed)
-            | (Action::ForceRelease { .. }, Outcome::Forced { .. }) => true,
+            (Action::Release { token, .. }, RecordedOutcome::Released) => *token == grant.token,
+            (Action::ReleaseAll { .. }, RecordedOutcome::ReleasedAll { .. })
+            | (Action::CloseSession { .. }, RecordedOutcome::SessionClosed)
+            | (Action::ForceRelease { .. }, RecordedOutcome::Forced { .. }) => true,
             _ => false,
         };
         // It was told before the other one was called, so it had been granted.
@@ -367,7 +369,7 @@ fn released(
         let granted = grants.get(&name).is_some_and(|grants| grants.iter().any(own));
         // A grant that nobody was told of.
         let unseen = is_unseen(history, name, *session, call.ended_at);
-        if *outcome == Outcome::Released && !granted && !unseen {
+        if *outcome == RecordedOutcome::Released && !granted && !unseen {
             found.push(Violation::new(HOLDER, format!("{call:?}")));
         }
     }
@@ -376,7 +378,7 @@ fn released(
 fn dead(history: &History, name: LockRef<'_>, grants: &[Grant<'_>], found: &mut Vec<Violation>) {
     for (call, place, outcome) in history.answered() {
         let Action::CloseSession { namespace, session } = &call.action else { continue };
-        if namespace != name.0 || *outcome != Outcome::SessionClosed {
+        if namespace != name.0 || *outcome != RecordedOutcome::SessionClosed {
             continue;
         }
         let later = |grant: &&Grant<'_>| {

@@ -11,7 +11,7 @@ fn name() -> (String, String) {
 
 fn session(at: u64, session: u64, ttl_ms: u64) -> RecordedCall {
     let action = Action::OpenSession { namespace: NAMESPACE.to_owned(), ttl_ms, delay_ms: 0 };
-    answered(at, at + 1, at, action, Outcome::SessionOpened { session })
+    answered(at, at + 1, at, action, RecordedOutcome::SessionOpened { session })
 }
 
 fn acquiring(session: u64, mode: LockMode, delay_ms: Option<u64>) -> Action {
@@ -24,7 +24,7 @@ fn acquire(at: u64, session: u64, token: u64) -> RecordedCall {
 }
 
 fn acquire_as(at: u64, session: u64, token: u64, mode: LockMode) -> RecordedCall {
-    let outcome = Outcome::Acquired { token, mode };
+    let outcome = RecordedOutcome::Acquired { token, mode };
     answered(at, at + 1, at, acquiring(session, mode, None), outcome)
 }
 
@@ -34,7 +34,7 @@ fn converting(session: u64, token: u64, mode: LockMode) -> Action {
 }
 
 fn convert(at: u64, session: u64, from: u64, token: u64, mode: LockMode) -> RecordedCall {
-    let outcome = Outcome::Converted { token, mode };
+    let outcome = RecordedOutcome::Converted { token, mode };
     answered(at, at + 1, at, converting(session, from, mode), outcome)
 }
 
@@ -44,13 +44,13 @@ fn releasing(session: u64, token: u64) -> Action {
 }
 
 fn release(at: u64, session: u64, token: u64) -> RecordedCall {
-    answered(at, at + 1, at, releasing(session, token), Outcome::Released)
+    answered(at, at + 1, at, releasing(session, token), RecordedOutcome::Released)
 }
 
 fn validate(at: u64, token: u64, holder: Option<u64>) -> RecordedCall {
     let (namespace, lock) = name();
     let action = Action::ValidateToken { namespace, lock, token };
-    answered(at, at + 1, at, action, Outcome::Validated { holder })
+    answered(at, at + 1, at, action, RecordedOutcome::Validated { holder })
 }
 
 fn first(calls: impl IntoIterator<Item = RecordedCall>) -> Option<&'static str> {
@@ -104,7 +104,8 @@ fn a_release_by_another_session_is_found() {
 #[test]
 fn an_early_expiry_is_found() {
     let renewal = Action::KeepAlive { namespace: NAMESPACE.to_owned(), session: 1 };
-    let renewal = answered(900, 901, 900, renewal, Outcome::Renewed { remaining_ms: 1_000 });
+    let renewal =
+        answered(900, 901, 900, renewal, RecordedOutcome::Renewed { remaining_ms: 1_000 });
     let calls = [session(10, 1, 1_000), acquire(20, 1, 1), renewal];
     assert_eq!(first(calls.clone().into_iter().chain([acquire(1_500, 2, 2)])), Some(CONFLICT));
     assert_eq!(first(calls.into_iter().chain([acquire(1_900, 2, 2)])), None);
@@ -121,7 +122,7 @@ fn tokens_that_fall_or_repeat_are_found() {
 #[test]
 fn a_grant_to_a_closed_session_is_found() {
     let close = Action::CloseSession { namespace: NAMESPACE.to_owned(), session: 1 };
-    let close = answered(30, 31, 30, close, Outcome::SessionClosed);
+    let close = answered(30, 31, 30, close, RecordedOutcome::SessionClosed);
     assert_eq!(first([session(10, 1, 1_000), close, acquire(40, 1, 1)]), Some(DEAD));
 }
 
@@ -159,7 +160,7 @@ fn a_conversion_that_lets_another_in_is_found() {
 #[test]
 fn a_grant_within_a_lock_delay_is_found() {
     let mut calls = two_sessions();
-    let outcome = Outcome::Acquired { token: 1, mode: LockMode::Exclusive };
+    let outcome = RecordedOutcome::Acquired { token: 1, mode: LockMode::Exclusive };
     let delayed = acquiring(1, LockMode::Exclusive, Some(500));
     calls.push(answered(20, 21, 20, delayed, outcome));
     assert_eq!(after(&calls, [acquire(1_400, 2, 2)]), Some(CONFLICT));
@@ -172,8 +173,8 @@ fn all_that_may_end_a_grant_passes() {
     let all = Action::ReleaseAll { namespace: namespace.clone(), session: 1 };
     let forced = Action::ForceRelease { namespace: namespace.clone(), lock, token: 0 };
     let ends = [
-        answered(30, 31, 30, all, Outcome::ReleasedAll { released: 1 }),
-        answered(30, 31, 30, forced, Outcome::Forced { released: 1, token: 2 }),
+        answered(30, 31, 30, all, RecordedOutcome::ReleasedAll { released: 1 }),
+        answered(30, 31, 30, forced, RecordedOutcome::Forced { released: 1, token: 2 }),
     ];
     for end in ends {
         let calls = [acquire(20, 1, 1), end.clone(), acquire(40, 2, 3)];
@@ -194,7 +195,7 @@ fn several_locks_that_are_not_all_granted_are_found() {
     };
     let told = |at, session, grants: &[(&str, u64, LockMode)]| {
         let grants = grants.iter().map(|(lock, token, mode)| ((*lock).to_owned(), *token, *mode));
-        let outcome = Outcome::AcquiredAll { grants: grants.collect() };
+        let outcome = RecordedOutcome::AcquiredAll { grants: grants.collect() };
         answered(at, at + 1, at, action(session), outcome)
     };
     let both = told(20, 1, &[("l", 1, Shared), ("m", 2, Exclusive)]);
@@ -225,6 +226,6 @@ fn a_read_that_says_otherwise_is_found() {
     assert_eq!(after(&calls, [validate(25, 1, None)]), Some(READ));
     let (namespace, lock) = name();
     let action = Action::DescribeLock { namespace, lock };
-    let none = answered(25, 26, 25, action, Outcome::Described { holders: Vec::new() });
+    let none = answered(25, 26, 25, action, RecordedOutcome::Described { holders: Vec::new() });
     assert_eq!(after(&calls, [none]), Some(READ));
 }
