@@ -1,4 +1,4 @@
-//! Real processes to measure: three nodes of a cluster, or an echo server.
+//! Real processes to measure: three servers of a cluster, or an echo server.
 
 use std::io::{self, BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -46,7 +46,7 @@ impl ServerProcess {
     }
 }
 
-/// Three nodes on loopback with their own data directories.
+/// Three servers on loopback with their own data directories.
 #[derive(Debug)]
 pub(crate) struct BenchCluster {
     /// Client endpoints.
@@ -65,19 +65,25 @@ impl Drop for BenchCluster {
 }
 
 impl BenchCluster {
+    /// One without servers, and the folder for their data.
+    pub(crate) fn empty(parent: &Path, of: &str) -> io::Result<(Self, PathBuf)> {
+        let folder = parent.join(format!("{of}-bench-{}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let cluster = Self { endpoints: Vec::new(), nodes: Vec::new(), folder: folder.clone() };
+        Ok((cluster, folder))
+    }
+
     /// Starts `trefoil serve` three times and waits until every node is ready.
     ///
     /// # Errors
     /// When the binary cannot be started, or the nodes are not ready within 30 s.
     pub(crate) fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
-        let folder = parent.join(format!("trefoil-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
+        let (mut cluster, folder) = Self::empty(parent, "trefoil")?;
         let ports = free_ports(6)?;
         let peers = (0..3)
             .map(|n| format!("n{}=127.0.0.1:{}", n + 1, ports[n + 3]))
             .collect::<Vec<_>>()
             .join(",");
-        let mut cluster = Self { endpoints: Vec::new(), nodes: Vec::new(), folder };
         for n in 0..3 {
             let child = Command::new(trefoil)
                 .args([
@@ -92,7 +98,7 @@ impl BenchCluster {
                 .args(["--listen", &format!("127.0.0.1:{}", ports[n]), "--log-level", "warning"])
                 .args(["--peer-listen", &format!("127.0.0.1:{}", ports[n + 3])])
                 .arg("--data-dir")
-                .arg(cluster.folder.join(format!("n{}", n + 1)))
+                .arg(folder.join(format!("n{}", n + 1)))
                 .stdin(Stdio::null())
                 .spawn()?;
             cluster.nodes.push(ServerProcess(child));

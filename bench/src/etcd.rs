@@ -3,7 +3,7 @@
 //! Messages are written out by hand: <https://etcd.io/docs/v3.5/dev-guide/api_concurrency_reference_v3/>.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use tonic::client::Grpc;
@@ -12,55 +12,34 @@ use tonic::transport::Channel;
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
 
-use crate::cluster::{ServerProcess, await_ready, free_ports};
+use crate::cluster::{BenchCluster, ServerProcess, await_ready, free_ports};
 
-/// Three members on loopback with their own data directories.
-#[derive(Debug)]
-pub(crate) struct Etcd {
-    /// Client endpoints.
-    pub(crate) endpoints: Vec<String>,
-    /// The processes, in the order of the endpoints.
-    pub(crate) members: Vec<ServerProcess>,
-    folder: PathBuf,
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        self.members.clear();
-        // Scratch: what cannot be removed stays in the temporary folder.
-        std::fs::remove_dir_all(&self.folder).ok();
+/// Starts `etcd` three times, with its defaults, and waits until every member is healthy.
+///
+/// # Errors
+/// When the binary cannot be started, or the members are not healthy within 30 s.
+pub(crate) fn start(etcd: &Path, parent: &Path) -> io::Result<BenchCluster> {
+    let (mut cluster, folder) = BenchCluster::empty(parent, "etcd")?;
+    let ports = free_ports(6)?;
+    let urls = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>();
+    let (clients, peers) = urls.split_at(3);
+    let all = (0..3).map(|n| format!("e{n}={}", peers[n])).collect::<Vec<_>>().join(",");
+    for n in 0..3 {
+        let child = Command::new(etcd)
+            .args(["--name", &format!("e{n}"), "--initial-cluster", &all])
+            .args(["--initial-cluster-state", "new", "--log-level", "error"])
+            .args(["--listen-client-urls", &clients[n], "--advertise-client-urls", &clients[n]])
+            .args(["--listen-peer-urls", &peers[n], "--initial-advertise-peer-urls", &peers[n]])
+            .arg("--data-dir")
+            .arg(folder.join(format!("e{n}")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .spawn()?;
+        cluster.nodes.push(ServerProcess::new(child));
     }
-}
-
-impl Etcd {
-    /// Starts `etcd` three times, with its defaults, and waits until every member is healthy.
-    ///
-    /// # Errors
-    /// When the binary cannot be started, or the members are not healthy within 30 s.
-    pub(crate) fn start(etcd: &Path, parent: &Path) -> io::Result<Self> {
-        let folder = parent.join(format!("etcd-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&folder)?;
-        let ports = free_ports(6)?;
-        let urls = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect::<Vec<_>>();
-        let (clients, peers) = urls.split_at(3);
-        let all = (0..3).map(|n| format!("e{n}={}", peers[n])).collect::<Vec<_>>().join(",");
-        let mut etcd_cluster = Self { endpoints: clients.to_vec(), members: Vec::new(), folder };
-        for n in 0..3 {
-            let child = Command::new(etcd)
-                .args(["--name", &format!("e{n}"), "--initial-cluster", &all])
-                .args(["--initial-cluster-state", "new", "--log-level", "error"])
-                .args(["--listen-client-urls", &clients[n], "--advertise-client-urls", &clients[n]])
-                .args(["--listen-peer-urls", &peers[n], "--initial-advertise-peer-urls", &peers[n]])
-                .arg("--data-dir")
-                .arg(etcd_cluster.folder.join(format!("e{n}")))
-                .stdin(Stdio::null())
-                .stdout(Stdio::null())
-                .spawn()?;
-            etcd_cluster.members.push(ServerProcess::new(child));
-        }
-        await_ready(&ports[..3], "/health")?;
-        Ok(etcd_cluster)
-    }
+    cluster.endpoints = clients.to_vec();
+    await_ready(&ports[..3], "/health")?;
+    Ok(cluster)
 }
 
 #[derive(Clone, PartialEq, prost::Message)]

@@ -12,7 +12,7 @@ use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
 
 use crate::cluster::{BenchCluster, ServerProcess};
-use crate::etcd::{Etcd, Lease};
+use crate::etcd::{self, Lease};
 use crate::{BenchError, BenchOutput};
 
 /// TTL of all sessions and leases.
@@ -76,14 +76,14 @@ struct CallerFigures {
 /// When the nodes do not start, or a session cannot be opened.
 pub(crate) async fn run(options: LockBench, out: &mut BenchOutput) -> Result<(), BenchError> {
     let cluster = BenchCluster::start(&options.trefoil, &options.folder)?;
-    let etcd = options.etcd.as_ref().map(|etcd| Etcd::start(etcd, &options.folder)).transpose()?;
+    let etcd = options.etcd.as_ref().map(|etcd| etcd::start(etcd, &options.folder)).transpose()?;
     let client = Client::connect(cluster.endpoints.clone()).await?;
     let mut systems = vec![
         ("trefoil unary", System::Unary(channels(&cluster.endpoints).await?), &cluster.nodes),
         ("trefoil library", System::Library(client), &cluster.nodes),
     ];
     if let Some(etcd) = &etcd {
-        systems.push(("etcd", System::Etcd(channels(&etcd.endpoints).await?), &etcd.members));
+        systems.push(("etcd", System::Etcd(channels(&etcd.endpoints).await?), &etcd.nodes));
     }
     let length = Duration::from_secs(options.seconds);
     out.line("Acquire and release of a lock of one's own");

@@ -28,6 +28,12 @@ fn sample(from: &str, to: &str) -> Result<Contract, ContractError> {
     Contract::read(folder.path())
 }
 
+/// The contract with this change is refused for this reason.
+fn assert_noticed(from: &str, to: &str, why: &str) {
+    let error = sample(from, to).err().unwrap_or_else(|| panic!("{why}: nobody noticed"));
+    assert_eq!(error.to_string(), why);
+}
+
 #[test]
 fn a_small_contract_becomes_code_that_can_be_read() {
     let contract = sample("syntax", "syntax").expect("it is whole");
@@ -102,8 +108,7 @@ fn nothing_is_left_open() {
             "AwaitGate is done to a Key, and trefoil.lock.v1.AwaitGateRequest has no `key`",
         ),
     ] {
-        let error = sample(from, to).err().unwrap_or_else(|| panic!("{why}: nobody noticed"));
-        assert_eq!(error.to_string(), format!("{GATE}{why}"));
+        assert_noticed(from, to, &format!("{GATE}{why}"));
     }
 }
 
@@ -131,8 +136,7 @@ fn every_operation_has_its_place_in_frames_and_in_the_log() {
             "GetGate needs a field of its name and type trefoil.lock.v1.GetGateRequest in trefoil.internal.v1.Query",
         ),
     ] {
-        let error = sample(from, to).err().unwrap_or_else(|| panic!("{why}: nobody noticed"));
-        assert_eq!(error.to_string(), format!("trefoil.lock.v1.GateService.{why}"));
+        assert_noticed(from, to, &format!("trefoil.lock.v1.GateService.{why}"));
     }
 }
 
@@ -148,8 +152,7 @@ fn a_step_says_whose_it_is() {
             "await_gate says again what its RPC says",
         ),
     ] {
-        let error = sample(from, to).err().unwrap_or_else(|| panic!("{why}: nobody noticed"));
-        assert_eq!(error.to_string(), format!("trefoil.internal.v1.Command.{why}"));
+        assert_noticed(from, to, &format!("trefoil.internal.v1.Command.{why}"));
     }
 }
 
@@ -177,8 +180,7 @@ message Nothing {}
         ),
         (end, format!("{end}{another}"), "Other.GetGate shares its name with another RPC"),
     ] {
-        let error = sample(from, &to).err().unwrap_or_else(|| panic!("{why}: nobody noticed"));
-        assert_eq!(error.to_string(), format!("trefoil.lock.v1.{why}"));
+        assert_noticed(from, &to, &format!("trefoil.lock.v1.{why}"));
     }
 }
 

@@ -110,6 +110,14 @@ fn page_size(size: &mut u32) -> Result<(), Refusal> {
     number("page_size", (*size).into(), 1, l::PAGE_ITEMS_MAX.into())
 }
 
+/// A list of what has a name in a namespace.
+fn list(of: &mut String, prefix: &str, size: &mut u32, token: &str) -> Result<(), Refusal> {
+    namespace(of)?;
+    text("prefix", prefix, 0, l::NAME_BYTES_MAX)?;
+    page_size(size)?;
+    page::check(token)
+}
+
 fn some_id(field: &str, id: u64) -> Result<(), Refusal> {
     if id > 0 { Ok(()) } else { Err(invalid(field, "set")) }
 }
@@ -315,10 +323,7 @@ impl Check for lock::DescribeLockRequest {
 
 impl Check for lock::ListLocksRequest {
     fn check(&mut self) -> Result<(), Refusal> {
-        namespace(&mut self.namespace)?;
-        text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
-        page_size(&mut self.page_size)?;
-        page::check(&self.page_token)
+        list(&mut self.namespace, &self.prefix, &mut self.page_size, &self.page_token)
     }
 }
 

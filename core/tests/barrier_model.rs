@@ -3,14 +3,14 @@
 //! Each entry is applied by two machines, one of which is opened again from its store now and then. Calls wait at the
 //! first alone: what an entry ends must be told, and what goes on to wait must have a reason.
 
+#[path = "support/models.rs"]
+mod models;
 mod support;
 
-use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use trefoil_core::CallId;
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot;
@@ -22,6 +22,7 @@ use trefoil_proto::internal::v1::{
 };
 use trefoil_proto::lock::v1 as api;
 
+use self::models::seen;
 use self::support::{Harness, call_name, command};
 use trefoil_core::machine::invariants::LockState;
 
@@ -46,18 +47,16 @@ enum Step {
     Reopen,
 }
 
-/// How often what the test is about has happened.
-#[derive(Debug, Default)]
-struct Seen {
-    opened: u64,
-    gone: u64,
-    refused: u64,
-    tripped: u64,
-    tripped_after_death: u64,
-    told: u64,
-    over: u64,
-    busy: u64,
-    other_parties: u64,
+seen! {
+    opened,
+    gone,
+    refused,
+    tripped,
+    tripped_after_death,
+    told,
+    over,
+    busy,
+    other_parties,
 }
 
 /// A latch of the model.
@@ -116,33 +115,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 #[test]
 fn latches_do_what_their_model_does_and_barriers_keep_their_word() {
-    let seen = RefCell::new(Seen::default());
-    let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_500) };
-    let run = |steps: Vec<Step>| {
+    models::run(1_500, &steps(), 10, |steps: Vec<Step>| {
         let mut machines = Machines::new();
         steps.into_iter().for_each(|step| machines.step(step));
         machines.finish();
-        seen.borrow_mut().add(&machines.world.seen);
-        Ok(())
-    };
-    TestRunner::new(config).run(&steps(), run).expect("the machine does what it must");
-    let seen = seen.into_inner();
-    let rarest = [
-        seen.opened,
-        seen.gone,
-        seen.refused,
-        seen.tripped,
-        seen.tripped_after_death,
-        seen.told,
-        seen.over,
-        seen.busy,
-        seen.other_parties,
-    ];
-    assert!(
-        rarest.into_iter().all(|count| count >= 10),
-        "the test meets what it is about: {seen:?}"
-    );
+        machines.world.seen
+    });
 }
 
 impl Machines {
@@ -480,20 +458,6 @@ impl Machines {
         let state = LockState::read(&self.machine.store);
         assert!(state.barriers.is_empty() && state.entered.is_empty() && state.latches.is_empty());
         assert!(self.world.waiting.is_empty(), "nobody waits: {:?}", self.world.waiting);
-    }
-}
-
-impl Seen {
-    fn add(&mut self, other: &Self) {
-        self.opened += other.opened;
-        self.gone += other.gone;
-        self.refused += other.refused;
-        self.tripped += other.tripped;
-        self.tripped_after_death += other.tripped_after_death;
-        self.told += other.told;
-        self.over += other.over;
-        self.busy += other.busy;
-        self.other_parties += other.other_parties;
     }
 }
 

@@ -3,14 +3,14 @@
 //!
 //! Each entry is applied by two machines, one of which is opened again from its store now and then.
 
+#[path = "support/models.rs"]
+mod models;
 mod support;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, WaiterId};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, Value, value};
@@ -19,6 +19,7 @@ use trefoil_proto::internal::v1::query::Query as Q;
 use trefoil_proto::internal::v1::{Answer, CancelAcquire, ForceStep, answer};
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
+use self::models::seen;
 use self::support::{Harness, call_name, command};
 use trefoil_core::machine::invariants::LockState;
 
@@ -42,16 +43,14 @@ enum Step {
     Reopen,
 }
 
-/// How often what the test is about has happened.
-#[derive(Debug, Default)]
-struct Seen {
-    leaders: u64,
-    handed_on: u64,
-    proclaimed: u64,
-    refused: u64,
-    campaigned_again: u64,
-    without_value: u64,
-    none: u64,
+seen! {
+    leaders,
+    handed_on,
+    proclaimed,
+    refused,
+    campaigned_again,
+    without_value,
+    none,
 }
 
 /// What a caller wants to proclaim.
@@ -105,31 +104,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 #[test]
 fn a_leader_proclaims_what_its_newest_call_said() {
-    let seen = RefCell::new(Seen::default());
-    let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_000) };
-    let run = |steps: Vec<Step>| {
+    models::run(1_000, &steps(), 10, |steps: Vec<Step>| {
         let mut world = World::new();
         steps.into_iter().for_each(|step| world.step(step));
         world.finish();
-        seen.borrow_mut().add(&world.seen);
-        Ok(())
-    };
-    TestRunner::new(config).run(&steps(), run).expect("callers are told the truth");
-    let seen = seen.into_inner();
-    let rarest = [
-        seen.leaders,
-        seen.handed_on,
-        seen.proclaimed,
-        seen.refused,
-        seen.campaigned_again,
-        seen.without_value,
-        seen.none,
-    ];
-    assert!(
-        rarest.into_iter().all(|count| count >= 10),
-        "the test meets what it is about: {seen:?}"
-    );
+        world.seen
+    });
 }
 
 impl World {
@@ -384,18 +364,6 @@ impl World {
         (1..=self.sessions).for_each(|id| self.close(id));
         let state = LockState::read(&self.machine.store);
         assert!(state.sessions.is_empty() && state.proclaimed.is_empty(), "nothing is left over");
-    }
-}
-
-impl Seen {
-    fn add(&mut self, other: &Self) {
-        self.leaders += other.leaders;
-        self.handed_on += other.handed_on;
-        self.proclaimed += other.proclaimed;
-        self.refused += other.refused;
-        self.campaigned_again += other.campaigned_again;
-        self.without_value += other.without_value;
-        self.none += other.none;
     }
 }
 

@@ -9,12 +9,12 @@ mod lock_model;
 mod lock_steps;
 #[path = "support/lock_watch.rs"]
 mod lock_watch;
+#[path = "support/models.rs"]
+mod models;
 mod support;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use proptest::test_runner::{Config, TestRunner};
 use trefoil_core::limits::REQUEST_CLIENT_IDLE_MS;
 use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId, caller_lost};
 use trefoil_core::slot;
@@ -28,28 +28,27 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 use self::lock_model::{Answer as Said, Grant, Model, Outcome as Expected, Seat, Settled};
 use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, acquire, steps};
 use self::lock_watch::Watcher;
+use self::models::seen;
 use self::support::{Harness, command};
 use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACES: [&str; 2] = ["x", "y"];
 
-/// How often what the test is about has happened.
-#[derive(Debug, Default)]
-struct Seen {
-    handoffs: u64,
-    several: u64,
-    let_go: u64,
-    converted: u64,
-    shared: u64,
-    deadlocks: u64,
-    delays: u64,
-    timeouts: u64,
-    expired: u64,
-    expired_waits: u64,
-    reattached: u64,
-    recalled: u64,
-    forgotten: u64,
-    undone: u64,
+seen! {
+    handoffs,
+    several,
+    let_go,
+    converted,
+    shared,
+    deadlocks,
+    delays,
+    timeouts,
+    expired,
+    expired_waits,
+    reattached,
+    recalled,
+    forgotten,
+    undone,
 }
 
 struct World {
@@ -70,40 +69,14 @@ struct World {
 
 #[test]
 fn a_machine_does_what_its_model_does() {
-    let seen = RefCell::new(Seen::default());
-    let config =
-        Config { failure_persistence: None, max_shrink_iters: 4_000, ..Config::with_cases(1_500) };
-    let run = |steps: Vec<Choice>| {
+    models::run(1_500, &steps(), 25, |steps: Vec<Choice>| {
         let mut world = World::new();
         steps
             .into_iter()
             .for_each(|(step, namespace, client)| world.step(&step, namespace, client));
         world.finish();
-        seen.borrow_mut().add(&world.seen);
-        Ok(())
-    };
-    TestRunner::new(config).run(&steps(), run).expect("the machine does what the model does");
-    let seen = seen.into_inner();
-    let rarest = [
-        seen.handoffs,
-        seen.several,
-        seen.let_go,
-        seen.converted,
-        seen.shared,
-        seen.deadlocks,
-        seen.delays,
-        seen.timeouts,
-        seen.expired,
-        seen.expired_waits,
-        seen.reattached,
-        seen.recalled,
-        seen.forgotten,
-        seen.undone,
-    ];
-    assert!(
-        rarest.into_iter().all(|count| count >= 25),
-        "the test meets what it is about: {seen:?}"
-    );
+        world.seen
+    });
 }
 
 impl World {
@@ -534,25 +507,6 @@ impl World {
             (NAMESPACES.len(), NAMESPACES.len() + state.deadlocks.len() + 1),
             "nothing is left over"
         );
-    }
-}
-
-impl Seen {
-    fn add(&mut self, other: &Self) {
-        self.handoffs += other.handoffs;
-        self.several += other.several;
-        self.let_go += other.let_go;
-        self.converted += other.converted;
-        self.shared += other.shared;
-        self.deadlocks += other.deadlocks;
-        self.delays += other.delays;
-        self.timeouts += other.timeouts;
-        self.expired += other.expired;
-        self.expired_waits += other.expired_waits;
-        self.reattached += other.reattached;
-        self.recalled += other.recalled;
-        self.forgotten += other.forgotten;
-        self.undone += other.undone;
     }
 }
 

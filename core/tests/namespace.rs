@@ -1,11 +1,14 @@
 //! Scripts of namespaces: what the meta shard decides, and what becomes of it on the shard of sessions, locks and values.
 
+#[path = "support/arguments.rs"]
+mod arguments;
 mod support;
 
 use std::error::Error;
 use std::path::Path;
 
-use goldenscript::{ArgumentConsumer, Context};
+use arguments::Args;
+use goldenscript::Context;
 use support::{Harness, command, given_token, request_id, show_answer, shown_token};
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::{SYSTEM_SLOT, of_cache, of_locks};
@@ -35,21 +38,7 @@ struct Runner {
     data: Harness,
 }
 
-struct Args<'a>(ArgumentConsumer<'a>);
-
 impl Args<'_> {
-    fn key<T: std::str::FromStr<Err: Error + 'static>>(
-        &mut self,
-        key: &str,
-        default: T,
-    ) -> Result<T, Box<dyn Error>> {
-        Ok(self.0.take_key(key).map(str::parse).transpose()?.unwrap_or(default))
-    }
-
-    fn next(&mut self) -> Result<String, Box<dyn Error>> {
-        Ok(self.0.next_pos().ok_or("an argument is missing")?.to_owned())
-    }
-
     fn settings(&mut self) -> Result<NamespaceSettings, Box<dyn Error>> {
         Ok(NamespaceSettings {
             sessions_max: self.key("sessions", 0)?,
@@ -83,11 +72,11 @@ impl goldenscript::Runner for Runner {
                 shown(&self.meta.query(SYSTEM_SLOT, 1, query).1)
             }
             "here" => {
-                let namespace = args.next()?;
+                let namespace: String = args.next()?;
                 let slot = of_locks(&namespace);
                 shown(&self.data.query(slot, 1, Q::FindNamespace(FindNamespace { namespace })).1)
             }
-            "advance" => show(&self.data.advance(args.next()?.parse()?)),
+            "advance" => show(&self.data.advance(args.next()?)),
             "reopen" => {
                 self.meta.machine = Machine::open(&self.meta.store, 0, 1);
                 self.data.machine = Machine::open(&self.data.store, 1, 1);
@@ -128,7 +117,7 @@ impl Runner {
                 namespace: args.next()?,
             }),
             "policy" => O::SetNamespacePolicy(api::SetNamespacePolicyRequest {
-                unknown: policy_of(&args.next()?).into(),
+                unknown: policy_of(&args.next::<String>()?).into(),
                 expected_version,
                 request_id: None,
             }),
@@ -174,7 +163,7 @@ impl Runner {
 
     /// What clients do in a namespace.
     fn use_it(&mut self, name: &str, args: &mut Args<'_>) -> Result<String, Box<dyn Error>> {
-        let namespace = args.next()?;
+        let namespace: String = args.next()?;
         let slot = of_locks(&namespace);
         let (slot, operation) = match name {
             "open" => {
@@ -184,7 +173,7 @@ impl Runner {
                 (slot, O::OpenSession(open))
             }
             "close" => {
-                let session_id = args.next()?.parse()?;
+                let session_id = args.next()?;
                 (
                     slot,
                     O::CloseSession(CloseSessionRequest {
@@ -195,14 +184,14 @@ impl Runner {
                 )
             }
             "acquire" => {
-                let (session_id, wait_ms) = (args.next()?.parse()?, args.key("wait", 0)?);
-                let name = args.next()?;
+                let (session_id, wait_ms) = (args.next()?, args.key("wait", 0)?);
+                let name: String = args.next()?;
                 let acquire =
                     AcquireRequest { namespace, session_id, name, wait_ms, ..Default::default() };
                 (slot, O::Acquire(acquire))
             }
             "put" => {
-                let key = args.next()?;
+                let key: String = args.next()?;
                 let value = Some(Value { kind: Some(value::Kind::Text("v".to_owned())) });
                 let slot = of_cache(&namespace, &key);
                 (slot, O::Put(PutRequest { namespace, key, value, ..Default::default() }))

@@ -1,5 +1,7 @@
 //! Scripts of queues, and what a script cannot say in few lines: batches at their limits.
 
+#[path = "support/arguments.rs"]
+mod arguments;
 #[path = "support/books.rs"]
 mod books;
 mod support;
@@ -9,7 +11,8 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use goldenscript::{ArgumentConsumer, Context};
+use arguments::Args;
+use goldenscript::Context;
 use support::{Harness, WALL_MS, checked_fence, command, request_id, show_answer};
 use trefoil_core::key::{Key, Kind};
 use trefoil_core::lease::LeaseId;
@@ -69,22 +72,7 @@ struct Runner {
     leases: Leases,
 }
 
-/// The arguments of a command that most have.
-struct Args<'a>(ArgumentConsumer<'a>);
-
 impl Args<'_> {
-    fn key<T: std::str::FromStr<Err: Error + 'static>>(
-        &mut self,
-        key: &str,
-        default: T,
-    ) -> Result<T, Box<dyn Error>> {
-        Ok(self.0.take_key(key).map(str::parse).transpose()?.unwrap_or(default))
-    }
-
-    fn next<T: std::str::FromStr<Err: Error + 'static>>(&mut self) -> Result<T, Box<dyn Error>> {
-        Ok(self.0.next_pos().ok_or("an argument is missing")?.parse()?)
-    }
-
     fn rest<T: std::str::FromStr<Err: Error + 'static>>(
         &mut self,
     ) -> Result<Vec<T>, Box<dyn Error>> {

@@ -3,8 +3,8 @@
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::lock::v1 as lock;
 
-use super::{Check, namespace, number, page_size, request_id, some_id, text};
-use crate::{limits as l, page};
+use super::{Check, list, namespace, number, request_id, some_id, text};
+use crate::limits as l;
 
 impl Check for lock::SetLatchRequest {
     fn check(&mut self) -> Result<(), Refusal> {
@@ -51,10 +51,7 @@ impl Check for lock::DeleteLatchRequest {
 
 impl Check for lock::ListLatchesRequest {
     fn check(&mut self) -> Result<(), Refusal> {
-        namespace(&mut self.namespace)?;
-        text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
-        page_size(&mut self.page_size)?;
-        page::check(&self.page_token)
+        list(&mut self.namespace, &self.prefix, &mut self.page_size, &self.page_token)
     }
 }
 
@@ -88,9 +85,6 @@ impl Check for lock::GetBarrierRequest {
 
 impl Check for lock::ListBarriersRequest {
     fn check(&mut self) -> Result<(), Refusal> {
-        namespace(&mut self.namespace)?;
-        text("prefix", &self.prefix, 0, l::NAME_BYTES_MAX)?;
-        page_size(&mut self.page_size)?;
-        page::check(&self.page_token)
+        list(&mut self.namespace, &self.prefix, &mut self.page_size, &self.page_token)
     }
 }

@@ -6,6 +6,8 @@ use std::collections::BTreeSet;
 
 use trefoil_core::machine::WaiterId;
 
+use crate::models::seen;
+
 /// How a call for permits ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum End {
@@ -42,24 +44,22 @@ pub struct Semaphore {
     pub line: Vec<Waiter>,
 }
 
-/// How often what the test is about has happened.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Seen {
-    pub granted_at_once: u64,
-    pub handed_on: u64,
+seen! {
+    granted_at_once,
+    handed_on,
     /// Somebody who wants few waits behind one who wants many, though there is enough for him.
-    pub not_overtaken: u64,
-    pub timed_out: u64,
-    pub too_many: u64,
-    pub too_many_later: u64,
-    pub over_full: u64,
-    pub again: u64,
-    pub other_number: u64,
-    pub cancelled_waits: u64,
-    pub cancelled_grants: u64,
-    pub forced: u64,
-    pub deleted: u64,
-    pub kept: u64,
+    not_overtaken,
+    timed_out,
+    too_many,
+    too_many_later,
+    over_full,
+    again,
+    other_number,
+    cancelled_waits,
+    cancelled_grants,
+    forced,
+    deleted,
+    kept,
 }
 
 impl Holder {
@@ -85,43 +85,5 @@ impl Semaphore {
 
     pub fn holder(&self, session: u64) -> Option<&Holder> {
         self.holders.iter().find(|holder| holder.session == session)
-    }
-}
-
-impl Seen {
-    pub fn all(&self) -> [u64; 14] {
-        [
-            self.granted_at_once,
-            self.handed_on,
-            self.not_overtaken,
-            self.timed_out,
-            self.too_many,
-            self.too_many_later,
-            self.over_full,
-            self.again,
-            self.other_number,
-            self.cancelled_waits,
-            self.cancelled_grants,
-            self.forced,
-            self.deleted,
-            self.kept,
-        ]
-    }
-
-    pub fn add(&mut self, other: &Self) {
-        self.granted_at_once += other.granted_at_once;
-        self.handed_on += other.handed_on;
-        self.not_overtaken += other.not_overtaken;
-        self.timed_out += other.timed_out;
-        self.too_many += other.too_many;
-        self.too_many_later += other.too_many_later;
-        self.over_full += other.over_full;
-        self.again += other.again;
-        self.other_number += other.other_number;
-        self.cancelled_waits += other.cancelled_waits;
-        self.cancelled_grants += other.cancelled_grants;
-        self.forced += other.forced;
-        self.deleted += other.deleted;
-        self.kept += other.kept;
     }
 }
