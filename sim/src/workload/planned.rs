@@ -20,7 +20,7 @@ pub enum Wish {
     Rest(u64),
 }
 
-/// What a client does for a while.
+/// A call that a client is to make, and how.
 #[derive(Debug)]
 pub struct PlannedCall {
     /// What goes into the history; none for what is not judged.
