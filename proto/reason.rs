@@ -29,7 +29,7 @@ pub enum Code {
     OutOfRange,
 }
 
-/// What a client may do about an error. It says nothing of what has happened: that is [`Effect`].
+/// What a client may do about an error. It says nothing of what has happened: that is [`RefusalEffect`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Retry {
     /// The same request will be refused again: change it.
@@ -46,7 +46,7 @@ pub enum Retry {
 
 /// What a refusal says of what its request may have done. Nothing else in the code judges that by the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
+pub enum RefusalEffect {
     /// Nothing, whichever try: the shard keeps the refusal as the answer of the request id, or would refuse every try.
     NoTry,
     /// Nothing by the try that was refused. One before it whose end was not seen may have had an effect.
@@ -63,7 +63,7 @@ pub struct Row {
     /// What a client may do.
     pub retry: Retry,
     /// What may have happened.
-    pub effect: Effect,
+    pub effect: RefusalEffect,
     /// What it means and what to do, for docs/errors.md.
     pub meaning: &'static str,
 }
@@ -99,7 +99,7 @@ impl Reason {
     #[allow(clippy::too_many_lines, reason = "one table")]
     pub fn row(self) -> Row {
         use Code as C;
-        use Effect::{NoTry, NotThisTry, Unknown};
+        use RefusalEffect::{NoTry, NotThisTry, Unknown};
         use Retry::{Elsewhere, Freely, Later, Never, WithRequestId};
         let (code, retry, effect, meaning) = match self {
             Self::Unspecified | Self::Internal => (
@@ -392,9 +392,11 @@ mod tests {
             let Row { retry, effect, meaning, .. } = reason.row();
             match effect {
                 // The answer that is kept would be given again.
-                Effect::NoTry => assert_eq!(retry, Retry::Never, "{}", reason.name()),
-                Effect::NotThisTry => assert_ne!(retry, Retry::WithRequestId, "{}", reason.name()),
-                Effect::Unknown => {
+                RefusalEffect::NoTry => assert_eq!(retry, Retry::Never, "{}", reason.name()),
+                RefusalEffect::NotThisTry => {
+                    assert_ne!(retry, Retry::WithRequestId, "{}", reason.name())
+                }
+                RefusalEffect::Unknown => {
                     assert!(!meaning.contains("Nothing happened"), "{}", reason.name());
                     assert!(matches!(retry, Retry::Never | Retry::WithRequestId));
                 }

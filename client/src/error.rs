@@ -7,7 +7,7 @@ use tonic::{Code, Status};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::pipeline::v1::Error as Pipelined;
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::{RefusalEffect, Retry};
 use trefoil_proto::status;
 
 /// Why there is no answer. The client has already retried what was safe to retry.
@@ -114,18 +114,18 @@ impl Error {
     /// Whether nothing happened and nothing will: false after a try whose end was not seen.
     #[must_use]
     pub fn has_no_side_effects(&self) -> bool {
-        self.effect() != Effect::Unknown
+        self.effect() != RefusalEffect::Unknown
     }
 
     /// What may have happened by the try that ended so, and by those before it.
-    pub(crate) fn effect(&self) -> Effect {
+    pub(crate) fn effect(&self) -> RefusalEffect {
         match self {
             Self::Refused { reason, .. } => reason.row().effect,
             Self::Status { .. } | Self::Unreachable { .. } | Self::Deadline { .. } => {
-                Effect::NotThisTry
+                RefusalEffect::NotThisTry
             }
-            Self::InvalidEndpoint { .. } | Self::NoEndpoint => Effect::NoTry,
-            Self::MaybeApplied { .. } | Self::Protocol => Effect::Unknown,
+            Self::InvalidEndpoint { .. } | Self::NoEndpoint => RefusalEffect::NoTry,
+            Self::MaybeApplied { .. } | Self::Protocol => RefusalEffect::Unknown,
         }
     }
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use trefoil_proto::REQUEST_BYTES_MAX;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::pipeline::v1::{call, reply};
-use trefoil_proto::reason::{Effect, Retry, invalid};
+use trefoil_proto::reason::{RefusalEffect, Retry, invalid};
 
 use crate::boot::BootInstant;
 use crate::error::Error;
@@ -170,7 +170,7 @@ impl RetryState {
             return if again { Ok(self.backoff()) } else { Err(self.end()) };
         };
         let row = reason.row();
-        if row.effect == Effect::Unknown {
+        if row.effect == RefusalEffect::Unknown {
             self.attempt += 1;
         }
         if row.retry == Retry::Elsewhere {
@@ -208,7 +208,7 @@ impl RetryState {
     /// What the caller is told.
     fn end(&mut self) -> Error {
         let last = self.last.take().unwrap_or_else(|| Error::late(self.timeout));
-        if self.mutation && self.attempt > 0 && last.effect() != Effect::NoTry {
+        if self.mutation && self.attempt > 0 && last.effect() != RefusalEffect::NoTry {
             Error::MaybeApplied { last: Box::new(last) }
         } else {
             last

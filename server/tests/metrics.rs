@@ -14,7 +14,7 @@ use trefoil_core::limits;
 use trefoil_core::machine::{Counts, Durations, Gauges};
 use trefoil_core::replica::Role;
 use trefoil_proto::common::v1::Reason;
-use trefoil_proto::reason::{DOMAIN, Effect, Retry};
+use trefoil_proto::reason::{DOMAIN, RefusalEffect, Retry};
 use trefoil_server::metrics::Metrics;
 use trefoil_server::node::{Observer as _, PeerOperation};
 
@@ -222,9 +222,9 @@ fn every_reason_is_documented() {
             Retry::WithRequestId => "with the same request id",
         };
         let effect = match row.effect {
-            Effect::NoTry => "none",
-            Effect::NotThisTry => "none of this try",
-            Effect::Unknown => "unknown",
+            RefusalEffect::NoTry => "none",
+            RefusalEffect::NotThisTry => "none of this try",
+            RefusalEffect::Unknown => "unknown",
         };
         let code = tonic::Code::from(row.code);
         let name = reason.name();

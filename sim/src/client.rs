@@ -11,7 +11,7 @@ use trefoil_core::{NodeId, Position, ShardId};
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, CallName, CheckedFence, Command, Drawn, answer};
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::{RefusalEffect, Retry};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::calls::{Body, RoutedRequest, outcome};
@@ -226,8 +226,8 @@ impl SimClient {
                 }
                 let row = refusal.reason().row();
                 match row.effect {
-                    Effect::NoTry | Effect::NotThisTry => shared.definite(&pending),
-                    Effect::Unknown => Self::may_have_happened(&mut pending, shared),
+                    RefusalEffect::NoTry | RefusalEffect::NotThisTry => shared.definite(&pending),
+                    RefusalEffect::Unknown => Self::may_have_happened(&mut pending, shared),
                 }
                 if row.retry == Retry::Never {
                     let what = format!("{:?} was refused: {refusal:?}", pending.step.request);

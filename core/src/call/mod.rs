@@ -11,7 +11,7 @@ use std::fmt;
 
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::Refusal;
-use trefoil_proto::reason::Effect;
+use trefoil_proto::reason::RefusalEffect;
 
 use self::shard_request::refusal;
 pub use self::shard_request::{Failure, ShardRequest, failure, unseen};
@@ -290,7 +290,7 @@ impl Call {
     /// alone says nothing about the first.
     fn final_word(&mut self, why: Refusal) -> Refusal {
         match why.reason().row().effect {
-            Effect::NotThisTry if !crate::mutant!(UnseenHidden) => {
+            RefusalEffect::NotThisTry if !crate::mutant!(UnseenHidden) => {
                 self.unseen.take().unwrap_or(why)
             }
             _ => why,

@@ -4,7 +4,7 @@ use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Command, Query, Refusal};
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::{RefusalEffect, Retry};
 
 /// A command or a query.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,7 +78,7 @@ pub fn unseen(is_command: bool) -> (Refusal, Failure) {
 pub fn failure(reason: Reason) -> Failure {
     let row = reason.row();
     match (row.effect, row.retry) {
-        (Effect::Unknown, Retry::WithRequestId) => Failure::Unknown,
+        (RefusalEffect::Unknown, Retry::WithRequestId) => Failure::Unknown,
         (_, Retry::Elsewhere) => Failure::Definite,
         _ => Failure::Final,
     }

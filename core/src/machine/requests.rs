@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::{Answer, Command, Refusal, RequestAnswer, RequestClient, answer};
-use trefoil_proto::reason::Effect;
+use trefoil_proto::reason::RefusalEffect;
 
 use super::context::{CommandContext, Outcome, refuse, refuse_with};
 use super::{queue, timers};
@@ -246,7 +246,9 @@ pub(super) fn client_due(context: &mut CommandContext<'_>, rest: &Bytes) {
 /// Refusals that a retry may outlive: remembering them would hide the answer of the first try, or of a later one.
 fn keeps_no_answer(answer: &Answer) -> bool {
     match &answer.answer {
-        Some(answer::Answer::Refusal(refusal)) => refusal.reason().row().effect != Effect::NoTry,
+        Some(answer::Answer::Refusal(refusal)) => {
+            refusal.reason().row().effect != RefusalEffect::NoTry
+        }
         // A long poll asks again under the same id until there is something.
         Some(answer::Answer::Dequeue(response)) => queue::is_nothing(response),
         _ => false,

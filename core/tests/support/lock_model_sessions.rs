@@ -2,7 +2,7 @@
 
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::lock::v1 as api;
-use trefoil_proto::reason::Effect;
+use trefoil_proto::reason::RefusalEffect;
 
 use super::{
     Answer, Command, Grant, Holder, Id, Model, Operation, Outcome, Ruling, Seat, Session, Settled,
@@ -75,7 +75,9 @@ impl Model {
 
     pub(super) fn remember(&mut self, id: &RequestId, outcome: &Outcome) {
         let answer = match outcome {
-            Outcome::Answer(Answer::Refused(reason, _)) if reason.row().effect != Effect::NoTry => {
+            Outcome::Answer(Answer::Refused(reason, _))
+                if reason.row().effect != RefusalEffect::NoTry =>
+            {
                 return;
             }
             Outcome::Answer(answer) => Some(answer.clone()),

@@ -16,7 +16,7 @@ use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::query::Query;
 use trefoil_proto::internal::v1::{Catalogue, FindQueue, Refusal, answer};
 use trefoil_proto::queue::v1::{CreateQueueRequest, CreateQueueResponse};
-use trefoil_proto::reason::Effect;
+use trefoil_proto::reason::RefusalEffect;
 
 use super::{Api, CallContext, Context, Shards, expect_answer, other_answer, refusal};
 
@@ -182,7 +182,7 @@ impl<S: Shards> Api<S> {
         };
         match self.fenced(SYSTEM_SLOT, None, Command::CreateQueue(request), context).await {
             // Nothing was stored yet, whether or not there is a queue.
-            Err(refusal) if refusal.reason().row().effect == Effect::Unknown => {
+            Err(refusal) if refusal.reason().row().effect == RefusalEffect::Unknown => {
                 Err(self::refusal(Reason::NoQuorum, "whether the queue was created was not seen"))
             }
             // Somebody else was faster.

@@ -17,7 +17,7 @@ use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{
     Access, CallName, CancelAcquire, Refusal, WithdrawBarrier, answer,
 };
-use trefoil_proto::reason::Effect;
+use trefoil_proto::reason::RefusalEffect;
 
 use super::{Api, CallContext, Context, Decided, Shards};
 use crate::calls::repeat::repeat;
@@ -89,7 +89,7 @@ impl<S: Shards, L: Leftover> Unseen<S, L> {
 
     /// The command was refused, or not: nothing is left where nothing can have happened.
     pub(super) fn judge(&mut self, refusal: Option<&Refusal>) {
-        if refusal.is_some_and(|refusal| refusal.reason().row().effect != Effect::Unknown) {
+        if refusal.is_some_and(|refusal| refusal.reason().row().effect != RefusalEffect::Unknown) {
             self.is_seen();
         }
     }

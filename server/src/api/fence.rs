@@ -19,7 +19,7 @@ use trefoil_proto::internal::v1::{
     Access, CheckedFence, FindMark, Refusal, TokenStanding, TouchFence, answer,
 };
 use trefoil_proto::lock::v1::{LockMode, ValidateTokenRequest};
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::{RefusalEffect, Retry};
 
 use super::operation::Operation;
 use super::{Api, CallContext, Context, Decided, Shards, expect_answer, other_answer, refusal};
@@ -159,7 +159,7 @@ impl<S: Shards> Api<S> {
                 match self.fenced(slot, None, touch, context).await {
                     Ok(_) => {}
                     // A read has no end that may have been missed.
-                    Err(refusal) if refusal.reason().row().effect == Effect::Unknown => {
+                    Err(refusal) if refusal.reason().row().effect == RefusalEffect::Unknown => {
                         return Err(unasked(&refusal));
                     }
                     Err(refusal) => return Err(refusal),
@@ -285,7 +285,7 @@ fn unknown() -> Refusal {
 /// The lock's shard did not answer, and nothing was done. Its leader is none of the caller's business.
 fn unasked(refusal: &Refusal) -> Refusal {
     let row = refusal.reason().row();
-    if row.effect == Effect::Unknown || row.retry == Retry::Elsewhere {
+    if row.effect == RefusalEffect::Unknown || row.retry == Retry::Elsewhere {
         let message = "the shard of the fence's lock did not say whether the token is held";
         return self::refusal(Reason::NoQuorum, message);
     }

@@ -46,7 +46,7 @@ use trefoil_proto::internal::v1::{
     CallName, CheckedFence, Command, Drawn, Query, Refusal, answer, command, query,
 };
 pub use trefoil_proto::pipeline::v1::reply::Outcome;
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::{RefusalEffect, Retry};
 
 use self::catalogue::Catalogues;
 use self::clean_up::CleanUps;
@@ -382,7 +382,7 @@ fn partly(cause: &Refusal) -> Refusal {
     let row = cause.reason().row();
     let (reason, message) = match (row.effect, row.retry) {
         // It says already that nobody knows.
-        (Effect::Unknown, _) => return cause.clone(),
+        (RefusalEffect::Unknown, _) => return cause.clone(),
         (_, Retry::Never) => {
             (Reason::PartlyApplied, "a part of the call may be done, and the rest was refused")
         }

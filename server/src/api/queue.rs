@@ -11,7 +11,7 @@ use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{Catalogue, EnqueueTo, OpenPartition, Refusal};
 use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
-use trefoil_proto::reason::{Effect, Retry};
+use trefoil_proto::reason::{RefusalEffect, Retry};
 
 use super::catalogue::KnownQueue;
 use super::{Api, Context, Shards, expect_answer, other_answer, partly};
@@ -129,7 +129,7 @@ impl<S: Shards> Api<S> {
                 });
                 // To open it again is no error, so an open end is none either: what follows shows it.
                 match self.fenced(slot, None, open, context).await {
-                    Err(refusal) if refusal.reason().row().effect != Effect::Unknown => {
+                    Err(refusal) if refusal.reason().row().effect != RefusalEffect::Unknown => {
                         return Err(refusal);
                     }
                     _ => self.fenced(slot, request_id, command, context).await?,
@@ -171,11 +171,11 @@ fn derived(id: &RequestId, count: u32) -> RequestId {
 /// How a batch ended whose parts were refused like this; none when none was.
 fn judge(refusals: Vec<Refusal>, some_stored: bool) -> Option<Refusal> {
     let row = |refusal: &Refusal| refusal.reason().row();
-    let open_ended = refusals.iter().any(|refusal| row(refusal).effect == Effect::Unknown);
+    let open_ended = refusals.iter().any(|refusal| row(refusal).effect == RefusalEffect::Unknown);
     // Where no retry of one part can help, none of the batch can: that is what there is to say.
     let worst = refusals.into_iter().min_by_key(|refusal| {
         let row = row(refusal);
-        (row.retry != Retry::Never, row.effect != Effect::Unknown)
+        (row.retry != Retry::Never, row.effect != RefusalEffect::Unknown)
     })?;
     Some(if some_stored || open_ended { partly(&worst) } else { worst })
 }

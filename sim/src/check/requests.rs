@@ -277,7 +277,7 @@ fn is_reuse(answer: &Answer) -> bool {
 pub fn is_forgotten(answer: &Answer) -> bool {
     match &answer.answer {
         Some(answer::Answer::Refusal(refusal)) => {
-            refusal.reason().row().effect != reason::Effect::NoTry || is_reuse(answer)
+            refusal.reason().row().effect != reason::RefusalEffect::NoTry || is_reuse(answer)
         }
         Some(answer::Answer::Dequeue(response)) => {
             response.deliveries.is_empty() && response.leases_over == 0
