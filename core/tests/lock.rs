@@ -33,7 +33,7 @@ use self::lock_line::{
     Line, acquire, acquire_all, command_of, in_slot, many, mode_of, open, operation, question,
 };
 use self::lock_watch::Watcher;
-use self::support::{Harness, call_name, command, request_id, show_answer};
+use self::support::{Harness, call_name, command, request_id, show_answer, show_records};
 use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/lock" => run }
@@ -467,11 +467,7 @@ impl Runner {
             ("clients", state.clients.len()),
             ("answers", state.answers.len()),
         ];
-        counts
-            .iter()
-            .filter(|(_, count)| *count > 0)
-            .map(|(kind, count)| format!("{kind}: {count}\n"))
-            .collect()
+        show_records(&counts)
     }
 
     fn state_beside_progress(&self) -> BTreeMap<Bytes, Bytes> {

@@ -27,7 +27,7 @@ use trefoil_proto::internal::v1::{
 use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_watch::Watcher;
-use self::support::{Harness, call_name, called, command, given_token, show_answer};
+use self::support::{Harness, call_name, called, command, given_token, show_answer, show_records};
 use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/semaphore" => run }
@@ -331,8 +331,7 @@ impl Runner {
             ("claims", state.claims.len()),
             ("timers", state.timers.len()),
         ];
-        let lines = counts.iter().filter(|(_, count)| *count > 0);
-        lines.map(|(kind, count)| format!("{kind}: {count}\n")).collect()
+        show_records(&counts)
     }
 }
 

@@ -339,6 +339,12 @@ pub fn show(applied: &Applied) -> String {
     text
 }
 
+/// How many records there are of each kind that there is.
+pub fn show_records(counts: &[(&str, usize)]) -> String {
+    let lines = counts.iter().filter(|(_, count)| *count > 0);
+    lines.map(|(kind, count)| format!("{kind}: {count}\n")).collect()
+}
+
 /// One answer in one line: its debug form without defaults' noise.
 pub fn show_answer(answer: &Answer) -> String {
     match &answer.answer {

@@ -15,7 +15,7 @@ use trefoil_proto::lock::v1 as lock;
 use trefoil_proto::lock::v1::acquire_stream_response::Step;
 
 use super::clean_up::{Unseen, name_call};
-use super::lock::cancel_of;
+use super::lock::cancel_acquire;
 use super::operation::Operation;
 use super::server_stream::{ServerStream, StreamCaller, StreamSender};
 use super::{Api, Context, Decided, Shards, answer_within, fingerprint, other_answer};
@@ -68,7 +68,7 @@ impl<S: Shards> Api<S> {
     ) -> Result<(), Refusal> {
         let call = name_call(request.request_id.take());
         let mut looks = Looks::new(&self, &request, &call);
-        let cancel = CancelAcquire { call: Some(call.clone()), ..cancel_of(&request) };
+        let cancel = CancelAcquire { call: Some(call.clone()), ..cancel_acquire(&request) };
         let answer = {
             let mut acquire = pin!(self.acquire_as(context, request, call));
             loop {

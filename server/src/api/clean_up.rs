@@ -166,6 +166,12 @@ impl<S: Shards> Api<S> {
     }
 }
 
+/// What cancels a call that acquires, but for the name of that call.
+pub(super) fn cancel_of(namespace: &str, session_id: u64, name: &str) -> CancelAcquire {
+    let (namespace, name) = (namespace.to_owned(), name.to_owned());
+    CancelAcquire { namespace, session_id, name, ..CancelAcquire::default() }
+}
+
 /// Names a call that waits or acquires: by its request id, or by what is drawn where it has none. Its waiter and its grant know
 /// it by that, whichever of its tries made them, and its cancel means it alone.
 pub(super) fn name_call(request_id: Option<RequestId>) -> CallName {

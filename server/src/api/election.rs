@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use trefoil_core::slot;
+use trefoil_proto::internal::v1::Refusal;
 use trefoil_proto::internal::v1::command::Operation as Command;
-use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
 
-use super::clean_up::name_call;
+use super::clean_up::{cancel_of, name_call};
 use super::{Api, Context, Shards, expect_answer};
 
 impl<S: Shards> Api<S> {
@@ -18,12 +18,7 @@ impl<S: Shards> Api<S> {
         mut request: lock::CampaignRequest,
     ) -> Result<lock::CampaignResponse, Refusal> {
         let call = name_call(request.request_id.take());
-        let cancel = CancelAcquire {
-            namespace: request.namespace.clone(),
-            session_id: request.session_id,
-            name: request.name.clone(),
-            ..CancelAcquire::default()
-        };
+        let cancel = cancel_of(&request.namespace, request.session_id, &request.name);
         let campaign = Command::Campaign(request);
         let decided = self.acquiring(context, call, campaign, cancel).await?;
         let response: Result<lock::AcquireResponse, Refusal> = expect_answer!(decided, Acquire);

@@ -8,7 +8,7 @@ use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{CallName, CancelAcquire, ForceStep, Refusal, ReleaseHeld};
 use trefoil_proto::lock::v1 as lock;
 
-use super::clean_up::name_call;
+use super::clean_up::{cancel_of, name_call};
 use super::{Api, Context, Decided, Shards, expect_answer, other_answer, partly};
 
 impl<S: Shards> Api<S> {
@@ -29,7 +29,7 @@ impl<S: Shards> Api<S> {
         request: lock::AcquireRequest,
         call: CallName,
     ) -> Result<lock::AcquireResponse, Refusal> {
-        let cancel = cancel_of(&request);
+        let cancel = cancel_acquire(&request);
         let acquire = Command::Acquire(request);
         expect_answer!(self.acquiring(context, call, acquire, cancel).await?, Acquire)
     }
@@ -41,12 +41,7 @@ impl<S: Shards> Api<S> {
         mut request: lock::ConvertRequest,
     ) -> Result<lock::ConvertResponse, Refusal> {
         let call = name_call(request.request_id.take());
-        let cancel = CancelAcquire {
-            namespace: request.namespace.clone(),
-            session_id: request.session_id,
-            name: request.name.clone(),
-            ..CancelAcquire::default()
-        };
+        let cancel = cancel_of(&request.namespace, request.session_id, &request.name);
         let convert = Command::Convert(request);
         expect_answer!(self.acquiring(context, call, convert, cancel).await?, Convert)
     }
@@ -111,12 +106,7 @@ fn went_on(why: Refusal, goes_on: bool) -> Refusal {
 }
 
 /// What cancels an Acquire, but for the name of its call.
-pub(super) fn cancel_of(request: &lock::AcquireRequest) -> CancelAcquire {
-    CancelAcquire {
-        namespace: request.namespace.clone(),
-        session_id: request.session_id,
-        name: request.name.clone(),
-        locks: request.locks.clone(),
-        ..CancelAcquire::default()
-    }
+pub(super) fn cancel_acquire(request: &lock::AcquireRequest) -> CancelAcquire {
+    let cancel = cancel_of(&request.namespace, request.session_id, &request.name);
+    CancelAcquire { locks: request.locks.clone(), ..cancel }
 }

@@ -6,7 +6,7 @@ use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{CancelAcquire, Refusal};
 use trefoil_proto::lock::v1 as lock;
 
-use super::clean_up::name_call;
+use super::clean_up::{cancel_of, name_call};
 use super::{Api, Context, Shards, expect_answer};
 
 impl<S: Shards> Api<S> {
@@ -17,13 +17,8 @@ impl<S: Shards> Api<S> {
         mut request: lock::AcquirePermitsRequest,
     ) -> Result<lock::AcquirePermitsResponse, Refusal> {
         let call = name_call(request.request_id.take());
-        let cancel = CancelAcquire {
-            namespace: request.namespace.clone(),
-            session_id: request.session_id,
-            name: request.name.clone(),
-            permits: request.permits,
-            ..CancelAcquire::default()
-        };
+        let cancel = cancel_of(&request.namespace, request.session_id, &request.name);
+        let cancel = CancelAcquire { permits: request.permits, ..cancel };
         let acquire_permits = Command::AcquirePermits(request);
         let decided = self.acquiring(context, call, acquire_permits, cancel).await?;
         expect_answer!(decided, AcquirePermits)

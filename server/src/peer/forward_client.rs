@@ -400,11 +400,12 @@ mod tests {
         assert_eq!(reason(unsent.await.unwrap()), (Reason::NotLeader, Failure::Definite));
     }
 
-    #[tokio::test]
-    async fn a_grant_is_asked_for_only_where_its_caller_is_still_there() {
-        let forward = Arc::new(ForwardClient::default());
-        let mut items = open_stream(&forward);
-        let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
+    /// Sends two calls and drops one: the other, the ids of both, and which was cancelled.
+    async fn keep_one_of_two(
+        forward: &Arc<ForwardClient>,
+        items: &mut mpsc::Receiver<ForwardItem>,
+    ) -> (tokio::task::JoinHandle<Result<Answered, (Refusal, Failure)>>, Vec<u64>, u64) {
+        let (kept, dropped) = (ask(forward, command()), ask(forward, command()));
         let mut ids = Vec::new();
         for _ in 0..2 {
             let Some(ForwardItem::Call(call)) = items.recv().await else {
@@ -416,6 +417,14 @@ mod tests {
         let Some(ForwardItem::Cancel(cancelled)) = items.recv().await else {
             panic!("a cancel is sent")
         };
+        (kept, ids, cancelled)
+    }
+
+    #[tokio::test]
+    async fn a_grant_is_asked_for_only_where_its_caller_is_still_there() {
+        let forward = Arc::new(ForwardClient::default());
+        let mut items = open_stream(&forward);
+        let (kept, ids, cancelled) = keep_one_of_two(&forward, &mut items).await;
         ids.iter().for_each(|id| forward.offered(*id));
         let Some(ForwardItem::Claim(claimed)) = items.recv().await else {
             panic!("a claim is sent")
@@ -428,18 +437,7 @@ mod tests {
     async fn replies_find_their_calls_and_a_dropped_call_is_cancelled() {
         let forward = Arc::new(ForwardClient::default());
         let mut items = open_stream(&forward);
-        let (kept, dropped) = (ask(&forward, command()), ask(&forward, command()));
-        let mut ids = Vec::new();
-        for _ in 0..2 {
-            let Some(ForwardItem::Call(call)) = items.recv().await else {
-                panic!("a call is sent")
-            };
-            ids.push(call.id);
-        }
-        dropped.abort();
-        let Some(ForwardItem::Cancel(cancelled)) = items.recv().await else {
-            panic!("a cancel is sent")
-        };
+        let (kept, ids, cancelled) = keep_one_of_two(&forward, &mut items).await;
         let id = ids.into_iter().find(|id| *id != cancelled).unwrap();
         let answer = Some(answer::Answer::Done(Done {}).into());
         let reply =

@@ -7,54 +7,24 @@ macro_rules! of_inner {
             self.inner.close()
         }
 
-        fn try_lock_range(
-            &self,
-            start: std::ops::Bound<u64>,
-            end: std::ops::Bound<u64>,
-        ) -> Result<bool, redb::BackendError> {
-            self.inner.try_lock_range(start, end)
-        }
-
-        fn try_lock_shared_range(
-            &self,
-            start: std::ops::Bound<u64>,
-            end: std::ops::Bound<u64>,
-        ) -> Result<bool, redb::BackendError> {
-            self.inner.try_lock_shared_range(start, end)
-        }
-
-        fn lock_range(
-            &self,
-            start: std::ops::Bound<u64>,
-            end: std::ops::Bound<u64>,
-        ) -> Result<(), redb::BackendError> {
-            self.inner.lock_range(start, end)
-        }
-
-        fn lock_shared_range(
-            &self,
-            start: std::ops::Bound<u64>,
-            end: std::ops::Bound<u64>,
-        ) -> Result<(), redb::BackendError> {
-            self.inner.lock_shared_range(start, end)
-        }
-
-        fn unlock_range(
-            &self,
-            start: std::ops::Bound<u64>,
-            end: std::ops::Bound<u64>,
-        ) -> Result<(), redb::BackendError> {
-            self.inner.unlock_range(start, end)
-        }
-
-        fn query_lock_range(
-            &self,
-            start: std::ops::Bound<u64>,
-            end: std::ops::Bound<u64>,
-        ) -> Result<bool, redb::BackendError> {
-            self.inner.query_lock_range(start, end)
-        }
+        $crate::storage::backend::of_inner!(@ranges
+            try_lock_range: bool,
+            try_lock_shared_range: bool,
+            lock_range: (),
+            lock_shared_range: (),
+            unlock_range: (),
+            query_lock_range: bool,
+        );
     };
+    (@ranges $($name:ident: $found:ty,)*) => {$(
+        fn $name(
+            &self,
+            start: std::ops::Bound<u64>,
+            end: std::ops::Bound<u64>,
+        ) -> Result<$found, redb::BackendError> {
+            self.inner.$name(start, end)
+        }
+    )*};
 }
 
 pub(super) use of_inner;
