@@ -85,6 +85,8 @@ limits! {
     FENCES_KNOWN_MAX: usize = 16_384, "Fencing tokens that a node remembers to have been validated, each shard counted.";
 
     REQUESTS_OPEN_MAX: u32 = 4_096, "Unacknowledged request ids of a client on a shard.";
+    REQUEST_WINDOWS_BYTES_MAX: usize = 4 << 20, "Bytes of a shard's memory for what is remembered of requests; beyond them it is in the state alone until its client asks again.";
+    ANSWER_RESIDENT_BYTES_MAX: usize = 256, "Bytes of a remembered answer that is kept in memory; a larger one is in the state alone.";
     REQUEST_CLIENT_IDLE_MS: u64 = 3_600_000, "Log time after which the answers of an idle client are forgotten, in ms.";
     TERM_GRACE_MS: u64 = 2_000, "Log time from the start of a term within which no session expires, in ms.";
     WAITER_CLAIM_MS: u64 = 2_400, "Log time within which a waiting Acquire must be sent again after its caller or the leader was lost, in ms; until then its lock waits for it.";

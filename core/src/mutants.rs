@@ -70,6 +70,9 @@ list! {
     LateParty "late-party": "A place at a barrier counts when its wait is over.";
     FenceIgnored "fence-ignored": "A token that was held when it was validated passes whatever mark there is.";
     NoDedup "no-dedup": "A retry is executed again (thesis 6.3).";
+    WindowNotFrozen "window-not-frozen": "What is remembered of requests is not written when the state is frozen.";
+    WindowLost "window-lost": "What is remembered of requests is not written when it goes from memory.";
+    WindowFrozenEarly "window-frozen-early": "What is remembered of requests is written as it was before the last entry.";
     DedupOnlyHere "dedup-only-here": "Remembered answers are not part of a snapshot (thesis 6.3).";
     BlindRetry "blind-retry": "A node tries a command without a request id again although its end was not seen.";
     CancelledRetried "cancelled-retried": "A node goes on trying a call whose caller hung up.";

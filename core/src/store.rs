@@ -54,7 +54,14 @@ impl Store for MemoryStore {
 /// The writes of one command: all of them or, when it is dropped, none.
 pub struct Txn<'a> {
     store: &'a mut dyn Store,
-    writes: BTreeMap<Bytes, Option<Bytes>>,
+    writes: BTreeMap<Bytes, TxnWrite>,
+}
+
+#[derive(Clone, Debug)]
+struct TxnWrite {
+    value: Option<Bytes>,
+    /// Whoever wrote keeps it in memory.
+    is_noted: bool,
 }
 
 impl std::fmt::Debug for Txn<'_> {
@@ -72,7 +79,7 @@ impl<'a> Txn<'a> {
     /// The value of a key, own writes included.
     #[must_use]
     pub fn get(&self, key: &[u8]) -> Option<Bytes> {
-        self.writes.get(key).map_or_else(|| self.store.get(key), Clone::clone)
+        self.writes.get(key).map_or_else(|| self.store.get(key), |write| write.value.clone())
     }
 
     /// The decoded value of a key.
@@ -93,17 +100,17 @@ impl<'a> Txn<'a> {
         let own = self.writes.range::<[u8], _>((Bound::Included(start), Bound::Excluded(end)));
         let own = own.collect::<Vec<_>>();
         // Each own deletion can hide one record of the store.
-        let hidden = own.iter().filter(|(_, value)| value.is_none()).count();
+        let hidden = own.iter().filter(|(_, write)| write.value.is_none()).count();
         let below = self.store.scan(start, end, limit.saturating_add(hidden));
         let mut merged =
             below.into_iter().map(|(key, value)| (key, Some(value))).collect::<BTreeMap<_, _>>();
-        merged.extend(own.into_iter().map(|(key, value)| (key.clone(), value.clone())));
+        merged.extend(own.into_iter().map(|(key, write)| (key.clone(), write.value.clone())));
         merged.into_iter().filter_map(|(key, value)| Some((key, value?))).take(limit).collect()
     }
 
     /// Sets a key.
     pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
-        self.writes.insert(key.into(), Some(value.into()));
+        self.write(key.into(), Some(value.into()), false);
     }
 
     /// Sets a key to an encoded message.
@@ -113,7 +120,17 @@ impl<'a> Txn<'a> {
 
     /// Removes a key.
     pub fn delete(&mut self, key: impl Into<Bytes>) {
-        self.writes.insert(key.into(), None);
+        self.write(key.into(), None, false);
+    }
+
+    /// Says what is to become of a key whose value is kept in memory until the state is frozen: it counts as a write, and
+    /// the store hears nothing of it yet.
+    pub fn note(&mut self, key: impl Into<Bytes>, value: Option<Bytes>) {
+        self.write(key.into(), value, true);
+    }
+
+    fn write(&mut self, key: Bytes, value: Option<Bytes>, is_noted: bool) {
+        self.writes.insert(key, TxnWrite { value, is_noted });
     }
 
     /// Keys written so far.
@@ -124,13 +141,15 @@ impl<'a> Txn<'a> {
 
     /// Writes everything to the store and extends `chain`, the hash of all writes so far.
     pub fn commit(self, chain: &mut u64) {
-        for (key, value) in self.writes {
+        for (key, TxnWrite { value, is_noted }) in self.writes {
             *chain = xxh3_64_with_seed(&key, *chain);
-            if let Some(value) = value {
-                *chain = xxh3_64_with_seed(&value, chain.wrapping_add(1));
-                self.store.put(key, value);
-            } else {
-                self.store.delete(&key);
+            if let Some(value) = &value {
+                *chain = xxh3_64_with_seed(value, chain.wrapping_add(1));
+            }
+            match value {
+                _ if is_noted => {}
+                Some(value) => self.store.put(key, value),
+                None => self.store.delete(&key),
             }
         }
     }

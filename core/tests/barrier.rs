@@ -23,7 +23,6 @@ use trefoil_proto::lock::v1 as api;
 use self::support::{
     Harness, call_name, called, given_token, request_id, show_answer, shown_token,
 };
-use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/barrier" => run }
 
@@ -259,7 +258,7 @@ impl Runner {
     }
 
     fn records(&self) -> String {
-        let state = LockState::read(&self.harness.store);
+        let state = self.harness.lock_state();
         let counts = [
             ("sessions", state.sessions.len()),
             ("latches", state.latches.len()),

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use trefoil_core::CallId;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;
@@ -24,7 +24,6 @@ use trefoil_proto::lock::v1 as api;
 
 use self::models::seen;
 use self::support::{Harness, call_name, command};
-use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACE: &str = "default";
 const NAMES: [&str; 2] = ["a", "ab"];
@@ -192,7 +191,7 @@ impl Machines {
                 // They ask the next leader.
                 waiting.into_values().for_each(|query| self.park(query));
             }
-            Step::Reopen => self.twin.machine = Machine::open(&self.twin.store, 1, 1),
+            Step::Reopen => self.twin.reopen(),
         }
     }
 
@@ -376,7 +375,7 @@ impl Machines {
         let commands = commands.collect::<Vec<_>>();
         let (applied, twin) = (self.machine.apply(commands.clone()), self.twin.apply(commands));
         assert_eq!(applied.outcomes, twin.outcomes, "two machines say the same");
-        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
+        assert_eq!(self.machine.digest(), self.twin.digest());
         for (before, name) in before.into_iter().zip(NAMES) {
             let after = self.barrier(name);
             if let (Some(before), Some(after)) = (before, after)
@@ -434,7 +433,7 @@ impl Machines {
     }
 
     fn barrier(&self, name: &str) -> Option<Barrier> {
-        let barriers = LockState::read(&self.machine.store).barriers;
+        let barriers = self.machine.lock_state().barriers;
         barriers.get(&(NAMESPACE.to_owned(), name.to_owned())).cloned()
     }
 
@@ -455,7 +454,7 @@ impl Machines {
     fn finish(&mut self) {
         (1..=self.world.sessions).for_each(|id| self.close(id));
         NAMES.into_iter().for_each(|name| self.delete(name));
-        let state = LockState::read(&self.machine.store);
+        let state = self.machine.lock_state();
         assert!(state.barriers.is_empty() && state.entered.is_empty() && state.latches.is_empty());
         assert!(self.world.waiting.is_empty(), "nobody waits: {:?}", self.world.waiting);
     }

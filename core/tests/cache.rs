@@ -11,7 +11,7 @@ use std::path::Path;
 use goldenscript::Context;
 use support::{Harness, checked_fence, command, request_id, show_answer};
 use trefoil_core::limits::TIMERS_PER_ENTRY_MAX;
-use trefoil_core::machine::{Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Outcome, QueryOutcome};
 use trefoil_core::slot::of_cache;
 use trefoil_proto::cache::v1::{DeleteRequest, DeleteResponse, GetRequest, LineState, PutRequest};
 use trefoil_proto::common::v1::{Value, value};
@@ -94,7 +94,7 @@ impl goldenscript::Runner for Runner {
                 String::new()
             }
             "reopen" => {
-                self.0.machine = Machine::open(&self.0.store, 1, 1);
+                self.0.reopen();
                 String::new()
             }
             "records" => books::dump(&self.0.store),
@@ -283,4 +283,32 @@ fn an_end_counts_before_its_timer_fires() {
     books::check_cache(&harness.store);
     let second = harness.advance(0);
     assert_eq!((second.counts.cache_expired, second.next_due_ms), (10, None));
+}
+
+/// Who holds a line is told by the leader, so nobody else pays for knowing it; the state is the same on all.
+#[test]
+fn only_a_leader_keeps_lines() {
+    let (slot, [mut leader, mut follower]) = (of_cache("n", "k"), [1, 1].map(Harness::new));
+    follower.machine.lead(false);
+    let put = PutRequest {
+        namespace: "n".to_owned(),
+        key: "k".to_owned(),
+        value: text("v"),
+        ttl_ms: 0,
+        request_id: None,
+        fence: None,
+    };
+    let put = command(slot, 7, None, Operation::Put(put));
+    let [told, silent] =
+        [&mut leader, &mut follower].map(|machine| machine.apply(vec![put.clone()]));
+    assert_eq!(told, silent);
+    let get = || {
+        let (namespace, key) = ("n".to_owned(), "k".to_owned());
+        query::Query::Get(GetRequest { namespace, key, fence: None })
+    };
+    let states = [leader, follower].map(|mut machine| match machine.query(slot, 7, get()).1 {
+        QueryOutcome::Answered(Answer { answer: Some(answer::Answer::Get(get)) }) => get.state(),
+        other => panic!("{other:?}"),
+    });
+    assert_eq!(states, [LineState::Modified, LineState::Exclusive]);
 }

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use support::{Harness, command};
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::slot::of_cache;
 use trefoil_proto::cache::v1::{DeleteRequest, GetRequest, GetResponse, LineState, PutRequest};
 use trefoil_proto::common::v1::{Value, value};
@@ -134,14 +134,10 @@ impl World {
                 self.both(Harness::new_term);
                 self.keys.values_mut().for_each(|register| register.lines.clear());
             }
-            Step::Reopen => {
-                let machine = &mut self.machines[1];
-                machine.machine = Machine::open(&machine.store, 1, 1);
-            }
+            Step::Reopen => self.machines[1].reopen(),
         }
         books::check_cache(&self.machines[0].store);
-        let [first, second] =
-            self.machines.each_ref().map(|machine| Machine::digest(&machine.store));
+        let [first, second] = self.machines.each_ref().map(|machine| machine.digest());
         assert_eq!(first, second, "a machine that started again has the same state");
     }
 

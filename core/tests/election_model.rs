@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, WaiterId};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome, WaiterId};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
@@ -21,7 +21,6 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::models::seen;
 use self::support::{Harness, call_name, command};
-use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACE: &str = "default";
 const ELECTIONS: [&str; 2] = ["a", "ab"];
@@ -191,7 +190,7 @@ impl World {
                 let (applied, twin) = (self.machine.new_term(), self.twin.new_term());
                 self.check(&applied, &twin);
             }
-            Step::Reopen => self.twin.machine = Machine::open(&self.twin.store, 1, 1),
+            Step::Reopen => self.twin.reopen(),
         }
     }
 
@@ -293,7 +292,7 @@ impl World {
 
     fn check(&mut self, applied: &Applied, twin: &Applied) {
         assert_eq!(applied, twin, "two machines say the same");
-        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
+        assert_eq!(self.machine.digest(), self.twin.digest());
         self.seen.leaders += applied.counts.leaders_elected;
         self.settle(applied);
     }
@@ -362,7 +361,7 @@ impl World {
     /// All sessions are closed: no value is left.
     fn finish(&mut self) {
         (1..=self.sessions).for_each(|id| self.close(id));
-        let state = LockState::read(&self.machine.store);
+        let state = self.machine.lock_state();
         assert!(state.sessions.is_empty() && state.proclaimed.is_empty(), "nothing is left over");
     }
 }

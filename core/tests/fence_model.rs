@@ -11,7 +11,7 @@ use prost::Message as _;
 use support::{Harness, command};
 use trefoil_core::key::{Key, Kind};
 use trefoil_core::limits::FENCE_MARKS_MAX;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::slot::of_cache;
 use trefoil_core::store::{Store as _, decode};
 use trefoil_proto::cache::v1::{GetRequest, PutRequest};
@@ -175,7 +175,7 @@ impl World {
             }
             Step::Reopen => {
                 let machine = &mut self.machines[1];
-                machine.machine = Machine::open(&machine.store, 1, 1);
+                machine.reopen();
             }
         }
     }

@@ -34,7 +34,6 @@ use self::lock_line::{
 };
 use self::lock_watch::Watcher;
 use self::support::{Harness, call_name, command, request_id, show_answer, show_records};
-use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/lock" => run }
 
@@ -93,7 +92,7 @@ impl goldenscript::Runner for Runner {
                 self.show(&[], &applied)
             }
             Line::Reopen => {
-                self.harness.machine = Machine::open(&self.harness.store, 1, 1);
+                self.harness.reopen();
                 String::new()
             }
             Line::Asks(what) => self.harness.request_line("asks", &[*what]).ok_or("a number")?,
@@ -186,7 +185,7 @@ impl Runner {
         text.push_str(&self.show_settled(applied));
         self.watch(applied);
         if !self.harness.pretends {
-            let state = LockState::read(&self.harness.store);
+            let state = self.harness.lock_state();
             self.watcher.check(&state);
         }
         text
@@ -380,14 +379,14 @@ impl Runner {
         self.harness.pretends = true;
         let key =
             Bytes::from(Key::new(slot::of_locks("default"), Kind::LockNamespace).tail(b"default"));
-        let mut counters = LockState::read(&self.harness.store).namespaces["default"];
+        let mut counters = self.harness.lock_state().namespaces["default"];
         (counters.sessions, counters.locks, counters.waits) = (sessions, locks, waits);
         self.harness.store.records.insert(key, counters.encode_to_vec().into());
         String::new()
     }
 
     fn locks(&self) -> String {
-        let state = LockState::read(&self.harness.store);
+        let state = self.harness.lock_state();
         let mut text = String::new();
         for ((namespace, name), lock) in &state.locks {
             let place = (namespace.clone(), name.clone(), 0);
@@ -436,7 +435,7 @@ impl Runner {
     }
 
     fn sessions(&self) -> String {
-        let state = LockState::read(&self.harness.store);
+        let state = self.harness.lock_state();
         let show = |((_, id), session): (&(String, u64), &trefoil_proto::internal::v1::Session)| {
             let ended = if session.ended { ", ended" } else { "" };
             let age = self.harness.now_ms - session.renewed_at_ms;
@@ -451,7 +450,7 @@ impl Runner {
 
     /// How many records there are of each kind.
     fn records(&self) -> String {
-        let state = LockState::read(&self.harness.store);
+        let state = self.harness.lock_state();
         let counts = [
             ("namespaces", state.namespaces.len()),
             ("sessions", state.sessions.len()),

@@ -16,7 +16,7 @@ mod support;
 use std::collections::BTreeMap;
 
 use trefoil_core::limits::REQUEST_CLIENT_IDLE_MS;
-use trefoil_core::machine::{Applied, Machine, Outcome, WaiterId, caller_lost};
+use trefoil_core::machine::{Applied, Outcome, WaiterId, caller_lost};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::RequestId;
 use trefoil_proto::internal::v1::command::Operation;
@@ -30,7 +30,6 @@ use self::lock_steps::{CLIENTS, Choice, LOCKS, Step, Token, acquire, steps};
 use self::lock_watch::Watcher;
 use self::models::seen;
 use self::support::{Harness, command};
-use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACES: [&str; 2] = ["x", "y"];
 
@@ -125,7 +124,7 @@ impl World {
                 self.model.begin(applied.index, self.machine.now_ms, true);
                 self.check(&applied, &twin, &[]);
             }
-            Step::Reopen => self.twin.machine = Machine::open(&self.twin.store, 1, 1),
+            Step::Reopen => self.twin.reopen(),
             Step::Acknowledge { client, kept } => {
                 let floor = (self.sequences[*client] + 1).saturating_sub(*kept);
                 self.floors[*client] = self.floors[*client].max(floor);
@@ -312,8 +311,8 @@ impl World {
     fn check(&mut self, applied: &Applied, twin: &Applied, commands: &[Command]) {
         assert_eq!(applied, twin, "two machines say the same");
         self.index = applied.index;
-        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
-        let state = LockState::read(&self.machine.store);
+        assert_eq!(self.machine.digest(), self.twin.digest());
+        let state = self.machine.lock_state();
         self.watcher.see(applied);
         self.watcher.check(&state);
         let delays = |lock: &trefoil_proto::internal::v1::Lock| {
@@ -499,8 +498,8 @@ impl World {
             harness.advance(REQUEST_CLIENT_IDLE_MS);
             harness.advance(REQUEST_CLIENT_IDLE_MS);
         }
-        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
-        let state = LockState::read(&self.machine.store);
+        assert_eq!(self.machine.digest(), self.twin.digest());
+        let state = self.machine.lock_state();
         let left = self.machine.store.records.len();
         assert_eq!(
             (state.namespaces.len(), left),

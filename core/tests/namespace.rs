@@ -78,8 +78,8 @@ impl goldenscript::Runner for Runner {
             }
             "advance" => show(&self.data.advance(args.next()?)),
             "reopen" => {
-                self.meta.machine = Machine::open(&self.meta.store, 0, 1);
-                self.data.machine = Machine::open(&self.data.store, 1, 1);
+                self.meta.reopen();
+                self.data.reopen();
                 String::new()
             }
             _ => self.use_it(name, &mut args)?,

@@ -19,7 +19,7 @@ use trefoil_core::lease::LeaseId;
 use trefoil_core::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, PARTITIONS_MAX, TIMERS_PER_ENTRY_MAX, VALUE_BYTES_MAX,
 };
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::slot::{SYSTEM_SLOT, of_partition};
 use trefoil_core::store::decode;
 use trefoil_proto::common::v1::{Reason, Value, value};
@@ -127,7 +127,7 @@ impl goldenscript::Runner for Runner {
                 format!("polls that end with it: {ended:?}\n{begun}")
             }
             "reopen" => {
-                self.data.machine = Machine::open(&self.data.store, 1, 1);
+                self.data.reopen();
                 String::new()
             }
             "backlog" => format!("{}\n", self.data.machine.progress().queue_backlog),
@@ -491,7 +491,7 @@ fn more_than_a_batch_is_refused() {
 #[test]
 fn partitions_of_another_shard_are_refused() {
     let mut harness = with_messages(&[1]);
-    harness.machine = Machine::open(&harness.store, 1, 2);
+    harness.open(1, 2);
     let partitions = (0..8).collect::<Vec<_>>();
     let shard = |partition: &u32| trefoil_core::slot::shard(of_partition(1, *partition, 2), 2);
     let (own, others) =

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use support::{Harness, command};
 use trefoil_core::lease::LeaseId;
-use trefoil_core::machine::{Applied, Machine, Outcome};
+use trefoil_core::machine::{Applied, Outcome};
 use trefoil_core::slot::{of_partition, shard};
 use trefoil_proto::common::v1::{Reason, Value, value};
 use trefoil_proto::internal::v1::command::Operation;
@@ -213,7 +213,7 @@ impl World {
         let slots = PARTITIONS.map(|partition| of_partition(1, partition, SHARDS));
         assert!(slots[0] != slots[1] && slots[1] != slots[2]);
         let machines = [Harness::new(0), Harness::new(0)].map(|mut machine| {
-            machine.machine = open(&machine);
+            open(&mut machine);
             machine
         });
         let mut world = Self {
@@ -263,7 +263,7 @@ impl World {
             }
             Step::Reopen => {
                 let machine = &mut self.machines[1];
-                machine.machine = open(machine);
+                open(machine);
             }
         }
         self.check();
@@ -397,8 +397,7 @@ impl World {
             assert_eq!(machine.machine.progress().queue_backlog, stored);
         }
         assert_eq!(books::check_queues(&self.machines[0].store), stored);
-        let [first, second] =
-            self.machines.each_ref().map(|machine| Machine::digest(&machine.store));
+        let [first, second] = self.machines.each_ref().map(|machine| machine.digest());
         assert_eq!(first, second, "a machine that started again has the same state");
         let kept = self.promises.enqueued.keys().filter(|id| !self.promises.acked.contains(id));
         assert!(kept.eq(self.model.messages.keys()), "nothing is lost, and nothing is left over");
@@ -430,8 +429,8 @@ impl World {
 }
 
 /// The shard of the partitions, from its store.
-fn open(machine: &Harness) -> Machine {
-    Machine::open(&machine.store, shard(of_partition(1, PARTITIONS[0], SHARDS), SHARDS), SHARDS)
+fn open(machine: &mut Harness) {
+    machine.open(shard(of_partition(1, PARTITIONS[0], SHARDS), SHARDS), SHARDS);
 }
 
 fn send(partition: u32, operation: Operation) -> Command {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 use support::{Harness, command};
 use trefoil_core::lease::LeaseId;
-use trefoil_core::machine::{Machine, Outcome};
+use trefoil_core::machine::Outcome;
 use trefoil_core::slot::{of_partition, shard};
 use trefoil_core::turns;
 use trefoil_proto::common::v1::{Value, value};
@@ -54,7 +54,7 @@ impl World {
     fn new(partitions: u32, shards: u32, nodes: usize, seed: u64) -> Self {
         let all = (1..=shards).map(|shard| {
             let mut harness = Harness::new(shard);
-            harness.machine = Machine::open(&harness.store, shard, shards);
+            harness.open(shard, shards);
             (shard, harness)
         });
         let nodes = (0..nodes as u64).map(|n| Node { seed: seed ^ (n << 40), ..Node::default() });

@@ -167,9 +167,7 @@ impl World {
             Step::NewTerm => {
                 self.harness.new_term();
             }
-            Step::Reopen => {
-                self.harness.machine = Machine::open(&self.harness.store, 1, 1);
-            }
+            Step::Reopen => self.harness.reopen(),
         }
     }
 

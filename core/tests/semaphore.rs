@@ -28,7 +28,6 @@ use trefoil_proto::lock::v1::{self as api, LockMode};
 
 use self::lock_watch::Watcher;
 use self::support::{Harness, call_name, called, command, given_token, show_answer, show_records};
-use trefoil_core::machine::invariants::LockState;
 
 test_each_path! { in "./core/tests/scripts/semaphore" => run }
 
@@ -290,7 +289,7 @@ impl Runner {
             writeln!(self.events, "{}.{ordinal} {shown}", applied.index).expect("text grows");
         }
         if !self.harness.pretends {
-            let state = LockState::read(&self.harness.store);
+            let state = self.harness.lock_state();
             self.watcher.check(&state);
         }
         text
@@ -320,7 +319,7 @@ impl Runner {
     }
 
     fn records(&self) -> String {
-        let state = LockState::read(&self.harness.store);
+        let state = self.harness.lock_state();
         let counts = [
             ("sessions", state.sessions.len()),
             ("semaphores", state.semaphores.len()),

@@ -27,7 +27,6 @@ use trefoil_proto::lock::v1 as api;
 use self::lock_watch::Watcher;
 use self::semaphore_parts::{End, Holder, Seen, Semaphore, Waiter};
 use self::support::{Harness, command, drawn};
-use trefoil_core::machine::invariants::LockState;
 
 const NAMESPACE: &str = "default";
 const NAMES: [&str; 2] = ["a", "ab"];
@@ -170,7 +169,7 @@ impl World {
                 let ended = self.expire_waits();
                 self.settle(&applied, ended);
             }
-            Step::Reopen => self.twin.machine = Machine::open(&self.twin.store, 1, 1),
+            Step::Reopen => self.twin.reopen(),
         }
         self.compare();
     }
@@ -520,8 +519,8 @@ impl World {
     fn commands(&mut self, commands: Vec<Command>) -> Applied {
         let (applied, twin) = (self.machine.apply(commands.clone()), self.twin.apply(commands));
         assert_eq!(applied, twin, "two machines say the same");
-        assert_eq!(Machine::digest(&self.machine.store), Machine::digest(&self.twin.store));
-        let state = LockState::read(&self.machine.store);
+        assert_eq!(self.machine.digest(), self.twin.digest());
+        let state = self.machine.lock_state();
         self.watcher.see(&applied);
         self.watcher.check(&state);
         applied
@@ -531,7 +530,7 @@ impl World {
     fn finish(&mut self) {
         (1..=SESSIONS).for_each(|session| self.step(Step::Close { session }));
         (0..NAMES.len()).for_each(|name| self.step(Step::Delete { name }));
-        let state = LockState::read(&self.machine.store);
+        let state = self.machine.lock_state();
         assert!(state.locks.is_empty() && state.claims.is_empty() && state.waits.is_empty());
     }
 }

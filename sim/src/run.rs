@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
-use trefoil_core::machine::Machine;
 use trefoil_proto::lock::v1::LockMode;
 
 use crate::check::{self, Violation, history};
@@ -170,7 +169,8 @@ impl World {
     fn has_converged(&self) -> bool {
         (0..=self.setup.shards).all(|shard| {
             // One that lost a write may be in the majority by now: it leads, and a snapshot of it went to another.
-            let digest = |host: &Host| self.lost_write(shard).then(|| Machine::digest(&host.store));
+            let digest =
+                |host: &Host| self.lost_write(shard).then(|| host.machine.digest(&host.store));
             let mut indexes =
                 self.nodes.values().filter(|node| !node.refused && !node.ended).map(|node| {
                     let whole = node.disk.rot_of(shard).is_none_or(|rot| rot == Rot::Old);
@@ -215,7 +215,8 @@ impl World {
             for (node, at) in &self.nodes {
                 let Some(host) = at.hosts.get(&shard) else { continue };
                 let progress = host.machine.progress();
-                let seen = digests.saw(shard, progress.index, Machine::digest(&host.store), *node);
+                let seen =
+                    digests.saw(shard, progress.index, host.machine.digest(&host.store), *node);
                 self.violations.extend(seen.err());
                 if progress.queue_backlog > 0 {
                     let what = format!(

@@ -5,6 +5,7 @@ use trefoil_proto::internal::v1::command::Operation;
 use trefoil_proto::internal::v1::{Answer, Command, Refusal, answer};
 
 use super::context::{CommandContext, CommandOutcome, CommandResult, Outcome, refuse, refused};
+use super::windows::Windows;
 use super::{Applied, Machine, dispatch, fence, lock, queue, requests};
 use crate::store::Store;
 use crate::{Position, slot};
@@ -13,6 +14,7 @@ impl Machine {
     pub(super) fn command(
         &mut self,
         store: &mut impl Store,
+        windows: &mut Windows,
         command: &Command,
         applied: &mut Applied,
     ) -> Outcome {
@@ -20,9 +22,9 @@ impl Machine {
             return refused(refuse(Reason::StaleMap, "the slot is beyond the map"));
         };
         let ordinal = u32::try_from(applied.outcomes.len()).unwrap_or(u32::MAX);
-        let mut context = self.context(store, slot, Some(command));
+        let mut context = self.context(store, windows, slot, Some(command));
         let mut recalled = None;
-        let result = match self.admit(&context, command) {
+        let result = match self.admit(&mut context, command) {
             Ok(None) => Self::execute(&mut context, command),
             Ok(Some((answer, position))) => {
                 let result = lock::recheck(&mut context, command, answer.clone());
@@ -40,7 +42,7 @@ impl Machine {
             Err(refusal) => {
                 // Nothing of a refused command stays, but its answer is remembered.
                 drop(context);
-                context = self.context(store, slot, Some(command));
+                context = self.context(store, windows, slot, Some(command));
                 refused(refusal)
             }
         };
@@ -67,7 +69,7 @@ impl Machine {
     /// Whether a command belongs here and is to be carried out; else what it was answered before, and where.
     fn admit(
         &self,
-        context: &CommandContext<'_>,
+        context: &mut CommandContext<'_>,
         command: &Command,
     ) -> Result<Option<(answer::Answer, Position)>, Refusal> {
         if command.map_epoch != slot::MAP_EPOCH {

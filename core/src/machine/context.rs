@@ -8,6 +8,7 @@ use super::counts::Counts;
 use super::directory::Directory;
 use super::event::Event;
 use super::progress::{NamespaceChanges, NamespacePolicy, RequestHorizon};
+use super::windows::{ClientWindow, Windows};
 use super::{measure, parked, polls};
 use crate::store::Txn;
 use crate::{CallId, check};
@@ -51,6 +52,7 @@ pub enum QueryOutcome {
 /// What services may touch while they apply one command.
 pub(super) struct CommandContext<'a> {
     pub(super) txn: Txn<'a>,
+    pub(super) windows: &'a mut Windows,
     /// Log time of the entry in ms.
     pub(super) now_ms: u64,
     /// The leader's wall clock then, in ms: for people alone.
@@ -71,7 +73,12 @@ pub(super) struct CommandContext<'a> {
     pub(super) output: Output,
 }
 
-impl CommandContext<'_> {
+impl<'a> CommandContext<'a> {
+    /// What is remembered of a client's requests.
+    pub(super) fn window(&mut self, client: &str) -> ClientWindow<'_, 'a> {
+        self.windows.of(client, &mut self.txn)
+    }
+
     /// What was drawn for the command.
     pub(super) fn drawn(&self) -> Result<Drawn, Refusal> {
         let drawn = self.command.and_then(|command| command.chance);

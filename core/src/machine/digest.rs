@@ -5,9 +5,6 @@ use xxhash_rust::xxh3::Xxh3;
 use super::Machine;
 use crate::store::Store;
 
-/// Records that the digest reads at once.
-const DIGEST_PAGE: usize = 1_000;
-
 /// Hash of the records of a state, which are told in the order of their keys.
 #[derive(Clone, Default)]
 pub struct Digest(Xxh3);
@@ -37,21 +34,11 @@ impl Digest {
 impl Machine {
     /// Hash of the whole state: equal on all nodes at an equal applied index.
     #[must_use]
-    pub fn digest(store: &impl Store) -> u64 {
+    pub fn digest(&self, store: &impl Store) -> u64 {
         let mut digest = Digest::default();
-        let (mut start, end) = (vec![0], vec![u8::MAX; 4]);
-        loop {
-            let page = store.scan(&start, &end, DIGEST_PAGE);
-            for (key, value) in &page {
-                digest.add(key, value);
-            }
-            match page.last() {
-                Some((last, _)) if page.len() == DIGEST_PAGE => {
-                    start = last.to_vec();
-                    start.push(0);
-                }
-                _ => return digest.finish(),
-            }
+        for (key, value) in self.records(store) {
+            digest.add(&key, &value);
         }
+        digest.finish()
     }
 }

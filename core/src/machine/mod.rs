@@ -24,7 +24,11 @@ mod progress;
 mod queue;
 mod requests;
 mod timers;
+mod windows;
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
 use prost::Message as _;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::{Answer, Command, Entry, Progress, Query, query};
@@ -43,6 +47,7 @@ pub use self::event::{Body, Event};
 pub use self::fence::fenced;
 pub use self::lock::{caller_lost, is_grant, take_back};
 pub use self::measure::{DURATION_BOUNDS_MS, Durations, Gauges};
+use self::windows::Windows;
 
 /// What one entry did.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -86,6 +91,12 @@ pub struct Machine {
     /// Number of data shards, fixed at bootstrap.
     shards: u32,
     progress: Progress,
+    /// Part of the state, and ahead of the store until it is frozen.
+    windows: Windows,
+    /// Memory for them in bytes.
+    windows_bytes_max: usize,
+    /// This node leads the shard, as far as the applier was told.
+    leads: bool,
     /// What only a leader needs: who holds which cache line. Not replicated, not part of the digest.
     directory: Directory,
     /// Long polls at this leader. Not replicated.
@@ -125,10 +136,38 @@ impl Machine {
             shard,
             shards,
             progress,
+            windows: Windows::default(),
+            windows_bytes_max: limits::REQUEST_WINDOWS_BYTES_MAX,
+            leads: false,
             directory: Directory::default(),
             polls: polls::Polls::default(),
             parked: parked::ParkedCalls::default(),
         }
+    }
+
+    /// Lets what is remembered of requests take so many bytes of memory. Only how fast it is found depends on it.
+    pub fn limit_windows(&mut self, bytes: usize) {
+        self.windows_bytes_max = bytes;
+    }
+
+    /// Writes what the machine keeps in memory to the store, which then holds the whole state as it stands.
+    pub fn freeze(&mut self, store: &mut impl Store) {
+        if !crate::mutant!(WindowNotFrozen) && !crate::mutant!(WindowFrozenEarly) {
+            self.windows.freeze(store);
+        }
+    }
+
+    /// All records of the state, as they are once it is frozen.
+    #[must_use]
+    pub fn records(&self, store: &impl Store) -> Vec<(Bytes, Bytes)> {
+        let stored = store.scan(&[], &[u8::MAX; 4], usize::MAX);
+        let mut pending = self.windows.pending().collect::<BTreeMap<_, _>>();
+        if pending.is_empty() {
+            return stored;
+        }
+        let mut records = stored.into_iter().collect::<BTreeMap<_, _>>();
+        records.append(&mut pending);
+        records.into_iter().collect()
     }
 
     /// How far the state is.
@@ -143,6 +182,14 @@ impl Machine {
         timers::next_due_ms(store)
     }
 
+    /// Says whether this node leads: what only a leader needs is kept from then on, or no longer.
+    pub fn lead(&mut self, leads: bool) {
+        if !leads {
+            self.directory.clear();
+        }
+        self.leads = leads;
+    }
+
     /// Applies one committed entry. `data` is empty for the entry with which a leader begins its term.
     ///
     /// # Panics
@@ -152,6 +199,9 @@ impl Machine {
         if term != self.progress.term {
             // The directory and the polls belong to one leader's term.
             self.directory.clear();
+        }
+        if crate::mutant!(WindowFrozenEarly) {
+            self.windows.freeze(store);
         }
         let mut applied = Applied { index, term, ..Applied::default() };
         self.progress.index = index;
@@ -166,13 +216,16 @@ impl Machine {
             );
             self.begin_entry(&entry, new_term);
             applied.digest_point = entry.digest_point;
+            let mut windows = std::mem::take(&mut self.windows);
             if entry.term == term {
-                self.fire_timers(store, &mut applied);
+                self.fire_timers(store, &mut windows, &mut applied);
             }
             for command in &entry.commands {
-                let outcome = self.command(store, command, &mut applied);
+                let outcome = self.command(store, &mut windows, command, &mut applied);
                 applied.outcomes.push(outcome);
             }
+            windows.trim(store, self.windows_bytes_max);
+            self.windows = windows;
         } else if new_term {
             // The grace of this term starts with its first stamped entry.
             self.progress.term_started_at_ms = u64::MAX;
@@ -197,11 +250,13 @@ impl Machine {
     fn context<'a>(
         &self,
         store: &'a mut dyn Store,
+        windows: &'a mut Windows,
         slot: u16,
         command: Option<&'a Command>,
     ) -> CommandContext<'a> {
         CommandContext {
             txn: Txn::new(store),
+            windows,
             now_ms: self.progress.log_time_ms,
             wall_ms: self.progress.wall_ms,
             index: self.progress.index,
@@ -216,13 +271,18 @@ impl Machine {
         }
     }
 
-    fn fire_timers(&mut self, store: &mut impl Store, applied: &mut Applied) {
+    fn fire_timers(
+        &mut self,
+        store: &mut impl Store,
+        windows: &mut Windows,
+        applied: &mut Applied,
+    ) {
         let mut keys = 0;
         for timer in timers::due(store, self.progress.log_time_ms, limits::TIMERS_PER_ENTRY_MAX) {
             if keys > limits::TIMER_KEYS_PER_ENTRY_MAX {
                 break;
             }
-            let mut context = self.context(store, timer.slot, None);
+            let mut context = self.context(store, windows, timer.slot, None);
             context.txn.delete(timer.key.clone());
             match timer.kind {
                 Kind::Session => lock::session_due(&mut context, &timer.rest),
@@ -261,8 +321,10 @@ impl Machine {
         applied.counts.add(&output.counts);
         applied.settled.extend(output.settled);
         applied.events.extend(output.events);
-        for (key, writer) in output.lines {
-            self.directory.wrote(&key, writer);
+        if self.leads {
+            for (key, writer) in output.lines {
+                self.directory.wrote(&key, writer);
+            }
         }
         for (key, answer) in output.parked {
             applied.polls.extend(self.parked.open(&key, &answer));

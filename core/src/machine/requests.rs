@@ -8,16 +8,16 @@ use trefoil_proto::internal::v1::{Answer, Command, Refusal, RequestAnswer, Reque
 use trefoil_proto::reason::RefusalEffect;
 
 use super::context::{CommandContext, Outcome, refuse, refuse_with};
+use super::windows::{ClientWindow, waits};
 use super::{queue, timers};
-use crate::key::{Key, Kind};
+use crate::key::Kind;
 use crate::limits::{ANSWERS_FORGOTTEN_MAX, REQUESTS_OPEN_MAX};
 use crate::slot::SYSTEM_SLOT;
-use crate::store::{decode, prefix_end};
 use crate::{Position, check};
 
 /// The remembered answer, and where it was decided; none when the command is to be executed.
 pub(super) fn recall(
-    context: &CommandContext<'_>,
+    context: &mut CommandContext<'_>,
     command: &Command,
     id: &RequestId,
 ) -> Result<Option<(answer::Answer, Position)>, Refusal> {
@@ -25,9 +25,10 @@ pub(super) fn recall(
     if crate::mutant!(NoDedup) {
         return Ok(None);
     }
-    let client = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
-    let Some(client) = client else {
-        if may_be_forgotten(context.requests.known_from_ms, command, id) {
+    let horizon = context.requests;
+    let window = context.window(&id.client);
+    let Some(client) = window.client() else {
+        if may_be_forgotten(horizon.known_from_ms, command, id) {
             return Err(forgotten());
         }
         return Ok(None);
@@ -35,7 +36,7 @@ pub(super) fn recall(
     if id.sequence < client.first_unacknowledged {
         return Err(refuse(Reason::RequestForgotten, "the sequence is below first_unacknowledged"));
     }
-    match context.txn.get_message::<RequestAnswer>(answer_key(id).bytes()) {
+    match window.answer(id.sequence) {
         Some(record)
             if record.fingerprint != command.fingerprint && !crate::mutant!(AnyOperation) =>
         {
@@ -59,10 +60,14 @@ pub(super) fn recall(
         {
             Err(forgotten())
         }
-        None if client.open >= REQUESTS_OPEN_MAX && !frees_any(context, id) => Err(refuse(
-            Reason::TooManyOpenRequests,
-            "too many unacknowledged requests: raise first_unacknowledged",
-        )),
+        None if client.open >= REQUESTS_OPEN_MAX
+            && !window.keeps_below(id.first_unacknowledged) =>
+        {
+            Err(refuse(
+                Reason::TooManyOpenRequests,
+                "too many unacknowledged requests: raise first_unacknowledged",
+            ))
+        }
         None => Ok(None),
     }
 }
@@ -134,16 +139,13 @@ fn answered(record: RequestAnswer, answer: Answer, at: Position) -> RequestAnswe
 }
 
 /// The highest attempt seen of a command whose answer is kept; 0 for others.
-pub(super) fn newest_attempt(context: &CommandContext<'_>, id: &RequestId) -> u32 {
-    context
-        .txn
-        .get_message::<RequestAnswer>(answer_key(id).bytes())
-        .map_or(0, |record| record.attempt)
+pub(super) fn newest_attempt(context: &mut CommandContext<'_>, id: &RequestId) -> u32 {
+    context.window(&id.client).answer(id.sequence).map_or(0, |record| record.attempt)
 }
 
 /// Whether its client has said that it was told the answer of a command, or wants it no longer.
-pub(super) fn is_acknowledged(context: &CommandContext<'_>, id: &RequestId) -> bool {
-    let client = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+pub(super) fn is_acknowledged(context: &mut CommandContext<'_>, id: &RequestId) -> bool {
+    let client = context.window(&id.client).client();
     client.is_some_and(|client| id.sequence < client.first_unacknowledged)
 }
 
@@ -160,21 +162,21 @@ pub(super) fn remember(
         Outcome::Answered(answer) => Some(answer.clone()),
         Outcome::Waiting(_) => None,
     };
-    let known = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    let known = context.window(&id.client).client();
     let mut client = known.unwrap_or_else(|| newborn(context, command, id));
     client.seen_at_ms = context.now_ms;
     client.first_unacknowledged = client.first_unacknowledged.max(id.first_unacknowledged);
-    let end = answers_key(&id.client).u64(client.first_unacknowledged);
+    let (slot, fingerprint) = (context.slot.into(), command.fingerprint);
+    let mut window = context.window(&id.client);
     // What is left over goes with the next command: below the floor it is never looked at.
-    forget(context, &id.client, &mut client, end.bytes());
-    let before = context.txn.get_message::<RequestAnswer>(answer_key(id).bytes());
+    let floor = client.first_unacknowledged;
+    forget(&mut window, &mut client, Some(floor));
+    let before = window.answer(id.sequence);
     if before.is_none() {
         client.open += 1;
     }
     let was_waiting = before.as_ref().is_some_and(waits);
     let attempt = before.map_or(0, |record| record.attempt).max(id.attempt);
-    let fingerprint = command.fingerprint;
-    let slot = context.slot.into();
     let waiting = RequestAnswer { slot, attempt, fingerprint, ..RequestAnswer::default() };
     let record = match answer {
         Some(answer) => answered(waiting, answer, position),
@@ -182,49 +184,43 @@ pub(super) fn remember(
     };
     client.waiting =
         (client.waiting + u32::from(waits(&record))).saturating_sub(u32::from(was_waiting));
-    context.txn.put_message(answer_key(id), &record);
-    context.txn.put_message(client_key(&id.client), &client);
+    window.keep(id.sequence, &record);
+    window.put_client(client);
 }
 
 /// Knows a client from now on, with no answer to keep: its retry is executed.
 pub(super) fn meet(context: &mut CommandContext<'_>, command: &Command, id: &RequestId) {
-    let known = context.txn.get_message::<RequestClient>(client_key(&id.client).bytes());
+    let known = context.window(&id.client).client();
     let known = known.unwrap_or_else(|| newborn(context, command, id));
     let client = RequestClient { seen_at_ms: context.now_ms, ..known };
-    context.txn.put_message(client_key(&id.client), &client);
+    context.window(&id.client).put_client(client);
 }
 
 /// Remembers the answers of commands that had waited until now.
 pub(super) fn settle(context: &mut CommandContext<'_>) {
-    for n in 0..context.output.settled.len() {
-        let settled = &context.output.settled[n];
+    let (now_ms, at) = (context.now_ms, here(context, u32::MAX));
+    for settled in &context.output.settled {
         let Some(id) = &settled.request_id else { continue };
-        let (key, client_key) = (answer_key(id), client_key(&id.client));
+        let mut window = context.windows.of(&id.client, &mut context.txn);
         // The client may have acknowledged it meanwhile.
-        let Some(record) = context.txn.get_message::<RequestAnswer>(key.bytes()) else {
-            continue;
-        };
+        let Some(record) = window.answer(id.sequence) else { continue };
         if waits(&record)
-            && let Some(mut client) = context.txn.get_message::<RequestClient>(client_key.bytes())
+            && let Some(mut client) = window.client()
         {
             client.waiting = client.waiting.saturating_sub(1);
             // It is idle from here on at the earliest.
-            client.seen_at_ms = context.now_ms;
-            context.txn.put_message(client_key, &client);
+            client.seen_at_ms = now_ms;
+            window.put_client(client);
         }
         // It was a timer, or a command that had another place in the entry.
-        let record = answered(record, settled.answer.clone(), here(context, u32::MAX));
-        context.txn.put_message(key, &record);
+        window.keep(id.sequence, &answered(record, settled.answer.clone(), at));
     }
 }
 
 /// A client that has been idle for long is forgotten; until all its answers are gone this takes several steps.
 pub(super) fn client_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     let name = std::str::from_utf8(rest).expect("a client name is text");
-    let Some(mut client) = context.txn.get_message::<RequestClient>(client_key(name).bytes())
-    else {
-        return;
-    };
+    let Some(mut client) = context.window(name).client() else { return };
     if client.waiting > 0 {
         return watch_idle(context, name, context.now_ms);
     }
@@ -233,12 +229,13 @@ pub(super) fn client_due(context: &mut CommandContext<'_>, rest: &Bytes) {
     }
     // Until the last step, what was forgotten by the steps before must not be executed again.
     client.first_unacknowledged = u64::MAX;
-    forget(context, name, &mut client, &prefix_end(answers_key(name).bytes()));
+    let mut window = context.window(name);
+    forget(&mut window, &mut client, None);
     if client.open == 0 {
-        context.txn.delete(client_key(name));
+        window.forget_client();
         context.output.forgotten_seen_at_ms = Some(client.seen_at_ms);
     } else {
-        context.txn.put_message(client_key(name), &client);
+        window.put_client(client);
         watch_idle(context, name, client.seen_at_ms);
     }
 }
@@ -255,24 +252,11 @@ fn keeps_no_answer(answer: &Answer) -> bool {
     }
 }
 
-fn waits(record: &RequestAnswer) -> bool {
-    record.answer.is_none()
-}
-
-/// Whether a command acknowledges any answer that is still kept.
-fn frees_any(context: &CommandContext<'_>, id: &RequestId) -> bool {
-    let (start, end) =
-        (answers_key(&id.client), answers_key(&id.client).u64(id.first_unacknowledged));
-    !context.txn.scan(start.bytes(), end.bytes(), 1).is_empty()
-}
-
-/// Forgets a client's answers below `end`, as many as one step may.
-fn forget(context: &mut CommandContext<'_>, name: &str, client: &mut RequestClient, end: &[u8]) {
-    for (key, value) in context.txn.scan(answers_key(name).bytes(), end, ANSWERS_FORGOTTEN_MAX) {
-        context.txn.delete(key);
-        client.open = client.open.saturating_sub(1);
-        client.waiting = client.waiting.saturating_sub(u32::from(waits(&decode(&value))));
-    }
+/// Forgets a client's answers below a sequence, or all, as many as one step may.
+fn forget(window: &mut ClientWindow<'_, '_>, client: &mut RequestClient, below: Option<u64>) {
+    let (count, waiting) = window.forget(below, ANSWERS_FORGOTTEN_MAX);
+    client.open = client.open.saturating_sub(count);
+    client.waiting = client.waiting.saturating_sub(waiting);
 }
 
 fn watch_idle(context: &mut CommandContext<'_>, name: &str, seen_at_ms: u64) {
@@ -281,16 +265,4 @@ fn watch_idle(context: &mut CommandContext<'_>, name: &str, seen_at_ms: u64) {
     let slot = std::mem::replace(&mut context.slot, SYSTEM_SLOT);
     timers::set(context, due, Kind::RequestClient, name.as_bytes());
     context.slot = slot;
-}
-
-fn client_key(name: &str) -> Key {
-    Key::system(Kind::RequestClient).tail(name.as_bytes())
-}
-
-fn answers_key(name: &str) -> Key {
-    Key::system(Kind::RequestAnswer).text(name)
-}
-
-fn answer_key(id: &RequestId) -> Key {
-    answers_key(&id.client).u64(id.sequence)
 }

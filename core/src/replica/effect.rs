@@ -27,6 +27,8 @@ pub struct ApplyRange {
     pub last: u64,
     /// Term and data of each entry; none when they are to be read from the log.
     pub entries: Option<Vec<(u64, Bytes)>>,
+    /// The replica leads: what only a leader needs is kept, too.
+    pub leads: bool,
 }
 
 /// Follower, candidate or leader.

@@ -203,20 +203,21 @@ impl Replica {
         }
         let cached_from = self.raft.0.store().cached_from();
         if first < cached_from {
-            let last = last.min(cached_from - 1);
-            self.effects.push(Effect::Apply(ApplyRange { first, last, entries: None }));
+            self.hand_out_again(first, last.min(cached_from - 1));
         }
         if last >= cached_from {
             let cached = entries.into_iter().filter(|entry| entry.index >= cached_from);
             let entries = cached.map(|entry| (entry.term, entry.data)).collect::<Vec<_>>();
-            let first = first.max(cached_from);
-            self.effects.push(Effect::Apply(ApplyRange { first, last, entries: Some(entries) }));
+            let (first, leads) = (first.max(cached_from), self.leads());
+            let range = ApplyRange { first, last, entries: Some(entries), leads };
+            self.effects.push(Effect::Apply(range));
         }
     }
 
-    /// Hands entries to the applier of another state, which reads them from the log.
+    /// Hands entries to the applier, which reads them from the log.
     pub(super) fn hand_out_again(&mut self, first: u64, last: u64) {
-        self.effects.push(Effect::Apply(ApplyRange { first, last, entries: None }));
+        let leads = self.leads();
+        self.effects.push(Effect::Apply(ApplyRange { first, last, entries: None, leads }));
     }
 
     fn begin_install(&mut self, mut ready: raft::Ready) {

@@ -396,6 +396,7 @@ impl Cluster {
         }
         match task {
             Task::Apply(range) => {
+                member.machine.lead(range.leads);
                 let log = &self.disks[&node].entries;
                 let stored = || {
                     let entries = log.range(range.first..=range.last);
@@ -406,7 +407,7 @@ impl Cluster {
                 let applied = (range.first..).zip(entries).map(|(index, (term, data))| {
                     let applied = member.machine.apply(&mut member.store, index, term, &data);
                     if applied.digest_point {
-                        digests.push(Chain { index, hash: Machine::digest(&member.store) });
+                        digests.push(Chain { index, hash: member.machine.digest(&member.store) });
                     }
                     applied
                 });
@@ -442,6 +443,7 @@ impl Cluster {
                 }
             }
             Task::Checkpoint => {
+                member.machine.freeze(&mut member.store);
                 let progress = member.machine.progress();
                 let at = (progress.index, progress.term);
                 let image = Image { store: member.store.clone(), at };

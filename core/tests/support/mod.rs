@@ -9,6 +9,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use bytes::Bytes;
 use prost::Message as _;
+use trefoil_core::machine::invariants::LockState;
 use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
 use trefoil_core::slot::MAP_EPOCH;
 use trefoil_core::store::MemoryStore;
@@ -41,6 +42,8 @@ pub struct Harness {
     /// Counters were set to what there is not.
     pub pretends: bool,
     calls: CallId,
+    /// Which shard it is, of how many.
+    place: (ShardId, u32),
     /// The newest session of each namespace: what is drawn for them counts, so that tests can name them.
     sessions: BTreeMap<String, u64>,
     /// Request ids under which sessions were opened.
@@ -57,11 +60,13 @@ impl Harness {
     pub fn forgetful(shard: ShardId, idle_ms: u64) -> Self {
         let mut store = MemoryStore::default();
         Machine::bootstrap_forgetful(&mut store, idle_ms);
-        let machine = Machine::open(&store, shard, 1);
+        let mut machine = Machine::open(&store, shard, 1);
+        machine.lead(true);
         let (term, now_ms, calls) = (BIRTH_TERM, 0, 0);
         let (asks, tried, recalled) = (0, (0, 0), Vec::new());
         let (sessions, opens) = (BTreeMap::new(), BTreeSet::new());
         let mut harness = Self {
+            place: (shard, 1),
             machine,
             store,
             term,
@@ -126,6 +131,33 @@ impl Harness {
             assert_eq!(self.machine.check(&self.store), Ok(()));
         }
         applied
+    }
+
+    /// Starts again from what it has stored. Every second time it keeps no request window longer than for an entry.
+    pub fn reopen(&mut self) {
+        self.open(self.place.0, self.place.1);
+    }
+
+    /// The same as that shard of so many.
+    pub fn open(&mut self, shard: ShardId, shards: u32) {
+        self.place = (shard, shards);
+        self.machine.freeze(&mut self.store);
+        let is_small = self.machine.progress().index.is_multiple_of(2);
+        self.machine = Machine::open(&self.store, shard, shards);
+        self.machine.lead(true);
+        if is_small {
+            self.machine.limit_windows(0);
+        }
+    }
+
+    /// What there is of locks.
+    pub fn lock_state(&self) -> LockState {
+        LockState::of(&self.machine.records(&self.store))
+    }
+
+    /// Hash of the whole state.
+    pub fn digest(&self) -> u64 {
+        self.machine.digest(&self.store)
     }
 
     /// A line of a script about request ids: `asks N`, `tried TIMES NOT_BEFORE_MS`, or `recalled`.

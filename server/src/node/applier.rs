@@ -144,6 +144,9 @@ impl Applier {
     }
 
     fn apply(&mut self, shard: ShardId, range: ApplyRange) {
+        if let Some(state) = &mut self.owned(shard).state {
+            state.machine.lead(range.leads);
+        }
         if let Some(entries) = range.entries {
             self.apply_entries(shard, range.first, entries.into_iter());
             return;
@@ -260,7 +263,8 @@ impl Applier {
 
     pub(super) fn checkpoint(&mut self, shard: ShardId) {
         let owned = self.owned(shard);
-        let Some(OpenState { store, .. }) = &mut owned.state else { return };
+        let Some(OpenState { machine, store }) = &mut owned.state else { return };
+        machine.freeze(store);
         let bytes = store.overlay_bytes();
         if let Some(checkpoint) = store.freeze() {
             owned.checkpointing = true;

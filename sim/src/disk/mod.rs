@@ -371,7 +371,7 @@ impl SimDisk {
     pub fn begin_checkpoint(
         &self,
         store: &mut MachineStore,
-        machine: &trefoil_core::machine::Machine,
+        machine: &mut trefoil_core::machine::Machine,
     ) -> Option<CheckpointJob> {
         self.files.begin(store, machine)
     }

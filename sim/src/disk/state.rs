@@ -243,7 +243,8 @@ impl StateFiles {
     }
 
     /// Begins a checkpoint; none when there is nothing to write.
-    pub fn begin(&self, store: &mut MachineStore, machine: &Machine) -> Option<CheckpointJob> {
+    pub fn begin(&self, store: &mut MachineStore, machine: &mut Machine) -> Option<CheckpointJob> {
+        machine.freeze(store);
         match store {
             MachineStore::Memory(store) => {
                 let image = Image { store: store.clone(), progress: *machine.progress() };

@@ -67,6 +67,8 @@ pub struct Host {
     pub replica: Replica,
     /// Applies.
     pub machine: Machine,
+    /// Memory that the machine has for what is remembered of requests.
+    windows_bytes: usize,
     /// What the machine has.
     pub store: MachineStore,
     /// The state is damaged: machine and store above are nobody's.
@@ -273,9 +275,10 @@ impl SimNode {
                 seed,
                 tuning: setup.tuning,
             };
-            let host = Host {
+            let mut host = Host {
                 replica: Replica::new(config, &boot, now, &logger)?,
                 machine: Machine::open(&store, shard, setup.shards),
+                windows_bytes: windows_bytes(seed),
                 store,
                 damaged,
                 tasks: VecDeque::new(),
@@ -292,6 +295,7 @@ impl SimNode {
                 role: RoleChange::default(),
                 leaderless_since_ms: now.boot_ms,
             };
+            host.machine.limit_windows(host.windows_bytes);
             self.hosts.insert(shard, host);
         }
         self.up = true;
@@ -336,12 +340,24 @@ fn nobodys() -> MachineStore {
     MachineStore::Memory(Image::newborn(0).store)
 }
 
+/// Memory of a node for what is remembered of requests: enough, or so little that windows come and go. Nothing but where
+/// they are depends on it.
+fn windows_bytes(seed: u64) -> usize {
+    if seed.is_multiple_of(2) { usize::MAX } else { usize::from(seed.to_le_bytes()[1]) << 4 }
+}
+
 impl Host {
+    /// Opens the machine of another state.
+    pub fn open_machine(&mut self, shard: ShardId, shards: u32) {
+        self.machine = Machine::open(&self.store, shard, shards);
+        self.machine.limit_windows(self.windows_bytes);
+    }
+
     /// The state turned out to be damaged, and is dropped; calls that waited in its machine are returned.
     pub fn lose_state(&mut self, shard: ShardId, shards: u32) -> Vec<CallId> {
         let calls = self.machine.step_down();
         self.store = nobodys();
-        self.machine = Machine::open(&self.store, shard, shards);
+        self.open_machine(shard, shards);
         self.damaged = true;
         self.overlay_bytes = 0;
         self.checkpoint = None;

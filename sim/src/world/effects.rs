@@ -281,6 +281,9 @@ impl World {
         if self.is_damaged(node, shard) {
             return;
         }
+        if let Some(host) = self.node(node).hosts.get_mut(&shard) {
+            host.machine.lead(range.leads);
+        }
         let mut all = Vec::new();
         for (index, (term, data)) in (range.first..).zip(entries) {
             if !self.nodes[&node].disk.has_synced(shard, index, term) {

@@ -1,6 +1,5 @@
 //! Damaged states: how they come about, how they are found, and what takes their place.
 
-use trefoil_core::machine::Machine;
 use trefoil_core::replica::{Chain, Input, Reply};
 use trefoil_core::store::Store as _;
 use trefoil_core::{NodeId, ShardId};
@@ -151,7 +150,7 @@ impl World {
             return;
         }
         let Some(host) = self.nodes[&node].hosts.get(&shard) else { return };
-        let digest = Chain { index, hash: Machine::digest(&host.store) };
+        let digest = Chain { index, hash: host.machine.digest(&host.store) };
         let delay = self.shared.config.checkpoint_us;
         self.stats.digests += 1;
         self.soon(delay, SimEvent::In(self.process(node), ProcessEvent::Digested(shard, digest)));
@@ -170,7 +169,7 @@ impl World {
                 return self.violations.push(Violation::new(promise, what));
             }
         }
-        host.machine = Machine::open(&host.store, shard, shards);
+        host.open_machine(shard, shards);
         (host.damaged, host.working) = (false, false);
         let applied = Box::new(host.restored());
         let index = applied.index;

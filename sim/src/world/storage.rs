@@ -7,7 +7,6 @@ use std::rc::Rc;
 use bytes::Bytes;
 use prost::Message as _;
 use raft_proto::eraftpb::Entry;
-use trefoil_core::machine::Machine;
 use trefoil_core::replica::{Input, Peer, Pressure};
 use trefoil_core::{NodeId, ShardId};
 use trefoil_proto::internal::v1::Manifest;
@@ -152,7 +151,7 @@ impl World {
     pub(crate) fn begin_checkpoint(&mut self, node: NodeId, shard: ShardId) {
         let at = self.node(node);
         let Some(host) = at.hosts.get_mut(&shard).filter(|host| !host.damaged) else { return };
-        host.checkpoint = at.disk.begin_checkpoint(&mut host.store, &host.machine);
+        host.checkpoint = at.disk.begin_checkpoint(&mut host.store, &mut host.machine);
         host.overlay_bytes = 0;
         let delay = self.shared.config.checkpoint_us;
         let generation = self.nodes[&node].disk.generation(shard);
@@ -282,7 +281,7 @@ impl World {
                 return self.violations.push(violation);
             }
         }
-        host.machine = Machine::open(&host.store, shard, shards);
+        host.open_machine(shard, shards);
         host.damaged = false;
         host.overlay_bytes = 0;
         host.working = false;

@@ -14,7 +14,7 @@ use crate::key::Kind;
 use crate::limits::DEADLOCKS_KEPT_MAX;
 use crate::machine::Gauges;
 use crate::slot;
-use crate::store::{Store, decode};
+use crate::store::decode;
 
 /// The place of a waiter that does not convert.
 const ACQUIRES: u64 = 1 << 63;
@@ -63,16 +63,12 @@ pub struct LockState {
 }
 
 impl LockState {
-    /// Reads all of a store.
+    /// Reads all records of a state.
     ///
     /// # Panics
     /// When a record is not what this version wrote.
     #[must_use]
-    pub fn read(store: &impl Store) -> Self {
-        Self::of(&super::all(store))
-    }
-
-    pub(super) fn of(records: &[(Bytes, Bytes)]) -> Self {
+    pub fn of(records: &[(Bytes, Bytes)]) -> Self {
         let mut state = Self::default();
         for (key, value) in records {
             let slot = u16::from_be_bytes([key[0], key[1]]);

@@ -5,8 +5,6 @@ mod cache;
 mod lock;
 mod queue;
 
-use bytes::Bytes;
-
 use super::Machine;
 use crate::store::Store;
 
@@ -44,14 +42,9 @@ impl Machine {
     /// # Panics
     /// When a record is not what this version wrote, or one that others need is missing.
     pub fn check(&self, store: &impl Store) -> Result<(), String> {
-        let records = all(store);
+        let records = self.records(store);
         LockState::of(&records).check()?;
         queue::check(&records, &self.progress)?;
         cache::check(&records)
     }
-}
-
-/// Everything that there is.
-fn all(store: &impl Store) -> Vec<(Bytes, Bytes)> {
-    store.scan(&[], &[u8::MAX; 4], usize::MAX)
 }

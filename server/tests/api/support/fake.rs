@@ -70,6 +70,7 @@ impl Shard {
         let feeds = Arc::clone(feeds);
         let mut shard = Self { id: shard, feeds, machine, store, calls: 0, waiting, polls };
         let index = shard.machine.progress().index + 1;
+        shard.machine.lead(true);
         shard.machine.apply(&mut shard.store, index, TERM, &[]);
         shard.feeds.opened(shard.id, Tip { index, term: TERM, log_time_ms: 0 });
         shard.apply(0, Vec::new());
