@@ -82,6 +82,40 @@ pub enum Kind {
     FenceMarks = 52,
 }
 
+/// Bytes of a key before its rest: slot and kind.
+pub const HEAD_BYTES: usize = 2 + 1;
+
+impl Kind {
+    /// Records that nobody looks for but by their whole key, so that their order is of no use.
+    const ASKED_FOR_WHOLE: [Self; 13] = [
+        Self::Progress,
+        Self::RequestClient,
+        Self::NamespaceCopy,
+        Self::LockNamespace,
+        Self::CatalogueCounters,
+        Self::NamespaceCounters,
+        Self::Partition,
+        Self::Message,
+        Self::Lease,
+        Self::CacheVersion,
+        Self::CacheItem,
+        Self::FenceMark,
+        Self::FenceMarks,
+    ];
+
+    /// Whether records of a kind, which is given by its number, are only ever asked for by their whole key.
+    #[must_use]
+    pub fn is_asked_for_whole(number: u8) -> bool {
+        Self::ASKED_FOR_WHOLE.iter().any(|kind| *kind as u8 == number)
+    }
+}
+
+/// The number of a key's kind; none where it is no key of a state.
+#[must_use]
+pub fn kind(key: &[u8]) -> Option<u8> {
+    key.get(HEAD_BYTES - 1).copied()
+}
+
 /// Builds one key.
 #[derive(Clone, Debug)]
 pub struct Key(Vec<u8>);

@@ -10,7 +10,7 @@ use std::path::Path;
 use arguments::Args;
 use goldenscript::Context;
 use support::{Harness, command, given_token, request_id, show_answer, shown_token};
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome};
 use trefoil_core::slot::{SYSTEM_SLOT, of_cache, of_locks};
 use trefoil_proto::cache::v1::PutRequest;
 use trefoil_proto::cluster::v1::{

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use support::{Harness, command};
 use trefoil_core::Position;
-use trefoil_core::machine::{Machine, Outcome};
+use trefoil_core::machine::Outcome;
 use trefoil_core::slot::of_cache;
 use trefoil_proto::cache::v1::PutRequest;
 use trefoil_proto::common::v1::{Reason, RequestId, Value, value};

@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use proptest::collection::vec;
 use proptest::prelude::*;
-use trefoil_core::machine::{Applied, Machine, Outcome, QueryOutcome, WaiterId};
+use trefoil_core::machine::{Applied, Outcome, QueryOutcome, WaiterId};
 use trefoil_core::slot;
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::internal::v1::command::Operation;

@@ -8,6 +8,7 @@ use super::counts::Counts;
 use super::directory::Directory;
 use super::event::Event;
 use super::progress::{NamespaceChanges, NamespacePolicy, RequestHorizon};
+use super::timers::TimerChanges;
 use super::windows::{ClientWindow, Windows};
 use super::{measure, parked, polls};
 use crate::store::Txn;
@@ -120,6 +121,7 @@ pub(super) struct Output {
     /// Change of what there is of locks.
     pub(super) locks: measure::GaugeChanges,
     pub(super) namespaces: NamespaceChanges,
+    pub(super) timers: TimerChanges,
     /// When a request client that is forgotten was last seen, in log time.
     pub(super) forgotten_seen_at_ms: Option<u64>,
     /// Lines that changed: (slot, key of the record, writer, or none when the value is gone).

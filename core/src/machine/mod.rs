@@ -91,6 +91,8 @@ pub struct Machine {
     /// Number of data shards, fixed at bootstrap.
     shards: u32,
     progress: Progress,
+    /// What the timers in the store say.
+    next_due: timers::NextDue,
     /// Part of the state, and ahead of the store until it is frozen.
     windows: Windows,
     /// Memory for them in bytes.
@@ -136,6 +138,7 @@ impl Machine {
             shard,
             shards,
             progress,
+            next_due: timers::NextDue::default(),
             windows: Windows::default(),
             windows_bytes_max: limits::REQUEST_WINDOWS_BYTES_MAX,
             leads: false,
@@ -217,7 +220,7 @@ impl Machine {
             self.begin_entry(&entry, new_term);
             applied.digest_point = entry.digest_point;
             let mut windows = std::mem::take(&mut self.windows);
-            if entry.term == term {
+            if entry.term == term && self.next_due.may_be_due(self.progress.log_time_ms) {
                 self.fire_timers(store, &mut windows, &mut applied);
             }
             for command in &entry.commands {
@@ -235,7 +238,7 @@ impl Machine {
         applied.wall_ms = self.progress.wall_ms;
         applied.chain = self.progress.chain;
         applied.queue_backlog = self.progress.queue_backlog;
-        applied.next_due_ms = timers::next_due_ms(store);
+        applied.next_due_ms = self.next_due.look(store);
         applied
     }
 
@@ -283,7 +286,7 @@ impl Machine {
                 break;
             }
             let mut context = self.context(store, windows, timer.slot, None);
-            context.txn.delete(timer.key.clone());
+            timers::fired(&mut context, &timer);
             match timer.kind {
                 Kind::Session => lock::session_due(&mut context, &timer.rest),
                 Kind::Wait => lock::wait_due(&mut context, &timer.rest),
@@ -313,6 +316,7 @@ impl Machine {
         self.progress.queue_backlog =
             self.progress.queue_backlog.saturating_add_signed(output.backlog);
         output.locks.apply(&mut self.progress);
+        self.next_due.change(output.timers);
         output.namespaces.apply(&mut self.progress);
         if let Some(seen_at_ms) = output.forgotten_seen_at_ms {
             let known_from_ms = &mut self.progress.requests_known_from_ms;

@@ -4,12 +4,10 @@
 //! goes with all that is still there into the file of a new generation, which the log names before anybody relies on
 //! it. The old file is whole until then.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use redb::ReadableTable as _;
 use trefoil_core::limits::{STATE_RECLAIM_BYTES_MIN, STATE_RECLAIM_FACTOR};
 use trefoil_core::store::decode;
@@ -19,6 +17,7 @@ use super::durable;
 use super::fault::die;
 use super::generations::{create_file, next_generation};
 use super::merge::Merge;
+use super::overlay::Overlay;
 use super::records::{FACTS, RECORDS, encode_record, progress_key, value_bytes, write_facts};
 use super::state_file::StateFile;
 
@@ -27,21 +26,11 @@ const PAGE_BYTES: u64 = 4096;
 /// Room for the pages above the leaves and redb's own bookkeeping.
 const SPARE_BYTES: u64 = 4 << 20;
 
-/// Changes in order; none is a deletion.
-pub(super) type Changes = BTreeMap<Bytes, Option<Bytes>>;
-
-/// Changes that are being written.
-#[derive(Debug)]
-pub(super) struct Frozen {
-    pub(super) changes: Changes,
-    pub(super) bytes: u64,
-}
-
 /// A checkpoint to be written: run it on any thread, then hand its result to [`super::StateStore::finish`].
 #[derive(Debug)]
 pub struct Checkpoint {
     file: StateFile,
-    frozen: Arc<Frozen>,
+    frozen: Arc<Overlay>,
 }
 
 /// A checkpoint that is on disk.
@@ -55,7 +44,7 @@ pub struct Written {
     pub changes: usize,
     /// The file of a new generation, where the old one was left behind. The log must name it before the old one goes.
     pub moved: Option<Moved>,
-    pub(super) frozen: Arc<Frozen>,
+    pub(super) frozen: Arc<Overlay>,
 }
 
 /// The file to which a checkpoint moved the state.
@@ -67,7 +56,7 @@ pub struct Moved {
 }
 
 impl Checkpoint {
-    pub(super) fn new(file: StateFile, frozen: Arc<Frozen>) -> Self {
+    pub(super) fn new(file: StateFile, frozen: Arc<Overlay>) -> Self {
         Self { file, frozen }
     }
 
@@ -86,7 +75,7 @@ impl Checkpoint {
     fn should_move(&self) -> bool {
         let size = self.file.bytes();
         size >= STATE_RECLAIM_BYTES_MIN
-            && size / STATE_RECLAIM_FACTOR >= self.held() + self.frozen.bytes
+            && size / STATE_RECLAIM_FACTOR >= self.held() + self.frozen.bytes()
             && size / 2 >= self.file.born_bytes
     }
 
@@ -116,8 +105,8 @@ impl Checkpoint {
 
     /// Writes the changes to the file in one synced transaction.
     pub fn write_in_place(&self, bytes_per_second: Option<u64>) -> Result<Written, io::Error> {
-        let copied = (self.frozen.changes.len() as u64 * PAGE_BYTES).min(self.file.bytes());
-        if !self.has_space(2 * self.frozen.bytes + copied) {
+        let copied = (self.frozen.len() as u64 * PAGE_BYTES).min(self.file.bytes());
+        if !self.has_space(2 * self.frozen.bytes() + copied) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         self.file.pace.limit(bytes_per_second);
@@ -138,7 +127,7 @@ impl Checkpoint {
         bytes_per_second: Option<u64>,
     ) -> Option<Moved> {
         let shard = self.file.shard;
-        if !self.has_space(2 * (self.held() + self.frozen.bytes)) {
+        if !self.has_space(2 * (self.held() + self.frozen.bytes())) {
             return None;
         }
         let generation = next_generation(root, shard).ok()?;
@@ -158,12 +147,12 @@ impl Checkpoint {
     }
 
     fn written(&self, moved: Option<Moved>) -> Written {
-        let progress = self.frozen.changes.get(&progress_key()).cloned().flatten();
+        let progress = self.frozen.get(&progress_key()).cloned().flatten();
         let progress = progress.map_or_else(Progress::default, |value| decode(&value));
         Written {
             index: progress.index,
             term: progress.term,
-            changes: self.frozen.changes.len(),
+            changes: self.frozen.len(),
             moved,
             frozen: Arc::clone(&self.frozen),
         }
@@ -176,7 +165,7 @@ impl Checkpoint {
             let mut facts = write.open_table(FACTS)?;
             let mut bytes = facts.get("bytes")?.map_or(0, |bytes| bytes.value());
             let mut buffer = Vec::new();
-            for (key, change) in &self.frozen.changes {
+            for (key, change) in self.frozen.all() {
                 let old = match change {
                     Some(value) => {
                         encode_record(self.file.shard, key, value, &mut buffer);
@@ -197,7 +186,7 @@ impl Checkpoint {
         let read = self.file.begin_read();
         let base = self.file.records(&read);
         let base = base.range::<&[u8]>(..)?;
-        let left = Merge::new(&self.file, self.frozen.changes.range::<Bytes, _>(..), None, base);
+        let left = Merge::new(&self.file, self.frozen.all(), None, base);
         let write = to.begin_write()?;
         let mut bytes = 0;
         {

@@ -1,14 +1,14 @@
 //! Three sorted sources as one: the newest change of a key wins, and a deletion hides what is below it.
 
-use std::collections::btree_map;
 use std::iter::Peekable;
 
 use bytes::Bytes;
 use redb::AccessGuard;
 
+use super::overlay::Changes;
 use super::state_file::StateFile;
 
-type Layer<'a> = Peekable<btree_map::Range<'a, Bytes, Option<Bytes>>>;
+type Layer<'a> = Peekable<Changes<'a>>;
 type ValueGuard<'a> = AccessGuard<'a, &'static [u8]>;
 
 /// The records of a range, in order.
@@ -25,8 +25,8 @@ pub(super) struct Merge<'a> {
 impl<'a> Merge<'a> {
     pub(super) fn new(
         file: &'a StateFile,
-        overlay: btree_map::Range<'a, Bytes, Option<Bytes>>,
-        frozen: Option<btree_map::Range<'a, Bytes, Option<Bytes>>>,
+        overlay: Changes<'a>,
+        frozen: Option<Changes<'a>>,
         base: redb::Range<'a, &'static [u8], &'static [u8]>,
     ) -> Self {
         let frozen = frozen.map(Iterator::peekable);

@@ -1,7 +1,7 @@
 //! What a node keeps on disk: the Raft log of all shards in one engine, and one state file for each shard.
 //!
 //! In reading order: [`directory`] (whose data it is), [`log`] with [`files`] and [`mark`] (what is acknowledged is
-//! never cut off), [`state`] (a file under changes in memory) over [`blocks`] (no byte unverified), [`checkpoint`], [`snapshot`], [`reserve`], [`node`] (all of it at the start).
+//! never cut off), [`state`] (a file under changes in memory: `overlay`, `merge`, `gaps`), [`state_file`] over [`blocks`] (no byte unverified), [`generations`], [`checkpoint`], [`snapshot`], [`reserve`], [`node`] (all of it at the start).
 
 mod backend;
 pub mod blocks;
@@ -17,6 +17,7 @@ pub mod log;
 pub mod mark;
 mod merge;
 pub mod node;
+mod overlay;
 mod pace;
 mod records;
 pub mod regions;

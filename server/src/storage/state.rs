@@ -17,25 +17,23 @@ use trefoil_core::replica::Boot;
 use trefoil_core::store::Store;
 use trefoil_proto::internal::v1::Progress;
 
-use super::checkpoint::{Changes, Checkpoint, Frozen, Written};
+use super::checkpoint::{Checkpoint, Written};
 use super::durable;
 use super::evidence::{Damaged, Unusable};
 use super::fault::StorageError;
 use super::gaps::{Gaps, PASSED_MIN};
 use super::generations::{create_file, file_path};
 use super::merge::Merge;
+use super::overlay::Overlay;
 use super::records::{Base, progress_key};
 use super::state_file::StateFile;
 
-/// Bytes that a change takes beside key and value: node of the map, two shared buffers.
-const CHANGE_BYTES: usize = 96;
 /// The state of one shard.
 pub struct StateStore {
     file: StateFile,
     base: Base,
-    overlay: Changes,
-    overlay_bytes: u64,
-    frozen: Option<Arc<Frozen>>,
+    overlay: Overlay,
+    frozen: Option<Arc<Overlay>>,
     gaps: RefCell<Gaps>,
 }
 
@@ -44,8 +42,8 @@ impl std::fmt::Debug for StateStore {
         f.debug_struct("StateStore")
             .field("file", &self.file)
             .field("overlay", &self.overlay.len())
-            .field("overlay_bytes", &self.overlay_bytes)
-            .field("frozen", &self.frozen.as_ref().map(|frozen| frozen.changes.len()))
+            .field("overlay_bytes", &self.overlay.bytes())
+            .field("frozen", &self.frozen.as_ref().map(|frozen| frozen.len()))
             .finish_non_exhaustive()
     }
 }
@@ -103,8 +101,8 @@ impl StateStore {
     ) -> Result<Self, Unusable> {
         let file = StateFile::open(shard, generation, path, backend, cache_bytes)?;
         let base = file.check_birth()?;
-        let (overlay, gaps) = (Changes::new(), RefCell::default());
-        Ok(Self { file, base, overlay, overlay_bytes: 0, frozen: None, gaps })
+        let (overlay, gaps) = (Overlay::default(), RefCell::default());
+        Ok(Self { file, base, overlay, frozen: None, gaps })
     }
 
     /// The file, for whoever reads it on another thread.
@@ -151,7 +149,7 @@ impl StateStore {
     /// Bytes of changes that are not in the file yet, those of a running checkpoint included.
     #[must_use]
     pub fn overlay_bytes(&self) -> u64 {
-        self.overlay_bytes + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes)
+        self.overlay.bytes() + self.frozen.as_ref().map_or(0, |frozen| frozen.bytes())
     }
 
     /// Begins a checkpoint: what changed since the last one is frozen and handed to a job. None when nothing changed,
@@ -160,11 +158,7 @@ impl StateStore {
         if self.frozen.is_some() || self.overlay.is_empty() {
             return None;
         }
-        let frozen = Arc::new(Frozen {
-            changes: std::mem::take(&mut self.overlay),
-            bytes: self.overlay_bytes,
-        });
-        self.overlay_bytes = 0;
+        let frozen = Arc::new(std::mem::take(&mut self.overlay));
         self.frozen = Some(Arc::clone(&frozen));
         Some(Checkpoint::new(self.file.clone(), frozen))
     }
@@ -185,25 +179,13 @@ impl StateStore {
         self.gaps.get_mut().forget();
     }
 
-    fn change(&mut self, key: Bytes, value: Option<Bytes>) {
-        self.overlay_bytes += change_bytes(&key, value.as_ref());
-        if let Some(old) = self.overlay.insert(key.clone(), value) {
-            self.overlay_bytes -= change_bytes(&key, old.as_ref());
-        }
-    }
-
     /// Whether a key has a value in the layers below the overlay.
     fn is_below(&self, key: &[u8]) -> bool {
-        match self.frozen.as_ref().and_then(|frozen| frozen.changes.get(key)) {
+        match self.frozen.as_ref().and_then(|frozen| frozen.get(key)) {
             Some(change) => change.is_some(),
             None => self.base.get(key).unwrap_or_else(|error| self.file.damaged(error)).is_some(),
         }
     }
-}
-
-/// Bytes of a change in memory.
-fn change_bytes(key: &Bytes, value: Option<&Bytes>) -> u64 {
-    (key.len() + CHANGE_BYTES + value.map_or(0, Bytes::len)) as u64
 }
 
 impl Store for StateStore {
@@ -211,7 +193,7 @@ impl Store for StateStore {
         if let Some(change) = self.overlay.get(key) {
             return change.clone();
         }
-        if let Some(change) = self.frozen.as_ref().and_then(|frozen| frozen.changes.get(key)) {
+        if let Some(change) = self.frozen.as_ref().and_then(|frozen| frozen.get(key)) {
             return change.clone();
         }
         let stored = self.base.get(key).unwrap_or_else(|error| self.file.damaged(error));
@@ -226,8 +208,8 @@ impl Store for StateStore {
         }
         let range = (Bound::Included(from), Bound::Excluded(end));
         let base = self.base.range::<&[u8]>(range).unwrap_or_else(|error| self.file.damaged(error));
-        let overlay = self.overlay.range::<[u8], _>(range);
-        let frozen = self.frozen.as_ref().map(|frozen| frozen.changes.range::<[u8], _>(range));
+        let overlay = self.overlay.range(range);
+        let frozen = self.frozen.as_ref().map(|frozen| frozen.range(range));
         let mut merge = Merge::new(&self.file, overlay, frozen, base);
         let first = merge.next();
         if merge.passed() >= PASSED_MIN {
@@ -239,16 +221,16 @@ impl Store for StateStore {
 
     fn put(&mut self, key: Bytes, value: Bytes) {
         self.gaps.get_mut().put(&key);
-        self.change(key, Some(value));
+        self.overlay.insert(key, Some(value));
     }
 
     fn delete(&mut self, key: &[u8]) {
         self.gaps.get_mut().delete(key);
         if self.is_below(key) {
-            self.change(Bytes::copy_from_slice(key), None);
-        } else if let Some((key, old)) = self.overlay.remove_entry(key) {
+            self.overlay.insert(Bytes::copy_from_slice(key), None);
+        } else {
             // Nothing is left to hide: what came and went since the last checkpoint leaves no trace for scans to pass.
-            self.overlay_bytes -= change_bytes(&key, old.as_ref());
+            self.overlay.remove(key);
         }
     }
 }
