@@ -1,10 +1,12 @@
 //! Real processes to measure: three servers of a cluster, or an echo server.
 
-use std::io::{self, BufRead as _, BufReader};
-use std::net::TcpListener;
+use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use crate::usage;
 
 /// A process that ends with this value.
 #[derive(Debug)]
@@ -26,14 +28,7 @@ impl ServerProcess {
     /// CPU seconds of user and system so far.
     #[must_use]
     pub(crate) fn cpu_seconds(&self) -> f64 {
-        let stat =
-            std::fs::read_to_string(format!("/proc/{}/stat", self.0.id())).unwrap_or_default();
-        let fields =
-            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
-        let ticks = |n: usize| {
-            fields.get(n).and_then(|field| field.parse::<f64>().ok()).unwrap_or_default()
-        };
-        (ticks(11) + ticks(12)) / 100.0
+        usage::cpu_seconds(&format!("/proc/{}/stat", self.0.id()))
     }
 
     /// Resident memory in MiB.
@@ -43,6 +38,27 @@ impl ServerProcess {
             std::fs::read_to_string(format!("/proc/{}/status", self.0.id())).unwrap_or_default();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
         line.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or_default() / 1024.0
+    }
+}
+
+/// Which nodes to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchNodes {
+    /// The `trefoil` binary to measure.
+    #[arg(long, default_value = "target/release/trefoil")]
+    pub(crate) trefoil: PathBuf,
+    /// Folder for the data of the nodes; it should be on the disk that counts.
+    #[arg(long, default_value = "target")]
+    pub(crate) folder: PathBuf,
+}
+
+impl BenchNodes {
+    /// A cluster of them.
+    ///
+    /// # Errors
+    /// See [`BenchCluster::start`].
+    pub(crate) fn start(&self) -> io::Result<BenchCluster> {
+        BenchCluster::start(&self.trefoil, &self.folder, "trefoil")
     }
 }
 
@@ -73,12 +89,12 @@ impl BenchCluster {
         Ok((cluster, folder))
     }
 
-    /// Starts `trefoil serve` three times and waits until every node is ready.
+    /// Starts `trefoil serve` three times, with data in a folder of the name `of`, and waits until every node is ready.
     ///
     /// # Errors
     /// When the binary cannot be started, or the nodes are not ready within 30 s.
-    pub(crate) fn start(trefoil: &Path, parent: &Path) -> io::Result<Self> {
-        let (mut cluster, folder) = Self::empty(parent, "trefoil")?;
+    pub(crate) fn start(trefoil: &Path, parent: &Path, of: &str) -> io::Result<Self> {
+        let (mut cluster, folder) = Self::empty(parent, of)?;
         let ports = free_ports(6)?;
         let peers = (0..3)
             .map(|n| format!("n{}=127.0.0.1:{}", n + 1, ports[n + 3]))
@@ -112,6 +128,13 @@ impl BenchCluster {
     #[must_use]
     pub(crate) fn cpu_seconds(&self) -> f64 {
         self.nodes.iter().map(ServerProcess::cpu_seconds).sum()
+    }
+
+    /// Resident MiB of each node.
+    #[must_use]
+    pub(crate) fn resident(&self) -> String {
+        let all = self.nodes.iter().map(|node| format!("{:.0}", node.resident_mib()));
+        all.collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -156,12 +179,22 @@ pub(crate) fn free_ports(count: usize) -> io::Result<Vec<u16>> {
 }
 
 fn is_ready(port: u16, path: &str) -> bool {
-    use std::io::{Read as _, Write as _};
-    let Ok(mut stream) = std::net::TcpStream::connect(("127.0.0.1", port)) else { return false };
-    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
-    let mut answer = [0; 12];
-    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
-        && stream.write_all(request.as_bytes()).is_ok()
-        && stream.read_exact(&mut answer).is_ok()
-        && answer.ends_with(b"200")
+    page(&format!("127.0.0.1:{port}"), path).is_ok()
+}
+
+/// What an address answers at a path over HTTP, headers and all.
+///
+/// # Errors
+/// When it does not answer with 200.
+pub(crate) fn page(address: &str, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    if answer.split(' ').nth(1) == Some("200") {
+        Ok(answer)
+    } else {
+        Err(io::Error::other(format!("{address}{path} answers {answer:.20}")))
+    }
 }

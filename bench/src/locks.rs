@@ -5,33 +5,29 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use trefoil_client::{Client, Guard, Session};
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
 use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
 
-use crate::cluster::{BenchCluster, ServerProcess};
+use crate::cluster::{BenchNodes, ServerProcess};
 use crate::etcd::{self, Lease};
+use crate::figures::{as_f64, histogram, micros, ms};
+use crate::progress::wait;
+use crate::way::{NodesInTurn, WAIT, Way, channels, text};
 use crate::{BenchError, BenchOutput};
 
 /// TTL of all sessions and leases.
 const TTL: Duration = Duration::from_secs(60);
-/// Longer than any wait here.
-const WAIT: Duration = Duration::from_secs(60);
 
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct LockBench {
-    /// The `trefoil` binary to measure.
-    #[arg(long, default_value = "target/release/trefoil")]
-    trefoil: PathBuf,
+    #[command(flatten)]
+    nodes: BenchNodes,
     /// The `etcd` binary to compare with; without one its rows are left out.
     #[arg(long)]
     etcd: Option<PathBuf>,
-    /// Folder for the data of the nodes; it should be on the disk that counts.
-    #[arg(long, default_value = "target")]
-    folder: PathBuf,
     /// Concurrent callers with a lock of their own, one row each.
     #[arg(long, value_delimiter = ',', default_value = "1,16,64")]
     callers: Vec<usize>,
@@ -45,7 +41,7 @@ pub(crate) struct LockBench {
 
 /// One caller who locks.
 enum LockCaller {
-    Unary { client: LockServiceClient<Channel>, session_id: u64 },
+    Unary { nodes: NodesInTurn, session_id: u64 },
     Library(Session),
     Etcd(Lease),
 }
@@ -59,8 +55,7 @@ enum LockHandle {
 
 /// What is measured.
 enum System {
-    Unary(Vec<Channel>),
-    Library(Client),
+    Trefoil(Way),
     Etcd(Vec<Channel>),
 }
 
@@ -75,12 +70,14 @@ struct CallerFigures {
 /// # Errors
 /// When the nodes do not start, or a session cannot be opened.
 pub(crate) async fn run(options: LockBench, out: &mut BenchOutput) -> Result<(), BenchError> {
-    let cluster = BenchCluster::start(&options.trefoil, &options.folder)?;
-    let etcd = options.etcd.as_ref().map(|etcd| etcd::start(etcd, &options.folder)).transpose()?;
+    let cluster = options.nodes.start()?;
+    let etcd =
+        options.etcd.as_ref().map(|etcd| etcd::start(etcd, &options.nodes.folder)).transpose()?;
     let client = Client::connect(cluster.endpoints.clone()).await?;
+    let nodes = NodesInTurn::connect(&cluster.endpoints).await?;
     let mut systems = vec![
-        ("trefoil unary", System::Unary(channels(&cluster.endpoints).await?), &cluster.nodes),
-        ("trefoil library", System::Library(client), &cluster.nodes),
+        ("trefoil unary", System::Trefoil(Way::Unary(nodes)), &cluster.nodes),
+        ("trefoil library", System::Trefoil(Way::Library(client)), &cluster.nodes),
     ];
     if let Some(etcd) = &etcd {
         systems.push(("etcd", System::Etcd(channels(&etcd.endpoints).await?), &etcd.nodes));
@@ -121,14 +118,6 @@ pub(crate) async fn run(options: LockBench, out: &mut BenchOutput) -> Result<(),
     Ok(())
 }
 
-async fn channels(endpoints: &[String]) -> Result<Vec<Channel>, BenchError> {
-    let mut channels = Vec::new();
-    for endpoint in endpoints {
-        channels.push(Endpoint::from_shared(endpoint.clone())?.tcp_nodelay(true).connect().await?);
-    }
-    Ok(channels)
-}
-
 /// Every caller acquires and releases its lock until the time is over.
 async fn drive(
     system: &System,
@@ -140,8 +129,6 @@ async fn drive(
     for n in 0..locks.len() {
         callers.push(system.caller(n).await?);
     }
-    let bar = ProgressBar::new(length.as_secs()).with_message(name.to_owned());
-    bar.set_style(ProgressStyle::with_template("{msg:16} {wide_bar} {pos}/{len} s")?);
     let together = Arc::new(tokio::sync::Barrier::new(locks.len()));
     let tasks = callers.into_iter().zip(locks).map(|(caller, lock)| {
         let together = Arc::clone(&together);
@@ -151,21 +138,11 @@ async fn drive(
         })
     });
     let tasks = tasks.collect::<Vec<_>>();
-    let ticks = tokio::spawn({
-        let bar = bar.clone();
-        async move {
-            loop {
-                tokio::time::sleep(Duration::from_secs(1)).await;
-                bar.inc(1);
-            }
-        }
-    });
+    wait(length.as_secs(), name).await?;
     let mut done = Vec::new();
     for task in tasks {
         done.push(task.await?);
     }
-    ticks.abort();
-    bar.finish_and_clear();
     Ok(done)
 }
 
@@ -173,14 +150,7 @@ impl System {
     /// One more caller, with a session of its own.
     async fn caller(&self, n: usize) -> Result<LockCaller, BenchError> {
         Ok(match self {
-            Self::Unary(channels) => {
-                let mut client = LockServiceClient::new(channels[n % channels.len()].clone());
-                let ttl_ms = u64::try_from(TTL.as_millis())?;
-                let request = OpenSessionRequest { ttl_ms, ..OpenSessionRequest::default() };
-                let session_id = client.open_session(request).await?.into_inner().session_id;
-                LockCaller::Unary { client, session_id }
-            }
-            Self::Library(client) => LockCaller::Library(client.session(TTL).await?),
+            Self::Trefoil(way) => LockCaller::open(way.of_caller(n)).await?,
             Self::Etcd(channels) => {
                 let ttl_seconds = i64::try_from(TTL.as_secs())?;
                 LockCaller::Etcd(
@@ -192,35 +162,54 @@ impl System {
 }
 
 impl LockCaller {
+    /// One with a session of its own.
+    ///
+    /// # Errors
+    /// When the session cannot be opened.
+    async fn open(way: Way) -> Result<Self, BenchError> {
+        Ok(match way {
+            Way::Unary(mut nodes) => {
+                let ttl_ms = u64::try_from(TTL.as_millis())?;
+                let request = OpenSessionRequest { ttl_ms, ..OpenSessionRequest::default() };
+                let mut locks = LockServiceClient::new(nodes.next());
+                let session_id = locks.open_session(request).await?.into_inner().session_id;
+                Self::Unary { nodes, session_id }
+            }
+            Way::Library(client) => Self::Library(client.session(TTL).await?),
+        })
+    }
+
     async fn repeat(mut self, lock: &str, until: Instant) -> CallerFigures {
         let mut done = CallerFigures { latencies: histogram(), failure: None };
         while Instant::now() < until {
             let begun = Instant::now();
-            let ended = match self.acquire(lock).await {
-                Ok(held) => self.release(lock, held).await,
-                Err(failure) => Err(failure),
-            };
-            if let Err(failure) = ended {
+            if let Err(failure) = self.pair(lock).await {
                 done.failure = Some(failure);
                 break;
             }
-            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            done.latencies.saturating_record(micros);
+            done.latencies.saturating_record(micros(begun.elapsed()));
         }
         done
+    }
+
+    /// Acquires the lock and releases it.
+    async fn pair(&mut self, lock: &str) -> Result<(), String> {
+        let held = self.acquire(lock).await?;
+        self.release(lock, held).await
     }
 
     async fn acquire(&mut self, lock: &str) -> Result<LockHandle, String> {
         let held = || "the lock was not acquired".to_owned();
         match self {
-            Self::Unary { client, session_id } => {
+            Self::Unary { nodes, session_id } => {
                 let request = AcquireRequest {
                     session_id: *session_id,
                     name: lock.to_owned(),
                     wait_ms: u64::try_from(WAIT.as_millis()).unwrap_or(u64::MAX),
                     ..AcquireRequest::default()
                 };
-                let response = client.acquire(request).await.map_err(text)?.into_inner();
+                let mut locks = LockServiceClient::new(nodes.next());
+                let response = locks.acquire(request).await.map_err(text)?.into_inner();
                 if response.acquired {
                     Ok(LockHandle::Token(response.fencing_token))
                 } else {
@@ -237,24 +226,21 @@ impl LockCaller {
 
     async fn release(&mut self, lock: &str, held: LockHandle) -> Result<(), String> {
         match (self, held) {
-            (Self::Unary { client, session_id }, LockHandle::Token(fencing_token)) => {
+            (Self::Unary { nodes, session_id }, LockHandle::Token(fencing_token)) => {
                 let request = ReleaseRequest {
                     session_id: *session_id,
                     name: lock.to_owned(),
                     fencing_token,
                     ..ReleaseRequest::default()
                 };
-                client.release(request).await.map(drop).map_err(text)
+                let mut locks = LockServiceClient::new(nodes.next());
+                locks.release(request).await.map(drop).map_err(text)
             }
             (Self::Library(_), LockHandle::Guard(guard)) => guard.release().await.map_err(text),
             (Self::Etcd(lease), LockHandle::Key(key)) => lease.unlock(key).await.map_err(text),
             _ => Err("what is held is of another system".to_owned()),
         }
     }
-}
-
-fn text(error: impl std::fmt::Display) -> String {
-    error.to_string()
 }
 
 fn cpu_seconds(nodes: &[ServerProcess]) -> f64 {
@@ -268,8 +254,8 @@ fn together(done: &[CallerFigures]) -> Histogram<u64> {
 }
 
 fn row(all: &Histogram<u64>, length: Duration) -> String {
-    let ms = |quantile| as_f64(all.value_at_quantile(quantile)) / 1e3;
-    format!("{:>12.0} {:>8.2} {:>8.2}", as_f64(all.len()) / length.as_secs_f64(), ms(0.5), ms(0.99))
+    let rate = as_f64(all.len()) / length.as_secs_f64();
+    format!("{rate:>12.0} {:>8.2} {:>8.2}", ms(all, 0.5), ms(all, 0.99))
 }
 
 fn failed(done: &[CallerFigures]) -> String {
@@ -277,13 +263,4 @@ fn failed(done: &[CallerFigures]) -> String {
     failures
         .first()
         .map_or(String::new(), |first| format!("   {} stopped: {first}", failures.len()))
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are right")
-}
-
-#[allow(clippy::cast_precision_loss, reason = "figures for people")]
-fn as_f64(number: u64) -> f64 {
-    number as f64
 }

@@ -3,12 +3,17 @@
 mod cluster;
 mod echo;
 mod etcd;
+mod figures;
 mod framed;
 mod locks;
+mod memory;
+mod progress;
 mod puts;
 mod sessions;
 mod steady;
 mod store;
+mod usage;
+mod way;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -48,6 +53,8 @@ enum What {
     Locks(locks::LockBench),
     /// Many sessions held, and half of them expiring at once while others work.
     Sessions(sessions::SessionBench),
+    /// What the nodes keep in memory: idle, after ten thousand keys and after a million.
+    Memory(memory::MemoryBench),
     /// Unary calls against a running cluster whose nodes are stopped or killed meanwhile: what fails, once and twice.
     Steady(steady::SteadyBench),
     /// Uniform puts on the state store, redb beside fjall.
@@ -62,6 +69,7 @@ async fn main() -> ExitCode {
         What::Puts(options) => puts::run(options, &mut BenchOutput).await,
         What::Locks(options) => locks::run(options, &mut BenchOutput).await,
         What::Sessions(options) => sessions::run(options, &mut BenchOutput).await,
+        What::Memory(options) => memory::run(options, &mut BenchOutput).await,
         What::Steady(options) => steady::run(options, &mut BenchOutput).await,
         What::Store(options) => store::run(&options, &mut BenchOutput),
         What::Echo => echo::serve().await,

@@ -1,23 +1,21 @@
 //! Many sessions on three real nodes: what it costs to hold them, what others notice when half of them expire at once, and
 //! what memory the nodes keep when all are gone.
 
-use std::future::{Future, IntoFuture as _};
-use std::path::PathBuf;
+use std::future::IntoFuture as _;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 use trefoil_client::{Client, Error, Session};
 use trefoil_proto::common::v1::Reason;
 use trefoil_proto::lock::v1::{AcquireRequest, GetSessionRequest, OpenSessionRequest};
 
-use crate::cluster::{BenchCluster, ServerProcess};
+use crate::cluster::{BenchCluster, BenchNodes};
+use crate::figures::{as_f64, histogram, micros, ms};
+use crate::progress::{each, wait};
 use crate::{BenchError, BenchOutput};
 
-/// Calls under way while sessions are opened.
-const AT_A_TIME: usize = 256;
 /// How long the clients are looked at before and after sessions expire.
 const WINDOW: Duration = Duration::from_secs(3);
 /// Seconds after the last session was closed until memory is looked at: time for a checkpoint of each shard.
@@ -26,12 +24,8 @@ const REST_SECONDS: u64 = 60;
 /// What to measure.
 #[derive(Debug, clap::Args)]
 pub(crate) struct SessionBench {
-    /// The `trefoil` binary to measure.
-    #[arg(long, default_value = "target/release/trefoil")]
-    trefoil: PathBuf,
-    /// Folder for the data of the nodes; it should be on the disk that counts.
-    #[arg(long, default_value = "target")]
-    folder: PathBuf,
+    #[command(flatten)]
+    nodes: BenchNodes,
     /// Sessions of one namespace, each renewed by the client library.
     #[arg(long, default_value_t = 100_000)]
     sessions: usize,
@@ -60,10 +54,10 @@ type SharedHistogram = Arc<Mutex<Histogram<u64>>>;
 /// # Errors
 /// When the nodes do not start, a session cannot be opened, or one does not expire.
 pub(crate) async fn run(options: SessionBench, out: &mut BenchOutput) -> Result<(), BenchError> {
-    let cluster = BenchCluster::start(&options.trefoil, &options.folder)?;
+    let cluster = options.nodes.start()?;
     let client = Client::connect(cluster.endpoints.clone()).await?;
     let ttl = Duration::from_secs(options.ttl_seconds);
-    out.line(&format!("resident MiB of idle nodes: {}", resident(&cluster)));
+    out.line(&format!("resident MiB of idle nodes: {}", cluster.resident()));
 
     let begun = Instant::now();
     let mut sessions =
@@ -86,7 +80,7 @@ pub(crate) async fn run(options: SessionBench, out: &mut BenchOutput) -> Result<
     out.line(&format!(
         "held for {} s: {cores:.2} cores for three nodes, resident MiB {}",
         options.hold_seconds,
-        resident(&cluster)
+        cluster.resident()
     ));
     out.line(&format!("clients meanwhile: {}", figures(&take(&latencies)?)));
     let lost = sessions.iter().filter(|session| session.remaining().is_zero()).count();
@@ -105,7 +99,7 @@ pub(crate) async fn run(options: SessionBench, out: &mut BenchOutput) -> Result<
     wait(REST_SECONDS, "rest").await?;
     out.line(&format!(
         "resident MiB {REST_SECONDS} s after the other {count} were closed: {}",
-        resident(&cluster)
+        cluster.resident()
     ));
     Ok(())
 }
@@ -153,37 +147,9 @@ async fn expire(
         "{count} expired at once: {cores:.2} cores, clients in the {WINDOW:?} after: {}",
         figures(&after)
     ));
-    let p99 = |histogram: &Histogram<u64>| as_f64(histogram.value_at_quantile(0.99).max(1));
+    let p99 = |histogram| ms(histogram, 0.99).max(1e-3);
     out.line(&format!("p99 after over p99 before: {:.2}", p99(&after) / p99(&before)));
     Ok(())
-}
-
-/// Does something with each of many, some of them at a time.
-async fn each<T, U, F>(
-    all: impl IntoIterator<IntoIter: ExactSizeIterator<Item = T>>,
-    what: &str,
-    make: impl Fn(T) -> F,
-) -> Result<Vec<U>, BenchError>
-where
-    U: Send + 'static,
-    F: Future<Output = Result<U, Error>> + Send + 'static,
-{
-    let all = all.into_iter();
-    let bar = bar(all.len() as u64, what)?;
-    let mut made = Vec::with_capacity(all.len());
-    let mut tasks = JoinSet::new();
-    for (n, one) in all.enumerate() {
-        if n >= AT_A_TIME {
-            made.push(tasks.join_next().await.ok_or("no task is left")???);
-            bar.inc(1);
-        }
-        tasks.spawn(make(one));
-    }
-    while let Some(one) = tasks.join_next().await {
-        made.push(one??);
-    }
-    bar.finish_and_clear();
-    Ok(made)
 }
 
 /// Opens a session that nobody renews and that expires at `end`; its id.
@@ -208,11 +174,10 @@ async fn lock_for_ever(session: Session, n: usize, latencies: SharedHistogram) {
         let begun = Instant::now();
         let lock = session.lock(format!("work-{n}")).wait(Duration::from_secs(10));
         let Ok(Some(guard)) = lock.acquire().await else { continue };
-        if guard.release().await.is_ok() {
-            let micros = u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX);
-            if let Ok(mut latencies) = latencies.lock() {
-                latencies.saturating_record(micros);
-            }
+        if guard.release().await.is_ok()
+            && let Ok(mut latencies) = latencies.lock()
+        {
+            latencies.saturating_record(micros(begun.elapsed()));
         }
     }
 }
@@ -223,24 +188,8 @@ fn take(latencies: &SharedHistogram) -> Result<Histogram<u64>, BenchError> {
     Ok(std::mem::replace(&mut *latencies, histogram()))
 }
 
-async fn wait(seconds: u64, what: &str) -> Result<(), BenchError> {
-    let bar = bar(seconds, what)?;
-    for _ in 0..seconds {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        bar.inc(1);
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
-fn bar(length: u64, what: &str) -> Result<ProgressBar, BenchError> {
-    let bar = ProgressBar::new(length).with_message(what.to_owned());
-    bar.set_style(ProgressStyle::with_template("{msg:8} {wide_bar} {pos}/{len}")?);
-    Ok(bar)
-}
-
 fn figures(histogram: &Histogram<u64>) -> String {
-    let ms = |quantile| as_f64(histogram.value_at_quantile(quantile)) / 1e3;
+    let ms = |quantile| ms(histogram, quantile);
     format!(
         "{} pairs of acquire and release, p50 {:.2} ms, p99 {:.2} ms, max {:.2} ms",
         histogram.len(),
@@ -248,18 +197,4 @@ fn figures(histogram: &Histogram<u64>) -> String {
         ms(0.99),
         ms(1.0)
     )
-}
-
-fn resident(cluster: &BenchCluster) -> String {
-    let all = cluster.nodes.iter().map(|node| format!("{:.0}", ServerProcess::resident_mib(node)));
-    all.collect::<Vec<_>>().join(", ")
-}
-
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000, 3).expect("the bounds are right")
-}
-
-#[allow(clippy::cast_precision_loss, reason = "figures for people")]
-fn as_f64(number: u64) -> f64 {
-    number as f64
 }

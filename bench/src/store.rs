@@ -18,6 +18,8 @@ use trefoil_core::store::Store as _;
 use trefoil_server::storage::StateStore;
 use trefoil_server::storage::checkpoint::Written;
 
+use crate::figures::{as_f64, micros};
+use crate::usage::cpu_seconds;
 use crate::{BenchError, BenchOutput};
 
 /// What to measure.
@@ -235,7 +237,7 @@ fn measure(
     Ok(format!(
         "{:<12} {seconds:>8.1} {cpu:>6.1} {:>11.2} {:>12} {:>12} {:>9} {get:>7.1} {absent:>10.1} {:>13} {:>13} {:>13} {checkpoints:>12} {longest:>10.1}",
         engine.to_possible_value().map_or_else(String::new, |name| name.get_name().to_owned()),
-        cpu * 1e6 / to_f64(puts),
+        cpu * 1e6 / as_f64(puts),
         written >> 20,
         written / puts,
         state.file_bytes()? >> 20,
@@ -320,7 +322,7 @@ fn read(state: &StoreUnderTest, keys: u64, first: u64) -> Result<f64, BenchError
     if first >= keys && found > 0 {
         return Err("a key was found that was never put".into());
     }
-    Ok(begun.elapsed().as_secs_f64() * 1e6 / to_f64(READS))
+    Ok(begun.elapsed().as_secs_f64() * 1e6 / as_f64(READS))
 }
 
 /// A small synced append every few milliseconds: what the Raft log feels.
@@ -331,7 +333,7 @@ fn append(path: &Path, stop: &AtomicBool) -> Result<Histogram<u64>, std::io::Err
         let begun = Instant::now();
         file.write_all(&[1; 256])?;
         file.sync_data()?;
-        histogram.saturating_record(u64::try_from(begun.elapsed().as_micros()).unwrap_or(u64::MAX));
+        histogram.saturating_record(micros(begun.elapsed()));
         std::thread::park_timeout(Duration::from_millis(3));
     }
     Ok(histogram)
@@ -345,21 +347,9 @@ struct ProcessUsage {
 
 impl ProcessUsage {
     fn now() -> Result<Self, BenchError> {
-        const TICKS_PER_SECOND: f64 = 100.0;
-        let stat = std::fs::read_to_string("/proc/self/stat")?;
-        let fields =
-            stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect::<Vec<_>>();
-        let ticks = |field: usize| {
-            fields.get(field).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0)
-        };
         let io = std::fs::read_to_string("/proc/self/io")?;
         let written = io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok());
         let written_bytes = written.ok_or("/proc/self/io does not say what was written")?;
-        Ok(Self { cpu_seconds: (ticks(11) + ticks(12)) / TICKS_PER_SECOND, written_bytes })
+        Ok(Self { cpu_seconds: cpu_seconds("/proc/self/stat"), written_bytes })
     }
-}
-
-#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
-fn to_f64(number: u64) -> f64 {
-    number as f64
 }
