@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::usage;
+use crate::usage::{self, UsageSoFar};
 
 /// A process that ends with this value.
 #[derive(Debug)]
@@ -29,6 +29,14 @@ impl ServerProcess {
     #[must_use]
     pub(crate) fn cpu_seconds(&self) -> f64 {
         usage::cpu_seconds(&format!("/proc/{}/stat", self.0.id()))
+    }
+
+    /// What it and its threads have used so far.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub(crate) fn usage(&self) -> io::Result<UsageSoFar> {
+        UsageSoFar::of(self.0.id())
     }
 
     /// Resident memory in MiB.

@@ -8,7 +8,9 @@ use hdrhistogram::Histogram;
 use tonic::transport::Channel;
 use trefoil_client::{Client, Guard, Session};
 use trefoil_proto::lock::v1::lock_service_client::LockServiceClient;
-use trefoil_proto::lock::v1::{AcquireRequest, OpenSessionRequest, ReleaseRequest};
+use trefoil_proto::lock::v1::{
+    AcquireRequest, CloseSessionRequest, OpenSessionRequest, ReleaseRequest,
+};
 
 use crate::cluster::{BenchNodes, ServerProcess};
 use crate::etcd::{self, Lease};
@@ -40,7 +42,7 @@ pub(crate) struct LockBench {
 }
 
 /// One caller who locks.
-enum LockCaller {
+pub(crate) enum LockCaller {
     Unary { nodes: NodesInTurn, session_id: u64 },
     Library(Session),
     Etcd(Lease),
@@ -166,7 +168,7 @@ impl LockCaller {
     ///
     /// # Errors
     /// When the session cannot be opened.
-    async fn open(way: Way) -> Result<Self, BenchError> {
+    pub(crate) async fn open(way: Way) -> Result<Self, BenchError> {
         Ok(match way {
             Way::Unary(mut nodes) => {
                 let ttl_ms = u64::try_from(TTL.as_millis())?;
@@ -193,9 +195,23 @@ impl LockCaller {
     }
 
     /// Acquires the lock and releases it.
-    async fn pair(&mut self, lock: &str) -> Result<(), String> {
+    pub(crate) async fn pair(&mut self, lock: &str) -> Result<(), String> {
         let held = self.acquire(lock).await?;
         self.release(lock, held).await
+    }
+
+    /// Closes its session.
+    pub(crate) async fn close(self) -> Result<(), String> {
+        match self {
+            Self::Unary { mut nodes, session_id } => {
+                let request = CloseSessionRequest { session_id, ..CloseSessionRequest::default() };
+                let mut locks = LockServiceClient::new(nodes.next());
+                locks.close_session(request).await.map(drop).map_err(text)
+            }
+            Self::Library(session) => session.close().await.map_err(text),
+            // The lease of a cluster that ends with this program.
+            Self::Etcd(_) => Ok(()),
+        }
     }
 
     async fn acquire(&mut self, lock: &str) -> Result<LockHandle, String> {

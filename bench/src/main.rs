@@ -7,6 +7,7 @@ mod figures;
 mod framed;
 mod locks;
 mod memory;
+mod paths;
 mod progress;
 mod puts;
 mod sessions;
@@ -47,6 +48,9 @@ struct BenchArguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
+    /// Puts, gets, locks and queues by the library and unary: rate, latency and what an operation costs the nodes; also
+    /// beside another binary.
+    Paths(paths::PathBench),
     /// Durable puts on three nodes, unary and pipelined, beside a bare tonic echo.
     Puts(puts::PutBench),
     /// Acquire and release, alone and in turn, unary and by the client library, beside etcd.
@@ -66,6 +70,7 @@ enum What {
 #[tokio::main]
 async fn main() -> ExitCode {
     let ended = match BenchArguments::parse().what {
+        What::Paths(options) => paths::run(options, &mut BenchOutput).await,
         What::Puts(options) => puts::run(options, &mut BenchOutput).await,
         What::Locks(options) => locks::run(options, &mut BenchOutput).await,
         What::Sessions(options) => sessions::run(options, &mut BenchOutput).await,

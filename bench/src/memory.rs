@@ -56,7 +56,12 @@ pub(crate) async fn write(
     let value = Bytes::from(vec![b'x'; bytes]);
     let put = |n| {
         let (cache, value) = (client.cache(), value.clone());
-        async move { cache.put(format!("key-{n}"), value).await.map(drop) }
+        async move { cache.put(key(n), value).await.map(drop) }
     };
     each(keys, "written", put).await.map(drop)
+}
+
+/// The key of a number.
+pub(crate) fn key(n: usize) -> String {
+    format!("key-{n}")
 }
