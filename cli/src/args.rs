@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use trefoil_client::{Cache, Fence, Queue};
+use trefoil_client::{Cache, Client, Fence, OpenSession, Queue};
 
 /// How commands reach a cluster.
 #[derive(Clone, Debug, Args)]
@@ -32,6 +32,32 @@ pub(crate) struct ClientArgs {
     /// Time for each call with all its retries, a wait apart: a number with ms, s, m or h.
     #[arg(long, global = true, env = "TREFOIL_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) timeout: Duration,
+}
+
+/// How a command waits for what it then leaves held under a session of its own.
+#[derive(Debug, Args)]
+pub(crate) struct HoldArgs {
+    /// How long it stays held, 100 ms to 24 h.
+    #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
+    pub(crate) ttl: Duration,
+    /// How long to wait for it.
+    #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
+    pub(crate) wait: Duration,
+    /// Who this is, for operators; left out, the command.
+    #[arg(long, env = "TREFOIL_LOCK_OWNER", value_name = "NAME")]
+    owner: Option<String>,
+}
+
+impl HoldArgs {
+    /// Who it is when a command runs it.
+    pub(crate) fn owner(self, command: &str) -> String {
+        self.owner.unwrap_or_else(|| command.to_owned())
+    }
+
+    /// The session of a command.
+    pub(crate) fn open(self, client: &Client, command: &str) -> OpenSession {
+        client.session(self.ttl).owner(self.owner(command))
+    }
 }
 
 /// Under which grant of a lock a command acts.

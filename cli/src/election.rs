@@ -8,7 +8,7 @@ use serde::Serialize;
 use trefoil_client::proto::lock::v1::ProclaimRequest;
 use trefoil_client::{Client, Leader, Leadership, Session};
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, HoldArgs, duration};
 use crate::client::connect;
 use crate::exit::{CommandFailure, NOTHING};
 use crate::output::{self, CommandOutput, Format};
@@ -59,23 +59,11 @@ pub(crate) struct CampaignArgs {
     /// What to proclaim as text, at most 64 KiB; - reads bytes from standard input.
     #[arg(default_value = "")]
     value: String,
-    /// How long it leads, 100 ms to 24 h.
-    #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
-    ttl: Duration,
-    /// How long to wait for its turn.
-    #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
-    wait: Duration,
+    #[command(flatten)]
+    hold: HoldArgs,
     /// For how long nobody leads after it was lost, at most 60s.
     #[arg(long, env = "TREFOIL_LOCK_DELAY", value_name = "TIME", default_value = "0s", value_parser = duration)]
     lock_delay: Duration,
-    /// Who this is, for operators.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_OWNER",
-        value_name = "NAME",
-        default_value = "trefoil election campaign"
-    )]
-    owner: String,
 }
 
 /// Whose leadership.
@@ -151,9 +139,11 @@ async fn campaign(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, CommandFailure> {
-    let CampaignArgs { name, ttl, wait, lock_delay, owner, .. } = args;
-    let value = given(args.value)?;
-    let open = |client: &Client| client.session(ttl).owner(owner).lock_delay(lock_delay);
+    let CampaignArgs { name, value, hold, lock_delay } = args;
+    let value = given(value)?;
+    let wait = hold.wait;
+    let open =
+        |client: &Client| hold.open(client, "trefoil election campaign").lock_delay(lock_delay);
     let campaign = async |_: &Client, session: &Session| {
         Ok(session.election(name.as_str()).value(value).wait(wait).campaign().await?)
     };

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use trefoil_client::{Guard, Guards, Session};
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, HoldArgs, duration};
 use crate::client::connect;
 use crate::exit::{CommandFailure, NOTHING};
 use crate::lock_set::{SessionSettings, WantedLocks, WishArgs};
@@ -75,20 +75,8 @@ pub(crate) enum LockCommand {
 pub(crate) struct AcquireLocksArgs {
     #[command(flatten)]
     wish: WishArgs,
-    /// How long it stays held, 100 ms to 24 h.
-    #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
-    ttl: Duration,
-    /// How long to wait for it.
-    #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
-    wait: Duration,
-    /// Who this is, for operators.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_OWNER",
-        value_name = "NAME",
-        default_value = "trefoil lock acquire"
-    )]
-    owner: String,
+    #[command(flatten)]
+    hold: HoldArgs,
 }
 
 /// What to convert.
@@ -215,9 +203,11 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, CommandFailure> {
-    let AcquireLocksArgs { wish, wait, ttl, owner } = args;
+    let AcquireLocksArgs { wish, hold } = args;
     let WishArgs { name, mode, with, progress, lock_delay, metadata } = wish;
+    let (wait, ttl) = (hold.wait, hold.ttl);
     let wanted = WantedLocks { name, mode, with, wait };
+    let owner = hold.owner("trefoil lock acquire");
     let holder = SessionSettings { ttl, owner, lock_delay, metadata };
     let waited = wanted.acquire_under(holder, client, &mut Signals::heard()?, progress).await?;
     if wanted.with.is_empty() {

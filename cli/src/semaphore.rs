@@ -1,7 +1,6 @@
 //! `trefoil semaphore`: set, acquire, release, show, delete.
 
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -10,7 +9,7 @@ use trefoil_client::proto::lock::v1::{
 };
 use trefoil_client::{Client, PermitGuard, Session};
 
-use crate::args::{ClientArgs, duration};
+use crate::args::{ClientArgs, HoldArgs};
 use crate::client::{all_rows, connect};
 use crate::exit::CommandFailure;
 use crate::output::{self, CommandOutput, Format};
@@ -73,20 +72,8 @@ pub(crate) struct AcquirePermitsArgs {
     /// How many permits, all or none.
     #[arg(default_value_t = 1)]
     permits: u64,
-    /// How long they stay held, 100 ms to 24 h.
-    #[arg(long, env = "TREFOIL_LOCK_TTL", value_name = "TIME", default_value = "60s", value_parser = duration)]
-    ttl: Duration,
-    /// How long to wait for them.
-    #[arg(long, env = "TREFOIL_LOCK_WAIT", value_name = "TIME", default_value = "0s", value_parser = duration)]
-    wait: Duration,
-    /// Who this is, for operators.
-    #[arg(
-        long,
-        env = "TREFOIL_LOCK_OWNER",
-        value_name = "NAME",
-        default_value = "trefoil semaphore acquire"
-    )]
-    owner: String,
+    #[command(flatten)]
+    hold: HoldArgs,
 }
 
 #[derive(Serialize)]
@@ -211,8 +198,9 @@ async fn acquire(
     client: &ClientArgs,
     format: Format,
 ) -> Result<ExitCode, CommandFailure> {
-    let AcquirePermitsArgs { name, permits, ttl, wait, owner, .. } = args;
-    let open = |client: &Client| client.session(ttl).owner(owner);
+    let AcquirePermitsArgs { name, permits, hold } = args;
+    let wait = hold.wait;
+    let open = |client: &Client| hold.open(client, "trefoil semaphore acquire");
     let acquire = async |_: &Client, session: &Session| {
         Ok(session.semaphore(name.as_str()).permits(permits).wait(wait).acquire().await?)
     };
