@@ -1,6 +1,7 @@
 //! The contract of Trefoil: what is said on the wire and what is kept in the log.
 //!
-//! The `.proto` files beside this one are the source; `operation` is what they say of each RPC, `reason` the one table of errors.
+//! The `.proto` files beside this one are the source; `operation` is what they say of each RPC, `reason` the one table of errors,
+//! `slot` where state lives.
 
 /// Messages shared by all services.
 pub mod common {
@@ -39,6 +40,7 @@ pub mod internal {
 }
 pub mod operation;
 pub mod reason;
+pub mod slot;
 #[cfg(feature = "grpc")]
 pub mod status;
 

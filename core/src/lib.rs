@@ -40,9 +40,10 @@ pub mod mutants;
 mod page;
 pub mod replica;
 pub mod siphash;
-pub mod slot;
 pub mod store;
 pub mod turns;
+
+pub use trefoil_proto::slot::{self, META_SHARD};
 
 /// Raft id of a node: 1 or more, never reused in a cluster.
 pub type NodeId = u64;
@@ -53,9 +54,6 @@ pub type CallId = u64;
 
 /// Bytes that a node draws to name a call without request id that waits or acquires.
 pub const DRAWN_BYTES: usize = 16;
-
-/// The shard that holds the catalogue of queues and, later, members and rights.
-pub const META_SHARD: ShardId = 0;
 
 /// Index and term at which every shard is born, so that whoever joins later begins with a snapshot.
 pub const BIRTH_INDEX: u64 = 10;

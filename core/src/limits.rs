@@ -54,7 +54,7 @@ limits! {
 
     PARTITIONS_MAX: u32 = 1_024, "Partitions of a queue.";
     PARTITIONS_DEFAULT: u32 = 8, "Partitions of a queue that was created without a number.";
-    SHARDS_MAX: u32 = 64, "Data shards of a cluster.";
+    SHARDS_MAX: u32 = trefoil_proto::slot::SHARDS_MAX, "Data shards of a cluster.";
     MEMBERS_MAX: usize = 9, "Members of a cluster.";
     NAMESPACES_MAX: u64 = 10_000, "Declared namespaces of a cluster.";
     NAMESPACE_QUEUES_MAX: u64 = 1_000, "The largest limit of its own that a namespace may have for its queues.";

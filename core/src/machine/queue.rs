@@ -77,8 +77,8 @@ pub(super) fn enqueue_to(context: &mut CommandContext<'_>, request: &EnqueueTo) 
     }
     context.txn.put_message(place.key(Kind::Partition), &partition);
     Ok(CommandOutcome::Answer(answer::Answer::Enqueue(EnqueueResponse {
-        header: None,
         message_ids,
+        ..EnqueueResponse::default()
     })))
 }
 

@@ -3,6 +3,7 @@
 use tokio::task::JoinSet;
 use trefoil_core::META_SHARD;
 use trefoil_core::check::invalid;
+use trefoil_core::slot::{MAP_EPOCH, SLOTS};
 use trefoil_proto::cluster::v1 as cluster;
 use trefoil_proto::common::v1::ResponseHeader;
 use trefoil_proto::internal::v1::Refusal;
@@ -31,6 +32,11 @@ impl<S: Shards> Api<S> {
             shards: shards.iter().map(shard_status).collect(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
             others: Vec::new(),
+            slot_map: Some(cluster::SlotMap {
+                epoch: MAP_EPOCH,
+                slots: SLOTS.into(),
+                data_shards: self.shards.shards(),
+            }),
         }
     }
 

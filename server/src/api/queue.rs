@@ -10,7 +10,9 @@ use trefoil_core::slot;
 use trefoil_proto::common::v1::{Reason, RequestId};
 use trefoil_proto::internal::v1::command::Operation as Command;
 use trefoil_proto::internal::v1::{Catalogue, EnqueueTo, OpenPartition, Refusal};
-use trefoil_proto::queue::v1::{AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message};
+use trefoil_proto::queue::v1::{
+    AckRequest, AckResponse, EnqueueRequest, EnqueueResponse, Message, QueueLayout,
+};
 use trefoil_proto::reason::{RefusalEffect, Retry};
 
 use super::catalogue::KnownQueue;
@@ -71,7 +73,9 @@ impl<S: Shards> Api<S> {
         let header = headers.into_values().next().flatten();
         let message_ids =
             message_ids.into_iter().collect::<Option<_>>().ok_or_else(other_answer)?;
-        Ok(EnqueueResponse { header, message_ids })
+        let Catalogue { queue_id, partitions, version, .. } = catalogue;
+        let layout = Some(QueueLayout { queue_id, partitions, version });
+        Ok(EnqueueResponse { header, message_ids, layout })
     }
 
     /// Sorts a batch by partition. A retry must sort alike, so what has no key goes where the request id says.
@@ -84,7 +88,7 @@ impl<S: Shards> Api<S> {
         let partitions = known.catalogue.partitions.max(1);
         let keyless = id.map_or_else(
             || known.turns.enqueue(partitions),
-            |id| slot::partition(&format!("{}/{}", id.client, id.sequence), partitions),
+            |id| slot::keyless(&id.client, id.sequence, partitions),
         );
         let mut sorted = BTreeMap::<u32, (Vec<usize>, Vec<Message>)>::new();
         for (place, message) in messages.into_iter().enumerate() {

@@ -15,6 +15,7 @@ mod leases;
 mod namespaces;
 mod node;
 mod requests;
+mod routing;
 mod semaphores;
 mod session_stream;
 mod support;

@@ -1,8 +1,6 @@
-//! Where state lives: key to slot to shard, and message key to partition.
+//! Where state lives: key to slot to shard, and message key to partition. `docs/routing.md` says it for every language.
 
 use xxhash_rust::xxh3::xxh3_64;
-
-use crate::{META_SHARD, ShardId};
 
 /// Number of slots. A slot is the unit in which state could move between shards.
 pub const SLOTS: u16 = 16_384;
@@ -12,6 +10,12 @@ pub const SYSTEM_SLOT: u16 = u16::MAX;
 
 /// Version of the one slot map there is so far. Every command carries it.
 pub const MAP_EPOCH: u32 = 1;
+
+/// The shard that holds the catalogue of queues and the declared namespaces.
+pub const META_SHARD: u32 = 0;
+
+/// Data shards of a cluster.
+pub const SHARDS_MAX: u32 = 64;
 
 /// Slot of a namespace's locks and sessions: they stay together, so that one log orders them.
 #[must_use]
@@ -36,7 +40,7 @@ pub fn of_partition(queue_id: u64, partition: u32, shards: u32) -> u16 {
 
 /// The shard that holds a slot: equal ranges of slots over the data shards 1..=shards; the system slot is everywhere.
 #[must_use]
-pub fn shard(slot: u16, shards: u32) -> ShardId {
+pub fn shard(slot: u16, shards: u32) -> u32 {
     if slot >= SLOTS {
         return META_SHARD;
     }
@@ -45,7 +49,7 @@ pub fn shard(slot: u16, shards: u32) -> ShardId {
 
 /// The first slot of a data shard.
 #[must_use]
-pub fn first_of(shard: ShardId, shards: u32) -> u16 {
+pub fn first_of(shard: u32, shards: u32) -> u16 {
     let before = u64::from(shard.saturating_sub(1)) * u64::from(SLOTS);
     u16::try_from(before.div_ceil(u64::from(shards.max(1)))).unwrap_or(SLOTS - 1)
 }
@@ -55,6 +59,20 @@ pub fn first_of(shard: ShardId, shards: u32) -> u16 {
 #[must_use]
 pub fn partition(key: &str, partitions: u32) -> u32 {
     jump(xxh3_64(key.as_bytes()), partitions)
+}
+
+/// Partition of all messages without key of an Enqueue with this request id: a retry goes there again.
+#[must_use]
+pub fn keyless(client: &str, sequence: u64, partitions: u32) -> u32 {
+    partition(&format!("{client}/{sequence}"), partitions)
+}
+
+/// Number of the queue and the partition with which the id of a message or of a lease begins.
+#[must_use]
+pub fn place(id: &str) -> Option<(u64, u32)> {
+    let mut parts = id.splitn(3, '-');
+    let place = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    parts.next().map(|_| place)
 }
 
 fn jump(mut state: u64, buckets: u32) -> u32 {
@@ -126,12 +144,51 @@ mod tests {
         }
     }
 
+    /// The rows of the page's table of vectors: a function, its arguments, and what it gives.
+    fn vectors(page: &str) -> Vec<(&str, Vec<&str>, u32)> {
+        let rows = page.lines().filter_map(|line| {
+            let (function, rest) = line.strip_prefix("| `")?.split_once("` | `[")?;
+            let (arguments, result) = rest.strip_suffix(" |")?.split_once("]` | ")?;
+            let arguments = arguments.split(", ").map(|one| one.trim_matches('"')).collect();
+            Some((function, arguments, result.parse().expect("a vector gives a number")))
+        });
+        rows.collect()
+    }
+
     #[test]
     fn places_never_change() {
+        let vectors = vectors(include_str!("../docs/routing.md"));
+        assert!(vectors.len() >= 18, "{}", vectors.len());
+        let number = |text: &str| text.parse::<u32>().expect("a number");
+        for (function, arguments, told) in vectors {
+            let found = match (function, arguments.as_slice()) {
+                ("of_locks", [namespace]) => of_locks(namespace).into(),
+                ("of_cache", [namespace, key]) => of_cache(namespace, key).into(),
+                ("of_partition", [queue, partition, shards]) => {
+                    let queue = queue.parse().expect("a number");
+                    of_partition(queue, number(partition), number(shards)).into()
+                }
+                ("shard", [slot, shards]) => shard(slot.parse().expect("a slot"), number(shards)),
+                ("partition", [key, partitions]) => partition(key, number(partitions)),
+                ("keyless", [client, sequence, partitions]) => {
+                    keyless(client, sequence.parse().expect("a number"), number(partitions))
+                }
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(found, told, "{function} {arguments:?}");
+        }
+        // What the page says can only be right together with these.
         assert_eq!((of_locks("default"), of_cache("default", "k")), (13_794, 11_591));
-        let partitions = [0, 1, 7].map(|partition| of_partition(1, partition, 6));
-        assert_eq!(partitions, [7_881, 10_611, 10_607]);
         assert_eq!(["", "a", "order-17"].map(|key| partition(key, 8)), [0, 1, 6]);
+    }
+
+    #[test]
+    fn ids_begin_with_their_place() {
+        assert_eq!(place("3-0-17"), Some((3, 0)));
+        assert_eq!(place("18446744073709551615-7-1-3f9c1b6d5a0e77c2"), Some((u64::MAX, 7)));
+        for other in ["", "3", "3-0", "3--1", "-3-0-1", "a-0-1", "3-4294967296-1"] {
+            assert_eq!(place(other), None, "{other}");
+        }
     }
 
     #[test]
