@@ -84,6 +84,7 @@ own! {
     disk_free: gauge("disk_free_bytes", "Free bytes of the disk that holds the data directory.");
     disk_low: gauge("disk_low", "1 while so little of the disk is free that other nodes should lead, and that what takes room is refused unless a majority of the others has it.");
     obstacles: gauges("leader_obstacles", "Shards that this node should not lead, by what keeps it from that: `no_room`, `draining`, `slow_link`, `slow_disk`, `stopping`, `damaged`.", &["obstacle"]);
+    calls_forwarded: counters("calls_forwarded_total", "Commands and queries that this node sent on to the leader of their shard, retries included: what clients that know the leaders (docs/routing.md) save.", &["shard"]);
     calls_shed: counter("calls_shed_total", "Calls refused before any work because too many were in flight.");
     connections: gauge("connections", "Open client connections.");
     connections_refused: counter("connections_refused_total", "Client connections refused by a cap.");
@@ -359,7 +360,9 @@ impl Observer for Metrics {
             .with_label_values(&[&label])
             .set(i64::try_from(term).unwrap_or(i64::MAX));
         // An alert sees that something rises only where it was there before.
-        self.own.state_damage.with_label_values(&[&label]);
+        for counter in [&self.own.state_damage, &self.own.calls_forwarded] {
+            counter.with_label_values(&[&label]);
+        }
         for gauge in [&self.own.state_damaged, &self.own.state_disputed] {
             gauge.with_label_values(&[&label]);
         }
@@ -447,6 +450,10 @@ impl Observer for Metrics {
 
     fn two_histories(&self, _: ShardId) {
         self.own.two_histories.inc();
+    }
+
+    fn forwarded(&self, shard: ShardId) {
+        self.own.calls_forwarded.with_label_values(&[&shard.to_string()]).inc();
     }
 }
 

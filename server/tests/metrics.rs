@@ -75,7 +75,7 @@ fn the_list_is_what_dashboards_know() {
         process_cpu_seconds_total process_max_fds process_open_fds process_resident_memory_bytes process_start_time_seconds
         process_threads process_virtual_memory_bytes
         trefoil_barriers_tripped_total trefoil_build_info trefoil_cache_expired_total trefoil_cache_hits_total trefoil_cache_misses_total
-        trefoil_calls_refused_total trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
+        trefoil_calls_forwarded_total trefoil_calls_refused_total trefoil_calls_shed_total trefoil_checkpoint_seconds trefoil_checkpoint_written_bytes_total
         trefoil_connections trefoil_connections_refused_total trefoil_deadlock_searches_cut_total
         trefoil_deadlocks_total trefoil_disk_free_bytes trefoil_disk_low trefoil_fence_validations_total
         trefoil_fences_refused_total trefoil_latches_opened_total trefoil_leader_obstacles trefoil_leaders_elected_total

@@ -189,7 +189,10 @@ impl Links {
         deadline_ms: u64,
     ) -> Result<Answered, (Refusal, Failure)> {
         match self.peers.get(&to) {
-            Some(link) => link.forward.ask(to, shard, work, access, deadline_ms).await,
+            Some(link) => {
+                self.shared.observer.forwarded(shard);
+                link.forward.ask(to, shard, work, access, deadline_ms).await
+            }
             None => Err((unreached(None), Failure::Definite)),
         }
     }

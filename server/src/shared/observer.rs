@@ -65,6 +65,8 @@ pub trait Observer: Debug + Send + Sync + 'static {
     fn disputed(&self, shard: ShardId, disputed: bool);
     /// A shard has stopped, since a peer has another history of it.
     fn two_histories(&self, shard: ShardId);
+    /// A call for a shard goes on to the node that leads it.
+    fn forwarded(&self, shard: ShardId);
 }
 
 /// An observer that looks away.
@@ -85,4 +87,5 @@ impl Observer for Unobserved {
     fn whole(&self, _: ShardId) {}
     fn disputed(&self, _: ShardId, _: bool) {}
     fn two_histories(&self, _: ShardId) {}
+    fn forwarded(&self, _: ShardId) {}
 }

@@ -363,6 +363,9 @@ impl Observer for Recorder {
     fn two_histories(&self, _: ShardId) {
         self.note("two histories".to_owned());
     }
+    fn forwarded(&self, shard: ShardId) {
+        self.note(format!("forwarded {shard}"));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -376,7 +379,10 @@ async fn an_observer_sees_roles_applies_syncs_checkpoints_and_exchanges() {
     }
     cluster.wait_for_leaders().await;
     for n in 0..30 {
-        put(cluster.handle(1), &format!("key-{n}"), &"x".repeat(1 << 10)).await.unwrap();
+        // Two of the three have to forward it.
+        for id in cluster.ids() {
+            put(cluster.handle(id), &format!("key-{n}"), &"x".repeat(1 << 10)).await.unwrap();
+        }
     }
     let expected = [
         "role 0 Leader",
@@ -389,6 +395,9 @@ async fn an_observer_sees_roles_applies_syncs_checkpoints_and_exchanges() {
         "rpc append_entries",
         "rpc request_vote",
         "rpc heartbeat",
+        "forwarded 1",
+        "forwarded 2",
+        "forwarded 3",
     ];
     until("all of it was seen", || {
         let seen = recorder.seen.lock().unwrap();

@@ -52,6 +52,7 @@ impl Observer for Found {
     }
     fn disputed(&self, _: ShardId, _: bool) {}
     fn two_histories(&self, _: ShardId) {}
+    fn forwarded(&self, _: ShardId) {}
 }
 
 /// Three nodes that take checkpoints often, with values in one shard that are all in their state files.
