@@ -43,7 +43,7 @@ pub(crate) async fn acquire(
         let node = state.node(inner, key);
         let pause = match attempt(&node, request.clone(), deadline, tell).await {
             Ok(response) => {
-                if response.header.as_ref().is_some_and(|header| inner.routes.learn(key, header)) {
+                if response.header.as_ref().is_some_and(|header| inner.routes.is_behind(header)) {
                     inner.refresh();
                 }
                 return Ok(response);

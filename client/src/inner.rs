@@ -1,4 +1,4 @@
-//! What all clones of a client share: routes, names of requests, and when leaders were last asked for.
+//! What all clones of a client share: routes, layouts of queues, names of requests, and when leaders were last asked for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use trefoil_proto::cluster::v1::StatusRequest;
 
 use crate::lane::Lane;
+use crate::layouts::Layouts;
 use crate::request_id::Ids;
 use crate::route::Routes;
 use crate::routing_key::RoutingKey;
@@ -21,6 +22,7 @@ pub(crate) const REFRESH_TIMEOUT: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct SharedClient {
     pub(crate) routes: Routes,
+    pub(crate) layouts: Layouts,
     calls: Ids,
     waits: Ids,
     started: Instant,
@@ -32,6 +34,7 @@ impl SharedClient {
     pub(crate) fn new(routes: Routes) -> Self {
         Self {
             routes,
+            layouts: Layouts::default(),
             calls: Ids::new(),
             waits: Ids::new(),
             started: Instant::now(),

@@ -56,6 +56,7 @@ mod retry;
 
 mod inner;
 mod lane;
+mod layouts;
 mod listen;
 mod namespaces;
 mod node;

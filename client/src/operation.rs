@@ -2,12 +2,11 @@
 
 use trefoil_proto::common::v1::{RequestId, ResponseHeader};
 use trefoil_proto::pipeline::v1::{call, reply};
+use trefoil_proto::slot::META_SHARD;
 
 use crate::lane::Lane;
+use crate::layouts::Layouts;
 use crate::routing_key::RoutingKey;
-
-/// The shard that knows of all queues and namespaces.
-const META: u32 = 0;
 
 /// A request of the contract that travels in a frame. Sealed: the operations are those of `proto/`.
 pub trait Request: Clone + Send + Sync + 'static + sealed::Sealed {
@@ -26,7 +25,10 @@ pub trait Request: Clone + Send + Sync + 'static + sealed::Sealed {
     fn stamp(&mut self, id: RequestId);
     /// The state that it touches, where one shard holds all of it.
     #[doc(hidden)]
-    fn routing_key(&self) -> RoutingKey;
+    fn routing_key(&self, layouts: &Layouts) -> RoutingKey;
+    /// Keeps what its response tells of its queue.
+    #[doc(hidden)]
+    fn learn(&self, response: &Self::Response, layouts: &Layouts);
     #[doc(hidden)]
     fn lane(&self) -> Lane;
     /// How long the server may wait before it answers, in ms.
@@ -40,7 +42,7 @@ mod sealed {
 
 macro_rules! operations {
     ($($variant:ident: $request:ty => $response:ty {
-        $key:expr, $lane:expr, $(id = $id:ident,)? $(wait = $wait:ident,)?
+        $key:expr, $lane:expr, $(id = $id:ident,)? $(wait = $wait:ident,)? $(layout = $layout:ident,)?
     })*) => {$(
         impl sealed::Sealed for $request {}
 
@@ -67,9 +69,13 @@ macro_rules! operations {
                 $(self.$id = Some(_id);)?
             }
 
-            fn routing_key(&self) -> RoutingKey {
-                let key: fn(&Self) -> RoutingKey = $key;
-                key(self)
+            fn routing_key(&self, layouts: &Layouts) -> RoutingKey {
+                let key: fn(&Self, &Layouts) -> RoutingKey = $key;
+                key(self, layouts)
+            }
+
+            fn learn(&self, _response: &Self::Response, _layouts: &Layouts) {
+                $(_layouts.learn(&self.namespace, &self.queue, _response.$layout);)?
             }
 
             fn lane(&self) -> Lane {

@@ -54,7 +54,7 @@ pub(crate) async fn run<R: Request>(
     timeout: Duration,
 ) -> Result<(R::Response, BootInstant), Error> {
     let started = Instant::now();
-    let (lane, key) = (request.lane(), request.routing_key());
+    let lane = request.lane();
     let wait = Duration::from_millis(request.wait_ms().map_or(0, |wait_ms| *wait_ms));
     let mut state = RetryState::new(R::MUTATION, started + wait + timeout, timeout);
     let ticket = R::MUTATION.then(|| inner.ids(lane).begin());
@@ -68,7 +68,7 @@ pub(crate) async fn run<R: Request>(
         }
         let operation = request.clone().operation();
         fits(&operation)?;
-        let node = state.node(inner, key);
+        let node = state.node(inner, request.routing_key(&inner.layouts));
         let sent = BootInstant::now();
         let pause = match node.call(lane, operation, state.try_deadline(lane)).await {
             Ok(reply::Outcome::Error(error)) => {
@@ -76,7 +76,8 @@ pub(crate) async fn run<R: Request>(
             }
             Ok(outcome) => {
                 let response = R::response(outcome).ok_or(Error::Protocol)?;
-                if R::header(&response).is_some_and(|header| inner.routes.learn(key, header)) {
+                request.learn(&response, &inner.layouts);
+                if R::header(&response).is_some_and(|header| inner.routes.is_behind(header)) {
                     inner.refresh();
                 }
                 return Ok((response, sent));

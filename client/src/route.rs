@@ -1,14 +1,15 @@
 //! Which node to ask. Any node answers any call, so all of this only saves a hop.
 //!
-//! Leaders come from ClusterService.Status; the shard of a key comes from the header of an earlier answer.
+//! Leaders and the number of data shards come from ClusterService.Status; the shard of a key is computed.
 //! A node that cannot be dialled is left alone for a while, and whoever can be reached forwards.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use trefoil_proto::cluster::v1::StatusResponse;
 use trefoil_proto::common::v1::ResponseHeader;
+use trefoil_proto::slot::{MAP_EPOCH, SHARDS_MAX, SLOTS};
 
 use crate::error::Error;
 use crate::node::{RemoteNode, Transport, endpoint_url};
@@ -16,8 +17,6 @@ use crate::routing_key::RoutingKey;
 
 /// Nodes that a client knows at most: the members of a cluster and the endpoints that it was given.
 const NODES_MAX: usize = 32;
-/// Keys whose shard is remembered; a later one takes the place of an earlier one.
-const LEARNED_MAX: usize = 16_384;
 
 /// What the client knows of the cluster.
 #[derive(Debug)]
@@ -26,8 +25,6 @@ pub(crate) struct Routes {
     table: RwLock<RouteTable>,
     /// The node that is asked when nothing better is known.
     home: AtomicUsize,
-    /// Direct-mapped by the hash of a routing key: its upper 48 bits, then the shard.
-    learned: Box<[AtomicU64]>,
 }
 
 #[derive(Debug, Default)]
@@ -38,6 +35,8 @@ struct RouteTable {
     members: BTreeMap<u64, Arc<RemoteNode>>,
     /// Leader and term of each shard.
     leaders: BTreeMap<u32, ShardLeader>,
+    /// Over which the slots are spread; none where the last status told no map that this client can read.
+    data_shards: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,21 +56,17 @@ impl Routes {
         }
         // Clients that share a configuration should not all ask its first node.
         let home = AtomicUsize::new(rand::random_range(0..nodes.len()));
-        let learned = (0..LEARNED_MAX).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self {
-            transport,
-            table: RwLock::new(RouteTable { nodes, ..RouteTable::default() }),
-            home,
-            learned,
-        })
+        let table = RwLock::new(RouteTable { nodes, ..RouteTable::default() });
+        Ok(Self { transport, table, home })
     }
 
     /// The best node for a key that is not among those to avoid; all may be avoided, never none returned.
     pub(crate) fn pick(&self, key: RoutingKey, avoid: &[Arc<RemoteNode>]) -> Arc<RemoteNode> {
         let table = self.read();
         let usable = |node: &Arc<RemoteNode>| node.may_be_asked() && !is_in(avoid, node);
+        let shard = key.shard(table.data_shards);
         if let Some(leader) =
-            self.shard(key).and_then(|shard| table.leader(shard)).filter(|node| usable(node))
+            shard.and_then(|shard| table.leader(shard)).filter(|node| usable(node))
         {
             return Arc::clone(leader);
         }
@@ -85,19 +80,15 @@ impl Routes {
         Arc::clone(&table.nodes[untried.unwrap_or((home + avoid.len()) % table.nodes.len())])
     }
 
-    /// Remembers the shard of a key. True when the answer shows that the leaders have changed.
-    pub(crate) fn learn(&self, key: RoutingKey, header: &ResponseHeader) -> bool {
-        if let RoutingKey::Hash(hash) = key
-            && let Ok(shard) = u16::try_from(header.shard)
-        {
-            self.slot(hash).store((hash & !0xffff) | u64::from(shard), Ordering::Relaxed);
-        }
+    /// Whether an answer shows that a shard has another leader than the one that is known.
+    pub(crate) fn is_behind(&self, header: &ResponseHeader) -> bool {
         self.read().leaders.get(&header.shard).is_none_or(|leader| leader.term < header.term)
     }
 
     /// Takes in what a node says of the cluster.
     pub(crate) fn absorb(&self, asked: &Arc<RemoteNode>, status: &StatusResponse) {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        table.data_shards = data_shards(status);
         let asked_id = status.header.as_ref().map_or(0, |header| header.node_id);
         for member in &status.members {
             if member.id == asked_id {
@@ -146,23 +137,6 @@ impl Routes {
         nodes
     }
 
-    fn shard(&self, key: RoutingKey) -> Option<u32> {
-        match key {
-            RoutingKey::Any => None,
-            RoutingKey::Shard(shard) => Some(shard),
-            RoutingKey::Hash(hash) => {
-                let entry = self.slot(hash).load(Ordering::Relaxed);
-                (entry != 0 && entry & !0xffff == hash & !0xffff)
-                    .then(|| u32::try_from(entry & 0xffff).expect("16 bits fit 32"))
-            }
-        }
-    }
-
-    fn slot(&self, hash: u64) -> &AtomicU64 {
-        let index = usize::try_from(hash % self.learned.len() as u64).expect("below the length");
-        &self.learned[index]
-    }
-
     fn read(&self) -> RwLockReadGuard<'_, RouteTable> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -170,6 +144,15 @@ impl Routes {
 
 fn is_in(nodes: &[Arc<RemoteNode>], node: &Arc<RemoteNode>) -> bool {
     nodes.iter().any(|other| Arc::ptr_eq(other, node))
+}
+
+/// The number of data shards, where the map is the one that this client computes by.
+fn data_shards(status: &StatusResponse) -> Option<u32> {
+    let map = status.slot_map.as_ref()?;
+    let is_readable = map.epoch == MAP_EPOCH
+        && map.slots == u32::from(SLOTS)
+        && (1..=SHARDS_MAX).contains(&map.data_shards);
+    is_readable.then_some(map.data_shards)
 }
 
 impl RouteTable {
@@ -197,7 +180,7 @@ impl RouteTable {
 
 #[cfg(test)]
 mod tests {
-    use trefoil_proto::cluster::v1::{Member, ShardStatus};
+    use trefoil_proto::cluster::v1::{Member, ShardStatus, SlotMap};
 
     use super::*;
 
@@ -215,30 +198,69 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_scope_goes_to_the_leader_of_the_shard_that_answered_for_it() {
+    fn routes() -> (Routes, Arc<RemoteNode>) {
         let routes = Routes::new(&["http://localhost:1".to_owned()], Transport::default()).unwrap();
         let given = routes.pick(RoutingKey::Any, &[]);
-        routes.absorb(&given, &status(1, 2, 5));
-        let key = RoutingKey::locks("");
-        assert_eq!(routes.pick(key, &[]).endpoint(), "http://localhost:1");
-        let header = ResponseHeader { shard: 3, term: 5, ..ResponseHeader::default() };
-        assert!(!routes.learn(key, &header));
-        let leader = routes.pick(RoutingKey::locks("default"), &[]);
+        (routes, given)
+    }
+
+    #[test]
+    fn a_key_goes_to_the_leader_of_its_shard_from_the_first_call_on() {
+        let (routes, given) = routes();
+        let key = RoutingKey::cache("", "greeting");
+        let map = SlotMap { epoch: MAP_EPOCH, slots: SLOTS.into(), data_shards: 3 };
+        let shard = key.shard(Some(3)).unwrap();
+        let leads = StatusResponse { slot_map: Some(map), ..status(1, 2, 5) };
+        let mut of_shard = leads.clone();
+        of_shard.shards[0].shard = shard;
+        routes.absorb(&given, &of_shard);
+        let leader = routes.pick(key, &[]);
         assert_eq!(leader.endpoint(), "http://10.0.0.2:7001");
         assert_eq!(routes.pick(key, &[leader]).endpoint(), "http://localhost:1");
-        assert_eq!(routes.pick(RoutingKey::locks("other"), &[]).endpoint(), "http://localhost:1");
+        let other = (0..).map(|n| RoutingKey::cache("", &n.to_string()));
+        let other = other.into_iter().find(|key| key.shard(Some(3)) != Some(shard)).unwrap();
+        assert_eq!(routes.pick(other, &[]).endpoint(), "http://localhost:1");
+        assert_eq!(routes.pick(RoutingKey::Any, &[]).endpoint(), "http://localhost:1");
+    }
+
+    #[test]
+    fn a_map_that_cannot_be_read_is_not_used() {
+        let (routes, given) = routes();
+        let map = SlotMap { epoch: MAP_EPOCH, slots: SLOTS.into(), data_shards: 1 };
+        let mut told = status(1, 2, 5);
+        told.shards[0].shard = 1;
+        let key = RoutingKey::locks("");
+        let goes_to = |slot_map| {
+            routes.absorb(&given, &StatusResponse { slot_map, ..told.clone() });
+            routes.pick(key, &[]).endpoint().to_owned()
+        };
+        for unreadable in [
+            None,
+            Some(SlotMap::default()),
+            Some(SlotMap { epoch: MAP_EPOCH + 1, ..map }),
+            Some(SlotMap { slots: 1_024, ..map }),
+            Some(SlotMap { data_shards: 0, ..map }),
+            Some(SlotMap { data_shards: SHARDS_MAX + 1, ..map }),
+            Some(SlotMap { data_shards: u32::MAX, ..map }),
+        ] {
+            assert_eq!(goes_to(Some(map)), "http://10.0.0.2:7001");
+            assert_eq!(goes_to(unreadable), "http://localhost:1", "{unreadable:?}");
+        }
+        told.shards[0].shard = SHARDS_MAX;
+        let most = Some(SlotMap { data_shards: SHARDS_MAX, ..map });
+        routes.absorb(&given, &StatusResponse { slot_map: most, ..told });
+        let last = RoutingKey::Slot(SLOTS - 1);
+        assert_eq!(routes.pick(last, &[]).endpoint(), "http://10.0.0.2:7001");
     }
 
     #[test]
     fn a_newer_term_asks_for_a_refresh_and_an_older_view_changes_nothing() {
-        let routes = Routes::new(&["http://localhost:1".to_owned()], Transport::default()).unwrap();
-        let given = routes.pick(RoutingKey::Any, &[]);
+        let (routes, given) = routes();
         routes.absorb(&given, &status(1, 2, 5));
-        assert!(routes.learn(
-            RoutingKey::Any,
-            &ResponseHeader { shard: 3, term: 6, ..ResponseHeader::default() }
-        ));
+        let header = |shard, term| ResponseHeader { shard, term, ..ResponseHeader::default() };
+        assert!(!routes.is_behind(&header(3, 5)));
+        assert!(routes.is_behind(&header(3, 6)));
+        assert!(routes.is_behind(&header(4, 5)), "its leader is not known");
         routes.absorb(&given, &status(1, 1, 4));
         assert_eq!(routes.pick(RoutingKey::Shard(3), &[]).endpoint(), "http://10.0.0.2:7001");
         routes.absorb(&given, &status(1, 1, 6));

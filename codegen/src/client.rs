@@ -22,6 +22,9 @@ pub fn client(contract: &Contract) -> String {
         if operation.waiting != "Never" {
             code.line("wait = wait_ms,");
         }
+        if operation.routing == "Messages" {
+            code.line("layout = layout,");
+        }
         code.line("}");
     }
     code.line("}");
@@ -30,11 +33,13 @@ pub fn client(contract: &Contract) -> String {
 
 fn key(operation: &Operation) -> &'static str {
     match operation.routing.as_str() {
-        "Locks" => "|request| RoutingKey::locks(&request.namespace)",
-        "Key" => "|request| RoutingKey::cache(&request.namespace, &request.key)",
-        "Meta" => "|_| RoutingKey::Shard(META)",
-        "Shard" => "|request| RoutingKey::Shard(request.shard)",
-        _ => "|_| RoutingKey::Any",
+        "Locks" => "|request, _| RoutingKey::locks(&request.namespace)",
+        "Key" => "|request, _| RoutingKey::cache(&request.namespace, &request.key)",
+        "Meta" => "|_, _| RoutingKey::Shard(META_SHARD)",
+        "Shard" => "|request, _| RoutingKey::Shard(request.shard)",
+        "Messages" => "|request, layouts| layouts.routing_key(request)",
+        "Lease" => "|request, _| RoutingKey::lease(&request.lease_id)",
+        _ => "|_, _| RoutingKey::Any",
     }
 }
 

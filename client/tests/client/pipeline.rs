@@ -5,12 +5,14 @@ use std::time::Duration;
 use crate::support::{Fake, header, refusal, request_id};
 use tokio::time::{Instant, timeout};
 use trefoil_client::proto::cache::v1::{GetResponse, PutResponse};
-use trefoil_client::proto::cluster::v1::{Member, ShardStatus, StatusResponse};
+use trefoil_client::proto::cluster::v1::{Member, ShardStatus, SlotMap, StatusResponse};
 use trefoil_client::proto::common::v1::{Reason, ResponseHeader};
 use trefoil_client::proto::lock::v1::AcquireResponse;
 use trefoil_client::proto::pipeline::v1::call::Operation;
 use trefoil_client::proto::pipeline::v1::reply::Outcome;
-use trefoil_client::{Client, Error};
+use trefoil_client::proto::queue::v1::{AckResponse, EnqueueResponse, QueueLayout};
+use trefoil_client::proto::slot;
+use trefoil_client::{Client, Error, Message};
 
 fn stored(version: u64) -> Outcome {
     Outcome::Put(PutResponse { version, header: header(1), ..PutResponse::default() })
@@ -201,18 +203,23 @@ async fn definite_refusals_are_retried_as_first_tries_and_final_ones_are_not() {
 }
 
 #[tokio::test]
-async fn the_leader_is_learned_and_asked_directly() {
+async fn the_leader_is_computed_and_asked_directly() {
     let mut follower = Fake::silent();
     let mut leader = Fake::silent();
-    follower.set_status(two_members(&follower, &leader));
+    let status = two_members(&follower, &leader);
+    follower.set_status(status.clone());
     let client = Client::connect([follower.endpoint()]).await.unwrap();
 
+    // Without a map any node is asked.
     let cache = client.cache();
     let get = tokio::spawn(async move { cache.get("k").await });
     let (stream, call) = follower.call().await;
     follower.reply(stream, call.id, found(1)).await;
     get.await.unwrap().unwrap();
 
+    let slot_map = Some(SlotMap { epoch: 1, slots: 16_384, data_shards: 1 });
+    follower.set_status(StatusResponse { slot_map, ..status });
+    let client = Client::connect([follower.endpoint()]).await.unwrap();
     let cache = client.cache();
     let get = tokio::spawn(async move { cache.get("k").await });
     let (stream, call) = leader.call().await;
@@ -226,6 +233,39 @@ async fn the_leader_is_learned_and_asked_directly() {
     let (stream, call) = follower.call().await;
     follower.reply(stream, call.id, found(3)).await;
     assert_eq!(get.await.unwrap().unwrap().unwrap().version, 3);
+}
+
+#[tokio::test]
+async fn calls_of_a_queue_go_to_the_leader_of_the_partition() {
+    let (mut follower, mut leader) = (Fake::silent(), Fake::silent());
+    let slot_map = Some(SlotMap { epoch: 1, slots: 16_384, data_shards: 2 });
+    follower.set_status(StatusResponse { slot_map, ..two_members(&follower, &leader) });
+    let client = Client::connect([follower.endpoint()]).await.unwrap();
+    // The follower leads nothing that is known, so it gets what is not of shard 1.
+    let is_led = |partition| slot::shard(slot::of_partition(3, partition, 2), 2) == 1;
+    let layout = Some(QueueLayout { queue_id: 3, partitions: 8, version: 1 });
+    for n in 0..20 {
+        let key = format!("key-{n}");
+        let (queue, message) = (client.queue("q"), Message::new("v").key(key.clone()));
+        let enqueue = tokio::spawn(async move { queue.enqueue([message]).await });
+        let goes_to_leader = n > 0 && is_led(slot::partition(&key, 8));
+        let fake = if goes_to_leader { &mut leader } else { &mut follower };
+        let (stream, call) = fake.call().await;
+        let stored =
+            EnqueueResponse { header: header(1), message_ids: vec!["3-0-1".to_owned()], layout };
+        fake.reply(stream, call.id, Outcome::Enqueue(stored)).await;
+        enqueue.await.unwrap().unwrap();
+    }
+    for partition in 0..8 {
+        let queue = client.queue("q");
+        let lease = format!("3-{partition}-17-3f9c1b6d5a0e77c2b1d20c4c8e6f9a35");
+        let ack = tokio::spawn(async move { queue.ack(lease).await });
+        let fake = if is_led(partition) { &mut leader } else { &mut follower };
+        let (stream, call) = fake.call().await;
+        let settled = AckResponse { header: header(1) };
+        fake.reply(stream, call.id, Outcome::Ack(settled)).await;
+        ack.await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
