@@ -1,6 +1,6 @@
-"""Runs what docs/python.md shows against three real nodes, and ends at the first claim that does not hold.
+"""Runs what docs/python.md and docs/routing.md show against three real nodes, and ends at the first claim that does not hold.
 
-Takes the path of trefoil; the Python that runs it has grpcio, grpcio-status and grpcio-tools.
+Takes the path of trefoil; the Python that runs it has grpcio, grpcio-status, grpcio-tools and xxhash.
 """
 
 import contextlib
@@ -14,12 +14,14 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 
 import grpc
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 PAGE = (ROOT / "docs/python.md").read_text()
+ROUTING = (ROOT / "docs/routing.md").read_text()
 FOLDER = tempfile.TemporaryDirectory()
 STUBS = pathlib.Path(FOLDER.name) / "stubs"
 
@@ -31,8 +33,8 @@ def check(claim, holds, found=""):
         sys.exit(f"Found: {found}")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language, page=PAGE):
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
 
 
 def make_stubs():
@@ -49,14 +51,15 @@ sys.dont_write_bytecode = True
 sys.path[:0] = [str(STUBS), str(HERE)]
 
 import calls  # noqa: E402
+import routing  # noqa: E402
 from trefoil.cache.v1.cache_pb2 import GetRequest, PutRequest  # noqa: E402
 from trefoil.cache.v1.cache_pb2_grpc import CacheServiceStub  # noqa: E402
 from trefoil.common.v1.common_pb2 import Fence, RequestId, Value  # noqa: E402
 from trefoil.lock.v1.election_pb2 import LeaderRequest  # noqa: E402
 from trefoil.lock.v1.election_pb2_grpc import ElectionServiceStub  # noqa: E402
-from trefoil.lock.v1.lock_pb2 import CloseSessionRequest  # noqa: E402
+from trefoil.lock.v1.lock_pb2 import CloseSessionRequest, OpenSessionRequest  # noqa: E402
 from trefoil.lock.v1.lock_pb2_grpc import LockServiceStub  # noqa: E402
-from trefoil.queue.v1.queue_pb2 import DequeueRequest, EnqueueRequest, Message  # noqa: E402
+from trefoil.queue.v1.queue_pb2 import AckRequest, DequeueRequest, EnqueueRequest, Message  # noqa: E402
 from trefoil.queue.v1.queue_pb2_grpc import QueueServiceStub  # noqa: E402
 
 
@@ -111,8 +114,14 @@ def see_page():
         return "\n".join(line.strip() for line in text.strip().splitlines())
 
     programs = [bare(path.read_text()) for path in HERE.glob("*.py") if path.name != "test.py"]
-    foreign = [block for block in blocks("python") if not any(bare(block) in program for program in programs)]
-    check("what the page quotes stands in the programs", blocks("python") and not foreign, "".join(foreign))
+    for name, page in (("python", PAGE), ("routing", ROUTING)):
+        quoted = blocks("python", page)
+        foreign = [block for block in quoted if not any(bare(block) in program for program in programs)]
+        check(f"what docs/{name}.md quotes stands in the programs", quoted and not foreign, "".join(foreign))
+
+    vectors = re.findall(r"^\| `(\w+)` \| `(\[.*\])` \| (\d+) \|$", ROUTING, re.MULTILINE)
+    found = [row for row in vectors if getattr(routing, row[0])(*json.loads(row[1])) != int(row[2])]
+    check("the vectors of docs/routing.md are what the program computes", len(vectors) >= 18 and not found, found)
 
     table = (ROOT / "docs/errors.md").read_text()
     rows = re.findall(r"^\| `([A-Z_]+)` \| \w+ \| ([^|]+) \| ([^|]+) \|", table, re.MULTILINE)
@@ -196,6 +205,68 @@ def see_errors(channel):
         calls.Calls().call(loses_its_first_answer, request)
     found = [list(answer.message_ids) for answer in answers]
     check("a call whose answer is lost is sent again, and stored once", found == [found[0]] * 2, found)
+
+
+def see_routing(addresses):
+    def forwarded():
+        """Calls that the nodes have sent on to leaders."""
+        pages = []
+        for address in addresses:
+            with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as page:
+                pages.append(page.read().decode())
+        counts = re.findall(r"^trefoil_calls_forwarded_total\{.*\} (\d+)$", "\n".join(pages), re.MULTILINE)
+        return sum(map(int, counts))
+
+    def enqueue(channel, key, sequence=0):
+        request = EnqueueRequest(queue="routed", messages=[Message(key=key, value=Value(text="v"))])
+        if sequence:
+            request.request_id.CopyFrom(RequestId(client=client, sequence=sequence, first_unacknowledged=sequence))
+        return QueueServiceStub(channel).Enqueue(request, timeout=5).layout
+
+    def straight():
+        """Sends 120 calls to the leaders: how many of them were sent on."""
+        leaders.refresh()
+        # Each node asks once about a queue.
+        for n in range(24):
+            layout = enqueue(leaders.channel(addresses[n % 3]), f"key-{n}")
+        leases = []
+        while len(leases) < 24:
+            request = DequeueRequest(queue="routed", max_messages=24 - len(leases), wait_ms=5_000)
+            taken = QueueServiceStub(leaders.channel(addresses[0])).Dequeue(request, timeout=10).deliveries
+            leases += [delivery.lease_id for delivery in taken]
+        before, last = forwarded(), next(sequences)
+        for n in range(24):
+            cache = CacheServiceStub(leaders.of_cache(f"routed-{n}"))
+            cache.Put(PutRequest(key=f"routed-{n}", value=Value(text="v")), timeout=5)
+            cache.Get(GetRequest(key=f"routed-{n}"), timeout=5)
+            key, sequence = ("", last + n) if n % 2 else (f"key-{n}", 0)
+            if key:
+                into = routing.partition(key, layout.partitions)
+            else:
+                into = routing.keyless(client, sequence, layout.partitions)
+            enqueue(leaders.of_partition(layout.queue_id, into), key, sequence)
+            queue = QueueServiceStub(leaders.of_partition(*routing.place(leases[n])))
+            queue.Ack(AckRequest(queue="routed", lease_id=leases[n]), timeout=5)
+        for _ in range(12):
+            locks = LockServiceStub(leaders.of_locks())
+            session_id = locks.OpenSession(OpenSessionRequest(ttl_ms=10_000), timeout=5).session_id
+            locks.CloseSession(CloseSessionRequest(session_id=session_id), timeout=5)
+        counts.append(forwarded() - before)
+        # What the next try dequeues shall be its own.
+        left = DequeueRequest(queue="routed", max_messages=24, lease_ms=600_000)
+        while QueueServiceStub(leaders.channel(addresses[0])).Dequeue(left, timeout=5).deliveries:
+            pass
+        return counts[-1] == 0
+
+    client, sequences, counts = "routing", iter(range(1, 10_000, 100)), []
+    leaders = routing.Leaders(addresses[0])
+    # A leader may move once more after the start.
+    check("a node sends on none of 120 calls that go to the leaders", until(20, straight), counts)
+    before = forwarded()
+    for n in range(24):
+        CacheServiceStub(leaders.channel(addresses[0])).Get(GetRequest(key=f"routed-{n}"), timeout=5)
+    check("and calls to one node show that they are counted", 0 < forwarded() - before <= 24, forwarded() - before)
+    leaders.close()
 
 
 def see_lookups(run):
@@ -341,6 +412,7 @@ def main():
         with calls.connect(target) as channel:
             see_channels(addresses)
             see_errors(channel)
+            see_routing(addresses)
             see_lookups(run)
             see_leaders(run, channel)
             see_hung_node(channel, nodes[2]["pid"])
