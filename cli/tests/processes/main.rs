@@ -20,6 +20,7 @@ mod proxy;
 mod raw;
 mod record;
 mod refusals;
+mod routing;
 mod semaphores;
 mod services;
 mod stop;
