@@ -41,6 +41,7 @@ mod page;
 pub mod replica;
 pub mod siphash;
 pub mod store;
+mod table;
 pub mod turns;
 
 pub use trefoil_proto::slot::{self, META_SHARD};

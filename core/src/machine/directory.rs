@@ -3,17 +3,18 @@
 //! Source: M. Papamarcos and J. Patel, A Low-Overhead Coherence Solution for Multiprocessors with Private Cache
 //! Memories (ISCA 1984), with a directory instead of a shared bus.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use trefoil_proto::cache::v1::LineState;
 
 use crate::limits::DIRECTORY_LINES_MAX;
+use crate::table::HashTable;
 
 /// Holders of the lines of one shard. A line that is forgotten is invalid everywhere, which costs a state, never a value.
 #[derive(Debug, Default)]
 pub struct Directory {
-    lines: HashMap<Bytes, CacheLine>,
+    lines: HashTable<Bytes, CacheLine>,
     /// Lines by the number of an insertion, so that the one that is oldest goes first. Some were inserted again since, or
     /// are gone.
     order: VecDeque<(u64, Bytes)>,
@@ -88,7 +89,7 @@ impl Directory {
 }
 
 /// Whether a line is there as it was inserted then.
-fn is_of(lines: &HashMap<Bytes, CacheLine>, inserted: u64, key: &Bytes) -> bool {
+fn is_of(lines: &HashTable<Bytes, CacheLine>, inserted: u64, key: &Bytes) -> bool {
     lines.get(key).is_some_and(|line| line.inserted == inserted)
 }
 

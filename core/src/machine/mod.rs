@@ -155,9 +155,13 @@ impl Machine {
 
     /// Writes what the machine keeps in memory to the store, which then holds the whole state as it stands.
     pub fn freeze(&mut self, store: &mut impl Store) {
-        if !crate::mutant!(WindowNotFrozen) && !crate::mutant!(WindowFrozenEarly) {
-            self.windows.freeze(store);
+        if crate::mutant!(WindowNotFrozen) {
+            return;
         }
+        if crate::mutant!(WindowFrozenEarly) {
+            return;
+        }
+        self.windows.freeze(store);
     }
 
     /// All records of the state, as they are once it is frozen.

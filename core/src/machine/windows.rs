@@ -7,7 +7,7 @@
 //!
 //! Source: D. Ongaro, Consensus: Bridging Theory and Practice (2014), section 6.3.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use trefoil_proto::internal::v1::{RequestAnswer, RequestClient};
 use crate::key::{Key, Kind};
 use crate::limits::ANSWER_RESIDENT_BYTES_MAX;
 use crate::store::{Store, Txn, decode, prefix_end};
+use crate::table::HashTable;
 
 /// Answers that are read at once when a window comes into memory.
 const LOADED_PAGE: usize = 250;
@@ -28,7 +29,7 @@ const ANSWER_BYTES: usize = 64;
 /// The windows that are in memory.
 #[derive(Debug, Default)]
 pub(super) struct Windows {
-    by_client: HashMap<Arc<str>, Window>,
+    by_client: HashTable<Arc<str>, RequestWindow>,
     /// Each client once, the next that may go first.
     in_turn: VecDeque<Arc<str>>,
     /// Clients whose records are behind their windows.
@@ -38,7 +39,7 @@ pub(super) struct Windows {
 
 /// What is remembered of one client.
 #[derive(Debug, Default)]
-struct Window {
+struct RequestWindow {
     /// None where nobody knows it.
     client: Option<RequestClient>,
     /// By sequence.
@@ -62,7 +63,7 @@ struct KeptAnswer {
 /// The window of a client, as one command sees it.
 pub(super) struct ClientWindow<'w, 'a> {
     name: Arc<str>,
-    window: &'w mut Window,
+    window: &'w mut RequestWindow,
     changed: &'w mut BTreeSet<Arc<str>>,
     bytes: &'w mut usize,
     txn: &'w mut Txn<'a>,
@@ -75,7 +76,7 @@ impl Windows {
         name: &str,
         txn: &'w mut Txn<'a>,
     ) -> ClientWindow<'w, 'a> {
-        let known = self.by_client.get_key_value(name).map(|(name, _)| Arc::clone(name));
+        let known = self.by_client.key(name).map(Arc::clone);
         let name = known.unwrap_or_else(|| self.load(name, txn));
         let window = self.by_client.get_mut(&name).expect("it is in memory by now");
         window.is_used = true;
@@ -101,7 +102,7 @@ impl Windows {
         self.bytes += WINDOW_BYTES + answers.iter().map(KeptAnswer::bytes).sum::<usize>();
         let name = Arc::<str>::from(name);
         self.in_turn.push_back(Arc::clone(&name));
-        self.by_client.insert(Arc::clone(&name), Window { client, answers, is_used: true });
+        self.by_client.insert(Arc::clone(&name), RequestWindow { client, answers, is_used: true });
         name
     }
 
@@ -115,7 +116,9 @@ impl Windows {
 
     /// The records that [`Self::freeze`] would write.
     pub(super) fn pending(&self) -> impl Iterator<Item = (Bytes, Bytes)> {
-        self.changed.iter().flat_map(|name| self.by_client[name].pending(name))
+        self.changed.iter().flat_map(|name| {
+            self.by_client.get(name).into_iter().flat_map(|window| window.pending(name))
+        })
     }
 
     /// Lets go what was not used for longest until no more than so many bytes are left.
@@ -138,7 +141,7 @@ impl Windows {
     }
 }
 
-impl Window {
+impl RequestWindow {
     fn pending(&self, name: &str) -> impl Iterator<Item = (Bytes, Bytes)> {
         let answers = self.answers.iter().filter(|answer| answer.is_behind);
         let answers = answers.filter_map(move |answer| {
