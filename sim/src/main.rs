@@ -47,7 +47,7 @@ struct SimArguments {
     known: Option<std::path::PathBuf>,
     /// Seeds that a mutant may survive at most.
     #[cfg(feature = "mutants")]
-    #[arg(long, default_value_t = 500)]
+    #[arg(long, default_value_t = 1_000)]
     most: u64,
 }
 

@@ -237,6 +237,8 @@ impl StateFiles {
                 let store = open(volume, shard, generation)?;
                 store.complete(boot).map_err(|error| error.to_string())?;
                 scrub(&store);
+                // Damage that no checksum shows, shows here.
+                Machine::open(&store, META_SHARD, 1).check(&store)?;
                 Ok(MachineStore::File(Box::new(store)))
             }
         }

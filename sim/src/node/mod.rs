@@ -343,7 +343,7 @@ fn nobodys() -> MachineStore {
 /// Memory of a node for what is remembered of requests: enough, or so little that windows come and go. Nothing but where
 /// they are depends on it.
 fn windows_bytes(seed: u64) -> usize {
-    if seed.is_multiple_of(2) { usize::MAX } else { usize::from(seed.to_le_bytes()[1]) << 4 }
+    if seed.is_multiple_of(2) { usize::MAX } else { usize::from(seed.to_le_bytes()[1]) << 2 }
 }
 
 impl Host {
