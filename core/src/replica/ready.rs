@@ -203,7 +203,7 @@ impl Replica {
         }
         let cached_from = self.raft.0.store().cached_from();
         if first < cached_from {
-            self.hand_out_again(first, last.min(cached_from - 1));
+            self.hand_out_stored(first, last.min(cached_from - 1));
         }
         if last >= cached_from {
             let cached = entries.into_iter().filter(|entry| entry.index >= cached_from);
@@ -215,7 +215,7 @@ impl Replica {
     }
 
     /// Hands entries to the applier, which reads them from the log.
-    pub(super) fn hand_out_again(&mut self, first: u64, last: u64) {
+    pub(super) fn hand_out_stored(&mut self, first: u64, last: u64) {
         let leads = self.leads();
         self.effects.push(Effect::Apply(ApplyRange { first, last, entries: None, leads }));
     }

@@ -196,7 +196,7 @@ impl Replica {
         }
         let last = self.ready.handed_out();
         if index < last {
-            self.hand_out_again(index + 1, last);
+            self.hand_out_stored(index + 1, last);
         }
     }
 
