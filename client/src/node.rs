@@ -160,6 +160,7 @@ impl RemoteNode {
         lane: Lane,
         operation: call::Operation,
         deadline: Instant,
+        is_last: bool,
     ) -> Result<reply::Outcome, Failed> {
         let _permit = match lane {
             Lane::Waits => match timeout_at(deadline, self.wait_limit.acquire()).await {
@@ -172,7 +173,7 @@ impl RemoteNode {
             Ok(opened) => opened.map_err(Failed::Dial)?,
             Err(_) => return Err(Failed::Call(StreamError::LateUnsent)),
         };
-        stream.call(operation, deadline).await.map_err(Failed::Call)
+        stream.call(operation, deadline, is_last).await.map_err(Failed::Call)
     }
 
     /// Runs a call once, at one node: what is asked of that node in particular.
@@ -182,7 +183,7 @@ impl RemoteNode {
         timeout: Duration,
     ) -> Result<R::Response, Error> {
         let deadline = Instant::now() + timeout;
-        match self.call(Lane::Calls, request.operation(), deadline).await {
+        match self.call(Lane::Calls, request.operation(), deadline, true).await {
             Ok(reply::Outcome::Error(error)) => Err(Error::from_reply(error)),
             Ok(outcome) => R::response(outcome).ok_or(Error::Protocol),
             Err(Failed::Dial(error)) => Err(error),

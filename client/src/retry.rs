@@ -70,7 +70,9 @@ pub(crate) async fn run<R: Request>(
         fits(&operation)?;
         let node = state.node(inner, request.routing_key(&inner.layouts));
         let sent = BootInstant::now();
-        let pause = match node.call(lane, operation, state.try_deadline(lane)).await {
+        let deadline = state.try_deadline(lane);
+        let is_last = !R::MUTATION || deadline == state.deadline;
+        let pause = match node.call(lane, operation, deadline, is_last).await {
             Ok(reply::Outcome::Error(error)) => {
                 state.refused(inner, &node, Error::from_reply(error))?
             }

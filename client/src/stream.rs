@@ -107,11 +107,14 @@ impl PipelineStream {
         !self.shared.lock().closed
     }
 
-    /// Sends one operation and waits for its end. Dropping the future cancels the call on the server too.
+    /// Sends one operation and waits for its end. Dropping the future cancels the call on the server too, and so does the
+    /// deadline of the last try. An earlier one just ends there, at its own deadline: a cancel would take from the client
+    /// what its next try is told.
     pub(crate) async fn call(
         &self,
         operation: call::Operation,
         deadline: Instant,
+        is_last: bool,
     ) -> Result<reply::Outcome, StreamError> {
         let bytes = operation.encoded_len();
         let cost = u32::try_from(bytes.clamp(CALL_BYTES_MIN, WINDOW_BYTES))
@@ -129,7 +132,7 @@ impl PipelineStream {
         match ended {
             Ok(Ok(end)) => end,
             Ok(Err(_)) => Err(StreamError::Broken),
-            Err(_) => Err(if self.shared.give_up(id) {
+            Err(_) => Err(if self.shared.give_up(id, is_last) {
                 StreamError::Late
             } else {
                 StreamError::LateUnsent
@@ -155,7 +158,7 @@ struct CallInFlight<'a> {
 impl Drop for CallInFlight<'_> {
     fn drop(&mut self) {
         if !self.settled {
-            self.shared.give_up(self.id);
+            self.shared.give_up(self.id, true);
         }
     }
 }
@@ -189,12 +192,15 @@ impl SharedStream {
         Some((id, receiver))
     }
 
-    /// Forgets a call; true when it was sent, and the server is then told.
-    fn give_up(&self, id: u64) -> bool {
+    /// Forgets a call; true when it was sent. The server is then told, where nobody wants what the call did.
+    fn give_up(&self, id: u64, is_unwanted: bool) -> bool {
         let mut state = self.lock();
         let Some(pending) = state.pending.remove(&id) else { return true };
         if !pending.sent {
             return false;
+        }
+        if !is_unwanted {
+            return true;
         }
         state.cancels.push(id);
         let sender = state.sender.take();
@@ -326,10 +332,10 @@ mod tests {
     async fn a_call_that_is_given_up_before_it_was_sent_never_goes_out() {
         let (shared, _frames) = PipelineStream::prepare();
         let (first, second) = (submit(&shared, put(1), 1), submit(&shared, put(1), 1));
-        assert!(!shared.give_up(first));
+        assert!(!shared.give_up(first, true));
         let frame = shared.lock().pack(Instant::now()).unwrap();
         assert_eq!((frame.calls.len(), frame.calls[0].id, frame.cancel.len()), (1, second, 0));
-        assert!(shared.give_up(second));
+        assert!(shared.give_up(second, true));
         assert_eq!(shared.lock().pack(Instant::now()).unwrap().cancel, [second]);
     }
 

@@ -73,6 +73,8 @@ async fn a_deadline_ends_a_call_and_tells_what_may_have_happened() {
         first.timeout_ms
     );
     assert_eq!(fake.cancelled().await, first.id);
+    let (_, second) = fake.call().await;
+    assert_eq!(fake.cancelled().await, second.id);
 
     let write = client.cache().put("k", "v").await.unwrap_err();
     assert!(
@@ -80,6 +82,10 @@ async fn a_deadline_ends_a_call_and_tells_what_may_have_happened() {
         "{write}"
     );
     assert!(!write.has_no_side_effects() && !write.is_retryable());
+    let ((_, first), (_, second)) = (fake.call().await, fake.call().await);
+    assert_eq!(request_id(&first).sequence, request_id(&second).sequence);
+    let cancelled = fake.cancelled().await;
+    assert_eq!(cancelled, second.id, "the second try may have been told what the first one did");
 }
 
 #[tokio::test]
