@@ -88,6 +88,12 @@ impl Drop for BenchCluster {
     }
 }
 
+fn not_started(trefoil: &Path, error: &io::Error) -> io::Error {
+    let binary = trefoil.display();
+    let what = format!("{binary}: {error}: build it (cargo build --release), or say where it is");
+    io::Error::new(error.kind(), what)
+}
+
 impl BenchCluster {
     /// One without servers, and the folder for their data.
     pub(crate) fn empty(parent: &Path, of: &str) -> io::Result<(Self, PathBuf)> {
@@ -124,7 +130,8 @@ impl BenchCluster {
                 .arg("--data-dir")
                 .arg(folder.join(format!("n{}", n + 1)))
                 .stdin(Stdio::null())
-                .spawn()?;
+                .spawn()
+                .map_err(|error| not_started(trefoil, &error))?;
             cluster.nodes.push(ServerProcess(child));
             cluster.endpoints.push(format!("http://127.0.0.1:{}", ports[n]));
         }
